@@ -1,0 +1,224 @@
+//! A plugin that was started: feed it, listen to it, wait for it, all until a deadline.
+
+use std::io;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ChildStdin, ChildStdout, ExitStatus};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{read, write};
+use serde_json::Value;
+
+use crate::{Code, Deadline, Error};
+
+/// The longest output that is taken from a plugin, in bytes.
+const OUTPUT_MAX: usize = 4 << 20;
+
+/// How much of an output that is no error JSON is shown in the error, in bytes.
+const HEAD: usize = 500;
+
+/// How long a killed plugin is waited for. One that sits in the kernel for longer is left to init.
+const DEATH: Duration = Duration::from_secs(1);
+
+/// A plugin that waits for its configuration. Dropped before [`Running::finish`] it is killed: without its
+/// configuration it had no effect yet.
+#[derive(Debug)]
+pub struct Running {
+    /// Type and command, for messages.
+    name: String,
+    child: Child,
+    /// Readable once the child has ended.
+    ended: OwnedFd,
+    is_reaped: bool,
+}
+
+/// The pipes of a plugin and what has gone through them.
+struct Pipes<'a> {
+    to: Option<ChildStdin>,
+    unsent: &'a [u8],
+    from: Option<ChildStdout>,
+    output: Vec<u8>,
+}
+
+impl Running {
+    pub(crate) fn new(name: String, mut child: Child) -> Result<Self, Error> {
+        match pidfd(&child) {
+            Ok(ended) => Ok(Self { name, child, ended, is_reaped: false }),
+            Err(error) => {
+                // It is this process' child and has no configuration: killing and reaping cannot miss.
+                let _ = child.kill().and_then(|()| child.wait());
+                Err(Error::new(Code::Io, format!("{name} cannot be waited for: pidfd_open: {error}")))
+            }
+        }
+    }
+
+    /// Sends the configuration, takes the output and waits for the end, however the plugin orders them.
+    /// Returns what a successful plugin wrote to stdout.
+    ///
+    /// # Errors
+    /// The plugin's own error with its code, its name put before the message; [`Code::Decode`] for a failure
+    /// without error JSON or an output of more than 4 MiB; [`Code::Deadline`] when it had to be killed;
+    /// [`Code::Io`] when the pipes fail.
+    pub fn finish(mut self, stdin: &[u8], deadline: Deadline) -> Result<Vec<u8>, Error> {
+        let mut pipes = Pipes {
+            to: self.child.stdin.take(),
+            unsent: stdin,
+            from: self.child.stdout.take(),
+            output: Vec::new(),
+        };
+        let fail =
+            |error: io::Error| Error::new(Code::Io, format!("talking to {} failed: {error}", self.name));
+        pipes.set_nonblocking().map_err(fail)?;
+        loop {
+            let is_alive = pipes.exchange(&self.ended, deadline).map_err(fail)?;
+            if pipes.output.len() > OUTPUT_MAX {
+                return Err(Error::new(
+                    Code::Decode,
+                    format!("{} wrote more than 4 MiB to stdout", self.name),
+                ));
+            }
+            if !is_alive {
+                break;
+            }
+            if deadline.expired() {
+                return Err(Error::new(
+                    Code::Deadline,
+                    format!("{} did not end in time and was killed (\"timeout\" sets the time)", self.name),
+                ));
+            }
+        }
+        let status = self.child.wait().map_err(fail)?;
+        self.is_reaped = true;
+        if status.success() { Ok(pipes.output) } else { Err(failure(&self.name, status, &pipes.output)) }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.is_reaped {
+            return;
+        }
+        // Nothing can be done about a failure here; the child is then init's once this process ends.
+        let _ = self.child.kill();
+        let mut fds = [PollFd::new(self.ended.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, PollTimeout::try_from(DEATH).unwrap_or(PollTimeout::MAX))
+            .is_ok_and(|ready| ready > 0)
+        {
+            let _ = self.child.wait();
+        }
+    }
+}
+
+impl Pipes<'_> {
+    fn set_nonblocking(&self) -> io::Result<()> {
+        if let Some(to) = &self.to {
+            fcntl(to, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
+        if let Some(from) = &self.from {
+            fcntl(from, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
+        Ok(())
+    }
+
+    /// Moves what can be moved, waiting for it; false once the plugin has ended and nothing more can come.
+    ///
+    /// Its end counts, not that of its output: a daemon that it left behind may hold the pipe open.
+    fn exchange(&mut self, ended: &OwnedFd, deadline: Deadline) -> io::Result<bool> {
+        self.send()?;
+        let has_ended = {
+            let mut fds = vec![PollFd::new(ended.as_fd(), PollFlags::POLLIN)];
+            fds.extend(self.from.as_ref().map(|from| PollFd::new(from.as_fd(), PollFlags::POLLIN)));
+            fds.extend(self.to.as_ref().map(|to| PollFd::new(to.as_fd(), PollFlags::POLLOUT)));
+            match poll(&mut fds, deadline.poll_timeout()) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            fds.first().and_then(PollFd::any).unwrap_or_default()
+        };
+        self.receive()?;
+        Ok(!has_ended)
+    }
+
+    /// Writes as much as the pipe takes, and closes it after the last byte. A plugin that does not read its
+    /// configuration is no error by itself: what counts is how it ends.
+    fn send(&mut self) -> io::Result<()> {
+        while let Some(to) = &self.to {
+            match if self.unsent.is_empty() { Ok(0) } else { write(to, self.unsent) } {
+                Ok(count) => {
+                    self.unsent = self.unsent.get(count..).unwrap_or_default();
+                    if self.unsent.is_empty() {
+                        self.to = None;
+                    }
+                }
+                Err(Errno::EAGAIN) => break,
+                Err(Errno::EINTR) => {}
+                Err(Errno::EPIPE) => self.to = None,
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what there is in the pipe, up to a little more than the limit.
+    fn receive(&mut self) -> io::Result<()> {
+        let mut chunk = [0; 8192];
+        while let Some(from) = &self.from
+            && self.output.len() <= OUTPUT_MAX
+        {
+            match read(from, &mut chunk) {
+                Ok(0) => self.from = None,
+                Ok(count) => self.output.extend_from_slice(chunk.get(..count).unwrap_or_default()),
+                Err(Errno::EAGAIN) => break,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A descriptor that becomes readable when the child ends (Linux 5.3).
+fn pidfd(child: &Child) -> io::Result<OwnedFd> {
+    let pid = libc::c_long::from(child.id());
+    let no_flags: libc::c_long = 0;
+    #[expect(unsafe_code, reason = "no crate used here wraps pidfd_open, and std's wrapper is not stable")]
+    // SAFETY: pidfd_open takes two integers, and what it returns is a new descriptor that nothing else owns.
+    unsafe {
+        let fd = Errno::result(libc::syscall(libc::SYS_pidfd_open, pid, no_flags))?;
+        let fd = libc::c_int::try_from(fd).map_err(io::Error::other)?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// What a plugin's failure is to the runtime: its own error if it wrote one.
+fn failure(name: &str, status: ExitStatus, output: &[u8]) -> Error {
+    if let Ok(Value::Object(json)) = serde_json::from_slice(output)
+        && let Some(number) =
+            json.get("code").and_then(Value::as_u64).and_then(|code| u32::try_from(code).ok())
+        && number != 0
+    {
+        let text =
+            |key: &str| json.get(key).and_then(Value::as_str).map(str::trim).filter(|text| !text.is_empty());
+        let mut error = Error::new(
+            Code::of_delegate(number),
+            format!("{name}: {}", text("msg").unwrap_or("failed without a message")),
+        );
+        error
+            .details
+            .extend(text("details").into_iter().flat_map(str::lines).map(|line| format!("{name}: {line}")));
+        return error;
+    }
+    let end = match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => status.to_string(),
+    };
+    let shown = output.trim_ascii();
+    let head = String::from_utf8_lossy(shown.get(..HEAD).unwrap_or(shown)).into_owned();
+    let wrote = if head.is_empty() { "nothing".to_owned() } else { format!("{head:?}") };
+    Error::new(Code::Decode, format!("{name} failed ({end}) without a CNI error; on stdout it wrote {wrote}"))
+}

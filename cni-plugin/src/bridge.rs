@@ -1,0 +1,151 @@
+//! The network's bridge and the gateway addresses on it: shared by all attachments of the host, so every
+//! function here is idempotent and tells whether it changed anything.
+
+use std::fs::File;
+use std::io::{self, Read};
+
+use cni_protocol::{Code, Deadline, Error, IfName, MacAddr};
+use ipnetwork::IpNetwork;
+
+use crate::conf::Network;
+use crate::net::sysctl::Sysctl;
+use crate::net::{Link, Netlink, NlResult};
+use crate::plan::{Family, prefix};
+use crate::step::{Change, Fault};
+
+/// The most ports that the kernel gives a bridge: `BR_MAX_PORTS` of net/bridge/br_private.h, less port 0.
+pub const MAX_PORTS: usize = 1023;
+
+/// Sees to it that the bridge is there and up.
+///
+/// # Errors
+/// [`Code::Conflict`] when the name is another kind of link's.
+pub fn ensure(netlink: &mut Netlink, network: &Network) -> Result<(Link, Change), Fault> {
+    let name = network.bridge.as_str();
+    if let Some(found) = netlink.link(name)? {
+        return Ok((adopt(netlink, found)?, Change::Found));
+    }
+    let change = match netlink.add_bridge(name, random_mac()?, network.mtu) {
+        Ok(()) => Change::Made,
+        // Another ADD was faster.
+        Err(error) if error.exists() => Change::Found,
+        Err(error) => return Err(error.into()),
+    };
+    // A container's router advertisement must not configure the host (CVE-2020-10749).
+    Sysctl::ipv6_of(name, "accept_ra").ensure("0")?;
+    let link = netlink.link(name)?.ok_or_else(|| {
+        Error::new(Code::TryAgain, "somebody else deleted it as soon as it was made: call ADD again")
+    })?;
+    Ok((adopt(netlink, link)?, change))
+}
+
+/// Takes an existing link of the bridge's name for the network.
+fn adopt(netlink: &mut Netlink, link: Link) -> Result<Link, Fault> {
+    refuse_other_kind(&link)?;
+    if !link.up {
+        netlink.set_up(&link.name)?;
+    }
+    Ok(Link { up: true, ..link })
+}
+
+/// A link of the bridge's name that is no bridge.
+///
+/// # Errors
+/// [`Code::Conflict`], naming its kind.
+pub fn refuse_other_kind(link: &Link) -> Result<(), Error> {
+    match link.kind.as_deref() {
+        Some("bridge") => Ok(()),
+        kind => Err(Error::new(
+            Code::Conflict,
+            format!(
+                "the link {} is no bridge but of kind {}: set another name in the key bridge",
+                link.name,
+                kind.unwrap_or("hardware")
+            ),
+        )),
+    }
+}
+
+/// Sees to it that the bridge receives frames for every address.
+pub fn ensure_promiscuous(netlink: &mut Netlink, bridge: &Link) -> NlResult<Change> {
+    if bridge.promiscuous {
+        return Ok(Change::Found);
+    }
+    netlink.set_promiscuous(&bridge.name, true).map(|()| Change::Made)
+}
+
+/// Sees to it that the bridge answers to a gateway's address.
+///
+/// # Errors
+/// [`Code::Conflict`] when the bridge has another address of the same subnet, unless `forceAddress`.
+pub fn ensure_gateway(
+    netlink: &mut Netlink,
+    network: &Network,
+    bridge: &Link,
+    gateway: IpNetwork,
+) -> Result<Change, Fault> {
+    let present = netlink.addresses(bridge.index)?;
+    if present.contains(&gateway) {
+        return Ok(Change::Found);
+    }
+    for other in present.into_iter().filter(|other| overlap(*other, gateway)) {
+        if !network.force_address {
+            let conflict = format!(
+                "it has {other} of the same subnet: set forceAddress to replace that, or use another bridge or \
+                 subnet"
+            );
+            return Err(Error::new(Code::Conflict, conflict).into());
+        }
+        netlink.delete_address(bridge.index, other)?;
+    }
+    match netlink.add_address(bridge.index, gateway, true) {
+        Ok(()) => Ok(Change::Made),
+        // Another ADD was faster.
+        Err(error) if error.exists() => Ok(Change::Found),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
+    Family::of(one.ip()) == Family::of(other.ip())
+        && (prefix(one).contains(other.ip()) || prefix(other).contains(one.ip()))
+}
+
+/// Takes a gateway's address from a bridge, if both are there.
+pub fn remove_gateway(name: &IfName, gateway: IpNetwork, deadline: Deadline) -> Result<(), Fault> {
+    let mut netlink = Netlink::open(deadline)?;
+    match netlink.link(name.as_str())? {
+        Some(bridge) => Ok(netlink.delete_address(bridge.index, gateway)?),
+        None => Ok(()),
+    }
+}
+
+/// Deletes a bridge that has no ports.
+pub fn remove_unused(name: &IfName, deadline: Deadline) -> Result<(), Fault> {
+    let mut netlink = Netlink::open(deadline)?;
+    let Some(bridge) = netlink.link(name.as_str())? else {
+        return Ok(());
+    };
+    if netlink.links(Some(bridge.index))?.is_empty() {
+        netlink.delete_link(name.as_str())?;
+    }
+    Ok(())
+}
+
+/// What is said when a bridge takes no more ports.
+pub fn full(name: &IfName) -> Error {
+    Error::new(
+        Code::Exhausted,
+        format!(
+            "bridge {name} has {MAX_PORTS} ports, the most that the kernel allows: remove containers, run GC, \
+             or put further ones on a network with another bridge"
+        ),
+    )
+}
+
+/// A locally administered address. Set explicitly, so that it stays whatever ports join.
+fn random_mac() -> io::Result<MacAddr> {
+    let mut mac = [0; 6];
+    File::open("/dev/urandom")?.read_exact(&mut mac)?;
+    Ok(MacAddr::from(mac).locally_administered())
+}

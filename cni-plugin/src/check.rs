@@ -1,0 +1,231 @@
+//! CHECK: whether every promise of the result and of the configuration still holds.
+//!
+//! What plugins later in the chain added is none of Weft's business, so more addresses and routes than
+//! promised are right; what they changed stands in the previous result.
+
+use cni_protocol::{AddResult, CheckArgs, Code, Error, Interface, IpConfig, Outcome, Verb};
+
+use crate::conf::Network;
+use crate::ipam;
+use crate::key::AttachmentKey;
+use crate::masquerade;
+use crate::net::nft::Nft;
+use crate::net::sysctl::Sysctl;
+use crate::net::{BridgePort, Link, Netlink};
+use crate::plan::{Ipv6, Plan};
+use crate::pod::Pod;
+use crate::step::{Fault, failed};
+
+/// Checks the attachment.
+///
+/// # Errors
+/// [`Code::CheckFailed`]: the first promise that does not hold and what was found instead, the others in
+/// the details.
+pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
+    let call = &args.call;
+    let network = Network::parse(&call.network, &call.conf)?;
+    let key = AttachmentKey {
+        network: call.network.clone(),
+        container_id: args.container_id.clone(),
+        ifname: args.ifname.clone(),
+    };
+    let promised = Promised::read(args)?;
+    let plan = Plan::new(&network, &promised.ips, &args.prev_result.routes)?;
+    let mut checker = Checker {
+        host: Netlink::open(call.deadline).map_err(|error| failed(&"open a netlink socket", error.into()))?,
+        pod: Pod::open(&args.netns, call.deadline).map_err(|fault| failed(&"open CNI_NETNS", fault))?,
+        network,
+        key,
+        promised,
+        plan,
+        found: Vec::new(),
+    };
+    checker.run(args).map_err(|fault| failed(&"check the attachment", fault))?;
+    let mut found = checker.found;
+    if found.is_empty() {
+        if let Some(plugin) = &checker.network.traces.ipam {
+            ipam::forward(Verb::Check, plugin, call)?;
+        }
+        return Ok(Outcome::Done);
+    }
+    let msg = format!("{}: DEL and ADD the container again to repair it", found.remove(0));
+    Err(found.into_iter().fold(Error::new(Code::CheckFailed, msg), Error::detail))
+}
+
+/// What the previous result says of this attachment.
+struct Promised {
+    container: Interface,
+    host: Option<Interface>,
+    ips: Vec<IpConfig>,
+}
+
+impl Promised {
+    fn read(args: &CheckArgs) -> Result<Self, Error> {
+        let AddResult { interfaces, ips, .. } = &args.prev_result;
+        let sandboxed = |interface: &Interface| interface.sandbox.as_deref().is_some_and(|path| !path.is_empty());
+        let at = interfaces.iter().position(|found| found.name == args.ifname.as_str() && sandboxed(found));
+        let Some((at, container)) = at.and_then(|at| Some((at, interfaces.get(at)?))) else {
+            return Err(Error::new(
+                Code::InvalidConfig,
+                format!("prevResult has no interface {} with a sandbox: pass the result of this ADD", args.ifname),
+            ));
+        };
+        let host = interfaces.iter().find(|found| !sandboxed(found) && found.name.starts_with(crate::key::VETH_PREFIX));
+        Ok(Self {
+            container: container.clone(),
+            host: host.cloned(),
+            ips: ips.iter().filter(|ip| ip.interface.is_none_or(|of| of == at)).cloned().collect(),
+        })
+    }
+}
+
+struct Checker {
+    host: Netlink,
+    pod: Pod,
+    network: Network,
+    key: AttachmentKey,
+    promised: Promised,
+    plan: Plan,
+    found: Vec<String>,
+}
+
+impl Checker {
+    fn run(&mut self, args: &CheckArgs) -> Result<(), Fault> {
+        let bridge = self.check_bridge()?;
+        let veth = self.check_host_end(bridge.as_ref())?;
+        self.check_container_end(veth.as_ref())?;
+        self.check_shared(args)
+    }
+
+    fn require(&mut self, holds: bool, what: impl FnOnce() -> String) {
+        if !holds {
+            self.found.push(what());
+        }
+    }
+
+    fn check_bridge(&mut self) -> Result<Option<Link>, Fault> {
+        let name = self.network.bridge.clone();
+        let Some(bridge) = self.host.link(name.as_str())? else {
+            self.found.push(format!("bridge {name} is gone"));
+            return Ok(None);
+        };
+        let kind = bridge.kind.clone().unwrap_or_default();
+        self.require(kind == "bridge", || format!("link {name} is no bridge but of kind {kind}"));
+        self.require(bridge.up, || format!("bridge {name} is down"));
+        let promiscuous = bridge.promiscuous || !self.network.promiscuous;
+        self.require(promiscuous, || format!("bridge {name} is not promiscuous"));
+        let addresses = self.host.addresses(bridge.index)?;
+        for gateway in self.plan.gateways.clone() {
+            self.require(addresses.contains(&gateway), || {
+                format!("bridge {name} has not the gateway address {gateway} but {}", list(&addresses))
+            });
+        }
+        Ok(Some(bridge))
+    }
+
+    fn check_host_end(&mut self, bridge: Option<&Link>) -> Result<Option<Link>, Fault> {
+        let name = self.key.host_veth();
+        let Some(veth) = self.host.link(&name)? else {
+            self.found.push(format!("the host's end of the veth, {name}, is gone"));
+            return Ok(None);
+        };
+        self.require(veth.up, || format!("{name} is down"));
+        self.require(bridge.is_none_or(|bridge| veth.master == Some(bridge.index)), || {
+            format!("{name} is no port of the bridge, but its master is {:?}", veth.master)
+        });
+        let wanted = BridgePort { hairpin: self.network.hairpin, isolated: self.network.isolated };
+        self.require(veth.port.is_none_or(|port| port == wanted), || {
+            format!("bridge port {name} has {:?} instead of {wanted:?}", veth.port.unwrap_or_default())
+        });
+        if let Some(promised) = self.promised.host.clone().filter(|promised| promised.name == name) {
+            self.check_link(&promised, &veth);
+        }
+        Ok(Some(veth))
+    }
+
+    fn check_container_end(&mut self, host: Option<&Link>) -> Result<(), Fault> {
+        let ifname = self.key.ifname.clone();
+        let Some(link) = self.pod.interface(&ifname)? else {
+            self.found.push(format!("{ifname} is gone from the container"));
+            return Ok(());
+        };
+        self.require(link.up || self.network.interface_down, || format!("{ifname} is down in the container"));
+        if let Some(host) = host {
+            let paired = link.peer == Some(host.index) && host.peer == Some(link.index);
+            self.require(paired, || format!("{ifname} is not the other end of {}", host.name));
+            self.require(self.promised.container.mtu.is_some() || link.mtu == host.mtu, || {
+                format!("{ifname} has MTU {}, but {} has {}", link.mtu, host.name, host.mtu)
+            });
+        }
+        let promised = self.promised.container.clone();
+        self.check_link(&promised, &link);
+        let addresses = self.pod.netlink.addresses(link.index)?;
+        for IpConfig { address, .. } in self.plan.ips.clone() {
+            self.require(addresses.contains(&address), || {
+                format!("{ifname} has not the address {address} but {}", list(&addresses))
+            });
+        }
+        if self.plan.ipv6 != Ipv6::Untouched
+            && let Some(difference) = self.pod.ipv6_difference(&ifname, self.plan.ipv6)?
+        {
+            self.found.push(difference);
+        }
+        self.check_routes(link.index)
+    }
+
+    /// MAC and MTU, as far as the previous result promised them.
+    fn check_link(&mut self, promised: &Interface, link: &Link) {
+        if let Some(mac) = &promised.mac {
+            let has = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
+            self.require(has.eq_ignore_ascii_case(mac), || format!("{} has MAC {has} instead of {mac}", link.name));
+        }
+        if let Some(mtu) = promised.mtu.or(self.network.mtu) {
+            self.require(link.mtu == mtu, || format!("{} has MTU {} instead of {mtu}", link.name, link.mtu));
+        }
+    }
+
+    fn check_routes(&mut self, index: u32) -> Result<(), Fault> {
+        /// `RT_TABLE_MAIN` of linux/rtnetlink.h.
+        const MAIN: u32 = 254;
+        let routes = self.pod.netlink.routes(index)?;
+        for wanted in self.plan.kernel_routes() {
+            let table = wanted.table.unwrap_or(MAIN);
+            let same: Vec<_> =
+                routes.iter().filter(|route| route.dst == wanted.dst && route.table == table).collect();
+            let fits = |route: &&crate::net::KernelRoute| {
+                route.gateway == wanted.gw
+                    && wanted.priority.is_none_or(|priority| route.priority == priority)
+                    && wanted.mtu.is_none_or(|mtu| route.mtu == Some(mtu))
+                    && wanted.advmss.is_none_or(|advmss| route.advmss == Some(advmss))
+            };
+            if !same.iter().any(|route| fits(route)) {
+                let instead = same.first().map_or_else(|| "is gone".to_owned(), |route| format!("is {route:?}"));
+                let via = wanted.gw.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
+                self.found.push(format!("the route {}{via} {instead}", wanted.dst));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_shared(&mut self, args: &CheckArgs) -> Result<(), Fault> {
+        for family in self.plan.forwarding.clone() {
+            let key = Sysctl::forwarding(family);
+            let value = key.get()?;
+            self.require(value.as_deref() == Some("1"), || format!("{key} is {value:?} instead of 1"));
+        }
+        if !self.plan.masquerade.is_empty() {
+            let mut nft = Nft::open(args.call.deadline)?;
+            if let Err(difference) = masquerade::check(&mut nft, &self.network.name, &self.plan.masquerade) {
+                self.found.push(format!("masquerade: {difference}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn list(addresses: &[ipnetwork::IpNetwork]) -> String {
+    if addresses.is_empty() {
+        return "none".to_owned();
+    }
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,310 @@
+//! The network configuration: raw as the runtime gives it, and checked.
+
+use std::path::{Path, PathBuf};
+
+use cni_protocol::{CniArgs, Code, Dns, Error, IfName, MacAddr, NetworkName, decode, nearest};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+/// The default bridge.
+const DEFAULT_BRIDGE: &str = "weft0";
+/// Where state goes unless `stateDir` or `WEFT_STATE_DIR` says otherwise: a tmpfs on most hosts.
+const DEFAULT_STATE_DIR: &str = "/run/weft";
+
+/// Every key that may stand in the configuration.
+const KEYS: &[&str] = &[
+    "args", "bridge", "capabilities", "cniVersion", "cni.dev/attachments", "cni.dev/valid-attachments",
+    "disableContainerInterface", "dns", "enabledad", "forceAddress", "hairpinMode", "ipMasq",
+    "ipMasqBackend", "ipam", "isDefaultGateway", "isGateway", "logFile", "logLevel", "mtu", "name",
+    "portIsolation", "preserveDefaultVlan", "prevResult", "promiscMode", "runtimeConfig", "stateDir",
+    "timeout", "type",
+];
+
+/// Keys of the reference plugins that ask for what Weft does not do yet: accepted while they ask for nothing.
+const UNBUILT_KEYS: &[&str] = &["bandwidth", "macspoofchk", "portMappings", "vlan", "vlanTrunk"];
+
+/// What a runtime may pass in `runtimeConfig`; `ipRanges` is for the IPAM plugin.
+const CAPABILITIES: &[&str] = &["ipRanges", "ips", "mac"];
+
+/// Interfaces below this MTU carry no IPv4 (RFC 791).
+const MTU_MIN: i64 = 68;
+/// `ETH_MAX_MTU` of linux/if_ether.h.
+const MTU_MAX: i64 = 65_535;
+
+/// The keys of the reference bridge plugin, with its names, meanings and defaults.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct NetConf {
+    bridge: Option<String>,
+    is_gateway: bool,
+    is_default_gateway: bool,
+    force_address: bool,
+    ip_masq: bool,
+    ip_masq_backend: Option<String>,
+    mtu: i64,
+    hairpin_mode: bool,
+    promisc_mode: bool,
+    port_isolation: bool,
+    enabledad: bool,
+    disable_container_interface: bool,
+    ipam: Option<Map<String, Value>>,
+    dns: Option<Dns>,
+    args: Option<Args>,
+    runtime_config: Option<RuntimeConfig>,
+}
+
+/// `args`, of which only the conventions' `cni` concerns Weft.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Args {
+    cni: Option<CniConventions>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct CniConventions {
+    mac: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RuntimeConfig {
+    mac: Option<String>,
+}
+
+/// Whether the bridge is the containers' way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Gateway {
+    /// The bridge has no address.
+    None,
+    /// The bridge has the gateway's address in each subnet.
+    Address,
+    /// … and containers get a default route to it.
+    DefaultRoute,
+}
+
+/// A network, checked: what every attachment to it has in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    pub name: NetworkName,
+    pub bridge: IfName,
+    pub gateway: Gateway,
+    /// Whether another address of a bridge's subnet is replaced instead of refused.
+    pub force_address: bool,
+    pub masquerade: bool,
+    /// In bytes; `None` leaves the kernel's default.
+    pub mtu: Option<u32>,
+    pub hairpin: bool,
+    pub promiscuous: bool,
+    pub isolated: bool,
+    /// Whether IPv6 addresses wait for duplicate address detection.
+    pub duplicate_detection: bool,
+    /// Whether the container's interface stays down.
+    pub interface_down: bool,
+    /// Takes the place of what the IPAM plugin says about DNS.
+    pub dns: Option<Dns>,
+    /// What is there of the network also when its configuration is wrong.
+    pub traces: Traces,
+}
+
+/// The part of a configuration that DEL and GC need. It is read leniently: a mistake in the rest must
+/// not keep a container's remains on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Traces {
+    /// The IPAM plugin's type; `None` for a network without addresses.
+    pub ipam: Option<String>,
+    pub state_dir: PathBuf,
+}
+
+impl Network {
+    /// Checks a configuration.
+    ///
+    /// # Errors
+    /// An unknown or unbuilt key: [`Code::UnsupportedField`]; a value that is wrong by itself or beside
+    /// another: [`Code::InvalidConfig`]. Both name key, value and remedy.
+    pub fn parse(name: &NetworkName, conf: &Map<String, Value>) -> Result<Self, Error> {
+        refuse_unknown(conf)?;
+        let raw: NetConf = decode(conf)?;
+        let traces = Traces::parse(conf)?;
+        refuse_contradictions(&raw, traces.ipam.as_deref())?;
+        Ok(Self {
+            name: name.clone(),
+            bridge: bridge_name(raw.bridge.as_deref())?,
+            gateway: match (raw.is_gateway, raw.is_default_gateway) {
+                (_, true) => Gateway::DefaultRoute,
+                (true, false) => Gateway::Address,
+                (false, false) => Gateway::None,
+            },
+            force_address: raw.force_address,
+            masquerade: raw.ip_masq,
+            mtu: mtu(raw.mtu)?,
+            hairpin: raw.hairpin_mode,
+            promiscuous: raw.promisc_mode,
+            isolated: raw.port_isolation,
+            duplicate_detection: raw.enabledad,
+            interface_down: raw.disable_container_interface,
+            dns: raw.dns.filter(|dns| *dns != Dns::default()),
+            traces,
+        })
+    }
+}
+
+impl Traces {
+    /// Reads where a network's state is and who manages its addresses.
+    ///
+    /// # Errors
+    /// [`Code::InvalidConfig`] when `ipam` or `stateDir` cannot be understood at all.
+    pub fn parse(conf: &Map<String, Value>) -> Result<Self, Error> {
+        let ipam = match conf.get("ipam") {
+            None | Some(Value::Null) => None,
+            Some(Value::Object(ipam)) => ipam_type(ipam)?,
+            Some(other) => {
+                return Err(invalid("ipam", other, "give an object with a type, or leave ipam out"));
+            }
+        };
+        let state_dir = match conf.get("stateDir") {
+            None | Some(Value::Null) => std::env::var_os("WEFT_STATE_DIR")
+                .filter(|dir| !dir.is_empty())
+                .map_or_else(|| DEFAULT_STATE_DIR.into(), PathBuf::from),
+            Some(Value::String(dir)) if Path::new(dir).is_absolute() => PathBuf::from(dir),
+            Some(other) => return Err(invalid("stateDir", other, "give an absolute path")),
+        };
+        Ok(Self { ipam, state_dir })
+    }
+}
+
+/// The MAC address asked for, by the conventions' order: `runtimeConfig.mac`, `args.cni.mac`, `CNI_ARGS` MAC.
+///
+/// # Errors
+/// [`Code::InvalidConfig`] for text that is no unicast MAC address.
+pub fn requested_mac(conf: &Map<String, Value>, args: &CniArgs) -> Result<Option<MacAddr>, Error> {
+    let raw: NetConf = decode(conf)?;
+    let convention = raw.args.and_then(|args| args.cni).and_then(|cni| cni.mac);
+    let asked = [
+        ("runtimeConfig.mac", raw.runtime_config.and_then(|config| config.mac)),
+        ("args.cni.mac", convention),
+    ];
+    let asked = asked.into_iter().find_map(|(key, mac)| Some((key, mac.filter(|mac| !mac.is_empty())?)));
+    let mac = match asked {
+        None => args.mac,
+        Some((key, text)) => Some(text.parse::<MacAddr>().map_err(|_| {
+            invalid(key, &Value::String(text.clone()), "give six bytes in hex, like 02:42:ac:11:00:02")
+        })?),
+    };
+    match mac {
+        Some(mac) if mac.octets()[0] & 1 == 1 || mac.octets() == [0; 6] => Err(Error::new(
+            Code::InvalidConfig,
+            format!("the MAC address {mac} cannot be an interface's: give a unicast address other than zero"),
+        )),
+        mac => Ok(mac),
+    }
+}
+
+fn refuse_unknown(conf: &Map<String, Value>) -> Result<(), Error> {
+    for (key, value) in conf {
+        if UNBUILT_KEYS.contains(&key.as_str()) {
+            if asks_for_something(value) {
+                return Err(unsupported(key, value, "Weft does not do this yet; leave the key out"));
+            }
+        } else if !KEYS.contains(&key.as_str()) {
+            return Err(unknown(key, value, KEYS));
+        }
+    }
+    let Some(Value::Object(runtime)) = conf.get("runtimeConfig") else {
+        return Ok(());
+    };
+    for (key, value) in runtime {
+        if !CAPABILITIES.contains(&key.as_str()) && asks_for_something(value) {
+            return Err(unsupported(
+                &format!("runtimeConfig.{key}"),
+                value,
+                &format!("of capabilities Weft has {}; take {key} out of \"capabilities\"", CAPABILITIES.join(", ")),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a value differs from "no" in all its forms.
+fn asks_for_something(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Number(number) => number.as_i64() != Some(0),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(fields) => !fields.is_empty(),
+        Value::Bool(true) | Value::String(_) => true,
+    }
+}
+
+fn refuse_contradictions(raw: &NetConf, ipam: Option<&str>) -> Result<(), Error> {
+    if raw.hairpin_mode && raw.promisc_mode {
+        return Err(Error::new(
+            Code::InvalidConfig,
+            "hairpinMode and promiscMode are both true, and frames would come back twice: set one of them",
+        ));
+    }
+    if let (true, Some(ipam)) = (raw.disable_container_interface, ipam) {
+        return Err(Error::new(
+            Code::InvalidConfig,
+            format!(
+                "disableContainerInterface is true, but an interface that is down cannot have the addresses \
+                 of ipam.type \"{ipam}\": leave one of the two out"
+            ),
+        ));
+    }
+    match raw.ip_masq_backend.as_deref() {
+        None | Some("" | "nftables") => Ok(()),
+        Some(other) => Err(unsupported(
+            "ipMasqBackend",
+            &Value::String(other.to_owned()),
+            "Weft masquerades by nftables only; set \"nftables\" or leave the key out",
+        )),
+    }
+}
+
+fn bridge_name(name: Option<&str>) -> Result<IfName, Error> {
+    let name = name.filter(|name| !name.is_empty()).unwrap_or(DEFAULT_BRIDGE);
+    name.parse().map_err(|error: Error| {
+        invalid("bridge", &Value::String(name.to_owned()), "give a valid interface name").detail(error.msg)
+    })
+}
+
+fn mtu(mtu: i64) -> Result<Option<u32>, Error> {
+    match mtu {
+        0 => Ok(None),
+        MTU_MIN..=MTU_MAX => Ok(u32::try_from(mtu).ok()),
+        _ => Err(invalid("mtu", &mtu.into(), "give 68 to 65535 bytes, or 0 for the kernel's default")),
+    }
+}
+
+fn ipam_type(ipam: &Map<String, Value>) -> Result<Option<String>, Error> {
+    match ipam.get("type") {
+        Some(Value::String(name)) if !name.is_empty() => Ok(Some(name.clone())),
+        Some(Value::String(_)) => Ok(None),
+        None if ipam.is_empty() => Ok(None),
+        None => Err(Error::new(
+            Code::InvalidConfig,
+            "ipam has no type, so no plugin can be called: add \"type\": \"weft-ipam\"",
+        )),
+        Some(other) => Err(invalid("ipam.type", other, "give the name of an IPAM plugin, like \"weft-ipam\"")),
+    }
+}
+
+fn invalid(key: &str, value: &Value, remedy: &str) -> Error {
+    Error::new(Code::InvalidConfig, format!("{key} is {value}: {remedy}"))
+}
+
+fn unsupported(key: &str, value: &Value, remedy: &str) -> Error {
+    Error::new(Code::UnsupportedField, format!("key {key} with value {value} is not supported: {remedy}"))
+}
+
+fn unknown(key: &str, value: &Value, known: &[&str]) -> Error {
+    let remedy = match nearest(key, known) {
+        Some(near) => format!("did you mean {near}?"),
+        None => "take it out; docs/configuration.md lists every key".to_owned(),
+    };
+    Error::new(Code::UnsupportedField, format!("unknown key {key} with value {value}: {remedy}"))
+}
+
+#[cfg(test)]
+mod tests;

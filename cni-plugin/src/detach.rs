@@ -1,0 +1,49 @@
+//! DEL: by the attachment's key alone. No namespace, previous result or record is needed, and none that is
+//! wrong is in the way.
+
+use cni_protocol::{Call, DelArgs, Error, Outcome};
+use log::warn;
+
+use crate::conf::Traces;
+use crate::ipam;
+use crate::key::AttachmentKey;
+use crate::record::Record;
+use crate::step::{failed, Fault};
+use crate::veth::Removal;
+
+/// Detaches the container.
+pub fn del(args: &DelArgs) -> Result<Outcome, Error> {
+    let traces = Traces::parse(&args.call.conf)?;
+    let key = AttachmentKey {
+        network: args.call.network.clone(),
+        container_id: args.container_id.clone(),
+        ifname: args.ifname.clone(),
+    };
+    let record = Record::lock_existing(&traces.state_dir, &key, args.call.deadline)?;
+    remove(&args.call, &key, &traces)?;
+    record.map_or(Ok(()), Record::remove)?;
+    Ok(Outcome::Done)
+}
+
+/// Removes everything of an attachment but its record. The address is given back after the link is gone:
+/// before, two containers could answer to it.
+pub fn remove(call: &Call, key: &AttachmentKey, traces: &Traces) -> Result<(), Error> {
+    let link_error = |error| failed(&format!("delete veth {}", key.host_veth()), Fault::Net(error));
+    // The IPAM plugin's process starts while the kernel removes the link, and gets its input after that.
+    let removal = Removal::begin(&key.host_veth(), call.deadline).map_err(link_error);
+    let release = traces.ipam.as_ref().map(|plugin| ipam::begin_release(plugin, call, key)).transpose();
+    let removed = removal.and_then(|removal| removal.map_or(Ok(()), |removal| removal.wait().map_err(link_error)));
+    let released = match (&removed, release) {
+        // Its address stays reserved as long as the container may use it.
+        (Err(_), _) | (_, Ok(None)) => Ok(()),
+        (Ok(()), Ok(Some(running))) => running.finish(&call.stdin, call.deadline).map(drop),
+        (Ok(()), Err(error)) => Err(error),
+    };
+    match (removed, released) {
+        (Ok(()), Ok(())) => Ok(()),
+        (Err(error), _) | (_, Err(error)) => {
+            warn!("{key}: {}", error.msg);
+            Err(Error::new(error.code, error.msg).detail("what is left will be removed by the next DEL or GC"))
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! GC: removes what belongs to no valid attachment of the network, and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cni_protocol::{Code, Deadline, Error, GcArgs, NetworkName, Outcome, ValidAttachment, Verb};
+use log::{info, warn};
+use weft_state::{Lock, started};
+
+use crate::conf::Traces;
+use crate::ipam;
+use crate::key::{AttachmentKey, is_host_veth};
+use crate::masquerade;
+use crate::net::Netlink;
+use crate::net::nft::Nft;
+use crate::record::{self, Found, Record};
+use crate::step::{Fault, failed};
+
+/// Collects the network's garbage. Goes on after an error and reports all of them.
+pub fn gc(args: &GcArgs) -> Result<Outcome, Error> {
+    started();
+    let mut problems = Vec::new();
+    let traces = Traces::parse(&args.call.conf)?;
+    let collector = Collector { args, traces };
+    if let Err(error) = collector.run(&mut problems) {
+        problems.push(error.msg);
+    }
+    if problems.is_empty() {
+        return Ok(Outcome::Done);
+    }
+    let msg = format!("GC of network {} left something: {}", args.call.network, problems.remove(0));
+    Err(problems.into_iter().fold(Error::new(Code::Incomplete, msg), Error::detail))
+}
+
+struct Collector<'a> {
+    args: &'a GcArgs,
+    traces: Traces,
+}
+
+/// What is known of an attachment to be removed.
+#[derive(Default)]
+struct Stale {
+    key: Option<AttachmentKey>,
+    record: Option<Record>,
+    link: Option<String>,
+}
+
+impl Collector<'_> {
+    fn run(&self, problems: &mut Vec<String>) -> Result<(), Error> {
+        // An ADD under way is not in the runtime's list; with this lock there is none.
+        let directory = self.traces.state_dir.join(self.network().as_str());
+        let _no_add = match directory.exists() {
+            true => Some(Lock::exclusive(&directory.join("lock"), self.args.call.deadline)?),
+            false => None,
+        };
+        let mut netlink = open(self.args.call.deadline)?;
+        let stale = self.find(&mut netlink)?;
+        // An address is given back after its link is gone, or not at all.
+        remove_links(&mut netlink, &stale)?;
+        for (hash, stale) in stale {
+            info!("removing attachment {hash}");
+            if let Err(error) = self.release(stale) {
+                problems.push(error.msg);
+            }
+        }
+        if let Some(plugin) = &self.traces.ipam
+            && let Err(error) = ipam::forward(Verb::Gc, plugin, &self.args.call)
+        {
+            problems.push(error.msg);
+        }
+        if self.args.valid.is_empty() {
+            self.remove_rules()?;
+        }
+        Ok(())
+    }
+
+    fn network(&self) -> &NetworkName {
+        &self.args.call.network
+    }
+
+    /// All that is not valid, by what the records say and by what the kernel's links say of themselves.
+    fn find(&self, netlink: &mut Netlink) -> Result<BTreeMap<String, Stale>, Error> {
+        let mut keep: BTreeSet<String> = self.args.valid.iter().map(|valid| self.key(valid).hash()).collect();
+        let mut stale: BTreeMap<String, Stale> = BTreeMap::new();
+        for hash in record::hashes(&self.traces.state_dir, self.network())? {
+            if keep.contains(&hash) {
+                continue;
+            }
+            match record::try_lock(&self.traces.state_dir, self.network(), &hash)? {
+                Some(record) if !self.is_younger(&record)? => {
+                    let key = self.key_of(&record)?;
+                    stale.insert(hash, Stale { key, record: Some(record), link: None });
+                }
+                _ => drop(keep.insert(hash)),
+            }
+        }
+        let links = netlink.links(None).map_err(|error| failed(&"list links", error.into()))?;
+        for link in links.into_iter().filter(|link| is_host_veth(link)) {
+            let key = link.alias.as_deref().and_then(|alias| AttachmentKey::from_alias(self.network(), alias));
+            let hash = link.name[crate::key::VETH_PREFIX.len()..].to_owned();
+            if let Some(known) = stale.get_mut(&hash) {
+                known.link = Some(link.name);
+            } else if let Some(key) = key.filter(|key| key.hash() == hash && !keep.contains(&hash)) {
+                stale.insert(hash, Stale { key: Some(key), record: None, link: Some(link.name) });
+            }
+        }
+        Ok(stale)
+    }
+
+    fn key(&self, valid: &ValidAttachment) -> AttachmentKey {
+        AttachmentKey {
+            network: self.network().clone(),
+            container_id: valid.container_id.clone(),
+            ifname: valid.ifname.clone(),
+        }
+    }
+
+    /// Whether the attachment was made after the runtime gave its list, as far as this process can tell.
+    fn is_younger(&self, record: &Record) -> Result<bool, Error> {
+        Ok(matches!(record.read()?, Found::Attached(content) if content.since() > started()))
+    }
+
+    fn key_of(&self, record: &Record) -> Result<Option<AttachmentKey>, Error> {
+        Ok(match record.read()? {
+            Found::Attached(content) | Found::Begun(content) => content.key(self.network()),
+            Found::Nothing | Found::Damaged => None,
+        })
+    }
+
+    fn release(&self, stale: Stale) -> Result<(), Error> {
+        match (&self.traces.ipam, &stale.key) {
+            (Some(plugin), Some(key)) => ipam::release(plugin, &self.args.call, key, self.args.call.deadline)?,
+            // The plugin's own GC finds what nobody can name.
+            (Some(_), None) => warn!("a damaged record does not tell whose it is"),
+            (None, _) => {}
+        }
+        stale.record.map_or(Ok(()), Record::remove)
+    }
+
+    fn remove_rules(&self) -> Result<(), Error> {
+        let remove = || {
+            let mut nft = Nft::open(self.args.call.deadline)?;
+            masquerade::remove(&mut nft, self.network())
+        };
+        remove().map_err(|error| failed(&"remove the network's masquerade rules", error.into()))
+    }
+}
+
+fn open(deadline: Deadline) -> Result<Netlink, Error> {
+    Netlink::open(deadline).map_err(|error| failed(&"open a netlink socket", error.into()))
+}
+
+/// Deletes the links as one group: one by one, each waits ~15 ms for RCU.
+fn remove_links(netlink: &mut Netlink, stale: &BTreeMap<String, Stale>) -> Result<(), Error> {
+    let links: Vec<&str> = stale.values().filter_map(|stale| stale.link.as_deref()).collect();
+    netlink.delete_links(&links).map_err(|error| failed(&format!("delete links {}", links.join(", ")), Fault::Net(error)))
+}

@@ -1,0 +1,132 @@
+//! What identifies an attachment, and every name that follows from it.
+
+use cni_protocol::{ContainerId, IfName, MacAddr, NetworkName};
+use weft_state::short_hash;
+
+use crate::net::Link;
+
+/// The host ends of Weft's veths start with this.
+pub const VETH_PREFIX: &str = "weft";
+/// The length of [`short_hash`].
+const HASH_LEN: usize = 11;
+/// `IFALIASZ` of linux/if.h, less the terminating zero.
+const ALIAS_MAX: usize = 255;
+
+/// One interface of one container on one network. DEL and GC need nothing else to find all that is
+/// the attachment's: not its namespace, no previous result, no record.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AttachmentKey {
+    pub network: NetworkName,
+    pub container_id: ContainerId,
+    pub ifname: IfName,
+}
+
+impl AttachmentKey {
+    /// 11 characters that name the attachment's files and links.
+    pub fn hash(&self) -> String {
+        short_hash(&self.parts())
+    }
+
+    /// The name of the veth's host end: 15 bytes, the most that an interface name may have.
+    pub fn host_veth(&self) -> String {
+        format!("{VETH_PREFIX}{}", self.hash())
+    }
+
+    /// The text by which the kernel's own tables tell whose link it is, as `ip link` shows it.
+    pub fn alias(&self) -> Option<String> {
+        let alias = format!("{}{}:{}", alias_prefix(&self.network), self.container_id, self.ifname);
+        (alias.len() <= ALIAS_MAX).then_some(alias)
+    }
+
+    /// The key that an alias of this network names.
+    pub fn from_alias(network: &NetworkName, alias: &str) -> Option<Self> {
+        let (container, ifname) = alias.strip_prefix(&alias_prefix(network))?.split_once(':')?;
+        Some(Self {
+            network: network.clone(),
+            container_id: container.parse().ok()?,
+            ifname: ifname.parse().ok()?,
+        })
+    }
+
+    /// The MAC address of one end. It follows from the key, so that a repeated attachment has the same one
+    /// and neighbours' caches stay right.
+    pub fn mac(&self, end: VethEnd) -> MacAddr {
+        let mut parts = self.parts().to_vec();
+        parts.push(match end {
+            VethEnd::Host => "host",
+            VethEnd::Container => "container",
+        });
+        // Eleven digits of base 36 are 56 bits and a bit; 48 of them make the address.
+        let number = u64::from_str_radix(&short_hash(&parts), 36).unwrap_or_default();
+        let [_, _, mac @ ..] = number.to_be_bytes();
+        MacAddr::from(mac).locally_administered()
+    }
+
+    fn parts(&self) -> [&str; 3] {
+        [self.network.as_str(), self.container_id.as_str(), self.ifname.as_str()]
+    }
+}
+
+impl std::fmt::Display for AttachmentKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "interface {} of container {} on network {}", self.ifname, self.container_id, self.network)
+    }
+}
+
+/// Whether a link has the name and kind of a host end of Weft's.
+pub fn is_host_veth(link: &Link) -> bool {
+    link.name.len() == VETH_PREFIX.len() + HASH_LEN
+        && link.name.starts_with(VETH_PREFIX)
+        && link.kind.as_deref() == Some("veth")
+}
+
+/// The two ends of a veth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VethEnd {
+    Host,
+    Container,
+}
+
+fn alias_prefix(network: &NetworkName) -> String {
+    format!("weft:{network}:")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(network: &str, container: &str, ifname: &str) -> AttachmentKey {
+        AttachmentKey {
+            network: network.parse().unwrap(),
+            container_id: container.parse().unwrap(),
+            ifname: ifname.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn names_fit_and_differ() {
+        let one = key("net", "a", "eth0");
+        assert_eq!(one.host_veth().len(), 15);
+        for other in [key("net", "a", "eth1"), key("net", "b", "eth0"), key("net2", "a", "eth0")] {
+            assert_ne!(one.host_veth(), other.host_veth());
+            assert_ne!(one.mac(VethEnd::Container), other.mac(VethEnd::Container));
+        }
+        assert_ne!(one.mac(VethEnd::Host), one.mac(VethEnd::Container));
+    }
+
+    #[test]
+    fn macs_are_local_unicast() {
+        for container in ["a", "b", "c", "d", "e", "f", "g"] {
+            let mac = key("net", container, "eth0").mac(VethEnd::Container).octets();
+            assert_eq!(mac[0] & 0x03, 0x02);
+        }
+    }
+
+    #[test]
+    fn alias_round_trip() {
+        let one = key("net", "a.b-c", "eth0");
+        assert_eq!(AttachmentKey::from_alias(&one.network, &one.alias().unwrap()), Some(one.clone()));
+        assert_eq!(AttachmentKey::from_alias(&"net2".parse().unwrap(), &one.alias().unwrap()), None);
+        assert_eq!(key("net", &"x".repeat(300), "eth0").alias(), None);
+    }
+}

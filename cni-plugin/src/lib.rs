@@ -1,0 +1,36 @@
+//! The interface plugin: bridge and veth for a container's network namespace.
+//!
+//! Start with [`attach`] for ADD and [`detach`] for DEL. [`conf`] and [`plan`] are pure; [`step`] has the
+//! journal that takes a failed ADD back; [`net`] are thin verbs over the kernel's interfaces.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+pub mod attach;
+pub mod bridge;
+pub mod check;
+pub mod conf;
+pub mod detach;
+pub mod gc;
+pub mod ipam;
+pub mod key;
+pub mod masquerade;
+pub mod net;
+pub mod plan;
+pub mod pod;
+pub mod record;
+pub mod status;
+pub mod step;
+pub mod veth;
+
+use cni_protocol::{Command, Error, Outcome};
+
+/// Carries out a CNI command.
+pub fn handle(command: Command) -> Result<Outcome, Error> {
+    match command {
+        Command::Add(args) => attach::add(args),
+        Command::Del(args) => detach::del(&args),
+        Command::Check(args) => check::check(&args),
+        Command::Gc(args) => gc::gc(&args),
+        Command::Status(args) => status::status(&args),
+    }
+}

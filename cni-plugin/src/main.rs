@@ -1,0 +1,14 @@
+//! The plugin's binary.
+
+use std::process::ExitCode;
+
+use cni_protocol::Plugin;
+
+fn main() -> ExitCode {
+    cni_protocol::run(&Plugin {
+        name: "weft",
+        version: env!("CARGO_PKG_VERSION"),
+        about: "CNI interface plugin: bridge and veth for a container's network namespace",
+        handler: weft::handle,
+    })
+}

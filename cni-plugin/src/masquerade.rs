@@ -1,0 +1,342 @@
+//! Masquerade: traffic from a network to anywhere else leaves under the host's address.
+//!
+//! Per network one base chain with two static rules, one per family, and two sets with the network's
+//! prefixes, all in table `inet weft`. Containers come and go without a change to any of it. In nft's words:
+//!
+//! ```text
+//! ip saddr @masq-N-v4 ip daddr != @masq-N-v4 ip daddr != 224.0.0.0/4 masquerade fully-random
+//! ```
+//!
+//! What is there is compared with what ought to be there before anything is written, and the writing is one
+//! batch that fails when somebody else was faster; then it all starts over. So it does not matter how many
+//! processes do this at once, or where one of them is killed. Nothing is deleted on the way to a new or an
+//! intact network: a process that deleted nftables objects waits about 16 ms for RCU when it ends.
+
+use std::net::IpAddr;
+
+use cni_protocol::NetworkName;
+use ipnetwork::IpNetwork;
+use netlink_packet_netfilter::nftables::InetHookNumber;
+use nix::errno::Errno;
+
+use crate::net::NlResult;
+use crate::net::nft::{Chain, Change, Field, Interval, Nft, POLICY_ACCEPT, Rule, SetKind, TABLE};
+use crate::plan::Family;
+
+#[cfg(test)]
+mod tests;
+
+/// `NF_IP_PRI_NAT_SRC` of linux/netfilter_ipv4.h: `srcnat`.
+const PRIORITY: i32 = 100;
+/// How often others may be faster, one after the other, before it is reported.
+const ATTEMPTS: usize = 16;
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+/// What [`ensure`] added, so that [`undo`] can take it back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ensured {
+    /// All was there.
+    Nothing,
+    /// The prefixes that were not covered, in place of smaller ones that they cover.
+    Elements { added: Vec<Interval>, replaced: Vec<Interval> },
+    /// The network had nothing at all.
+    Network,
+}
+
+/// What there is of a network, apart from its sets' elements.
+enum State {
+    Absent,
+    Intact,
+    /// How it differs from what Weft makes.
+    Altered(String),
+}
+
+/// Makes sure that traffic from these prefixes of the network to anywhere else is masqueraded. Prefixes that
+/// are in the sets already stay. A chain or a set that is not as Weft makes it is made anew.
+///
+/// # Errors
+/// What the kernel refused; the explanation names the object.
+pub fn ensure(nft: &mut Nft, network: &NetworkName, prefixes: &[IpNetwork]) -> NlResult<Ensured> {
+    let outcome = retry(|| match state(nft, network)? {
+        State::Intact => extend(nft, network, prefixes),
+        State::Absent => build(nft, network, prefixes, None),
+        State::Altered(_) => build(nft, network, prefixes, Some(Change::delete_chain(&chain_name(network)))),
+    });
+    outcome.map_err(|mut error| {
+        // Every object that the batch needs is made by the batch: what is not there is the kernel's part.
+        if error.errno == Errno::ENOENT {
+            let object = error.explanation.unwrap_or_default();
+            error.explanation = Some(format!("{object}: the kernel has no nft_chain_nat or no nft_masq"));
+            error.errno = Errno::EOPNOTSUPP;
+        }
+        error
+    })
+}
+
+/// Takes back what [`ensure`] added. Nothing else of the network may have come to rely on it in between: the
+/// caller holds the network's lock alone.
+///
+/// # Errors
+/// What the kernel refused; the explanation names the object. What is gone already is no error.
+pub fn undo(nft: &mut Nft, network: &NetworkName, ensured: &Ensured) -> NlResult<()> {
+    match ensured {
+        Ensured::Nothing => Ok(()),
+        Ensured::Network => remove(nft, network),
+        Ensured::Elements { added, replaced } => retry(|| {
+            let mut changes = Vec::new();
+            for family in FAMILIES {
+                let set = set_name(network, family);
+                if nft.set(&set)?.is_none() {
+                    continue;
+                }
+                let (taken, kept): (Vec<_>, Vec<_>) =
+                    nft.intervals(&set)?.into_iter().partition(|present| added.contains(present));
+                let again = uncovered(&kept, of_family(replaced, family));
+                changes.extend(edit(&set, &taken, &again));
+            }
+            commit(nft, changes)
+        }),
+    }
+}
+
+/// Compares the kernel's state with what [`ensure`] makes of these prefixes.
+///
+/// # Errors
+/// The first difference, as a sentence that names the object and what was found.
+pub fn check(nft: &mut Nft, network: &NetworkName, prefixes: &[IpNetwork]) -> Result<(), String> {
+    let unreadable = |error| format!("table inet {TABLE} cannot be read: {error}");
+    match state(nft, network).map_err(unreadable)? {
+        State::Intact => {}
+        State::Absent => {
+            return Err(format!("chain {} of table inet {TABLE} is missing", chain_name(network)));
+        }
+        State::Altered(difference) => return Err(difference),
+    }
+    for family in FAMILIES {
+        let wanted = intervals_of(prefixes, family);
+        if wanted.is_empty() {
+            continue;
+        }
+        let set = set_name(network, family);
+        let present = nft.intervals(&set).map_err(unreadable)?;
+        if let Some(missing) = wanted.iter().find(|wanted| !present.iter().any(|one| one.covers(wanted))) {
+            return Err(format!("set {set} of table inet {TABLE} lacks {missing}"));
+        }
+    }
+    Ok(())
+}
+
+/// Removes the network's chain and sets, and leaves the table, which other networks use. Nothing to remove
+/// is no error.
+///
+/// # Errors
+/// What the kernel refused; the explanation names the object.
+pub fn remove(nft: &mut Nft, network: &NetworkName) -> NlResult<()> {
+    retry(|| {
+        let chain = chain_name(network);
+        let mut changes = Vec::new();
+        // The chain goes first: its rules use the sets.
+        if nft.chain(&chain)?.is_some() {
+            changes.push(Change::delete_chain(&chain));
+        }
+        changes.extend(delete_sets(nft, network)?);
+        commit(nft, changes)
+    })
+}
+
+/// Compares chain, rules and sets with what Weft makes.
+fn state(nft: &mut Nft, network: &NetworkName) -> NlResult<State> {
+    let name = chain_name(network);
+    let Some(found) = nft.chain(&name)? else {
+        return Ok(State::Absent);
+    };
+    let wanted = chain();
+    if found != wanted {
+        let difference = format!("chain {name} of table inet {TABLE} is \"{found}\", not \"{wanted}\"");
+        return Ok(State::Altered(difference));
+    }
+    let wanted = FAMILIES.map(|family| rule(network, family));
+    let found = nft.rules(&name)?;
+    if found.len() != wanted.len() {
+        let (found, wanted) = (found.len(), wanted.len());
+        let difference = format!("chain {name} of table inet {TABLE} has {found} rules, not {wanted}");
+        return Ok(State::Altered(difference));
+    }
+    if let Some(position) = found.iter().zip(&wanted).position(|(found, wanted)| found != wanted) {
+        let difference = format!("rule {} of chain {name} of table inet {TABLE} differs", position + 1);
+        return Ok(State::Altered(difference));
+    }
+    for family in FAMILIES {
+        let set = set_name(network, family);
+        if nft.set(&set)? != Some(SetKind::intervals_of(family)) {
+            let difference = format!("set {set} of table inet {TABLE} does not hold {family} intervals");
+            return Ok(State::Altered(difference));
+        }
+    }
+    Ok(State::Intact)
+}
+
+/// Adds to an intact network what its sets lack.
+fn extend(nft: &mut Nft, network: &NetworkName, prefixes: &[IpNetwork]) -> NlResult<Ensured> {
+    let mut changes = Vec::new();
+    let (mut all_added, mut all_replaced) = (Vec::new(), Vec::new());
+    for family in FAMILIES {
+        let wanted = intervals_of(prefixes, family);
+        if wanted.is_empty() {
+            continue;
+        }
+        let set = set_name(network, family);
+        let present = nft.intervals(&set)?;
+        let added = uncovered(&present, wanted);
+        let replaced = overlapped(present, &added);
+        changes.extend(edit(&set, &replaced, &added));
+        all_added.extend(added);
+        all_replaced.extend(replaced);
+    }
+    if changes.is_empty() {
+        return Ok(Ensured::Nothing);
+    }
+    commit(nft, changes)?;
+    Ok(Ensured::Elements { added: all_added, replaced: all_replaced })
+}
+
+/// Makes the network's objects, in place of what is left of them. Elements that are left are kept.
+///
+/// Without a chain to delete, the batch fails if there is one by now: whoever made it made all the rest too.
+fn build(
+    nft: &mut Nft,
+    network: &NetworkName,
+    prefixes: &[IpNetwork],
+    delete_chain: Option<Change>,
+) -> NlResult<Ensured> {
+    let mut changes: Vec<Change> = delete_chain.into_iter().collect();
+    changes.extend(delete_sets(nft, network)?);
+    let fresh = changes.is_empty();
+    changes.push(Change::add_table());
+    changes.push(Change::create_chain(&chain_name(network), &chain()));
+    let (mut all_added, mut all_replaced) = (Vec::new(), Vec::new());
+    for family in FAMILIES {
+        let set = set_name(network, family);
+        let mut present = of_family(&nft.intervals(&set)?, family);
+        let added = uncovered(&present, intervals_of(prefixes, family));
+        let replaced = overlapped(present.clone(), &added);
+        present.retain(|interval| !replaced.contains(interval));
+        present.extend(&added);
+
+        changes.push(Change::create_set(&set, SetKind::intervals_of(family)));
+        changes.push(Change::add_rule(&chain_name(network), &rule(network, family)));
+        changes.extend(edit(&set, &[], &present));
+        all_added.extend(added);
+        all_replaced.extend(replaced);
+    }
+    commit(nft, changes)?;
+    Ok(if fresh {
+        Ensured::Network
+    } else {
+        Ensured::Elements { added: all_added, replaced: all_replaced }
+    })
+}
+
+fn delete_sets(nft: &mut Nft, network: &NetworkName) -> NlResult<Vec<Change>> {
+    let mut changes = Vec::new();
+    for set in FAMILIES.map(|family| set_name(network, family)) {
+        if nft.set(&set)?.is_some() {
+            changes.push(Change::delete_set(&set));
+        }
+    }
+    Ok(changes)
+}
+
+/// Tries again when the state that the changes were made for has changed meanwhile.
+fn retry<T>(mut attempt: impl FnMut() -> NlResult<T>) -> NlResult<T> {
+    for _ in 1..ATTEMPTS {
+        match attempt() {
+            Err(error)
+                if matches!(
+                    error.errno,
+                    Errno::EEXIST | Errno::ENOENT | Errno::EBUSY | Errno::ENOTEMPTY
+                ) => {}
+            other => return other,
+        }
+    }
+    attempt()
+}
+
+/// Carries out the changes, if there are any: an empty batch would still count as a new ruleset.
+fn commit(nft: &mut Nft, changes: Vec<Change>) -> NlResult<()> {
+    if changes.is_empty() { Ok(()) } else { nft.batch(changes) }
+}
+
+fn edit(set: &str, delete: &[Interval], add: &[Interval]) -> Vec<Change> {
+    let mut changes = Vec::new();
+    if !delete.is_empty() {
+        changes.push(Change::delete_elements(set, delete));
+    }
+    if !add.is_empty() {
+        changes.push(Change::add_elements(set, add));
+    }
+    changes
+}
+
+/// Those of the wanted intervals that neither a present one nor another wanted one covers.
+fn uncovered(present: &[Interval], wanted: Vec<Interval>) -> Vec<Interval> {
+    let mut result: Vec<Interval> = Vec::new();
+    for interval in wanted {
+        if !present.iter().chain(&result).any(|other| other.covers(&interval)) {
+            result.retain(|other| !interval.covers(other));
+            result.push(interval);
+        }
+    }
+    result
+}
+
+/// Those of the present intervals that stand in the way of the added ones.
+fn overlapped(mut present: Vec<Interval>, added: &[Interval]) -> Vec<Interval> {
+    present.retain(|interval| added.iter().any(|other| other.overlaps(interval)));
+    present
+}
+
+fn intervals_of(prefixes: &[IpNetwork], family: Family) -> Vec<Interval> {
+    prefixes.iter().filter(|prefix| Family::of(prefix.ip()) == family).map(|prefix| (*prefix).into()).collect()
+}
+
+fn of_family(intervals: &[Interval], family: Family) -> Vec<Interval> {
+    intervals.iter().filter(|interval| interval.is_ipv4() == (family == Family::V4)).copied().collect()
+}
+
+fn chain_name(network: &NetworkName) -> String {
+    format!("masq-{network}")
+}
+
+fn set_name(network: &NetworkName, family: Family) -> String {
+    let suffix = match family {
+        Family::V4 => "v4",
+        Family::V6 => "v6",
+    };
+    format!("masq-{network}-{suffix}")
+}
+
+fn chain() -> Chain {
+    Chain {
+        kind: "nat".into(),
+        hook: InetHookNumber::PostRouting,
+        priority: PRIORITY,
+        policy: POLICY_ACCEPT,
+    }
+}
+
+/// Multicast is exempt, as with the reference plugins: its receivers tell senders apart by their addresses.
+fn rule(network: &NetworkName, family: Family) -> Rule {
+    let set = set_name(network, family);
+    let destination = Field::destination(family);
+    // All multicast addresses: 224.0.0.0/4 (RFC 5771 §3) and ff00::/8 (RFC 4291 §2.7).
+    let (multicast, length): (IpAddr, u8) = match family {
+        Family::V4 => ([224, 0, 0, 0].into(), 4),
+        Family::V6 => ([0xff00, 0, 0, 0, 0, 0, 0, 0].into(), 8),
+    };
+    Rule::of(family)
+        .in_set(Field::source(family), &set)
+        .not_in_set(destination, &set)
+        .not_in(destination, multicast, length)
+        .masquerade()
+}

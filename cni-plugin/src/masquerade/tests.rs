@@ -1,0 +1,386 @@
+//! Against the real kernel, each test in a network namespace of its own, and seen through the real nft.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use cni_protocol::Deadline;
+use nix::sched::{CloneFlags, unshare};
+use proptest::prelude::*;
+
+use super::*;
+
+const FRESH: &str = "\
+table inet weft {
+	set masq-net.a-v4 {
+		type ipv4_addr
+		flags interval
+		elements = { 10.88.0.0/16 }
+	}
+
+	set masq-net.a-v6 {
+		type ipv6_addr
+		flags interval
+		elements = { fd00:88::/64 }
+	}
+
+	chain masq-net.a {
+		comment \"managed by weft\"
+		type nat hook postrouting priority srcnat; policy accept;
+		ip saddr @masq-net.a-v4 ip daddr != @masq-net.a-v4 ip daddr != 224.0.0.0/4 masquerade fully-random
+		ip6 saddr @masq-net.a-v6 ip6 daddr != @masq-net.a-v6 ip6 daddr != ff00::/8 masquerade fully-random
+	}
+}
+";
+
+fn open() -> Nft {
+    Nft::open(Deadline::after(Duration::from_secs(30))).unwrap()
+}
+
+/// Moves this test's thread to a fresh network namespace.
+fn fresh_host() -> Nft {
+    unshare(CloneFlags::CLONE_NEWNET).unwrap();
+    open()
+}
+
+/// Runs `nft -f -`, or `nft ARGS` when there is no script.
+fn nft(args: &[&str], script: &str) -> String {
+    let mut child = Command::new("nft")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("these tests need the tool nft");
+    child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "nft {args:?} {script:?}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn ruleset() -> String {
+    nft(&["list", "ruleset"], "")
+}
+
+/// With the handles, which tell whether an object was made anew.
+fn handles() -> String {
+    nft(&["-a", "list", "ruleset"], "")
+}
+
+fn elements(set: &str) -> Vec<String> {
+    let text = nft(&["list", "set", "inet", "weft", set], "");
+    let Some((_, list)) = text.split_once("elements = {") else {
+        return Vec::new();
+    };
+    list.split_once('}').unwrap().0.split(',').map(|one| one.trim().to_owned()).collect()
+}
+
+fn network(name: &str) -> NetworkName {
+    name.parse().unwrap()
+}
+
+fn prefixes(texts: &[&str]) -> Vec<IpNetwork> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn intervals(texts: &[&str]) -> Vec<Interval> {
+    prefixes(texts).into_iter().map(Interval::from).collect()
+}
+
+#[test]
+fn available_here() {
+    fresh_host().available().unwrap();
+}
+
+#[test]
+fn nft_shows_what_was_meant() {
+    let mut kernel = fresh_host();
+    let (name, all) = (network("net.a"), prefixes(&["10.88.0.1/16", "fd00:88::1/64"]));
+    assert_eq!(ensure(&mut kernel, &name, &all).unwrap(), Ensured::Network);
+    assert_eq!(ruleset(), FRESH);
+    check(&mut kernel, &name, &all).unwrap();
+}
+
+#[test]
+fn a_ruleset_that_was_saved_and_loaded_again_is_intact() {
+    let mut kernel = fresh_host();
+    let (name, all) = (network("net.a"), prefixes(&["10.88.0.0/16", "fd00:88::/64"]));
+    ensure(&mut kernel, &name, &all).unwrap();
+    let saved = ruleset();
+    nft(&["flush", "ruleset"], "");
+    nft(&["-f", "-"], &saved);
+    check(&mut kernel, &name, &all).unwrap();
+    assert_eq!(ensure(&mut kernel, &name, &all).unwrap(), Ensured::Nothing);
+}
+
+#[test]
+fn what_is_there_is_not_touched() {
+    let mut kernel = fresh_host();
+    let (name, all) = (network("net.a"), prefixes(&["10.88.0.0/16", "fd00:88::/64"]));
+    ensure(&mut kernel, &name, &all).unwrap();
+    let before = handles();
+    for again in [all, prefixes(&["10.88.7.0/24", "10.88.0.9/32"]), prefixes(&["fd00:88::/80"]), Vec::new()] {
+        assert_eq!(ensure(&mut kernel, &name, &again).unwrap(), Ensured::Nothing);
+        check(&mut kernel, &name, &again).unwrap();
+    }
+    assert_eq!(handles(), before);
+}
+
+#[test]
+fn prefixes_are_added_and_taken_back() {
+    let mut kernel = fresh_host();
+    let name = network("n");
+    // Neighbours without a gap, single addresses, the ends of the address space.
+    let first = prefixes(&["10.0.0.0/25", "10.0.0.128/25", "0.0.0.0/24", "255.255.255.0/24", "10.1.1.1/32"]);
+    ensure(&mut kernel, &name, &first).unwrap();
+    check(&mut kernel, &name, &first).unwrap();
+    let before = ruleset();
+
+    let wider = prefixes(&["10.0.0.0/8", "10.0.0.0/16", "fd00::/64", "ffff::/16"]);
+    let ensured = ensure(&mut kernel, &name, &wider).unwrap();
+    let expected = Ensured::Elements {
+        added: intervals(&["10.0.0.0/8", "fd00::/64", "ffff::/16"]),
+        replaced: intervals(&["10.0.0.0/25", "10.0.0.128/25", "10.1.1.1/32"]),
+    };
+    assert_eq!(ensured, expected);
+    assert_eq!(elements("masq-n-v4").len(), 3);
+    check(&mut kernel, &name, &wider).unwrap();
+    check(&mut kernel, &name, &first).unwrap();
+
+    undo(&mut kernel, &name, &ensured).unwrap();
+    assert_eq!(ruleset(), before);
+    undo(&mut kernel, &name, &ensured).unwrap();
+    assert_eq!(ruleset(), before);
+    assert!(check(&mut kernel, &name, &wider).unwrap_err().contains("masq-n-v4 of table inet weft lacks 10.0.0.0/8"));
+}
+
+#[test]
+fn everything_at_once_is_an_interval_too() {
+    let mut kernel = fresh_host();
+    let (name, all) = (network("n"), prefixes(&["0.0.0.0/0", "::/0"]));
+    ensure(&mut kernel, &name, &all).unwrap();
+    check(&mut kernel, &name, &all).unwrap();
+    assert_eq!(ensure(&mut kernel, &name, &prefixes(&["10.0.0.0/8"])).unwrap(), Ensured::Nothing);
+}
+
+#[test]
+fn a_new_network_is_taken_back_whole() {
+    let mut kernel = fresh_host();
+    let (one, two) = (network("one"), network("two"));
+    let all = prefixes(&["10.88.0.0/16"]);
+    ensure(&mut kernel, &one, &all).unwrap();
+    let before = ruleset();
+    let ensured = ensure(&mut kernel, &two, &all).unwrap();
+    assert_eq!(ensured, Ensured::Network);
+    undo(&mut kernel, &two, &ensured).unwrap();
+    assert_eq!(ruleset(), before);
+    undo(&mut kernel, &two, &ensured).unwrap();
+    undo(&mut kernel, &one, &Ensured::Network).unwrap();
+    assert_eq!(ruleset(), "table inet weft {\n}\n");
+}
+
+#[test]
+fn removal_is_idempotent_and_touches_one_network() {
+    let mut kernel = fresh_host();
+    let all = prefixes(&["10.88.0.0/16", "fd00:88::/64"]);
+    remove(&mut kernel, &network("net.a")).unwrap();
+    assert_eq!(ruleset(), "");
+    ensure(&mut kernel, &network("net.a"), &all).unwrap();
+    // Its name ends as the name of another's set does.
+    let neighbour = network("net.a-v4");
+    ensure(&mut kernel, &neighbour, &all).unwrap();
+    remove(&mut kernel, &neighbour).unwrap();
+    remove(&mut kernel, &neighbour).unwrap();
+    assert_eq!(ruleset(), FRESH);
+}
+
+#[test]
+fn foreign_tables_stay_byte_for_byte() {
+    let mut kernel = fresh_host();
+    let script = "add table ip weft
+        add set ip weft masq-n-v4 { type inet_service; }
+        add chain ip weft masq-n
+        add rule ip weft masq-n counter
+        add table inet other
+        add chain inet other c { type nat hook postrouting priority srcnat; }
+        add rule inet other c ip saddr 10.0.0.0/8 masquerade
+        add table inet weft
+        add chain inet weft theirs
+        add rule inet weft theirs ip saddr 10.0.0.1 drop
+        add set inet weft masq-m-v4 { type ipv4_addr; }";
+    nft(&["-f", "-"], script);
+    let before = handles();
+    let (name, all) = (network("n"), prefixes(&["10.88.0.0/16", "fd00::/64"]));
+    ensure(&mut kernel, &name, &all).unwrap();
+    nft(&["flush", "chain", "inet", "weft", "masq-n"], "");
+    ensure(&mut kernel, &name, &all).unwrap();
+    remove(&mut kernel, &name).unwrap();
+    assert_eq!(handles(), before);
+}
+
+#[test]
+fn tampering_is_found_and_healed() {
+    let mut kernel = fresh_host();
+    let (name, all) = (network("net.a"), prefixes(&["10.88.0.0/16", "fd00:88::/64"]));
+    let v4 = "ip saddr @masq-net.a-v4 ip daddr != @masq-net.a-v4 ip daddr != 224.0.0.0/4 masquerade";
+    let v6 = "ip6 saddr @masq-net.a-v6 ip6 daddr != @masq-net.a-v6 ip6 daddr != ff00::/8 masquerade fully-random";
+    let rules = "flush chain inet weft masq-net.a\nadd rule inet weft masq-net.a";
+    let chain = "delete chain inet weft masq-net.a\nadd chain inet weft masq-net.a";
+    let cases = [
+        ("flush ruleset".to_owned(), "chain masq-net.a of table inet weft is missing"),
+        ("delete table inet weft".to_owned(), "chain masq-net.a of table inet weft is missing"),
+        ("delete chain inet weft masq-net.a".to_owned(), "chain masq-net.a of table inet weft is missing"),
+        (chain.to_owned(), "is \"a chain without a hook\", not \"type nat hook postrouting priority 100; policy accept\""),
+        (format!("{chain} {{ type nat hook postrouting priority 101; }}"), "\"type nat hook postrouting priority 101; policy accept\""),
+        (format!("{chain} {{ type nat hook input priority 100; }}"), "\"type nat hook localin priority 100; policy accept\""),
+        (format!("{chain} {{ type filter hook postrouting priority 100; policy drop; }}"), "\"type filter hook postrouting priority 100; policy drop\""),
+        ("flush chain inet weft masq-net.a".to_owned(), "has 0 rules, not 2"),
+        ("insert rule inet weft masq-net.a accept".to_owned(), "has 3 rules, not 2"),
+        (format!("{rules} {v4}\nadd rule inet weft masq-net.a {v6}"), "rule 1 of chain masq-net.a of table inet weft differs"),
+        (format!("{rules} {v4} random\nadd rule inet weft masq-net.a {v6}"), "rule 1 of"),
+        (format!("{rules} {}\nadd rule inet weft masq-net.a {v6}", v4.replace("/4", "/5")), "rule 1 of"),
+        (format!("{rules} {}\nadd rule inet weft masq-net.a {v6}", v4.replace("!= @", "@")), "rule 1 of"),
+        (format!("{rules} notrack\nadd rule inet weft masq-net.a {v6}"), "rule 1 of"),
+        (format!("{rules} {v4} fully-random\nadd rule inet weft masq-net.a counter"), "rule 2 of"),
+        ("flush set inet weft masq-net.a-v4".to_owned(), "set masq-net.a-v4 of table inet weft lacks 10.88.0.0/16"),
+        ("flush set inet weft masq-net.a-v6".to_owned(), "set masq-net.a-v6 of table inet weft lacks fd00:88::/64"),
+        (
+            "delete element inet weft masq-net.a-v4 { 10.88.0.0/16 }
+             add element inet weft masq-net.a-v4 { 10.88.0.0/17, 10.88.128.0-10.88.255.254 }".to_owned(),
+            "lacks 10.88.0.0/16",
+        ),
+        (
+            format!("flush chain inet weft masq-net.a\ndelete set inet weft masq-net.a-v4
+             add set inet weft masq-net.a-v4 {{ type ipv4_addr; }}
+             add rule inet weft masq-net.a {v4} fully-random\nadd rule inet weft masq-net.a {v6}"),
+            "set masq-net.a-v4 of table inet weft does not hold IPv4 intervals",
+        ),
+    ];
+    for (script, expected) in cases {
+        ensure(&mut kernel, &name, &all).unwrap();
+        nft(&["-f", "-"], &script);
+        let found = check(&mut kernel, &name, &all).expect_err(&script);
+        assert!(found.contains(expected), "{script}: {found}");
+        ensure(&mut kernel, &name, &all).unwrap_or_else(|error| panic!("{script}: {error}"));
+        check(&mut kernel, &name, &all).unwrap();
+        assert_eq!(ruleset(), FRESH, "{script}");
+    }
+}
+
+#[test]
+fn healing_keeps_the_prefixes_of_others() {
+    let mut kernel = fresh_host();
+    let name = network("n");
+    let (theirs, mine) = (prefixes(&["10.1.0.0/16", "fd01::/64"]), prefixes(&["10.2.0.0/16"]));
+    ensure(&mut kernel, &name, &theirs).unwrap();
+    nft(&["flush", "chain", "inet", "weft", "masq-n"], "");
+    let ensured = ensure(&mut kernel, &name, &mine).unwrap();
+    assert_eq!(ensured, Ensured::Elements { added: intervals(&["10.2.0.0/16"]), replaced: Vec::new() });
+    check(&mut kernel, &name, &theirs).unwrap();
+    check(&mut kernel, &name, &mine).unwrap();
+    undo(&mut kernel, &name, &ensured).unwrap();
+    check(&mut kernel, &name, &theirs).unwrap();
+    assert_eq!(elements("masq-n-v4"), ["10.1.0.0/16"]);
+}
+
+#[test]
+fn the_longest_names_fit() {
+    let mut kernel = fresh_host();
+    let (name, all) = (network(&"x".repeat(200)), prefixes(&["10.0.0.0/8", "fd00::/64"]));
+    assert_eq!(ensure(&mut kernel, &name, &all).unwrap(), Ensured::Network);
+    assert_eq!(ensure(&mut kernel, &name, &all).unwrap(), Ensured::Nothing);
+    check(&mut kernel, &name, &all).unwrap();
+    remove(&mut kernel, &name).unwrap();
+    assert_eq!(ruleset(), "table inet weft {\n}\n");
+}
+
+/// Runs `work` in several threads of this namespace, all at the same time.
+fn at_once<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let start = std::sync::Barrier::new(count);
+    std::thread::scope(|scope| {
+        let run = |index| {
+            start.wait();
+            work(index)
+        };
+        let threads: Vec<_> = (0..count).map(|index| scope.spawn(move || run(index))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn one_of_many_makes_the_network() {
+    let mut kernel = fresh_host();
+    let (name, all) = (network("net.a"), prefixes(&["10.88.0.0/16", "fd00:88::/64"]));
+    for _ in 0..20 {
+        let outcomes = at_once(8, |_| ensure(&mut open(), &name, &all).unwrap());
+        let makers = outcomes.iter().filter(|outcome| **outcome == Ensured::Network).count();
+        let others = outcomes.iter().filter(|outcome| **outcome == Ensured::Nothing).count();
+        assert_eq!((makers, others), (1, 7));
+        assert_eq!(ruleset(), FRESH);
+        remove(&mut kernel, &name).unwrap();
+    }
+}
+
+#[test]
+fn many_add_overlapping_prefixes() {
+    let mut kernel = fresh_host();
+    let name = network("n");
+    for _ in 0..20 {
+        let wanted = ["10.0.0.0/8", "10.1.0.0/16", "10.1.1.0/24", "10.1.1.1/32", "10.2.0.0/16", "10.1.1.0/25"];
+        at_once(wanted.len(), |index| {
+            let mine = prefixes(&[wanted[index]]);
+            ensure(&mut open(), &name, &mine).unwrap();
+            check(&mut open(), &name, &mine).unwrap();
+        });
+        assert_eq!(elements("masq-n-v4"), ["10.0.0.0/8"]);
+        remove(&mut kernel, &name).unwrap();
+    }
+}
+
+#[test]
+fn a_refusal_names_the_change_and_leaves_nothing() {
+    let mut kernel = fresh_host();
+    let changes = vec![
+        Change::add_table(),
+        Change::delete_set("a"),
+        Change::delete_chain("b"),
+        Change::create_chain("c", &chain()),
+    ];
+    let error = kernel.batch(changes).unwrap_err();
+    assert_eq!(error.errno, Errno::ENOENT);
+    assert!(error.to_string().contains("delete set a of table inet weft"), "{error}");
+    assert_eq!(ruleset(), "");
+    // The kernel's other refusals are not taken for answers to what follows.
+    kernel.available().unwrap();
+    ensure(&mut kernel, &network("n"), &prefixes(&["10.0.0.0/8"])).unwrap();
+}
+
+/// Prefixes of 8 addresses, so that many of them meet.
+fn any_prefix() -> impl Strategy<Value = Interval> {
+    (0_u8..8, 29_u8..=32).prop_map(|(host, length)| {
+        Interval::from(IpNetwork::new([10, 0, 0, host].into(), length).unwrap())
+    })
+}
+
+proptest! {
+    /// Whatever is there and whatever is wanted: the sets' elements stay disjoint, as the kernel demands,
+    /// nothing that was covered is lost, and taking back gives what was there.
+    #[test]
+    fn edits_keep_intervals_disjoint(
+        first in proptest::collection::vec(any_prefix(), 0..6),
+        second in proptest::collection::vec(any_prefix(), 0..6),
+    ) {
+        let present = uncovered(&[], first);
+        let added = uncovered(&present, second.clone());
+        let replaced = overlapped(present.clone(), &added);
+        let mut result: Vec<_> = present.iter().filter(|one| !replaced.contains(one)).copied().collect();
+        result.extend(&added);
+        for (position, one) in result.iter().enumerate() {
+            prop_assert!(!result[position + 1..].iter().any(|other| other.overlaps(one)));
+        }
+        for one in present.iter().chain(&second) {
+            prop_assert!(result.iter().any(|other| other.covers(one)));
+        }
+    }
+}

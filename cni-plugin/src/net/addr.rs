@@ -1,0 +1,110 @@
+//! Addresses: `ip address`.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::socket::{Netlink, NlResult};
+
+impl Netlink {
+    /// `ip address add ADDRESS dev INDEX [nodad]`. With `nodad` an IPv6 address can be used at once.
+    pub fn add_address(&mut self, index: u32, address: IpNetwork, nodad: bool) -> NlResult<()> {
+        let mut message = address_message(index, address);
+        if let IpNetwork::V4(v4) = address
+            && v4.prefix() < 31
+        {
+            message.attributes.push(AddressAttribute::Broadcast(v4.broadcast()));
+        }
+        if nodad && address.is_ipv6() {
+            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+        self.request(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL).map(drop)
+    }
+
+    /// `ip address del ADDRESS dev INDEX`. An address that is not there is no error.
+    pub fn delete_address(&mut self, index: u32, address: IpNetwork) -> NlResult<()> {
+        match self.request(RouteNetlinkMessage::DelAddress(address_message(index, address)), 0) {
+            Err(error) if error.not_found() => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// `ip address show dev INDEX`, without the link-local addresses that the kernel makes by itself.
+    pub fn addresses(&mut self, index: u32) -> NlResult<Vec<IpNetwork>> {
+        let mut query = AddressMessage::default();
+        query.header.index = index;
+        let answers = self.socket.dump(RouteNetlinkMessage::GetAddress(query))?;
+        Ok(answers.into_iter().filter_map(|answer| global_address(answer, index)).collect())
+    }
+
+    /// `ip -6 address show dev INDEX scope global`: how far duplicate address detection is.
+    pub fn detection(&mut self, index: u32) -> NlResult<Vec<(IpAddr, Detection)>> {
+        let mut query = AddressMessage::default();
+        query.header.index = index;
+        query.header.family = AddressFamily::Inet6;
+        let answers = self.socket.dump(RouteNetlinkMessage::GetAddress(query))?;
+        Ok(answers.into_iter().filter_map(|answer| detection_of(answer, index)).collect())
+    }
+}
+
+/// How far duplicate address detection of an address is (RFC 4862 §5.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detection {
+    Running,
+    Passed,
+    Failed,
+}
+
+fn detection_of(answer: RouteNetlinkMessage, index: u32) -> Option<(IpAddr, Detection)> {
+    let RouteNetlinkMessage::NewAddress(message) = answer else {
+        return None;
+    };
+    if message.header.index != index || message.header.scope == AddressScope::Link {
+        return None;
+    }
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(ip) => Some(*ip),
+        _ => None,
+    })?;
+    let flags = message.header.flags;
+    let state = if flags.contains(AddressHeaderFlags::Dadfailed) {
+        Detection::Failed
+    } else if flags.contains(AddressHeaderFlags::Tentative) {
+        Detection::Running
+    } else {
+        Detection::Passed
+    };
+    Some((address, state))
+}
+
+fn address_message(index: u32, address: IpNetwork) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.index = index;
+    message.header.prefix_len = address.prefix();
+    message.header.family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.attributes =
+        vec![AddressAttribute::Local(address.ip()), AddressAttribute::Address(address.ip())];
+    message
+}
+
+fn global_address(answer: RouteNetlinkMessage, index: u32) -> Option<IpNetwork> {
+    let RouteNetlinkMessage::NewAddress(message) = answer else {
+        return None;
+    };
+    if message.header.index != index || message.header.scope == AddressScope::Link {
+        return None;
+    }
+    // IFA_LOCAL is the interface's own address; IFA_ADDRESS is the peer's on a point-to-point link.
+    let mut found: Option<IpAddr> = None;
+    for attribute in message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => found = Some(ip),
+            AddressAttribute::Address(ip) => found = found.or(Some(ip)),
+            _ => {}
+        }
+    }
+    IpNetwork::new(found?, message.header.prefix_len).ok()
+}

@@ -1,0 +1,247 @@
+//! Links: `ip link`, and `bridge link` for the ports of a bridge.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use cni_protocol::MacAddr;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
+    InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use nix::errno::Errno;
+use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth};
+
+use super::netns::NetNs;
+use super::socket::{NetError, Netlink, NlResult};
+
+/// A link as the kernel describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    /// `None` for hardware: only virtual links have a kind.
+    pub kind: Option<String>,
+    pub mac: Option<MacAddr>,
+    pub mtu: u32,
+    pub up: bool,
+    pub promiscuous: bool,
+    pub alias: Option<String>,
+    /// The index of the bridge that it is a port of.
+    pub master: Option<u32>,
+    /// The index of a veth's other end, in that end's namespace.
+    pub peer: Option<u32>,
+    /// What it is allowed as a port; `None` when it is no bridge port.
+    pub port: Option<BridgePort>,
+}
+
+/// The settings of a bridge port that Weft sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BridgePort {
+    pub hairpin: bool,
+    pub isolated: bool,
+}
+
+/// What a veth pair is made of.
+pub struct NewVeth<'a> {
+    pub host_name: &'a str,
+    pub host_mac: MacAddr,
+    pub bridge: u32,
+    pub container_name: &'a str,
+    pub container_mac: MacAddr,
+    pub container_netns: &'a NetNs,
+    /// `None` leaves the kernel's default.
+    pub mtu: Option<u32>,
+}
+
+impl Netlink {
+    /// `ip link show dev NAME`.
+    pub fn link(&mut self, name: &str) -> NlResult<Option<Link>> {
+        let query = LinkUnspec::new_with_name(name).build();
+        match self.request(RouteNetlinkMessage::GetLink(query), 0) {
+            Ok(answers) => Ok(answers.into_iter().find_map(as_link)),
+            Err(error) if error.not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// `ip link show master BRIDGE`; every link of the namespace without one.
+    pub fn links(&mut self, master: Option<u32>) -> NlResult<Vec<Link>> {
+        let mut query = LinkMessageBuilder::<LinkUnspec>::default();
+        if let Some(index) = master {
+            query = query.controller(index);
+        }
+        let answers = self.socket.dump(RouteNetlinkMessage::GetLink(query.build()))?;
+        // Kernels before 4.20 ignore the filter.
+        let links = answers.into_iter().filter_map(as_link);
+        Ok(links.filter(|link| master.is_none() || link.master == master).collect())
+    }
+
+    /// `ip link add NAME address MAC mtu MTU up type bridge`. An address that is set, not inherited, does
+    /// not change when ports join.
+    pub fn add_bridge(&mut self, name: &str, mac: MacAddr, mtu: Option<u32>) -> NlResult<()> {
+        let mut bridge = LinkBridge::new(name).address(mac.octets().to_vec()).up();
+        if let Some(mtu) = mtu {
+            bridge = bridge.mtu(mtu);
+        }
+        self.request(RouteNetlinkMessage::NewLink(bridge.build()), NLM_F_CREATE | NLM_F_EXCL).map(drop)
+    }
+
+    /// `ip link add HOST master BRIDGE up type veth peer name CONTAINER netns NETNS`, in one message: moving
+    /// the peer afterwards would wait ~17 ms for RCU. The peer cannot be set up in it (ENOTCONN).
+    pub fn add_veth(&mut self, veth: &NewVeth<'_>) -> NlResult<()> {
+        let mut peer = LinkUnspec::new_with_name(veth.container_name)
+            .address(veth.container_mac.octets().to_vec())
+            .setns_by_fd(veth.container_netns.as_fd().as_raw_fd());
+        let mut host = LinkVeth::new(veth.host_name, veth.container_name)
+            .address(veth.host_mac.octets().to_vec())
+            .controller(veth.bridge)
+            .up();
+        if let Some(mtu) = veth.mtu {
+            peer = peer.mtu(mtu);
+            host = host.mtu(mtu);
+        }
+        let peer = one_queue(peer).build();
+        let host = one_queue(host).set_info_data(InfoData::Veth(InfoVeth::Peer(peer))).build();
+        self.request(RouteNetlinkMessage::NewLink(host), NLM_F_CREATE | NLM_F_EXCL).map(drop)
+    }
+
+    /// `ip link set NAME alias TEXT addrgenmode none type bridge_slave hairpin … isolated …`: what a
+    /// container's bridge port needs beyond its creation, in one message. The port needs no IPv6 address
+    /// of its own, and with 1,000 of them on a bridge each one's chatter goes to all others.
+    pub fn configure_port(&mut self, name: &str, alias: Option<&str>, port: BridgePort) -> NlResult<()> {
+        let mut link = LinkUnspec::new_with_name(name)
+            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
+                AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
+            ])]))
+            .set_port_kind(InfoPortKind::Bridge)
+            .set_port_data(InfoPortData::BridgePort(vec![
+                InfoBridgePort::HairpinMode(port.hairpin),
+                InfoBridgePort::Isolated(port.isolated),
+            ]));
+        if let Some(alias) = alias {
+            link = link.alias(alias);
+        }
+        self.request(RouteNetlinkMessage::NewLink(link.build()), 0).map(drop)
+    }
+
+    /// `ip link set NAME up`.
+    pub fn set_up(&mut self, name: &str) -> NlResult<()> {
+        let link = LinkUnspec::new_with_name(name).up().build();
+        self.request(RouteNetlinkMessage::SetLink(link), 0).map(drop)
+    }
+
+    /// `ip link set NAME down`.
+    pub fn set_down(&mut self, name: &str) -> NlResult<()> {
+        let link = LinkUnspec::new_with_name(name).down().build();
+        self.request(RouteNetlinkMessage::SetLink(link), 0).map(drop)
+    }
+
+    /// `ip link set NAME promisc on`.
+    pub fn set_promiscuous(&mut self, name: &str, on: bool) -> NlResult<()> {
+        let link = LinkUnspec::new_with_name(name).promiscuous(on).build();
+        self.request(RouteNetlinkMessage::SetLink(link), 0).map(drop)
+    }
+
+    /// `ip link del NAME`. Waits ~15 ms for RCU although the link is gone from every table after ~0.5 ms:
+    /// see [`crate::veth::remove`] for callers in a hurry. A link that is not there is no error.
+    pub fn delete_link(&mut self, name: &str) -> NlResult<()> {
+        let link = LinkUnspec::new_with_name(name).build();
+        match self.request(RouteNetlinkMessage::DelLink(link), 0) {
+            Err(error) if error.not_found() => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// `ip link set NAME group N` for each, then `ip link del group N`: RCU is waited for once for all of
+    /// them. Links that are not there are no error.
+    pub fn delete_links(&mut self, names: &[&str]) -> NlResult<()> {
+        for name in names {
+            let link = LinkUnspec::new_with_name(name).link_group(REMOVAL_GROUP).build();
+            match self.request(RouteNetlinkMessage::SetLink(link), 0) {
+                Err(error) if !error.not_found() => return Err(error),
+                _ => {}
+            }
+        }
+        if names.is_empty() {
+            return Ok(());
+        }
+        let group = LinkMessageBuilder::<LinkUnspec>::default().link_group(REMOVAL_GROUP).build();
+        match self.request(RouteNetlinkMessage::DelLink(group), 0) {
+            Err(error) if error.not_found() => Ok(()),
+            other => other.map(drop),
+        }
+    }
+}
+
+/// A group that only links in removal are in: a GC that was killed in between leaves links there that the
+/// next one deletes as well.
+const REMOVAL_GROUP: u32 = 0x5745_4654;
+
+/// More queues than one per end cost memory and time, and help nothing between two namespaces.
+fn one_queue<T>(link: LinkMessageBuilder<T>) -> LinkMessageBuilder<T> {
+    link.append_extra_attribute(LinkAttribute::NumTxQueues(1))
+        .append_extra_attribute(LinkAttribute::NumRxQueues(1))
+}
+
+fn as_link(message: RouteNetlinkMessage) -> Option<Link> {
+    let RouteNetlinkMessage::NewLink(LinkMessage { header, attributes, .. }) = message else {
+        return None;
+    };
+    if header.interface_family == AddressFamily::Bridge {
+        return None;
+    }
+    let mut link = Link {
+        index: header.index,
+        name: String::new(),
+        kind: None,
+        mac: None,
+        mtu: 0,
+        up: header.flags.contains(LinkFlags::Up),
+        promiscuous: header.flags.contains(LinkFlags::Promisc),
+        alias: None,
+        master: None,
+        peer: None,
+        port: None,
+    };
+    for attribute in attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes).ok().map(MacAddr::from),
+            LinkAttribute::Controller(index) => link.master = Some(index),
+            LinkAttribute::Link(index) => link.peer = Some(index),
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::LinkInfo(infos) => read_infos(infos, &mut link),
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn read_infos(infos: Vec<LinkInfo>, link: &mut Link) {
+    for info in infos {
+        match info {
+            LinkInfo::Kind(InfoKind::Other(kind)) => link.kind = Some(kind),
+            LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+            LinkInfo::PortData(InfoPortData::BridgePort(settings)) => {
+                let mut port = BridgePort::default();
+                for setting in settings {
+                    match setting {
+                        InfoBridgePort::HairpinMode(on) => port.hairpin = on,
+                        InfoBridgePort::Isolated(on) => port.isolated = on,
+                        _ => {}
+                    }
+                }
+                link.port = Some(port);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The kernel's answer to a port too many: `br_add_if` gives EXFULL ("Exchange full") at 1,023.
+pub fn is_bridge_full(error: &NetError) -> bool {
+    error.errno == Errno::EXFULL
+}

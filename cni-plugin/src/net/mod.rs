@@ -1,0 +1,18 @@
+//! Thin verbs over the kernel's interfaces: links, addresses, routes, nftables, sysctls, network namespaces.
+//!
+//! Everything is synchronous: a plugin's process lives for about a millisecond and forks in DEL, so an
+//! event loop would cost more than it gives. The messages are built with rtnetlink's builders and
+//! netlink-packet-netfilter; only sending and receiving is done here ([`socket`]).
+
+mod addr;
+mod link;
+pub mod netns;
+pub mod nft;
+mod route;
+mod socket;
+pub mod sysctl;
+
+pub use addr::Detection;
+pub use link::{BridgePort, Link, NewVeth, is_bridge_full};
+pub use route::KernelRoute;
+pub use socket::{NetError, Netlink, NlResult, Socket};

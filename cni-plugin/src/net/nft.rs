@@ -1,0 +1,222 @@
+//! nftables: `nft`, for the table `inet weft` and no other.
+//!
+//! Every verb names that table, so nobody else's objects can be read or changed by mistake. Sources:
+//! linux/netfilter/nf_tables.h and nfnetlink.h; what `nft --debug=netlink` sends for the same text.
+
+mod answer;
+mod change;
+mod interval;
+mod rule;
+
+use std::fmt;
+
+use cni_protocol::Deadline;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
+use netlink_packet_netfilter::nftables::{
+    ChainAttribute, ChainMessage, GenMessage, InetHookNumber, NfTablesMessage, RuleAttribute, RuleMessage,
+    SetAttribute, SetElementList, SetElementMessage, SetFlags, SetMessage,
+};
+use netlink_packet_netfilter::none::ControlMessage;
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterProtoFamily, NetfilterSubsystem,
+};
+use netlink_sys::protocols;
+use nix::errno::Errno;
+
+use super::socket::{NetError, NlResult, Socket};
+use crate::plan::Family;
+use answer::Answer;
+pub use change::Change;
+pub use interval::Interval;
+pub use rule::{Field, Rule};
+
+/// The table that holds everything of Weft's, in the family `inet`.
+pub const TABLE: &str = "weft";
+/// `NF_ACCEPT` of linux/netfilter.h.
+pub const POLICY_ACCEPT: u32 = 1;
+
+// The attributes of linux/netfilter/nf_tables.h that are read.
+const NFTA_CHAIN_HOOK: u16 = 4;
+const NFTA_CHAIN_POLICY: u16 = 5;
+const NFTA_CHAIN_TYPE: u16 = 7;
+const NFTA_HOOK_HOOKNUM: u16 = 1;
+const NFTA_HOOK_PRIORITY: u16 = 2;
+const NFTA_SET_FLAGS: u16 = 3;
+const NFTA_SET_KEY_TYPE: u16 = 4;
+const NFTA_SET_KEY_LEN: u16 = 5;
+
+/// A `NETLINK_NETFILTER` socket.
+pub struct Nft {
+    socket: Socket,
+}
+
+/// Where a base chain stands in the packet's way: `type KIND hook HOOK priority PRIORITY; policy POLICY`.
+/// A regular chain, which has none of these, is one with an empty kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    pub kind: String,
+    pub hook: InetHookNumber,
+    pub priority: i32,
+    /// `NF_ACCEPT` or `NF_DROP`.
+    pub policy: u32,
+}
+
+/// What a set's elements are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SetKind {
+    pub key_type: u32,
+    /// In bytes.
+    pub key_len: u32,
+    pub flags: SetFlags,
+}
+
+impl Nft {
+    /// Opens a netfilter socket in the current network namespace.
+    ///
+    /// # Errors
+    /// What socket(2) says; `EPROTONOSUPPORT` where the kernel has no nfnetlink.
+    pub fn open(deadline: Deadline) -> NlResult<Self> {
+        Ok(Self { socket: Socket::open(protocols::NETLINK_NETFILTER, deadline)? })
+    }
+
+    /// Whether the kernel has nf_tables and lets this process use it.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` without nf_tables, `EPERM` without `CAP_NET_ADMIN`.
+    pub fn available(&mut self) -> NlResult<()> {
+        let query = NfTablesMessage::GetGen(GenMessage { attributes: Vec::new() });
+        match self.socket.request(message(query), 0) {
+            // nfnetlink's answer when nobody serves the subsystem, even after it asked for the module.
+            Err(error) if error.errno == Errno::EINVAL => Err(NetError {
+                errno: Errno::EOPNOTSUPP,
+                explanation: Some("the kernel has no nf_tables".into()),
+            }),
+            other => other.map(|_: Vec<Answer>| ()),
+        }
+    }
+
+    /// `nft -f`: carries out all changes, or none of them.
+    ///
+    /// # Errors
+    /// The first refusal; the explanation names the change.
+    pub fn batch(&mut self, changes: Vec<Change>) -> NlResult<()> {
+        let count = changes.len();
+        let mut texts = Vec::with_capacity(count);
+        let mut messages = Vec::with_capacity(count + 2);
+        messages.push((frame(ControlMessage::BatchBegin), NLM_F_REQUEST));
+        for change in changes {
+            messages.push((message(change.message), NLM_F_REQUEST | change.flags));
+            texts.push(change.text);
+        }
+        // One answer is enough: the kernel answers every message that it refuses, asked or not.
+        if let Some((_, flags)) = messages.last_mut() {
+            *flags |= NLM_F_ACK;
+        }
+        messages.push((frame(ControlMessage::BatchEnd), NLM_F_REQUEST));
+        let Err(refusal) = self.socket.batch(messages) else {
+            return Ok(());
+        };
+        let mut error = refusal.error;
+        let text = refusal.position.checked_sub(1).and_then(|position| texts.get(position));
+        error.explanation = match (text, error.explanation) {
+            (Some(text), Some(explanation)) => Some(format!("{text}: {explanation}")),
+            (text, explanation) => text.cloned().or(explanation),
+        };
+        Err(error)
+    }
+
+    /// `nft list chain inet weft NAME`, its head: `None` where it is not there.
+    pub fn chain(&mut self, name: &str) -> NlResult<Option<Chain>> {
+        let attributes = vec![ChainAttribute::Table(TABLE.into()), ChainAttribute::Name(name.into())];
+        let query = NfTablesMessage::GetChain(ChainMessage { attributes });
+        let answers = unless_missing(self.socket.request(message(query), 0))?;
+        Ok(answers.first().map(Chain::from_answer))
+    }
+
+    /// `nft list chain inet weft NAME`, its rules in order. No rules where the chain is not there.
+    pub fn rules(&mut self, chain: &str) -> NlResult<Vec<Rule>> {
+        let attributes = vec![RuleAttribute::Table(TABLE.into()), RuleAttribute::Chain(chain.into())];
+        let query = NfTablesMessage::GetRule(RuleMessage { attributes });
+        let answers = unless_missing(self.socket.dump(message(query)))?;
+        Ok(answers.iter().map(Rule::from_answer).collect())
+    }
+
+    /// `nft list set inet weft NAME`, its head: `None` where it is not there.
+    pub fn set(&mut self, name: &str) -> NlResult<Option<SetKind>> {
+        let attributes = vec![SetAttribute::Table(TABLE.into()), SetAttribute::Name(name.into())];
+        let query = NfTablesMessage::GetSet(SetMessage { attributes });
+        let answers = unless_missing(self.socket.request(message(query), 0))?;
+        Ok(answers.first().map(SetKind::from_answer))
+    }
+
+    /// `nft list set inet weft NAME`, its elements in order. None where the set is not there.
+    pub fn intervals(&mut self, set: &str) -> NlResult<Vec<Interval>> {
+        let attributes = vec![SetElementList::Table(TABLE.into()), SetElementList::Set(set.into())];
+        let query = NfTablesMessage::GetSetElement(SetElementMessage { attributes });
+        let answers = unless_missing(self.socket.dump(message(query)))?;
+        Ok(interval::from_answers(&answers))
+    }
+}
+
+impl Chain {
+    fn from_answer(answer: &Answer) -> Self {
+        let hook = answer.get(NFTA_CHAIN_HOOK).unwrap_or_default();
+        let part = |kind| answer::find(hook, kind).and_then(answer::number);
+        Self {
+            kind: answer.get(NFTA_CHAIN_TYPE).map(answer::text).unwrap_or_default(),
+            hook: part(NFTA_HOOK_HOOKNUM).unwrap_or(u32::MAX).into(),
+            priority: part(NFTA_HOOK_PRIORITY).unwrap_or_default().cast_signed(),
+            policy: answer.get(NFTA_CHAIN_POLICY).and_then(answer::number).unwrap_or_default(),
+        }
+    }
+}
+
+impl fmt::Display for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.kind.is_empty() {
+            return f.write_str("a chain without a hook");
+        }
+        let hook = format!("{:?}", self.hook).to_lowercase();
+        let policy = if self.policy == POLICY_ACCEPT { "accept" } else { "drop" };
+        write!(f, "type {} hook {hook} priority {}; policy {policy}", self.kind, self.priority)
+    }
+}
+
+impl SetKind {
+    /// `type ipv4_addr; flags interval` or `type ipv6_addr; flags interval`.
+    pub fn intervals_of(family: Family) -> Self {
+        // The types' numbers are nft's own (its datatype.h): the kernel only keeps them, for nft to print.
+        let (key_type, key_len) = match family {
+            Family::V4 => (7, 4),
+            Family::V6 => (8, 16),
+        };
+        Self { key_type, key_len, flags: SetFlags::Interval }
+    }
+
+    fn from_answer(answer: &Answer) -> Self {
+        let part = |kind| answer.get(kind).and_then(answer::number).unwrap_or_default();
+        Self {
+            key_type: part(NFTA_SET_KEY_TYPE),
+            key_len: part(NFTA_SET_KEY_LEN),
+            flags: SetFlags::from_bits_retain(part(NFTA_SET_FLAGS)),
+        }
+    }
+}
+
+fn message(inner: NfTablesMessage) -> NetfilterMessage {
+    NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0), inner)
+}
+
+/// Begin or end of a batch; its header says for which subsystem.
+fn frame(inner: ControlMessage) -> NetfilterMessage {
+    let subsystem = u16::from(u8::from(NetfilterSubsystem::NfTables));
+    NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, subsystem), inner)
+}
+
+/// Nothing where the table or the object in it is not there.
+fn unless_missing(answers: NlResult<Vec<Answer>>) -> NlResult<Vec<Answer>> {
+    match answers {
+        Err(error) if error.not_found() => Ok(Vec::new()),
+        other => other,
+    }
+}

@@ -1,0 +1,134 @@
+//! Routes: `ip route`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use cni_protocol::Route;
+use ipnetwork::IpNetwork;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteScope,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
+use rtnetlink::RouteMessageBuilder;
+
+use super::socket::{NetError, Netlink, NlResult};
+
+/// `RT_TABLE_LOCAL` of linux/rtnetlink.h: the kernel's own routes to its addresses.
+const RT_TABLE_LOCAL: u32 = 255;
+
+/// A route through one interface, as the kernel has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelRoute {
+    pub dst: IpNetwork,
+    pub gateway: Option<IpAddr>,
+    pub table: u32,
+    pub priority: u32,
+    pub mtu: Option<u32>,
+    pub advmss: Option<u32>,
+}
+
+impl Netlink {
+    /// `ip route add DST [via GW] dev INDEX [mtu …] [advmss …] [priority …] [table …] [scope …]`.
+    pub fn add_route(&mut self, index: u32, route: &Route) -> NlResult<()> {
+        let message = route_message(index, route)?;
+        self.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL).map(drop)
+    }
+
+    /// `ip route show table all dev INDEX`.
+    pub fn routes(&mut self, index: u32) -> NlResult<Vec<KernelRoute>> {
+        let mut found = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut query = RouteMessage::default();
+            query.header.address_family = family;
+            query.attributes = vec![RouteAttribute::Oif(index)];
+            let answers = self.socket.dump(RouteNetlinkMessage::GetRoute(query))?;
+            found.extend(answers.into_iter().filter_map(|answer| as_route(answer, index)));
+        }
+        Ok(found)
+    }
+}
+
+fn route_message(index: u32, route: &Route) -> NlResult<RouteMessage> {
+    let mut builder = RouteMessageBuilder::<IpAddr>::new()
+        .output_interface(index)
+        .destination_prefix(route.dst.network(), route.dst.prefix())
+        .map_err(|error| invalid(&error))?;
+    builder = match (route.gw, route.scope) {
+        (_, Some(scope)) => builder.scope(RouteScope::from(scope)),
+        // What `ip route add DST dev NAME` sends; IPv6 knows no scopes.
+        (None, None) if route.dst.is_ipv4() => builder.scope(RouteScope::Link),
+        _ => builder,
+    };
+    if let Some(gateway) = route.gw {
+        builder = builder.gateway(gateway).map_err(|error| invalid(&error))?;
+    }
+    if let Some(priority) = route.priority {
+        builder = builder.priority(priority);
+    }
+    if let Some(table) = route.table {
+        builder = builder.table_id(table);
+    }
+    let mut message = builder.build();
+    let metrics: Vec<RouteMetric> =
+        [route.mtu.map(RouteMetric::Mtu), route.advmss.map(RouteMetric::Advmss)].into_iter().flatten().collect();
+    if !metrics.is_empty() {
+        message.attributes.push(RouteAttribute::Metrics(metrics));
+    }
+    Ok(message)
+}
+
+/// rtnetlink refused to build the message: a next hop of another family than the destination.
+fn invalid(error: &impl std::error::Error) -> NetError {
+    NetError { errno: Errno::EINVAL, explanation: Some(error.to_string()) }
+}
+
+fn as_route(answer: RouteNetlinkMessage, index: u32) -> Option<KernelRoute> {
+    let RouteNetlinkMessage::NewRoute(RouteMessage { header, attributes, .. }) = answer else {
+        return None;
+    };
+    let any = match header.address_family {
+        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        _ => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let mut route = KernelRoute {
+        dst: IpNetwork::new(any, header.destination_prefix_length).ok()?,
+        gateway: None,
+        table: u32::from(header.table),
+        priority: 0,
+        mtu: None,
+        advmss: None,
+    };
+    let mut through = None;
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => {
+                route.dst = IpNetwork::new(ip.into(), header.destination_prefix_length).ok()?;
+            }
+            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => {
+                route.dst = IpNetwork::new(ip.into(), header.destination_prefix_length).ok()?;
+            }
+            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => route.gateway = Some(ip.into()),
+            RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => route.gateway = Some(ip.into()),
+            RouteAttribute::Via(netlink_packet_route::route::RouteVia::Inet6(ip)) => {
+                route.gateway = Some(ip.into());
+            }
+            RouteAttribute::Oif(oif) => through = Some(oif),
+            RouteAttribute::Table(table) => route.table = table,
+            RouteAttribute::Priority(priority) => route.priority = priority,
+            RouteAttribute::Metrics(metrics) => read_metrics(metrics, &mut route),
+            _ => {}
+        }
+    }
+    (through == Some(index) && route.table != RT_TABLE_LOCAL).then_some(route)
+}
+
+fn read_metrics(metrics: Vec<RouteMetric>, route: &mut KernelRoute) {
+    for metric in metrics {
+        match metric {
+            RouteMetric::Mtu(mtu) => route.mtu = Some(mtu),
+            RouteMetric::Advmss(advmss) => route.advmss = Some(advmss),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! One netlink conversation at a time: a request, its answers, its acknowledgement.
+
+use std::fmt::{self, Display};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use cni_protocol::Deadline;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_ALIGNTO, NetlinkDeserializable,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlaBuffer, NlasIterator,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::{Socket as RawSocket, SocketAddr, protocols};
+use nix::errno::Errno;
+use nix::libc::MSG_DONTWAIT;
+use nix::poll::{PollFd, PollFlags, poll};
+
+/// `NLMSGERR_ATTR_MSG` of linux/netlink.h: the kernel's own words for what it refused.
+const NLMSGERR_ATTR_MSG: u16 = 1;
+/// Larger than any single datagram the kernel builds for a dump (linux/netlink.h caps them at 32 KiB).
+const RECEIVE_BUFFER: usize = 64 * 1024;
+/// How often a dump that the kernel marked as inconsistent is asked for again.
+const DUMP_ATTEMPTS: usize = 8;
+
+pub type NlResult<T> = Result<T, NetError>;
+
+/// What the kernel answered to a request it did not carry out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetError {
+    pub errno: Errno,
+    /// The extended acknowledgement, where the kernel gave one.
+    pub explanation: Option<String>,
+}
+
+impl NetError {
+    /// Whether the object is there already.
+    pub fn exists(&self) -> bool {
+        self.errno == Errno::EEXIST
+    }
+
+    /// Whether the object is not there. The kernel says so in different ways for links, addresses,
+    /// routes and tables.
+    pub fn not_found(&self) -> bool {
+        matches!(self.errno, Errno::ENODEV | Errno::ENOENT | Errno::EADDRNOTAVAIL | Errno::ESRCH)
+    }
+}
+
+impl From<Errno> for NetError {
+    fn from(errno: Errno) -> Self {
+        Self { errno, explanation: None }
+    }
+}
+
+impl From<std::io::Error> for NetError {
+    fn from(error: std::io::Error) -> Self {
+        error.raw_os_error().map_or(Errno::EIO, Errno::from_raw).into()
+    }
+}
+
+impl Display for NetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({:?})", self.errno.desc(), self.errno)?;
+        match &self.explanation {
+            Some(text) => write!(f, ": {text}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for NetError {}
+
+/// A netlink socket. It stays in the network namespace it was opened in, whatever namespace the
+/// process enters later.
+pub struct Socket {
+    raw: RawSocket,
+    sequence: u32,
+    deadline: Deadline,
+    buffer: Vec<u8>,
+}
+
+impl Socket {
+    /// Opens a socket of a netlink protocol (`NETLINK_*`) in the current network namespace.
+    pub fn open(protocol: isize, deadline: Deadline) -> NlResult<Self> {
+        let mut raw = RawSocket::new(protocol)?;
+        raw.bind_auto()?;
+        raw.connect(&SocketAddr::new(0, 0))?;
+        raw.set_ext_ack(true)?;
+        raw.set_cap_ack(true)?;
+        Ok(Self { raw, sequence: 0, deadline, buffer: Vec::with_capacity(RECEIVE_BUFFER) })
+    }
+
+    /// Sends one request and waits for its acknowledgement. Returns what the kernel answered before it.
+    pub fn request<Q, A>(&mut self, message: Q, flags: u16) -> NlResult<Vec<A>>
+    where
+        Q: NetlinkSerializable,
+        A: NetlinkDeserializable,
+    {
+        self.send(vec![(message, NLM_F_REQUEST | NLM_F_ACK | flags)])?;
+        let mut answers = Vec::new();
+        self.receive(self.sequence, &mut answers)?;
+        Ok(answers)
+    }
+
+    /// Asks for all objects that `filter` names, again when the kernel says that they changed meanwhile.
+    pub fn dump<Q, A>(&mut self, filter: Q) -> NlResult<Vec<A>>
+    where
+        Q: NetlinkSerializable + Clone,
+        A: NetlinkDeserializable,
+    {
+        for _ in 0..DUMP_ATTEMPTS {
+            self.send(vec![(filter.clone(), NLM_F_REQUEST | NLM_F_DUMP)])?;
+            let mut answers = Vec::new();
+            if self.receive(self.sequence, &mut answers)? == Consistency::Whole {
+                return Ok(answers);
+            }
+        }
+        Err(NetError { errno: Errno::EINTR, explanation: Some("the objects kept changing while read".into()) })
+    }
+
+    /// Serialises the messages into one datagram and sends it; each message gets the next sequence number.
+    pub(super) fn send<M: NetlinkSerializable>(&mut self, messages: Vec<(M, u16)>) -> NlResult<()> {
+        let mut datagram = Vec::new();
+        for (message, flags) in messages {
+            self.sequence += 1;
+            let mut header = NetlinkHeader::default();
+            header.flags = flags;
+            header.sequence_number = self.sequence;
+            let mut packet = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+            packet.finalize();
+            let start = datagram.len();
+            datagram.resize(start + packet.buffer_len().next_multiple_of(usize::from(NLMSG_ALIGNTO)), 0);
+            packet.serialize(&mut datagram[start..]);
+        }
+        self.raw.send(&datagram, 0)?;
+        Ok(())
+    }
+
+    /// The sequence number of the message sent last.
+    pub(super) fn last_sequence(&self) -> u32 {
+        self.sequence
+    }
+
+    /// Reads answers until the one that ends request `sequence`: an acknowledgement, an error or the end
+    /// of a dump. Answers to earlier requests are errors that nobody waited for, and are returned too.
+    pub(super) fn receive<A>(&mut self, sequence: u32, answers: &mut Vec<A>) -> NlResult<Consistency>
+    where
+        A: NetlinkDeserializable,
+    {
+        let mut consistency = Consistency::Whole;
+        loop {
+            self.next_datagram()?;
+            let mut offset = 0;
+            while offset < self.buffer.len() {
+                let bytes = &self.buffer[offset..];
+                let packet = NetlinkMessage::<A>::deserialize(bytes).map_err(undecodable)?;
+                let length = usize::try_from(packet.header.length).unwrap_or(usize::MAX);
+                if packet.header.flags & NLM_F_DUMP_INTR != 0 {
+                    consistency = Consistency::Torn;
+                }
+                match packet.payload {
+                    NetlinkPayload::Error(error) => {
+                        if let Some(code) = error.code {
+                            let explanation = explanation(bytes, length);
+                            return Err(NetError { errno: Errno::from_raw(code.get().abs()), explanation });
+                        }
+                        if packet.header.sequence_number == sequence {
+                            return Ok(consistency);
+                        }
+                    }
+                    NetlinkPayload::Done(done) if packet.header.sequence_number == sequence => {
+                        // A dump that could not go on, since what it was reading is gone.
+                        return if done.code < 0 {
+                            Err(Errno::from_raw(done.code.abs()).into())
+                        } else {
+                            Ok(consistency)
+                        };
+                    }
+                    NetlinkPayload::InnerMessage(message) => answers.push(message),
+                    _ => {}
+                }
+                offset += length.max(1).next_multiple_of(usize::from(NLMSG_ALIGNTO));
+            }
+        }
+    }
+
+    /// Sends messages that take effect together or not at all (`NFNL_MSG_BATCH_BEGIN` … `NFNL_MSG_BATCH_END`)
+    /// and waits for the answers. The last but one asks for an acknowledgement.
+    ///
+    /// # Errors
+    /// The first message that the kernel refused.
+    pub(super) fn batch<M>(&mut self, messages: Vec<(M, u16)>) -> Result<(), Refusal>
+    where
+        M: NetlinkDeserializable + NetlinkSerializable,
+    {
+        let first = self.sequence + 1;
+        self.send(messages).map_err(Refusal::whole)?;
+        let last = self.sequence - 1;
+        let mut refusal = None;
+        loop {
+            self.next_datagram().map_err(Refusal::whole)?;
+            let mut offset = 0;
+            while offset < self.buffer.len() {
+                let bytes = &self.buffer[offset..];
+                let packet = NetlinkMessage::<M>::deserialize(bytes)
+                    .map_err(|error| Refusal::whole(undecodable(error)))?;
+                let length = usize::try_from(packet.header.length).unwrap_or(usize::MAX);
+                let sequence = packet.header.sequence_number;
+                if let NetlinkPayload::Error(answer) = packet.payload {
+                    if let (Some(code), None) = (answer.code, &refusal) {
+                        let errno = Errno::from_raw(code.get().abs());
+                        let error = NetError { errno, explanation: explanation(bytes, length) };
+                        let position = usize::try_from(sequence.saturating_sub(first)).unwrap_or(usize::MAX);
+                        refusal = Some(Refusal { position, error });
+                    }
+                    // The kernel goes on after a message that it refuses, to find them all. It stops at the
+                    // batch's begin when it refuses the batch as such.
+                    if sequence == last || (sequence == first && refusal.is_some()) {
+                        return refusal.map_or(Ok(()), Err);
+                    }
+                }
+                offset += length.max(1).next_multiple_of(usize::from(NLMSG_ALIGNTO));
+            }
+        }
+    }
+
+    /// Reads the next answer. It is there already for most requests, which the kernel carries out while they
+    /// are sent; so reading goes before waiting.
+    fn next_datagram(&mut self) -> NlResult<()> {
+        loop {
+            self.buffer.clear();
+            match self.raw.recv(&mut self.buffer, MSG_DONTWAIT) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => self.wait_readable()?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Blocks until something can be read, or until the command's deadline.
+    fn wait_readable(&self) -> NlResult<()> {
+        loop {
+            match poll(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)], self.deadline.poll_timeout()) {
+                Ok(0) => return Err(Errno::ETIMEDOUT.into()),
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Joins a multicast group (`RTNLGRP_*`), for a socket that only waits for its events.
+    pub fn subscribe(&mut self, group: u32) -> NlResult<()> {
+        Ok(self.raw.add_membership(group)?)
+    }
+
+    /// Blocks until an event came, and takes all that are there. What happened is to be looked up: events
+    /// can be lost.
+    pub fn wait_for_events(&mut self) -> NlResult<()> {
+        self.wait_readable()?;
+        self.discard_events()
+    }
+
+    /// Takes the events that are there.
+    pub fn discard_events(&mut self) -> NlResult<()> {
+        loop {
+            self.buffer.clear();
+            match self.raw.recv(&mut self.buffer, MSG_DONTWAIT) {
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                // Events were lost.
+                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        #[expect(unsafe_code, reason = "netlink-sys gives only the raw descriptor; self keeps it open")]
+        unsafe {
+            BorrowedFd::borrow_raw(self.raw.as_raw_fd())
+        }
+    }
+}
+
+/// What the kernel refused of a batch.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    /// Which of the messages, counted from 0; that is the batch's begin and stands for the whole.
+    pub(super) position: usize,
+    pub(super) error: NetError,
+}
+
+impl Refusal {
+    fn whole(error: NetError) -> Self {
+        Self { position: 0, error }
+    }
+}
+
+/// Whether a dump is one moment's state.
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+pub(super) enum Consistency {
+    Whole,
+    Torn,
+}
+
+fn undecodable(error: netlink_packet_core::DecodeError) -> NetError {
+    NetError { errno: Errno::EBADMSG, explanation: Some(error.to_string()) }
+}
+
+/// The `NLMSGERR_ATTR_MSG` of a capped error message: header (16), errno (4), echoed header (16), attributes.
+fn explanation(bytes: &[u8], length: usize) -> Option<String> {
+    const ATTRIBUTES: usize = 16 + 4 + 16;
+    let attributes = bytes.get(ATTRIBUTES..length.min(bytes.len()))?;
+    NlasIterator::new(attributes).flatten().find_map(|nla: NlaBuffer<&[u8]>| {
+        (nla.kind() == NLMSGERR_ATTR_MSG)
+            .then(|| String::from_utf8_lossy(nla.value()).trim_end_matches('\0').to_owned())
+    })
+}
+
+/// A `NETLINK_ROUTE` socket; its verbs are in the sibling files.
+pub struct Netlink {
+    pub(super) socket: Socket,
+}
+
+impl Netlink {
+    /// Opens a route socket in the current network namespace.
+    pub fn open(deadline: Deadline) -> NlResult<Self> {
+        let socket = Socket::open(protocols::NETLINK_ROUTE, deadline)?;
+        // Lets a dump be filtered by the kernel instead of here.
+        socket.raw.set_netlink_get_strict_chk(true)?;
+        Ok(Self { socket })
+    }
+
+    /// When the command's time is over.
+    pub fn deadline(&self) -> Deadline {
+        self.socket.deadline
+    }
+
+    pub(super) fn request(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> NlResult<Vec<RouteNetlinkMessage>> {
+        self.socket.request(message, flags)
+    }
+}

@@ -1,0 +1,60 @@
+//! Kernel settings of the network namespace that the process is in: `sysctl net.…`.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::plan::Family;
+
+/// A file below `/proc/sys/net`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sysctl(PathBuf);
+
+impl Sysctl {
+    /// `net.ipv4.ip_forward` or `net.ipv6.conf.all.forwarding`: whether the host routes between its links.
+    pub fn forwarding(family: Family) -> Self {
+        Self::at(match family {
+            Family::V4 => "ipv4/ip_forward",
+            Family::V6 => "ipv6/conf/all/forwarding",
+        })
+    }
+
+    /// `net.ipv6.conf.IFNAME.KEY`. An interface name has no '/', so it cannot lead elsewhere.
+    pub fn ipv6_of(ifname: &str, key: &str) -> Self {
+        Self::at(&format!("ipv6/conf/{ifname}/{key}"))
+    }
+
+    fn at(path: &str) -> Self {
+        Self(Path::new("/proc/sys/net").join(path))
+    }
+
+    /// The value, without the line's end. `None` where the kernel has no such setting (IPv6 built out).
+    pub fn get(&self) -> io::Result<Option<String>> {
+        match fs::read_to_string(&self.0) {
+            Ok(value) => Ok(Some(value.trim_end().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes the value: the file exists or the write fails, it is never created.
+    pub fn set(&self, value: &str) -> io::Result<()> {
+        use std::io::Write;
+        fs::OpenOptions::new().write(true).open(&self.0)?.write_all(value.as_bytes())
+    }
+
+    /// Writes the value unless it is set already; whether it had to. A setting that the kernel does not
+    /// have is left: without IPv6 there is nothing to switch off.
+    pub fn ensure(&self, value: &str) -> io::Result<bool> {
+        match self.get()? {
+            Some(found) if found != value => self.set(value).map(|()| true),
+            _ => Ok(false),
+        }
+    }
+}
+
+impl std::fmt::Display for Sysctl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0.display())
+    }
+}

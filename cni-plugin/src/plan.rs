@@ -1,0 +1,221 @@
+//! What one attachment needs, worked out before anything is touched. Pure: no clock, no kernel, no files.
+
+use std::net::IpAddr;
+
+use cni_protocol::{Code, Error, IpConfig, Route};
+use ipnetwork::IpNetwork;
+
+use crate::conf::{Gateway, Network};
+
+/// The smallest MTU that IPv6 works over (RFC 8200 §5).
+const IPV6_MTU_MIN: u32 = 1280;
+
+/// The addresses and routes of an attachment, and what the host must have for them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The container's addresses with the gateways, as the result reports them.
+    pub ips: Vec<IpConfig>,
+    /// The container's routes as the result reports them: what the IPAM plugin gave, then default routes.
+    pub routes: Vec<Route>,
+    /// What the bridge answers to.
+    pub gateways: Vec<IpNetwork>,
+    /// The network's prefixes, from which traffic to anywhere else is masqueraded.
+    pub masquerade: Vec<IpNetwork>,
+    /// The families that the host forwards.
+    pub forwarding: Vec<Family>,
+    pub ipv6: Ipv6,
+}
+
+/// An address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl std::fmt::Display for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+impl Family {
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+/// What the container's interface does with IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ipv6 {
+    /// Nothing was said of addresses: whoever uses the interface decides.
+    Untouched,
+    /// The network has no IPv6: none on the interface, so that none of its chatter floods the bridge.
+    Off,
+    /// Addresses can be used at once.
+    On,
+    /// Addresses can be used once nobody else on the link claimed them.
+    OnAfterDetection,
+}
+
+impl Plan {
+    /// Works out an attachment with these addresses and routes; without addresses it is one of layer 2 only.
+    ///
+    /// # Errors
+    /// [`Code::InvalidConfig`] for a gateway of the other family or a prefix without room for one, an MTU
+    /// too small for IPv6.
+    pub fn new(network: &Network, ips: &[IpConfig], routes: &[Route]) -> Result<Self, Error> {
+        let ips = ips.iter().map(|ip| with_gateway(network, ip)).collect::<Result<Vec<_>, _>>()?;
+        if let Some(mtu) = network.mtu.filter(|mtu| *mtu < IPV6_MTU_MIN)
+            && let Some(ip) = ips.iter().find(|ip| ip.address.is_ipv6())
+        {
+            return Err(Error::new(
+                Code::InvalidConfig,
+                format!("mtu is {mtu}, but the address {} needs {IPV6_MTU_MIN} at least (RFC 8200)", ip.address),
+            ));
+        }
+        let has_gateway = network.gateway >= Gateway::Address;
+        let mut plan = Self {
+            routes: all_routes(network, &ips, routes),
+            gateways: Vec::new(),
+            masquerade: Vec::new(),
+            forwarding: Vec::new(),
+            ipv6: ipv6(network, &ips),
+            ips,
+        };
+        for ip in &plan.ips {
+            let family = Family::of(ip.address.ip());
+            if has_gateway && !plan.forwarding.contains(&family) {
+                plan.forwarding.push(family);
+            }
+            if let Some(address) = ip.gateway.and_then(|gateway| bridge_address(gateway, ip.address))
+                && has_gateway
+                && !plan.gateways.contains(&address)
+            {
+                plan.gateways.push(address);
+            }
+            let prefix = prefix(ip.address);
+            if network.masquerade && !plan.masquerade.contains(&prefix) {
+                plan.masquerade.push(prefix);
+            }
+        }
+        Ok(plan)
+    }
+
+    /// The routes as the kernel is to have them: next hops filled in, and of two to the same destination
+    /// only the first, as the reference plugins do.
+    pub fn kernel_routes(&self) -> Vec<Route> {
+        let mut kept: Vec<Route> = Vec::new();
+        for route in &self.routes {
+            let same = |other: &Route| {
+                (prefix(other.dst), other.table, other.priority) == (prefix(route.dst), route.table, route.priority)
+            };
+            if !kept.iter().any(same) {
+                let gw = route.gw.or_else(|| self.gateway_of(Family::of(route.dst.ip()), route.scope));
+                kept.push(Route { dst: prefix(route.dst), gw, ..route.clone() });
+            }
+        }
+        kept
+    }
+
+    /// The next hop for a route without one: the gateway of its family, unless the route's scope says that
+    /// its destination is on the link.
+    fn gateway_of(&self, family: Family, scope: Option<u8>) -> Option<IpAddr> {
+        /// `RT_SCOPE_LINK` of linux/rtnetlink.h.
+        const SCOPE_LINK: u8 = 253;
+        if scope.is_some_and(|scope| scope >= SCOPE_LINK) {
+            return None;
+        }
+        self.ips.iter().filter_map(|ip| ip.gateway).find(|gateway| Family::of(*gateway) == family)
+    }
+}
+
+fn ipv6(network: &Network, ips: &[IpConfig]) -> Ipv6 {
+    if ips.is_empty() {
+        Ipv6::Untouched
+    } else if !ips.iter().any(|ip| ip.address.is_ipv6()) {
+        Ipv6::Off
+    } else if network.duplicate_detection {
+        Ipv6::OnAfterDetection
+    } else {
+        Ipv6::On
+    }
+}
+
+/// The address with its gateway: the one that the IPAM plugin named, else the first of the subnet where
+/// the bridge is to be one.
+fn with_gateway(network: &Network, ip: &IpConfig) -> Result<IpConfig, Error> {
+    let refuse = |why: String| {
+        Err(Error::new(Code::InvalidConfig, why)
+            .detail("the IPAM plugin gave this; correct the gateway in the ipam section"))
+    };
+    let gateway = match ip.gateway {
+        Some(gateway) if Family::of(gateway) != Family::of(ip.address.ip()) => {
+            return refuse(format!("gateway {gateway} and address {} are of different families", ip.address));
+        }
+        None if network.gateway >= Gateway::Address => match first_host(ip.address) {
+            Some(first) if first == ip.address.ip() => {
+                return refuse(format!(
+                    "address {} is the one that the bridge would have as gateway, as none was named",
+                    ip.address
+                ));
+            }
+            None => return refuse(format!("subnet {} has no room for a gateway", prefix(ip.address))),
+            first => first,
+        },
+        named => named,
+    };
+    if gateway == Some(ip.address.ip()) {
+        return refuse(format!("address {} is the gateway's own", ip.address));
+    }
+    Ok(IpConfig { address: ip.address, gateway, interface: None })
+}
+
+/// The first address after the network's own, where one is.
+fn first_host(address: IpNetwork) -> Option<IpAddr> {
+    let first = match address.network() {
+        IpAddr::V4(network) => IpAddr::V4(u32::from(network).checked_add(1)?.into()),
+        IpAddr::V6(network) => IpAddr::V6(u128::from(network).checked_add(1)?.into()),
+    };
+    prefix(address).contains(first).then_some(first)
+}
+
+/// The gateway with the subnet's prefix length, as the bridge has it. A gateway outside of the subnet is
+/// somebody else's machine.
+fn bridge_address(gateway: IpAddr, address: IpNetwork) -> Option<IpNetwork> {
+    prefix(address).contains(gateway).then(|| IpNetwork::new(gateway, address.prefix()).ok())?
+}
+
+fn all_routes(network: &Network, ips: &[IpConfig], given: &[Route]) -> Vec<Route> {
+    let mut routes = given.to_vec();
+    if network.gateway == Gateway::DefaultRoute {
+        for gateway in ips.iter().filter_map(|ip| ip.gateway) {
+            let is_default = |route: &Route| {
+                route.dst.prefix() == 0 && Family::of(route.dst.ip()) == Family::of(gateway)
+            };
+            if !routes.iter().any(is_default) {
+                routes.push(Route { gw: Some(gateway), ..Route::to(default_prefix(Family::of(gateway))) });
+            }
+        }
+    }
+    routes
+}
+
+fn default_prefix(family: Family) -> IpNetwork {
+    let any: IpAddr = match family {
+        Family::V4 => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    };
+    IpNetwork::new(any, 0).unwrap_or_else(|_| IpNetwork::from(any))
+}
+
+/// The address's subnet.
+pub fn prefix(address: IpNetwork) -> IpNetwork {
+    IpNetwork::new(address.network(), address.prefix()).unwrap_or(address)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,116 @@
+//! The container's side: its network namespace and the interface in it.
+
+use std::path::Path;
+
+use cni_protocol::{Code, Deadline, Error, IfName};
+use netlink_sys::protocols::NETLINK_ROUTE;
+
+use crate::net::netns::NetNs;
+use crate::net::sysctl::Sysctl;
+use crate::net::{Detection, Link, NetError, Netlink, NlResult, Socket};
+use crate::plan::Ipv6;
+use crate::step::Fault;
+
+/// A container's network namespace, with a socket in it.
+pub struct Pod {
+    pub netns: NetNs,
+    home: NetNs,
+    pub netlink: Netlink,
+}
+
+impl Pod {
+    /// Opens the namespace at a path.
+    pub fn open(path: &Path, deadline: Deadline) -> Result<Self, Fault> {
+        let netns = NetNs::open(path).map_err(|error| {
+            Error::new(
+                Code::UnknownContainer,
+                format!("CNI_NETNS {}: {error}: the container has ended, or the path is wrong", path.display()),
+            )
+        })?;
+        let home = NetNs::current()?;
+        let netlink = netns.run(&home, || Netlink::open(deadline))??;
+        Ok(Self { netns, home, netlink })
+    }
+
+    /// Switches IPv6 of an interface as planned. Before the interface is up for the first time, so that
+    /// nothing is sent that the network does not have.
+    pub fn set_ipv6(&self, ifname: &IfName, ipv6: Ipv6) -> Result<(), Fault> {
+        let settings = ipv6_settings(ifname, ipv6);
+        self.netns.run(&self.home, || settings.iter().try_for_each(|(key, value)| key.ensure(value).map(drop)))??;
+        Ok(())
+    }
+
+    /// The first of the planned settings that is different, with what it is.
+    pub fn ipv6_difference(&self, ifname: &IfName, ipv6: Ipv6) -> Result<Option<String>, Fault> {
+        let settings = ipv6_settings(ifname, ipv6);
+        let found = self.netns.run(&self.home, || {
+            for (key, wanted) in &settings {
+                if let Some(value) = key.get()?.filter(|value| value != wanted) {
+                    return Ok(Some(format!("{key} is {value} instead of {wanted}")));
+                }
+            }
+            Ok::<_, std::io::Error>(None)
+        })??;
+        Ok(found)
+    }
+
+    /// Sees to it that `lo` is up; whether it was down.
+    pub fn ensure_loopback(&mut self) -> NlResult<bool> {
+        if self.netlink.link("lo")?.is_some_and(|lo| lo.up) {
+            return Ok(false);
+        }
+        self.netlink.set_up("lo").map(|()| true)
+    }
+
+    /// Waits until no address of the interface is tentative any more.
+    ///
+    /// # Errors
+    /// [`Code::Conflict`] when somebody on the link has one of the addresses.
+    pub fn wait_for_detection(&self, index: u32) -> Result<(), Fault> {
+        /// `RTNLGRP_IPV6_IFADDR` of linux/rtnetlink.h.
+        const RTNLGRP_IPV6_IFADDR: u32 = 9;
+        let deadline = self.netlink.deadline();
+        let (mut events, mut netlink) = self.netns.run(&self.home, || {
+            let mut events = Socket::open(NETLINK_ROUTE, deadline)?;
+            events.subscribe(RTNLGRP_IPV6_IFADDR)?;
+            Ok::<_, NetError>((events, Netlink::open(deadline)?))
+        })??;
+        loop {
+            let states = netlink.detection(index)?;
+            if let Some((address, _)) = states.iter().find(|(_, state)| *state == Detection::Failed) {
+                return Err(Error::new(
+                    Code::Conflict,
+                    format!("{address} is in use by another host on the link: give it back or choose another"),
+                )
+                .into());
+            }
+            if states.iter().all(|(_, state)| *state == Detection::Passed) {
+                return Ok(());
+            }
+            events.wait_for_events()?;
+        }
+    }
+
+    /// The index of the container's interface.
+    pub fn index_of(&mut self, ifname: &IfName) -> Result<u32, Fault> {
+        let link = self.interface(ifname)?;
+        Ok(link.ok_or(NetError::from(nix::errno::Errno::ENODEV))?.index)
+    }
+
+    /// The container's interface.
+    pub fn interface(&mut self, ifname: &IfName) -> NlResult<Option<Link>> {
+        self.netlink.link(ifname.as_str())
+    }
+}
+
+/// Router advertisements are never accepted: the routes are the network's to give (CVE-2020-10749).
+fn ipv6_settings(ifname: &IfName, ipv6: Ipv6) -> Vec<(Sysctl, &'static str)> {
+    let key = |name| Sysctl::ipv6_of(ifname.as_str(), name);
+    match ipv6 {
+        Ipv6::Untouched => vec![],
+        Ipv6::Off => vec![(key("disable_ipv6"), "1"), (key("accept_ra"), "0")],
+        // A runtime may have switched IPv6 off in all namespaces.
+        Ipv6::On => vec![(key("disable_ipv6"), "0"), (key("accept_ra"), "0"), (key("accept_dad"), "0")],
+        Ipv6::OnAfterDetection => vec![(key("disable_ipv6"), "0"), (key("accept_ra"), "0")],
+    }
+}

@@ -1,0 +1,172 @@
+//! The record of an attachment: one file, which is also its lock.
+//!
+//! The lock is held for all of an ADD or DEL and passes to the IPAM plugin, so that a DEL after a kill
+//! waits until an orphaned plugin has ended. Found unlocked and not `attached`, a record is what a killed
+//! ADD left.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cni_protocol::{Code, Deadline, Error, NetworkName};
+use serde::{Deserialize, Serialize};
+use weft_state::{Lock, boot_dir, boot_path, monotonic};
+
+use crate::key::AttachmentKey;
+
+/// The directory of the records, below that of the boot.
+const RECORDS: &str = "attachments";
+
+/// What is on file of an attachment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Content {
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    pub ifname: String,
+    /// For people: the path may name another namespace by now.
+    pub netns: String,
+    /// Set when all is done.
+    pub attached: bool,
+    /// When that was written: nanoseconds of the monotonic clock, of twenty digits so that the content
+    /// has one length.
+    since: String,
+}
+
+impl Content {
+    /// The state of an attachment as of now.
+    pub fn now(key: &AttachmentKey, netns: &Path, attached: bool) -> Self {
+        Self {
+            container_id: key.container_id.to_string(),
+            ifname: key.ifname.to_string(),
+            netns: netns.display().to_string(),
+            attached,
+            since: format!("{:020}", monotonic().as_nanos()),
+        }
+    }
+
+    /// When it was written, on the clock of [`weft_state::started`].
+    pub fn since(&self) -> Duration {
+        Duration::from_nanos(self.since.parse().unwrap_or_default())
+    }
+
+    /// The attachment that it speaks of.
+    pub fn key(&self, network: &NetworkName) -> Option<AttachmentKey> {
+        Some(AttachmentKey {
+            network: network.clone(),
+            container_id: self.container_id.parse().ok()?,
+            ifname: self.ifname.parse().ok()?,
+        })
+    }
+}
+
+/// An attachment's record, locked.
+pub struct Record {
+    lock: Lock,
+    path: PathBuf,
+}
+
+/// What a record says.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing was begun.
+    Nothing,
+    /// An ADD began and was killed.
+    Begun(Content),
+    /// The attachment is held.
+    Attached(Content),
+    /// Somebody else wrote or cut the file.
+    Damaged,
+}
+
+impl Record {
+    /// Locks the attachment's record, made if there is none.
+    ///
+    /// # Errors
+    /// [`Code::TryAgain`] when another call holds it until the deadline.
+    pub fn lock(state_dir: &Path, key: &AttachmentKey, deadline: Deadline) -> Result<Self, Error> {
+        let dir = boot_dir(state_dir, &key.network)?.join(RECORDS);
+        fs::create_dir_all(&dir).map_err(|error| io_error("create", &dir, &error))?;
+        let path = dir.join(key.hash());
+        Ok(Self { lock: Lock::exclusive(&path, deadline)?, path })
+    }
+
+    /// The same where there is a record; a host without one gets none.
+    pub fn lock_existing(
+        state_dir: &Path,
+        key: &AttachmentKey,
+        deadline: Deadline,
+    ) -> Result<Option<Self>, Error> {
+        let path = boot_path(state_dir, &key.network)?.join(RECORDS).join(key.hash());
+        if !path.exists() {
+            return Ok(None);
+        }
+        Ok(Some(Self { lock: Lock::exclusive(&path, deadline)?, path }))
+    }
+
+    /// What the record says.
+    pub fn read(&self) -> Result<Found, Error> {
+        let bytes = self.lock.read().map_err(|error| io_error("read", &self.path, &error))?;
+        if bytes.is_empty() {
+            return Ok(Found::Nothing);
+        }
+        Ok(match serde_json::from_slice::<Content>(&bytes) {
+            Ok(content) if content.attached => Found::Attached(content),
+            Ok(content) => Found::Begun(content),
+            Err(_) => Found::Damaged,
+        })
+    }
+
+    /// Writes the content, in place, as the file is the lock. "false" is a byte longer than "true": the
+    /// content is filled up to one length, so that a kill leaves the old record or the new one.
+    pub fn write(&self, content: &Content) -> Result<(), Error> {
+        let written = serde_json::to_vec(content).map_err(io::Error::from).and_then(|mut bytes| {
+            if content.attached {
+                bytes.push(b' ');
+            }
+            self.lock.write(&bytes)
+        });
+        written.map_err(|error| io_error("write", &self.path, &error))
+    }
+
+    /// Whether processes started from now on keep the lock while they live.
+    pub fn share_with_children(&self, share: bool) -> Result<(), Error> {
+        self.lock.share_with_children(share)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes the record.
+    pub fn remove(self) -> Result<(), Error> {
+        self.lock.remove_file()
+    }
+}
+
+/// The hashes of all attachments of a network that have a record of this boot.
+pub fn hashes(state_dir: &Path, network: &NetworkName) -> Result<Vec<String>, Error> {
+    let dir = boot_path(state_dir, network)?.join(RECORDS);
+    let entries = match fs::read_dir(&dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(|error| io_error("list", &dir, &error))?,
+    };
+    entries
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<io::Result<_>>()
+        .map_err(|error| io_error("list", &dir, &error))
+}
+
+/// The record of a hash that [`hashes`] gave; `None` while an ADD or DEL holds it.
+pub fn try_lock(state_dir: &Path, network: &NetworkName, hash: &str) -> Result<Option<Record>, Error> {
+    let path = boot_path(state_dir, network)?.join(RECORDS).join(hash);
+    Ok(Lock::try_exclusive(&path)?.map(|lock| Record { lock, path }))
+}
+
+fn io_error(what: &str, path: &Path, error: &io::Error) -> Error {
+    Error::new(
+        Code::Io,
+        format!("{what} {}: {error}: see that the state directory is writable and not full", path.display()),
+    )
+}

@@ -1,0 +1,266 @@
+//! The steps of an attachment, and the journal that takes them back.
+//!
+//! A step is data: its `Display` is what an error and the log name. [`Journal::take_back`] undoes it in one
+//! exhaustive match, so that a new step does not compile without its undo.
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use cni_protocol::{AddArgs, Code, Deadline, Error, IfName};
+use ipnetwork::IpNetwork;
+use log::{debug, warn};
+use nix::errno::Errno;
+use weft_state::Lock;
+
+use crate::key::AttachmentKey;
+use crate::masquerade::{self, Ensured};
+use crate::net::nft::Nft;
+use crate::net::sysctl::Sysctl;
+use crate::net::{NetError, Netlink};
+use crate::plan::Family;
+use crate::pod::Pod;
+use crate::record::{Content, Record};
+use crate::{bridge, ipam, veth};
+
+/// What taking back may last when the command's own time is over.
+const UNDO_TIME: Duration = Duration::from_secs(5);
+
+/// One thing that ADD does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    Record,
+    Reserve(String),
+    Bridge(IfName),
+    Promiscuous(IfName),
+    Gateway(IfName, IpNetwork),
+    Forwarding(Family),
+    Masquerade(Ensured),
+    Veth(String),
+    Port(String),
+    Settings(IfName),
+    Loopback,
+    Address(IpNetwork),
+    Up(IfName),
+    Detection(IfName),
+    Route(IpNetwork, Option<IpAddr>),
+    ReadBack,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Record => f.write_str("record the attachment"),
+            Self::Reserve(plugin) => write!(f, "reserve addresses with {plugin}"),
+            Self::Bridge(name) => write!(f, "ensure bridge {name}"),
+            Self::Promiscuous(name) => write!(f, "set bridge {name} promiscuous"),
+            Self::Gateway(name, address) => write!(f, "add gateway address {address} to bridge {name}"),
+            Self::Forwarding(family) => write!(f, "enable {family} forwarding"),
+            Self::Masquerade(_) => f.write_str("masquerade the network"),
+            Self::Veth(name) => write!(f, "create veth {name}"),
+            Self::Port(name) => write!(f, "configure bridge port {name}"),
+            Self::Settings(name) => write!(f, "set IPv6 settings of {name} in the container"),
+            Self::Loopback => f.write_str("set lo up in the container"),
+            Self::Address(address) => write!(f, "add address {address} in the container"),
+            Self::Up(name) => write!(f, "set {name} up in the container"),
+            Self::Detection(name) => write!(f, "wait for duplicate address detection on {name}"),
+            Self::Route(dst, None) => write!(f, "add route {dst} in the container"),
+            Self::Route(dst, Some(gateway)) => write!(f, "add route {dst} via {gateway} in the container"),
+            Self::ReadBack => f.write_str("read the interfaces back"),
+        }
+    }
+}
+
+/// Why a step failed.
+#[derive(Debug)]
+pub enum Fault {
+    Net(NetError),
+    Io(io::Error),
+    /// An error with its own code and remedy.
+    Told(Error),
+}
+
+impl From<NetError> for Fault {
+    fn from(error: NetError) -> Self {
+        Self::Net(error)
+    }
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self::Told(error)
+    }
+}
+
+/// The error of a step: what was done, on what, why it failed, and what helps.
+pub fn failed(step: &dyn fmt::Display, fault: Fault) -> Error {
+    let (text, errno) = match fault {
+        Fault::Told(error) => return Error { msg: format!("{step}: {}", error.msg), ..error },
+        Fault::Net(error) => (error.to_string(), Some(error.errno)),
+        Fault::Io(error) => (error.to_string(), error.raw_os_error().map(Errno::from_raw)),
+    };
+    let remedy = match errno {
+        Some(Errno::EPERM | Errno::EACCES) => "run the container runtime as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN",
+        Some(Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT) => {
+            "the kernel lacks this: load its module (bridge, veth, nf_tables, nft_masq)"
+        }
+        Some(Errno::ENOMEM | Errno::ENOBUFS) => "the kernel has no memory for it: free some and try again",
+        Some(Errno::ETIMEDOUT) => "the kernel did not answer in the command's time: raise the key timeout",
+        _ => "see the kernel log for more; nothing was left behind unless the details say so",
+    };
+    let code = if errno == Some(Errno::ETIMEDOUT) { Code::Deadline } else { Code::Kernel };
+    Error::new(code, format!("{step}: {text}; {remedy}"))
+}
+
+/// Whether a step changed anything. What was only found is not taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    Made,
+    Found,
+}
+
+impl From<bool> for Change {
+    fn from(changed: bool) -> Self {
+        if changed { Self::Made } else { Self::Found }
+    }
+}
+
+/// What an ADD has done so far. Dropped before [`Journal::keep`], it takes everything back: so a panic ends
+/// as clean as an error.
+pub struct Journal {
+    args: Rc<AddArgs>,
+    key: AttachmentKey,
+    /// Held shared by every ADD of the host: who has it alone may take back what hosts share.
+    host_lock: Lock,
+    /// Held shared by every ADD of the network, and alone by its GC.
+    _network_lock: Lock,
+    record: Option<Record>,
+    done: Vec<Step>,
+    /// Whether dropping the journal takes everything back.
+    armed: bool,
+}
+
+impl Journal {
+    /// Opens the journal of an attachment whose record is locked.
+    pub fn new(args: Rc<AddArgs>, key: AttachmentKey, locks: (Lock, Lock), record: Record) -> Self {
+        let (host_lock, network_lock) = locks;
+        Self {
+            args,
+            key,
+            host_lock,
+            _network_lock: network_lock,
+            record: Some(record),
+            done: vec![Step::Record],
+            armed: true,
+        }
+    }
+
+    /// Carries a step out, and remembers it if it changed anything.
+    pub fn run<T, F: Into<Fault>>(
+        &mut self,
+        step: Step,
+        work: impl FnOnce() -> Result<(T, Change), F>,
+    ) -> Result<T, Error> {
+        debug!("{step}");
+        let (value, change) = work().map_err(|fault| failed(&step, fault.into()))?;
+        if change == Change::Made {
+            self.done.push(step);
+        }
+        Ok(value)
+    }
+
+    /// The same for a step whose every trace goes with the veth pair.
+    pub fn within<F: Into<Fault>>(&mut self, step: Step, work: impl FnOnce() -> Result<(), F>) -> Result<(), Error> {
+        self.run(step, || work().map(|()| ((), Change::Found)))
+    }
+
+    /// Remembers a step before it is tried, or one whose undo needs to know what it found.
+    pub fn note(&mut self, step: Step) {
+        self.done.push(step);
+    }
+
+    pub fn record(&self) -> Option<&Record> {
+        self.record.as_ref()
+    }
+
+    /// Writes on record how far the attachment is.
+    pub fn write_record(&self, attached: bool) -> Result<(), Error> {
+        let Some(record) = &self.record else { return Ok(()) };
+        record
+            .write(&Content::now(&self.key, &self.args.netns, attached))
+            .map_err(|error| failed(&Step::Record, error.into()))
+    }
+
+    /// Takes back all that was done, the last first, and goes on after a failure. Returns what is left.
+    pub fn roll_back(&mut self) -> Vec<String> {
+        let mut left = Vec::new();
+        while let Some(step) = self.done.pop() {
+            if let Err(error) = self.take_back(&step) {
+                warn!("cannot take back \"{step}\": {}", error.msg);
+                left.push(format!("not taken back: {step}: {}", error.msg));
+            }
+        }
+        left
+    }
+
+    /// All is done. What is left of the journal is the way back, for when the result cannot be delivered;
+    /// the locks are held until then.
+    pub fn into_rollback(mut self) -> impl FnOnce() -> Vec<String> {
+        self.armed = false;
+        move || self.roll_back()
+    }
+
+    fn take_back(&mut self, step: &Step) -> Result<(), Error> {
+        let deadline = Deadline::after(UNDO_TIME);
+        let fail = |fault: Fault| failed(&format!("take back \"{step}\""), fault);
+        match step {
+            Step::Record => self.record.take().map_or(Ok(()), Record::remove),
+            Step::Reserve(plugin) => ipam::release(plugin, &self.args.call, &self.key, deadline),
+            Step::Bridge(name) if self.alone()? => bridge::remove_unused(name, deadline).map_err(fail),
+            Step::Promiscuous(name) if self.alone()? => Netlink::open(deadline)
+                .and_then(|mut host| host.set_promiscuous(name.as_str(), false))
+                .map_err(|error| fail(error.into())),
+            Step::Gateway(name, address) if self.alone()? => {
+                bridge::remove_gateway(name, *address, deadline).map_err(fail)
+            }
+            Step::Forwarding(family) if self.alone()? => {
+                Sysctl::forwarding(*family).set("0").map_err(|error| fail(error.into()))
+            }
+            Step::Masquerade(ensured) if self.alone()? => Nft::open(deadline)
+                .and_then(|mut nft| masquerade::undo(&mut nft, &self.key.network, ensured))
+                .map_err(|error| fail(error.into())),
+            // Other ADDs are under way and may rely on it by now; theirs it is then.
+            Step::Bridge(_) | Step::Promiscuous(_) | Step::Gateway(..) | Step::Forwarding(_)
+            | Step::Masquerade(_) => Ok(()),
+            Step::Veth(name) => veth::remove(name, deadline).map_err(|error| fail(error.into())),
+            Step::Loopback => Pod::open(&self.args.netns, deadline)
+                .and_then(|mut pod| Ok(pod.netlink.set_down("lo")?))
+                .map_err(fail),
+            // Gone with the veth pair.
+            Step::Port(_) | Step::Settings(_) | Step::Address(_) | Step::Up(_) | Step::Detection(_)
+            | Step::Route(..) | Step::ReadBack => Ok(()),
+        }
+    }
+
+    /// Whether no other ADD of the host is under way.
+    fn alone(&mut self) -> Result<bool, Error> {
+        self.host_lock.upgrade_now()
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        if self.armed {
+            // What could not be taken back was logged.
+            let _ = self.roll_back();
+        }
+    }
+}

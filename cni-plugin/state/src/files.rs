@@ -1,0 +1,106 @@
+//! Whole files and short names.
+
+use std::ffi::OsString;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use sha2::{Digest as _, Sha256};
+
+/// Puts `bytes` at `path` so that a reader, at any time and after any kill, sees the old content or
+/// the new, never a part. The file is readable by its owner only.
+///
+/// The temporary file stands beside `path` as `.<name>.<pid>.tmp`. A process killed between its two
+/// steps leaves it there; it goes with its directory (see [`crate::boot_dir`]).
+///
+/// # Errors
+/// Whatever the kernel says about creating, writing or renaming; the temporary file is then removed.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let name = path.file_name().ok_or_else(|| io::Error::other("the path has no file name"))?;
+    let mut temporary = OsString::from(".");
+    temporary.push(name);
+    temporary.push(format!(".{}.tmp", std::process::id()));
+    let temporary = path.with_file_name(temporary);
+    let written = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)
+        .and_then(|mut file| file.write_all(bytes))
+        .and_then(|()| fs::rename(&temporary, path));
+    written.inspect_err(|_| {
+        // The cause is what the caller must hear; the leftover is harmless.
+        drop(fs::remove_file(&temporary));
+    })
+}
+
+const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+
+/// Eleven characters of `[0-9a-z]` that stand for `parts`: with the prefix `weft` they fill the 15
+/// bytes of an interface name, and they are the name of a directory or file.
+///
+/// They are taken from the SHA-256 of the parts, each preceded by its length, so that moving a
+/// character from one part to the next gives another name. About 57 bits: among 100,000 attachments
+/// of one host the chance of two equal names is below one in ten million.
+#[must_use]
+pub fn short_hash(parts: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    let mut number = hash.finalize().iter().take(16).fold(0_u128, |n, b| n << 8 | u128::from(*b));
+    let digit = |_| {
+        let digit = DIGITS[(number % 36) as usize];
+        number /= 36;
+        char::from(digit)
+    };
+    (0..11).map(digit).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_files_replace_and_leave_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        write_whole(&path, b"one").unwrap();
+        write_whole(&path, b"two, longer").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two, longer");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_no_temporary_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        // A directory that is not empty cannot be replaced by a file.
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("inside"), b"").unwrap();
+        assert!(write_whole(&path, b"x").is_err());
+        assert!(path.join("inside").exists());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(write_whole(Path::new("/"), b"x").is_err());
+    }
+
+    #[test]
+    fn short_hashes_are_stable_and_mind_the_borders_of_parts() {
+        let hash = short_hash(&["net", "container", "eth0"]);
+        assert_eq!(hash.len(), 11);
+        assert!(hash.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase()));
+        assert_eq!(hash, short_hash(&["net", "container", "eth0"]));
+        assert_ne!(hash, short_hash(&["net", "containere", "th0"]));
+        assert_ne!(short_hash(&["ab"]), short_hash(&["a", "b"]));
+        assert_ne!(short_hash(&[]), short_hash(&[""]));
+    }
+
+    #[test]
+    fn short_hash_never_changes_between_versions() {
+        // DEL finds links and files by this name, also those of an older version of Weft.
+        assert_eq!(short_hash(&["weft", "c1", "eth0"]), "tcjis0dgy5f");
+    }
+}

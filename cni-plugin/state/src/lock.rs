@@ -1,0 +1,364 @@
+//! Locks that die with their holder.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cni_protocol::{Code, Deadline, Error};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::libc;
+use nix::sys::signal::{SaFlags, SigAction, SigEvent, SigHandler, SigSet, SigevNotify, Signal, sigaction};
+use nix::sys::stat::{major, minor};
+use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
+use nix::time::ClockId;
+
+/// flock(2) on a file, let go when dropped or when the process ends, however it ends.
+///
+/// Letting go is closing: a child that was given the lock ([`Lock::share_with_children`]) goes on
+/// holding it. The file may hold a record ([`Lock::read`], [`Lock::write`]); it must then never be
+/// replaced by a rename, because a lock belongs to the file and not to its name.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+    path: PathBuf,
+    mode: Mode,
+    deadline: Option<Deadline>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Shared,
+    Exclusive,
+}
+
+impl Mode {
+    fn operation(self) -> libc::c_int {
+        match self {
+            Self::Shared => libc::LOCK_SH,
+            Self::Exclusive => libc::LOCK_EX,
+        }
+    }
+}
+
+impl Lock {
+    /// Waits until nobody else holds the file, creating it (mode 0600) if it is not there; its
+    /// directory must be.
+    ///
+    /// # Errors
+    /// [`Code::TryAgain`] naming the holder when the deadline comes first; [`Code::Io`] when the
+    /// file cannot be opened.
+    pub fn exclusive(path: &Path, deadline: Deadline) -> Result<Self, Error> {
+        Self::acquire(path, Mode::Exclusive, deadline)
+    }
+
+    /// As [`Lock::exclusive`], but beside other shared holders.
+    ///
+    /// # Errors
+    /// As [`Lock::exclusive`].
+    pub fn shared(path: &Path, deadline: Deadline) -> Result<Self, Error> {
+        Self::acquire(path, Mode::Shared, deadline)
+    }
+
+    /// The lock if it is to be had at once, `None` if somebody holds it.
+    ///
+    /// # Errors
+    /// [`Code::Io`] when the file cannot be opened.
+    pub fn try_exclusive(path: &Path) -> Result<Option<Self>, Error> {
+        loop {
+            let file = open(path)?;
+            if !try_flock(&file, Mode::Exclusive).map_err(|e| failed(path, &e.into()))? {
+                return Ok(None);
+            }
+            if is_at(&file, path).map_err(|e| failed(path, &e))? {
+                return Ok(Some(Self { file, path: path.to_owned(), mode: Mode::Exclusive, deadline: None }));
+            }
+        }
+    }
+
+    fn acquire(path: &Path, mode: Mode, deadline: Deadline) -> Result<Self, Error> {
+        loop {
+            let file = open(path)?;
+            if !flock_until(&file, mode, deadline).map_err(|e| failed(path, &e.into()))? {
+                return Err(held(path, &file));
+            }
+            // Its last holder may have removed the file while we waited for it: then others lock
+            // another file of the same name, and so must we.
+            if is_at(&file, path).map_err(|e| failed(path, &e))? {
+                return Ok(Self { file, path: path.to_owned(), mode, deadline: Some(deadline) });
+            }
+        }
+    }
+
+    /// Makes a shared lock exclusive if nobody else holds it now.
+    ///
+    /// The kernel has no atomic change: it lets go of the old lock first. So after `Ok(true)` and
+    /// after `Ok(false)` (shared as before) somebody else may have held the lock in between, and
+    /// what was read before must be read again.
+    ///
+    /// # Errors
+    /// [`Code::TryAgain`] when the shared lock could not be had again by the deadline of its
+    /// acquisition, [`Code::Io`] as for [`Lock::shared`]; the lock then counts as lost.
+    pub fn upgrade_now(&mut self) -> Result<bool, Error> {
+        if self.mode == Mode::Exclusive {
+            return Ok(true);
+        }
+        let got = try_flock(&self.file, Mode::Exclusive).map_err(|e| failed(&self.path, &e.into()))?;
+        if got && is_at(&self.file, &self.path).map_err(|e| failed(&self.path, &e))? {
+            self.mode = Mode::Exclusive;
+            return Ok(true);
+        }
+        let deadline = self.deadline.unwrap_or(Deadline::after(Duration::ZERO));
+        *self = Self::acquire(&self.path.clone(), Mode::Shared, deadline)?;
+        Ok(false)
+    }
+
+    /// With `true`, programs executed from now on inherit the lock: it is held until the last of
+    /// them has ended, also when this process is killed before. With `false`, no longer.
+    ///
+    /// # Errors
+    /// [`Code::Io`] when the kernel refuses to change the flag of the descriptor.
+    pub fn share_with_children(&self, share: bool) -> Result<(), Error> {
+        let flags = if share { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
+        fcntl(&self.file, FcntlArg::F_SETFD(flags)).map_err(|e| failed(&self.path, &e.into()))?;
+        Ok(())
+    }
+
+    /// What is written in the file.
+    ///
+    /// # Errors
+    /// Those of read(2).
+    pub fn read(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut file = &self.file;
+        file.rewind()?;
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Writes the file anew, in place: a kill in the middle may leave the new beginning with the
+    /// old end, so a reader must be able to tell a whole record from a broken one.
+    ///
+    /// # Errors
+    /// Those of write(2) and ftruncate(2).
+    pub fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, 0)?;
+        self.file.set_len(bytes.len() as u64)
+    }
+
+    /// Removes the file while it is held, so that no waiter can have it; then lets go. For an
+    /// exclusive lock only: under a shared one, other holders would lose theirs unnoticed.
+    ///
+    /// # Errors
+    /// [`Code::Io`] when the file cannot be removed. One that is gone already is no error.
+    pub fn remove_file(self) -> Result<(), Error> {
+        debug_assert_eq!(self.mode, Mode::Exclusive, "other holders would lose their lock unnoticed");
+        match fs::remove_file(&self.path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(Error::new(Code::Io, format!("remove the lock file {}: {e}", self.path.display())))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<File, Error> {
+    let opened =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+    opened.map_err(|e| failed(path, &e))
+}
+
+fn failed(path: &Path, cause: &io::Error) -> Error {
+    Error::new(Code::Io, format!("lock {}: {cause}", path.display()))
+}
+
+/// Whether `path` still names the file that was opened.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let mine = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (mine.dev(), mine.ino())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// flock(2) as it is. `nix` offers it only as a guard that unlocks when dropped, which would take
+/// the lock away from children that share it; `std` does not say whether it goes on after a signal.
+#[expect(unsafe_code, reason = "a system call without a safe wrapper that fits")]
+fn flock(file: &File, operation: libc::c_int) -> Result<(), Errno> {
+    // SAFETY: flock(2) touches no memory, and the descriptor is open as long as `file` lives.
+    Errno::result(unsafe { libc::flock(file.as_raw_fd(), operation) }).map(drop)
+}
+
+fn try_flock(file: &File, mode: Mode) -> Result<bool, Errno> {
+    match flock(file, mode.operation() | libc::LOCK_NB) {
+        Ok(()) => Ok(true),
+        Err(Errno::EWOULDBLOCK) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// `false` when the deadline came first.
+fn flock_until(file: &File, mode: Mode, deadline: Deadline) -> Result<bool, Errno> {
+    if try_flock(file, mode)? {
+        return Ok(true);
+    }
+    if deadline.expired() {
+        return Ok(false);
+    }
+    let _alarm = wake_from(deadline.remaining())?;
+    loop {
+        match flock(file, mode.operation()) {
+            Ok(()) => return Ok(true),
+            Err(Errno::EINTR) if deadline.expired() => return Ok(false),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// A timer whose signal interrupts a blocking call after `delay`, and again every 10 ms: the first
+/// may come just before the call begins, and would be lost.
+fn wake_from(delay: Duration) -> Result<Timer, Errno> {
+    interruptible()?;
+    let signal = SigevNotify::SigevSignal { signal: Signal::SIGALRM, si_value: 0 };
+    let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(signal))?;
+    // A delay of zero would switch the timer off.
+    let delay = delay.max(Duration::from_micros(1));
+    let expiration = Expiration::IntervalDelayed(delay.into(), Duration::from_millis(10).into());
+    timer.set(expiration, TimerSetTimeFlags::empty())?;
+    Ok(timer)
+}
+
+extern "C" fn only_interrupt(_signal: libc::c_int) {}
+
+/// SIGALRM gets a handler without SA_RESTART, so that it ends a blocking call with EINTR, and is
+/// unblocked, in case the caller of this program had it blocked. The handler stays: a signal still
+/// under way when the timer is gone must not end the process.
+#[expect(unsafe_code, reason = "installing a signal handler has no safe wrapper")]
+fn interruptible() -> Result<(), Errno> {
+    let action = SigAction::new(SigHandler::Handler(only_interrupt), SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler does nothing, so it may run at any moment.
+    unsafe { sigaction(Signal::SIGALRM, &action) }?;
+    SigSet::from(Signal::SIGALRM).thread_unblock()
+}
+
+fn held(path: &Path, file: &File) -> Error {
+    let by = holder(file).unwrap_or_else(|| "a process that /proc/locks does not name".to_owned());
+    let remedy = "call again; if it hangs, end that process: the lock goes with it";
+    Error::new(Code::TryAgain, format!("lock {}: held by {by} until the deadline; {remedy}", path.display()))
+}
+
+/// The first holder of the file's lock, as `pid 4711 (weft-ipam)`.
+fn holder(file: &File) -> Option<String> {
+    let meta = file.metadata().ok()?;
+    let place = format!("{:02x}:{:02x}:{}", major(meta.dev()), minor(meta.dev()), meta.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    // "1: FLOCK  ADVISORY  WRITE 4711 00:19:1234 0 EOF"; a waiter has "->" before FLOCK.
+    let pid = locks.lines().find_map(|line| {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        let pid = (words.next() == Some("FLOCK")).then(|| words.nth(2))??;
+        (words.next() == Some(place.as_str())).then_some(pid)
+    })?;
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Some(if name.is_empty() { format!("pid {pid}") } else { format!("pid {pid} ({})", name.trim()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn soon() -> Deadline {
+        Deadline::after(Duration::from_secs(10))
+    }
+
+    #[test]
+    fn one_holder_at_a_time_and_shared_holders_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let first = Lock::exclusive(&path, soon()).unwrap();
+        assert!(Lock::try_exclusive(&path).unwrap().is_none());
+        drop(first);
+        let one = Lock::shared(&path, soon()).unwrap();
+        let two = Lock::shared(&path, soon()).unwrap();
+        assert!(Lock::try_exclusive(&path).unwrap().is_none());
+        drop((one, two));
+        assert!(Lock::try_exclusive(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn an_upgrade_needs_to_be_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let mut one = Lock::shared(&path, soon()).unwrap();
+        let two = Lock::shared(&path, soon()).unwrap();
+        assert!(!one.upgrade_now().unwrap());
+        // Shared again, not lost: an exclusive lock is still not to be had.
+        drop(two);
+        assert!(Lock::try_exclusive(&path).unwrap().is_none());
+        assert!(one.upgrade_now().unwrap());
+        assert!(one.upgrade_now().unwrap());
+        let late = Deadline::after(Duration::ZERO);
+        assert_eq!(Lock::shared(&path, late).unwrap_err().code, Code::TryAgain);
+    }
+
+    #[test]
+    fn an_upgrade_notices_that_the_file_was_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let mut lock = Lock::shared(&path, soon()).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert!(!lock.upgrade_now().unwrap());
+        assert!(lock.upgrade_now().unwrap());
+        assert!(Lock::try_exclusive(&path).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_holder_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let _held = Lock::exclusive(&path, soon()).unwrap();
+        let error = Lock::exclusive(&path, Deadline::after(Duration::ZERO)).unwrap_err();
+        assert_eq!(error.code, Code::TryAgain);
+        assert!(error.msg.contains(&format!("pid {} ", std::process::id())), "{}", error.msg);
+        assert!(error.msg.contains(path.to_str().unwrap()), "{}", error.msg);
+    }
+
+    #[test]
+    fn a_removed_file_is_not_locked_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let lock = Lock::exclusive(&path, soon()).unwrap();
+        // One who opened the file before it was removed has it locked in the end, and must notice.
+        let old = open(&path).unwrap();
+        lock.remove_file().unwrap();
+        assert!(!path.exists());
+        assert!(try_flock(&old, Mode::Exclusive).unwrap());
+        assert!(!is_at(&old, &path).unwrap());
+        let anew = Lock::exclusive(&path, soon()).unwrap();
+        assert!(!is_at(&old, &path).unwrap());
+        fs::remove_file(&path).unwrap();
+        anew.remove_file().unwrap();
+    }
+
+    #[test]
+    fn the_lock_file_holds_a_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = Lock::exclusive(&dir.path().join("record"), soon()).unwrap();
+        assert_eq!(lock.read().unwrap(), b"");
+        lock.write(b"a longer record").unwrap();
+        lock.write(b"short").unwrap();
+        assert_eq!(lock.read().unwrap(), b"short");
+        assert_eq!(lock.read().unwrap(), b"short");
+    }
+
+    #[test]
+    fn a_missing_directory_is_an_io_error_that_names_the_file() {
+        let error = Lock::exclusive(Path::new("/nonexistent/lock"), soon()).unwrap_err();
+        assert_eq!(error.code, Code::Io);
+        assert!(error.msg.contains("/nonexistent/lock"), "{}", error.msg);
+    }
+}

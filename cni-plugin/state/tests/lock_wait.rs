@@ -1,0 +1,81 @@
+//! Waiting for a lock, in a process with one thread and with real other holders.
+#![expect(clippy::unwrap_used, reason = "a test program: a panic is its failure")]
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cni_protocol::{Code, Deadline};
+use weft_state::Lock;
+
+/// Another process that holds the lock until its stdin is closed.
+struct Holder {
+    child: Child,
+    stdin: Option<ChildStdin>,
+}
+
+impl Holder {
+    /// Passes our lock on and lets go of it: the child alone holds it then.
+    fn inherit(lock: Lock) -> Self {
+        lock.share_with_children(true).unwrap();
+        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let stdin = child.stdin.take();
+        drop(lock);
+        Self { child, stdin }
+    }
+
+    fn end(mut self) {
+        drop(self.stdin.take());
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+fn main() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lock");
+    let soon = || Deadline::after(Duration::from_secs(20));
+
+    let holder = Holder::inherit(Lock::exclusive(&path, soon()).unwrap());
+    the_wait_ends_at_the_deadline(&path);
+    the_wait_ends_with_the_holder(&path, holder);
+    a_lock_no_longer_shared_is_not_inherited(&path);
+}
+
+fn the_wait_ends_at_the_deadline(path: &Path) {
+    for attempt in [Lock::exclusive, Lock::shared] {
+        let start = Instant::now();
+        let error = attempt(path, Deadline::after(Duration::from_millis(150))).unwrap_err();
+        let waited = start.elapsed();
+        assert_eq!(error.code, Code::TryAgain, "{}", error.msg);
+        assert!(waited >= Duration::from_millis(150), "gave up after {waited:?}");
+        assert!(waited < Duration::from_secs(5), "gave up only after {waited:?}");
+    }
+}
+
+fn the_wait_ends_with_the_holder(path: &Path, holder: Holder) {
+    assert!(Lock::try_exclusive(path).unwrap().is_none());
+    // Ends the holder while this process already waits in flock(2).
+    let killer = Command::new("sh")
+        .args(["-c", "until grep -q -- \"-> FLOCK .*:$1 \" /proc/locks; do :; done; kill \"$0\""])
+        .arg(holder.child.id().to_string())
+        .arg(std::fs::metadata(path).unwrap().ino().to_string())
+        .spawn()
+        .unwrap();
+    let lock = Lock::exclusive(path, Deadline::after(Duration::from_secs(20))).unwrap();
+    assert!(killer.wait_with_output().unwrap().status.success());
+    drop(lock);
+    let Holder { mut child, .. } = holder;
+    assert!(!child.wait().unwrap().success(), "killed, not ended");
+}
+
+fn a_lock_no_longer_shared_is_not_inherited(path: &Path) {
+    let lock = Lock::exclusive(path, Deadline::after(Duration::from_secs(20))).unwrap();
+    lock.share_with_children(true).unwrap();
+    lock.share_with_children(false).unwrap();
+    let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    drop(lock);
+    assert!(Lock::try_exclusive(path).unwrap().is_some());
+    let stdin = child.stdin.take();
+    Holder { child, stdin }.end();
+}

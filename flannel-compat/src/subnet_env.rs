@@ -1,0 +1,161 @@
+//! `/run/flannel/subnet.env`: what a host leased, for the plugins on it.
+//!
+//! Source: `WriteSubnetFile` of pkg/subnet/subnet.go in flannel v0.28.
+
+use std::fmt;
+use std::str::FromStr;
+
+use ipnetwork::{Ipv4Network, Ipv6Network};
+
+/// The content of the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubnetEnv {
+    pub ipv4: Option<Leased<Ipv4Network>>,
+    pub ipv6: Option<Leased<Ipv6Network>>,
+    /// In bytes, of the containers' interfaces.
+    pub mtu: u32,
+    /// Whether traffic that leaves the network is masqueraded.
+    pub ipmasq: bool,
+}
+
+/// One family's part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leased<N> {
+    /// All hosts' addresses.
+    pub network: N,
+    /// This host's, written with the address of its gateway: `10.240.34.1/24`.
+    pub subnet: N,
+}
+
+/// What is wrong with a file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParseError {
+    #[error("line {line}: \"{text}\" is no KEY=VALUE: restart flanneld, which writes the file anew")]
+    NoAssignment { line: usize, text: String },
+    #[error("{key}={value} is wrong: {cause}; restart flanneld, which writes the file anew")]
+    Value { key: String, value: String, cause: String },
+    #[error("{0} is missing: restart flanneld, which writes the file anew")]
+    Missing(&'static str),
+}
+
+impl FromStr for SubnetEnv {
+    type Err = ParseError;
+
+    /// Reads the file. Keys of later versions of flannel are passed over.
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let mut env = Values::default();
+        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            let Some((key, value)) = line.trim().split_once('=') else {
+                return Err(ParseError::NoAssignment { line: number + 1, text: line.to_owned() });
+            };
+            env.set(key, value)?;
+        }
+        let missing = ParseError::Missing;
+        let ipv4 = pair(env.network, env.subnet, "FLANNEL_NETWORK", "FLANNEL_SUBNET")?;
+        let ipv6 = pair(env.network_v6, env.subnet_v6, "FLANNEL_IPV6_NETWORK", "FLANNEL_IPV6_SUBNET")?;
+        if ipv4.is_none() && ipv6.is_none() {
+            return Err(missing("FLANNEL_SUBNET"));
+        }
+        Ok(Self { ipv4, ipv6, mtu: env.mtu.ok_or(missing("FLANNEL_MTU"))?, ipmasq: env.ipmasq.unwrap_or(false) })
+    }
+}
+
+#[derive(Default)]
+struct Values {
+    network: Option<Ipv4Network>,
+    subnet: Option<Ipv4Network>,
+    network_v6: Option<Ipv6Network>,
+    subnet_v6: Option<Ipv6Network>,
+    mtu: Option<u32>,
+    ipmasq: Option<bool>,
+}
+
+impl Values {
+    fn set(&mut self, key: &str, value: &str) -> Result<(), ParseError> {
+        match key {
+            "FLANNEL_NETWORK" => self.network = Some(parse(key, value)?),
+            "FLANNEL_SUBNET" => self.subnet = Some(parse(key, value)?),
+            "FLANNEL_IPV6_NETWORK" => self.network_v6 = Some(parse(key, value)?),
+            "FLANNEL_IPV6_SUBNET" => self.subnet_v6 = Some(parse(key, value)?),
+            "FLANNEL_MTU" => self.mtu = Some(parse(key, value)?),
+            "FLANNEL_IPMASQ" => self.ipmasq = Some(parse(key, value)?),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn parse<T: FromStr<Err: fmt::Display>>(key: &str, value: &str) -> Result<T, ParseError> {
+    value.parse().map_err(|cause: T::Err| ParseError::Value {
+        key: key.to_owned(),
+        value: value.to_owned(),
+        cause: cause.to_string(),
+    })
+}
+
+fn pair<N>(
+    network: Option<N>,
+    subnet: Option<N>,
+    network_key: &'static str,
+    subnet_key: &'static str,
+) -> Result<Option<Leased<N>>, ParseError> {
+    match (network, subnet) {
+        (Some(network), Some(subnet)) => Ok(Some(Leased { network, subnet })),
+        (None, None) => Ok(None),
+        (None, Some(_)) => Err(ParseError::Missing(network_key)),
+        (Some(_), None) => Err(ParseError::Missing(subnet_key)),
+    }
+}
+
+impl fmt::Display for SubnetEnv {
+    /// Writes the file as flanneld does, key by key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(Leased { network, subnet }) = self.ipv4 {
+            writeln!(f, "FLANNEL_NETWORK={network}\nFLANNEL_SUBNET={subnet}")?;
+        }
+        if let Some(Leased { network, subnet }) = self.ipv6 {
+            writeln!(f, "FLANNEL_IPV6_NETWORK={network}\nFLANNEL_IPV6_SUBNET={subnet}")?;
+        }
+        writeln!(f, "FLANNEL_MTU={}\nFLANNEL_IPMASQ={}", self.mtu, self.ipmasq)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DUAL: &str = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.65.1/24\n\
+        FLANNEL_IPV6_NETWORK=fd00:42::/48\nFLANNEL_IPV6_SUBNET=fd00:42:0:31::1/64\n\
+        FLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n";
+
+    #[test]
+    fn round_trip_of_each_family_and_both() {
+        let lines: Vec<&str> = DUAL.lines().collect();
+        for kept in [&lines[..], &[&lines[..2], &lines[4..]].concat(), &lines[2..]] {
+            let text = kept.join("\n") + "\n";
+            assert_eq!(text.parse::<SubnetEnv>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn the_gateways_address_is_kept() {
+        let env: SubnetEnv = DUAL.parse().unwrap();
+        assert_eq!(env.ipv4.unwrap().subnet.ip().to_string(), "10.244.65.1");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, part) in [
+            ("", "FLANNEL_SUBNET"),
+            ("FLANNEL_SUBNET=10.0.0.1/24\nFLANNEL_MTU=1450", "FLANNEL_NETWORK is missing"),
+            ("FLANNEL_NETWORK=10.0.0.0/16\nFLANNEL_MTU=1450", "FLANNEL_SUBNET is missing"),
+            ("FLANNEL_NETWORK=10.0.0.0/16\nFLANNEL_SUBNET=10.0.0.1/24", "FLANNEL_MTU is missing"),
+            ("FLANNEL_NETWORK=10.0.0.0/99", "FLANNEL_NETWORK=10.0.0.0/99 is wrong"),
+            ("FLANNEL_MTU=big", "FLANNEL_MTU=big is wrong"),
+            ("nonsense", "line 1"),
+        ] {
+            let error = text.parse::<SubnetEnv>().unwrap_err().to_string();
+            assert!(error.contains(part), "{text:?}: {error}");
+        }
+    }
+}

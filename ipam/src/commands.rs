@@ -1,0 +1,267 @@
+//! ADD, DEL, CHECK, GC and STATUS.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use cni_protocol::{
+    AddArgs, AddResult, Call, CheckArgs, CniArgs, Code, Command, Deadline, DelArgs, Dns, Error, GcArgs,
+    IpConfig, Outcome, StatusArgs,
+};
+use ipnetwork::IpNetwork;
+use nix::unistd::{AccessFlags, access};
+use weft_state::started;
+
+use crate::conf::{Conf, data_dir};
+use crate::dns;
+use crate::pool::RangeSet;
+use crate::record::Owner;
+use crate::reservation::Reservation;
+use crate::store::Store;
+
+/// So many neighbours of the address last given are looked at one by one before the whole directory
+/// is read: mostly the first one is free, and reading costs with the number of addresses held.
+const PROBES: usize = 64;
+
+/// How long taking an ADD back may wait for the store: its caller has gone, and DEL or GC can do it.
+const ROLLBACK_WAIT: Duration = Duration::from_secs(5);
+
+/// Does one command of the CNI specification.
+///
+/// # Errors
+/// What the runtime is to be told; see docs/ipam.md.
+pub fn handle(command: Command) -> Result<Outcome, Error> {
+    match command {
+        Command::Add(args) => add(args),
+        Command::Del(args) => del(&args),
+        Command::Check(args) => check(&args),
+        Command::Gc(args) => gc(&args),
+        Command::Status(args) => status(&args),
+    }
+}
+
+/// Until when to wait for the lock: a little less than the whole command may take, so that a caller
+/// with the same deadline still hears who holds it.
+fn lock_deadline(call: &Call) -> Deadline {
+    Deadline::after(call.deadline.remaining().mul_f32(0.75))
+}
+
+fn add(args: AddArgs) -> Result<Outcome, Error> {
+    let AddArgs { call, container_id, ifname, args, .. } = args;
+    let conf = Conf::new(&call, &args)?;
+    let root = data_dir(&call.conf)?;
+    let dns = conf.resolv_conf.as_deref().map_or(Ok(Dns::default()), dns::read)?;
+    let owner = Owner::new(container_id.as_str(), ifname.as_str());
+    let store = Store::create(&root, &call.network, lock_deadline(&call))?;
+    let addresses = reserve(&store, &conf, &owner)?;
+    drop(store);
+    let ips =
+        addresses.into_iter().zip(conf.pools.sets()).filter_map(|(ip, set)| ip_config(ip, set)).collect();
+    let result = AddResult { ips, routes: conf.routes, dns, ..AddResult::default() };
+    let rollback = move || match Store::open(&root, &call.network, Deadline::after(ROLLBACK_WAIT)) {
+        Ok(Some(store)) => store.release(&owner, &[]),
+        Ok(None) => Vec::new(),
+        Err(e) => vec![e.msg],
+    };
+    Ok(Outcome::Attached { result, rollback: Box::new(rollback) })
+}
+
+fn ip_config(ip: IpAddr, set: &RangeSet) -> Option<IpConfig> {
+    let range = set.range_of(ip)?;
+    let address = IpNetwork::new(ip, range.subnet().prefix()).ok()?;
+    Some(IpConfig { address, gateway: range.gateway(), interface: None })
+}
+
+/// Reserves one address of each set for `owner`, all or none.
+fn reserve(store: &Store, conf: &Conf, owner: &Owner) -> Result<Vec<IpAddr>, Error> {
+    let held = store.held_by(owner)?;
+    if !held.is_empty() {
+        let held = list(&held);
+        let msg = format!("{owner} already holds {held} in this network; call DEL for it before another ADD");
+        return Err(Error::new(Code::Conflict, msg));
+    }
+    let reservation = store.begin(owner)?;
+    let sets = conf.pools.sets().iter().zip(&conf.requests).enumerate();
+    let chosen: Result<Vec<IpAddr>, Error> = sets
+        .map(|(index, (set, request))| match request {
+            Some(ip) => claim_requested(store, &reservation, owner, *ip).map(|()| *ip),
+            None => choose(store, &reservation, owner, (index, set)),
+        })
+        .collect();
+    match chosen {
+        Ok(chosen) => reservation.commit().map(|()| chosen),
+        Err(cause) => Err(reservation.abort(cause)),
+    }
+}
+
+fn claim_requested(
+    store: &Store,
+    reservation: &Reservation<'_>,
+    owner: &Owner,
+    ip: IpAddr,
+) -> Result<(), Error> {
+    if reservation.claim(ip)? {
+        return Ok(());
+    }
+    // Perhaps by an ADD that was killed.
+    store.reclaim_unfinished(Some(owner))?;
+    if reservation.claim(ip)? {
+        return Ok(());
+    }
+    let holder = store.holder(ip);
+    Err(Error::new(
+        Code::Conflict,
+        format!("reserve {ip} for {owner}: held by {holder}; delete that one or ask for another address"),
+    ))
+}
+
+/// The address that the owner had before a kill, or the next free one behind that given last.
+fn choose(
+    store: &Store,
+    reservation: &Reservation<'_>,
+    owner: &Owner,
+    (index, set): (usize, &RangeSet),
+) -> Result<IpAddr, Error> {
+    for ip in reservation.before().iter().filter(|ip| set.gives(**ip)) {
+        if reservation.claim(*ip)? {
+            return Ok(*ip);
+        }
+    }
+    let ip = next_free(store, reservation, (index, set), owner)?;
+    store.set_last(index, ip)?;
+    Ok(ip)
+}
+
+fn next_free(
+    store: &Store,
+    reservation: &Reservation<'_>,
+    (index, set): (usize, &RangeSet),
+    owner: &Owner,
+) -> Result<IpAddr, Error> {
+    let last = store.last(index);
+    for ip in set.after(last).take(PROBES) {
+        if reservation.claim(ip)? {
+            return Ok(ip);
+        }
+    }
+    for repaired in [false, true] {
+        if repaired {
+            store.reclaim_unfinished(Some(owner))?;
+        }
+        let used = store.used()?;
+        // At most as many steps as addresses are held, and one.
+        if let Some(ip) = set.after(last).find(|ip| !used.contains(ip))
+            && reservation.claim(ip)?
+        {
+            return Ok(ip);
+        }
+    }
+    Err(Error::new(Code::Exhausted, exhausted(store, (index, set))?))
+}
+
+/// Pool, used and total, and how to get free addresses.
+fn exhausted(store: &Store, (index, set): (usize, &RangeSet)) -> Result<String, Error> {
+    let (used, total) = (used_of(store, set)?, set.total());
+    Ok(format!(
+        "no free address in range set {index} ({set}): {used} of {total} used; delete containers, run GC with \
+         the list of valid attachments, or widen the ranges"
+    ))
+}
+
+fn used_of(store: &Store, set: &RangeSet) -> Result<u128, Error> {
+    Ok(store.used()?.iter().filter(|ip| set.gives(**ip)).map(|_| 1_u128).sum())
+}
+
+fn list(ips: &[IpAddr]) -> String {
+    ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn del(args: &DelArgs) -> Result<Outcome, Error> {
+    let owner = Owner::new(args.container_id.as_str(), args.ifname.as_str());
+    let Some(store) = open(&args.call)? else { return Ok(Outcome::Done) };
+    let hints: Vec<IpAddr> = args.prev_result.iter().flat_map(|r| &r.ips).map(|ip| ip.address.ip()).collect();
+    complete(format!("free the addresses of {owner}"), store.release(&owner, &hints))
+}
+
+/// Success, or an error that lists everything that was left behind.
+fn complete(step: String, left: Vec<String>) -> Result<Outcome, Error> {
+    if left.is_empty() {
+        return Ok(Outcome::Done);
+    }
+    let msg = format!("{step}: {} left behind; see details, remove the cause and call again", left.len());
+    Err(left.into_iter().fold(Error::new(Code::Incomplete, msg), Error::detail))
+}
+
+fn open(call: &Call) -> Result<Option<Store>, Error> {
+    Store::open(&data_dir(&call.conf)?, &call.network, lock_deadline(call))
+}
+
+fn check(args: &CheckArgs) -> Result<Outcome, Error> {
+    let conf = Conf::new(&args.call, &args.args)?;
+    let owner = Owner::new(args.container_id.as_str(), args.ifname.as_str());
+    let broken = |found: String| {
+        let remedy = "delete the attachment and add it again";
+        Error::new(Code::CheckFailed, format!("check the addresses of {owner}: {found}; {remedy}"))
+    };
+    let Some(store) = open(&args.call)? else {
+        return Err(broken("nothing is reserved in this network since the machine started".to_owned()));
+    };
+    let held = store.held_by(&owner)?;
+    if held.is_empty() {
+        return Err(broken("it holds none".to_owned()));
+    }
+    let given: Vec<IpAddr> = args.prev_result.ips.iter().map(|ip| ip.address.ip()).collect();
+    if let Some(ip) = held.iter().find(|ip| !given.contains(ip)) {
+        return Err(broken(format!("it holds {ip}, but prevResult has {}", list(&given))));
+    }
+    // Other plugins of the chain may have added addresses of their own.
+    let of_pools = |ip: &&IpAddr| conf.pools.sets().iter().any(|s| s.contains(**ip));
+    for ip in held.iter().chain(given.iter().filter(of_pools)) {
+        store.verify(&owner, *ip).map_err(broken)?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn gc(args: &GcArgs) -> Result<Outcome, Error> {
+    let Some(store) = open(&args.call)? else { return Ok(Outcome::Done) };
+    let owner = |v: &cni_protocol::ValidAttachment| Owner::new(v.container_id.as_str(), v.ifname.as_str());
+    let valid: Vec<Owner> = args.valid.iter().map(owner).collect();
+    complete("collect garbage".to_owned(), store.collect_garbage(&valid, started()))
+}
+
+fn status(args: &StatusArgs) -> Result<Outcome, Error> {
+    let not_available = |e: Error| Error { code: Code::NotAvailable, ..e };
+    let conf = Conf::new(&args.call, &CniArgs::default())?;
+    if let Some(path) = &conf.resolv_conf {
+        dns::read(path).map_err(not_available)?;
+    }
+    let Some(store) = open(&args.call)? else {
+        return can_be_created(&data_dir(&args.call.conf)?);
+    };
+    store.probe().map_err(not_available)?;
+    for (index, set) in conf.pools.sets().iter().enumerate() {
+        if used_of(&store, set)? < set.total() {
+            continue;
+        }
+        store.reclaim_unfinished(None)?;
+        if used_of(&store, set)? >= set.total() {
+            return Err(Error::new(Code::NotAvailable, exhausted(&store, (index, set))?));
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// Whether an ADD could create the store, without creating anything.
+fn can_be_created(root: &Path) -> Result<Outcome, Error> {
+    let there = root.ancestors().find(|p| fs::symlink_metadata(p).is_ok()).unwrap_or(root);
+    let writable = access(there, AccessFlags::W_OK | AccessFlags::X_OK);
+    if let Err(e) =
+        writable.and_then(|()| if there.is_dir() { Ok(()) } else { Err(nix::errno::Errno::ENOTDIR) })
+    {
+        let remedy = "make it writable or choose another ipam.dataDir";
+        let msg = format!("create {} for reservations: {}: {e}; {remedy}", root.display(), there.display());
+        return Err(Error::new(Code::NotAvailable, msg));
+    }
+    Ok(Outcome::Done)
+}

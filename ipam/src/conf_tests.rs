@@ -1,0 +1,208 @@
+use std::time::Duration;
+
+use cni_protocol::Deadline;
+use serde_json::json;
+
+use super::*;
+
+fn call(conf: &Value, version: Version) -> Call {
+    Call {
+        version,
+        network: "net".parse().unwrap(),
+        conf: conf.as_object().unwrap().clone(),
+        stdin: Vec::new(),
+        cni_path: Vec::new(),
+        deadline: Deadline::after(Duration::from_secs(60)),
+    }
+}
+
+fn conf(conf: &Value) -> Result<Conf, Error> {
+    Conf::new(&call(conf, Version::V1_1_0), &CniArgs::default())
+}
+
+fn sets(conf: &Conf) -> Vec<String> {
+    conf.pools.sets().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn sets_come_in_the_order_of_host_local() {
+    let conf = conf(&json!({
+        "ipam": {"type": "weft-ipam", "subnet": "10.2.0.0/24", "gateway": "10.2.0.9", "rangeStart": "",
+            "ranges": [[{"subnet": "10.3.0.0/24"}, {"subnet": "10.4.0.0/24"}], [{"subnet": "fd00::/64"}]],
+            "routes": [{"dst": "0.0.0.0/0"}], "resolvConf": "/etc/resolv.conf", "dataDir": "/d", "exclude": ["10.3.0.7"]},
+        "runtimeConfig": {"ipRanges": [[{"subnet": "10.1.0.0/24"}]]},
+    }))
+    .unwrap();
+    assert_eq!(sets(&conf), ["10.1.0.0/24", "10.2.0.0/24", "10.3.0.0/24 and 10.4.0.0/24", "fd00::/64"]);
+    assert_eq!(conf.routes.len(), 1);
+    assert_eq!(conf.resolv_conf, Some("/etc/resolv.conf".into()));
+    assert_eq!(conf.requests, [None; 4]);
+}
+
+#[test]
+fn an_empty_or_null_value_is_none() {
+    let conf = conf(&json!({
+        "ipam": {"subnet": "10.2.0.0/24", "rangeEnd": "", "gateway": null, "ranges": null, "routes": null,
+            "resolvConf": "", "exclude": null},
+        "runtimeConfig": null, "args": null,
+    }))
+    .unwrap();
+    assert_eq!(sets(&conf), ["10.2.0.0/24"]);
+    assert_eq!(conf.resolv_conf, None);
+}
+
+#[test]
+fn an_unknown_key_is_named_with_value_and_nearest() {
+    for (conf_json, parts) in [
+        (json!({"ipam": {"subnets": "10.0.0.0/8"}}), ["ipam:", "\"subnets\"", "10.0.0.0/8", "\"subnet\""]),
+        (
+            json!({"ipam": {"ranges": [[{"subnet": "10.0.0.0/8"}, {"rangestart": 5}]]}}),
+            ["ipam.ranges[0][1]", "\"rangestart\"", "5", "\"rangeStart\""],
+        ),
+        (
+            json!({"ipam": {"routes": [{"dst": "0.0.0.0/0", "via": "10.0.0.1"}]}}),
+            ["ipam.routes[0]", "\"via\"", "10.0.0.1", "known are"],
+        ),
+        (
+            json!({"ipam": {}, "runtimeConfig": {"ipRanges": [[{"gatway": "x"}]]}}),
+            ["runtimeConfig.ipRanges[0][0]", "\"gatway\"", "x", "\"gateway\""],
+        ),
+    ] {
+        let error = conf(&conf_json).unwrap_err();
+        assert_eq!(error.code, Code::UnsupportedField, "{error}");
+        for part in parts {
+            assert!(error.msg.contains(part), "{part}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_value_is_named_with_its_path() {
+    let of_range = |range: Value| json!({"ipam": {"ranges": [[{"subnet": "10.9.0.0/24"}], [range]]}});
+    for (conf_json, parts) in [
+        (json!({}), vec!["ipam", "missing"]),
+        (json!({"ipam": {}}), vec!["ipam.ranges", "at least one"]),
+        (json!({"ipam": {"ranges": [[]]}}), vec!["ipam.ranges[0]:", "no range"]),
+        (json!({"ipam": {"gateway": "10.0.0.1"}}), vec!["ipam.subnet", "missing"]),
+        (json!({"ipam": {"subnet": "10.0.0.1/24"}}), vec!["ipam.subnet:", "10.0.0.1/24", "host bits"]),
+        (of_range(json!({})), vec!["ipam.ranges[1][0].subnet", "missing"]),
+        (
+            of_range(json!({"subnet": "10.0.0.0"})),
+            vec!["ipam.ranges[1][0].subnet", "\"10.0.0.0\"", "no prefix"],
+        ),
+        (of_range(json!({"subnet": "10.0.0.0/255.0.0.0"})), vec!["subnet", "no prefix"]),
+        (of_range(json!({"subnet": "10.0.0.0/33"})), vec!["subnet", "no prefix"]),
+        (of_range(json!({"subnet": 7})), vec!["ipam.ranges[1][0].subnet", "7"]),
+        (of_range(json!({"subnet": "224.0.0.0/8"})), vec!["ipam.ranges[1][0].subnet", "multicast"]),
+        (
+            of_range(json!({"subnet": "10.0.0.0/24", "gateway": "x"})),
+            vec!["ipam.ranges[1][0].gateway", "\"x\"", "no IP address"],
+        ),
+        (
+            of_range(json!({"subnet": "10.0.0.0/24", "gateway": "fd00::1"})),
+            vec!["ipam.ranges[1][0].gateway", "fd00::1", "outside"],
+        ),
+        (
+            of_range(json!({"subnet": "10.0.0.0/24", "rangeStart": "10.0.0.9", "rangeEnd": "10.0.0.8"})),
+            vec!["ipam.ranges[1][0].rangeStart", "10.0.0.9", "10.0.0.8"],
+        ),
+        (of_range(json!({"subnet": "10.9.0.0/16"})), vec!["ipam.ranges[1][0]:", "overlaps", "10.9.0.0/24"]),
+        (
+            json!({"ipam": {"ranges": [[{"subnet": "10.0.0.0/24"}, {"subnet": "fd00::/64"}]]}}),
+            vec!["ipam.ranges[0][1].subnet", "fd00::/64", "set of its own"],
+        ),
+        (
+            json!({"ipam": {"subnet": "10.0.0.0/24", "exclude": ["10.0.0.5/30"]}}),
+            vec!["ipam.exclude[0]", "10.0.0.4/30"],
+        ),
+        (
+            json!({"ipam": {"subnet": "10.0.0.0/24", "exclude": ["10.0.0.0/24"]}}),
+            vec!["ipam:", "no address left"],
+        ),
+        (
+            json!({"ipam": {"subnet": "10.0.0.0/24", "routes": [{"dst": "10.1.2.3/8"}]}}),
+            vec!["ipam.routes[0].dst", "10.0.0.0/8"],
+        ),
+        (
+            json!({"ipam": {"subnet": "10.0.0.0/24", "routes": [{"dst": "0.0.0.0/0", "gw": "fd00::1"}]}}),
+            vec!["ipam.routes[0].gw", "fd00::1", "family"],
+        ),
+        (
+            json!({"ipam": {"subnet": "10.0.0.0/24", "routes": [{"dst": "0.0.0.0/0", "gw": "224.0.0.1"}]}}),
+            vec!["ipam.routes[0].gw", "unicast"],
+        ),
+        (
+            json!({"ipam": {"subnet": "10.0.0.0/24"}, "runtimeConfig": {"ips": ["10.0.0.x"]}}),
+            vec!["runtimeConfig.ips[0]", "10.0.0.x"],
+        ),
+    ] {
+        let error = conf(&conf_json).unwrap_err();
+        assert_eq!(error.code, Code::InvalidConfig, "{error}");
+        for part in parts {
+            assert!(error.msg.contains(part), "{part}: {error}");
+        }
+    }
+}
+
+fn asking(ips: &Value, args: &Value, of_args: &[&str]) -> Result<Vec<Option<String>>, Error> {
+    let ipam =
+        json!({"ranges": [[{"subnet": "10.0.0.0/24"}], [{"subnet": "fd00::/64"}]], "exclude": ["10.0.0.99"]});
+    let conf = json!({"ipam": ipam, "runtimeConfig": {"ips": ips}, "args": {"cni": {"ips": args}}});
+    let args = CniArgs {
+        ips: of_args.iter().map(|t| t.parse().ok()).collect::<Option<_>>().unwrap_or_default(),
+        ..CniArgs::default()
+    };
+    let conf = Conf::new(&call(&conf, Version::V1_1_0), &args)?;
+    Ok(conf.requests.iter().map(|r| r.map(|ip| ip.to_string())).collect())
+}
+
+#[test]
+fn the_first_source_that_asks_counts_alone() {
+    let (v4, v6) = (|n| Some(format!("10.0.0.{n}")), |n| Some(format!("fd00::{n}")));
+    let ips = json!(["10.0.0.5/24"]);
+    let args = json!(["10.0.0.6", "fd00::6"]);
+    assert_eq!(asking(&ips, &args, &["fd00::7"]).unwrap(), [v4(5), None]);
+    assert_eq!(asking(&json!([]), &args, &["fd00::7"]).unwrap(), [v4(6), v6(6)]);
+    assert_eq!(asking(&Value::Null, &Value::Null, &["fd00::7"]).unwrap(), [None, v6(7)]);
+    assert_eq!(asking(&Value::Null, &Value::Null, &[]).unwrap(), [None, None]);
+}
+
+#[test]
+fn an_address_that_cannot_be_asked_for_is_refused_with_the_reason() {
+    for (ip, reason) in [
+        ("10.0.1.5", "outside"),
+        ("10.0.0.1", "gateway"),
+        ("10.0.0.255/24", "broadcast"),
+        ("10.0.0.99", "ipam.exclude"),
+        ("fd00::", "network"),
+    ] {
+        let error = asking(&json!([ip]), &Value::Null, &[]).unwrap_err();
+        assert_eq!(error.code, Code::InvalidConfig);
+        assert!(error.msg.contains(reason) && error.msg.contains("runtimeConfig.ips[0]"), "{error}");
+    }
+    let error = asking(&json!(["10.0.0.5", "10.0.0.6"]), &Value::Null, &[]).unwrap_err();
+    assert!(error.msg.contains("10.0.0.5") && error.msg.contains("10.0.0.6"), "{error}");
+}
+
+#[test]
+fn old_results_have_room_for_one_address_per_family() {
+    let two_of_v4 = json!({"ipam": {"ranges": [[{"subnet": "10.0.0.0/24"}], [{"subnet": "10.1.0.0/24"}]]}});
+    let dual = json!({"ipam": {"ranges": [[{"subnet": "10.0.0.0/24"}], [{"subnet": "fd00::/64"}]]}});
+    for version in Version::ALL {
+        let new = |conf| Conf::new(&call(conf, version), &CniArgs::default());
+        assert_eq!(new(&two_of_v4).is_ok(), version >= Version::V0_3_0, "{version}");
+        assert!(new(&dual).is_ok(), "{version}");
+    }
+}
+
+#[test]
+fn the_data_directory_has_to_be_absolute() {
+    let of = |value: Value| data_dir(json!({"ipam": {"dataDir": value}}).as_object().unwrap());
+    assert_eq!(of(json!("/var/lib/x")).unwrap(), PathBuf::from("/var/lib/x"));
+    for wrong in [json!("x/y"), json!(7)] {
+        let error = of(wrong.clone()).unwrap_err();
+        assert_eq!(error.code, Code::InvalidConfig);
+        assert!(error.msg.contains("ipam.dataDir") && error.msg.contains(&wrong.to_string()), "{error}");
+    }
+    assert_eq!(of(json!("")).unwrap(), of(Value::Null).unwrap());
+}

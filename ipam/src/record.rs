@@ -1,0 +1,84 @@
+//! What an address file says about its owner.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use weft_state::short_hash;
+
+/// Who holds addresses: one interface of one container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    container_id: String,
+    ifname: String,
+    hash: String,
+}
+
+impl Owner {
+    /// The owner for a container ID and an interface name.
+    #[must_use]
+    pub fn new(container_id: &str, ifname: &str) -> Self {
+        let hash = short_hash(&[container_id, ifname]);
+        Self { container_id: container_id.to_owned(), ifname: ifname.to_owned(), hash }
+    }
+
+    /// The name of the owner's directory in the store.
+    pub(crate) fn hash(&self) -> &str {
+        &self.hash
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "container {} ({})", self.container_id, self.ifname)
+    }
+}
+
+/// The content of an address file.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Record {
+    #[serde(rename = "containerID")]
+    container_id: String,
+    ifname: String,
+    /// Nanoseconds of the monotonic clock, see [`weft_state::monotonic`].
+    #[serde(rename = "reservedAt")]
+    reserved_at: u64,
+}
+
+impl Record {
+    pub(crate) fn bytes(owner: &Owner, reserved_at: Duration) -> Vec<u8> {
+        let record = Self {
+            container_id: owner.container_id.clone(),
+            ifname: owner.ifname.clone(),
+            reserved_at: u64::try_from(reserved_at.as_nanos()).unwrap_or(u64::MAX),
+        };
+        serde_json::to_vec(&record).unwrap_or_default()
+    }
+
+    /// `None` if there is no file or no whole record in it.
+    pub(crate) fn read(path: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(path).ok()?).ok()
+    }
+
+    pub(crate) fn owner(&self) -> Owner {
+        Owner::new(&self.container_id, &self.ifname)
+    }
+
+    pub(crate) fn reserved_at(&self) -> Duration {
+        Duration::from_nanos(self.reserved_at)
+    }
+}
+
+/// Writes the record of an address anew if it is damaged. In place, so that all links keep it;
+/// a kill in the middle leaves it damaged as before.
+pub(crate) fn repair_record(owner: &Owner, path: &Path) {
+    if Record::read(path).is_some() {
+        return;
+    }
+    match fs::write(path, Record::bytes(owner, Duration::ZERO)) {
+        Ok(()) => log::warn!("{}: damaged, written anew for {owner}", path.display()),
+        Err(e) => log::warn!("{}: damaged, and not to be written anew: {e}", path.display()),
+    }
+}

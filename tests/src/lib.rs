@@ -1,0 +1,39 @@
+//! The testbed: a host, its containers and the calls of a container runtime, all real.
+//!
+//! A [`Host`] is a network and a mount namespace of the calling thread, a [`Pod`] is a container's network
+//! namespace, a [`Network`] is a network configuration whose plugins are called as a runtime calls them, and a
+//! [`World`] is everything that a call may change, to be compared. Nothing is faked: kernel, nftables, files and
+//! binaries are those of production.
+//!
+//! Every process is started from the thread that owns the [`Host`], so tests run in parallel without meeting.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::disallowed_macros,
+    clippy::print_stdout,
+    reason = "a test's panic is its verdict; the bans are for the plugins, which are single-threaded and own their stdout"
+)]
+
+mod call;
+mod conf;
+mod host;
+mod netns;
+mod pod;
+mod random;
+pub mod runtime;
+mod strace;
+mod tools;
+mod wait;
+mod world;
+
+pub use call::{Call, CniError, Reply, Running, cni_path, script};
+pub use conf::{Network, ip, ips, merge};
+pub use host::{Host, Outside};
+pub use netns::NetNs;
+pub use pod::Pod;
+pub use random::Random;
+pub use strace::{Injection, Tampered};
+pub use tools::{command, dist, json, peers};
+pub use wait::eventually;
+pub use world::World;

@@ -1,0 +1,81 @@
+//! System calls that fail on purpose.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::call::{Call, Reply, script};
+use crate::tools;
+
+/// Which process of an ADD is tampered with: each counts its own system calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tampered {
+    /// The interface plugin.
+    Weft,
+    /// The IPAM plugin that it starts, and only for the same command.
+    Ipam,
+}
+
+/// The `nth` call of a system call (from 1) fails with an error, without being carried out.
+#[derive(Clone, Copy, Debug)]
+pub struct Injection {
+    /// Whose calls are counted.
+    pub process: Tampered,
+    /// The system call's name.
+    pub syscall: &'static str,
+    /// The error's name: `ENOBUFS`.
+    pub errno: &'static str,
+    /// Which call fails.
+    pub nth: u32,
+}
+
+/// Outside of what [`crate::World`] looks at.
+const DIRECTORY: &str = "/run/netns/.strace";
+
+impl Injection {
+    /// Makes a call under the injection. Returns how it ended and the traced line that failed; no line: the process
+    /// makes fewer such calls, and was not disturbed.
+    pub fn run(&self, call: Call) -> (Reply, Option<String>) {
+        let only = format!("trace={}", self.syscall);
+        let inject = format!("inject={}:error={}:when={}", self.syscall, self.errno, self.nth);
+        let (reply, trace) = traced(self.process, &["-e", &only, "-e", &inject], call);
+        (reply, trace.lines().find(|line| line.contains("(INJECTED)")).map(str::to_owned))
+    }
+
+    /// The names of the system calls that a process makes in a call that must succeed.
+    pub fn survey(process: Tampered, call: Call) -> BTreeSet<String> {
+        let (reply, trace) = traced(process, &[], call);
+        reply.result();
+        trace.lines().filter_map(|line| line.split_once('(')).map(|(name, _)| name.to_owned()).collect()
+    }
+}
+
+/// Makes a call with one of its processes under a tracer. Returns how it ended and the trace.
+fn traced(process: Tampered, options: &[&str], call: Call) -> (Reply, String) {
+    let directory = Path::new(DIRECTORY);
+    fs::create_dir_all(directory).expect("make a directory");
+    let trace = directory.join("trace");
+    fs::write(&trace, "").expect("empty the trace");
+    let file = trace.to_string_lossy();
+    // Without -f: children are not followed, and what they do is not counted.
+    let strace = [&["strace", "-qq", "-s", "64", "-o", &file], options].concat();
+    let reply = match process {
+        Tampered::Weft => call.through(&strace).run(),
+        Tampered::Ipam => call.env("CNI_PATH", wrapper(directory, &strace)).run(),
+    };
+    let lines = fs::read_to_string(&trace).expect("read the trace");
+    fs::remove_dir_all(directory).expect("remove the directory");
+    (reply, lines)
+}
+
+/// A plugin directory whose `weft-ipam` runs the real one under a tracer, for ADD only: what the rollback calls is
+/// left alone, as only one thing fails at a time.
+fn wrapper(directory: &Path, strace: &[&str]) -> PathBuf {
+    let plugins = directory.join("plugins");
+    let real = tools::dist().join("weft-ipam");
+    let real = real.display();
+    let traced: String = strace.iter().map(|word| format!("'{word}' ")).collect();
+    let body = format!("[ \"$CNI_COMMAND\" = ADD ] || exec '{real}'\nexec {traced} '{real}'");
+    script(&plugins.to_string_lossy(), "weft-ipam", &body);
+    plugins
+}

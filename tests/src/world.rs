@@ -1,0 +1,177 @@
+//! Everything that a call may change, to be compared before and after.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::host::Host;
+use crate::pod::Pod;
+use crate::tools;
+
+/// Links, addresses, routes, permanent neighbours, forwarding, rules of the host and of containers, and
+/// the host's files below `/run` and `/var/lib`, each as a line.
+///
+/// Left out, as nobody's promise: what the kernel makes by itself and in its own time (link-local addresses, local
+/// and multicast routes, learned neighbours, carrier), the inodes and numbers of things, lock files, empty
+/// directories, and which address was the last given: addresses are not soon reused, not even after a failed ADD.
+#[derive(Clone, PartialEq, Eq)]
+pub struct World {
+    lines: BTreeSet<String>,
+}
+
+impl World {
+    /// The world of now.
+    pub fn of(host: &Host, pods: &[&Pod]) -> Self {
+        let mut lines = BTreeSet::new();
+        host.netns().inside(|| namespace("host", &mut lines));
+        for pod in pods {
+            pod.inside(|| namespace(&pod.id, &mut lines));
+        }
+        for root in ["/run", "/var/lib"] {
+            files(Path::new(root), &mut lines);
+        }
+        Self { lines }
+    }
+
+    /// What differs, one line each: `-` was there before, `+` came.
+    pub fn differences(&self, later: &Self) -> Vec<String> {
+        let lost = self.lines.difference(&later.lines).map(|line| format!("- {line}"));
+        let come = later.lines.difference(&self.lines).map(|line| format!("+ {line}"));
+        lost.chain(come).collect()
+    }
+
+    /// Panics when the world of now is another one, and says in what.
+    #[track_caller]
+    pub fn assert_unchanged(&self, host: &Host, pods: &[&Pod], after: &str) {
+        let differences = self.differences(&Self::of(host, pods));
+        assert!(differences.is_empty(), "{after}: the world is not as it was\n{}", differences.join("\n"));
+    }
+
+    /// The lines that contain a text.
+    pub fn matching(&self, text: &str) -> Vec<&str> {
+        self.lines.iter().map(String::as_str).filter(|line| line.contains(text)).collect()
+    }
+}
+
+fn namespace(label: &str, lines: &mut BTreeSet<String>) {
+    for info in list(&tools::json("ip -j -d addr")) {
+        links(label, info, lines);
+    }
+    for (family, option) in [("v4", "-4"), ("v6", "-6")] {
+        for route in list(&tools::json(&format!("ip -j {option} route show table all"))) {
+            if let Some(text) = route_line(route) {
+                lines.insert(format!("{label} route {family} {text}"));
+            }
+        }
+    }
+    for neighbour in list(&tools::json("ip -j neigh show nud permanent")) {
+        lines.insert(format!("{label} neighbour {neighbour}"));
+    }
+    for setting in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+        let value = fs::read_to_string(Path::new("/proc/sys").join(setting)).expect("read a kernel setting");
+        lines.insert(format!("{label} sysctl {setting} {}", value.trim()));
+    }
+    let ruleset = tools::json("nft -j list ruleset");
+    for object in list(&ruleset["nftables"]) {
+        let mut object = object.clone();
+        if object.get("metainfo").is_none() {
+            forget(&mut object, &["handle", "packets", "bytes"]);
+            lines.insert(format!("{label} nft {object}"));
+        }
+    }
+}
+
+fn links(label: &str, info: &Value, lines: &mut BTreeSet<String>) {
+    let name = text(&info["ifname"]);
+    let flags: Vec<&str> = list(&info["flags"])
+        .iter()
+        .filter_map(Value::as_str)
+        .filter(|flag| ["UP", "PROMISC", "ALLMULTI", "NOARP"].contains(flag))
+        .collect();
+    let kind = text(&info["linkinfo"]["info_kind"]);
+    let port = &info["linkinfo"]["info_slave_data"];
+    let settings: Vec<String> =
+        ["hairpin", "isolated", "learning", "flood", "mcast_flood", "bcast_flood", "neigh_suppress"]
+            .iter()
+            .filter(|key| !port[**key].is_null())
+            .map(|key| format!("{key}={}", port[*key]))
+            .collect();
+    lines.insert(format!(
+        "{label} link {name} kind {kind} master {} mtu {} mac {} flags {flags:?} alias {} promiscuity {} port {settings:?}",
+        text(&info["master"]),
+        info["mtu"],
+        text(&info["address"]),
+        text(&info["ifalias"]),
+        info["promiscuity"],
+    ));
+    for address in list(&info["addr_info"]) {
+        // The kernel gives link-local addresses when the carrier comes, whenever that is.
+        if address["scope"] != "link" {
+            let flags: Vec<&str> = ["nodad", "noprefixroute", "deprecated", "dadfailed"]
+                .into_iter()
+                .filter(|flag| address[*flag] == true)
+                .collect();
+            lines.insert(format!(
+                "{label} address {name} {}/{} {flags:?}",
+                text(&address["local"]),
+                address["prefixlen"]
+            ));
+        }
+    }
+}
+
+fn route_line(route: &Value) -> Option<String> {
+    let kind = text(&route["type"]);
+    let destination = text(&route["dst"]);
+    // These follow from addresses and carrier; only routes that somebody made are promises.
+    let own = ["local", "broadcast", "multicast", "anycast"].contains(&kind);
+    if own || destination.starts_with("fe80:") || destination.starts_with("ff00:") {
+        return None;
+    }
+    let mut route = route.clone();
+    forget(&mut route, &["flags", "expires", "pref"]);
+    Some(route.to_string())
+}
+
+fn files(directory: &Path, lines: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display())) {
+        let entry = entry.expect("read a directory");
+        let path = entry.path();
+        let name = entry.file_name();
+        // Namespaces are mounted below /run/netns; they have no content. The testbed's boot ID is no state.
+        if path == Path::new("/run/netns") || path == Path::new("/run/boot_id") {
+            continue;
+        }
+        // A directory may go away meanwhile: deletion in the background is looked at afterwards.
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => files(&path, lines),
+            Ok(_) if name == "lock" || name.to_string_lossy().starts_with("last") => {}
+            Ok(_) => {
+                let content = fs::read(&path).unwrap_or_default();
+                lines.insert(format!("file {} {:?}", path.display(), String::from_utf8_lossy(&content)));
+            }
+            Err(error) => panic!("{}: {error}", path.display()),
+        }
+    }
+}
+
+fn forget(value: &mut Value, keys: &[&str]) {
+    match value {
+        Value::Object(object) => {
+            object.retain(|key, _| !keys.contains(&key.as_str()));
+            object.values_mut().for_each(|inner| forget(inner, keys));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|inner| forget(inner, keys)),
+        _ => {}
+    }
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("-")
+}

@@ -1,0 +1,260 @@
+//! DEL in all its poor circumstances: it knows network, container and interface, and needs nothing else.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use weft_tests::{Call, Host, Network, Pod, Running, World};
+
+/// A host on which the network was used once, so that what its attachments share is there; and that world.
+struct Used {
+    host: Host,
+    network: Network,
+    world: World,
+}
+
+impl Used {
+    fn new() -> Self {
+        let host = Host::new();
+        let network = Network::dual().with(&json!({ "ipMasq": true }));
+        let pod = Pod::new();
+        network.add(&pod);
+        network.del(&pod);
+        drop(pod);
+        let world = World::of(&host, &[]);
+        Self { host, network, world }
+    }
+
+    /// ADD, something in between, DEL: nothing must be left on the host, and the address must be free.
+    fn survives(&self, circumstance: &str, spoil: impl FnOnce(&mut Pod, &Value), del: impl Fn(&Pod) -> Call) {
+        let mut pod = Pod::new();
+        let result = self.network.add(&pod);
+        spoil(&mut pod, &result);
+        let reply = del(&pod).run();
+        assert!(
+            reply.succeeded(),
+            "{circumstance}: {} {}",
+            String::from_utf8_lossy(&reply.stdout),
+            reply.stderr
+        );
+        self.world.assert_unchanged(&self.host, &[], circumstance);
+        del(&pod).run().done();
+        self.world.assert_unchanged(&self.host, &[], &format!("{circumstance}, repeated"));
+    }
+}
+
+#[test]
+fn everything_is_gone_at_return() {
+    let used = Used::new();
+    let pod = Pod::new();
+    let before = World::of(&used.host, &[&pod]);
+    used.network.add(&pod);
+    used.network.del(&pod);
+    // The container's lo stays up: others may use it by now.
+    let differences = before.differences(&World::of(&used.host, &[&pod]));
+    assert!(differences.iter().all(|line| line.contains(" link lo ")), "{differences:#?}");
+}
+
+#[test]
+fn poor_namespaces() {
+    let used = Used::new();
+    let nothing = |_: &mut Pod, _: &Value| {};
+    let del = |pod: &Pod| used.network.del_call(pod);
+    used.survives("CNI_NETNS is empty", nothing, |pod| del(pod).env("CNI_NETNS", ""));
+    used.survives("CNI_NETNS is unset", nothing, |pod| del(pod).unset("CNI_NETNS"));
+    used.survives("CNI_NETNS names nothing", nothing, |pod| del(pod).env("CNI_NETNS", "/run/netns/nothing"));
+    used.survives("the namespace is gone", |pod, _| pod.die(), del);
+    used.survives("an empty file is left of the namespace", |pod, _| pod.unmount(), del);
+    used.survives("a directory is at the path", nothing, |pod| del(pod).env("CNI_NETNS", "/run"));
+    used.survives("CNI_NETNS is the host's own", nothing, |pod| {
+        del(pod).env("CNI_NETNS", "/proc/self/ns/net")
+    });
+    used.survives("another namespace is at the path", |pod, _| pod.replace(), del);
+}
+
+/// What another namespace at the path has is not this attachment's.
+#[test]
+fn a_stranger_in_a_replaced_namespace_stays() {
+    let used = Used::new();
+    let mut pod = Pod::new();
+    used.network.add(&pod);
+    pod.replace();
+    pod.command("ip link add eth0 type veth peer name other");
+    used.network.del(&pod);
+    assert!(pod.link("eth0").is_some(), "the interface of another namespace was deleted");
+    used.world.assert_unchanged(&used.host, &[], "DEL with a stranger at the path");
+}
+
+#[test]
+fn poor_previous_results() {
+    let used = Used::new();
+    let network = &used.network;
+    let del_with = |previous: Value| {
+        move |pod: &Pod| network.clone().with(&json!({ "prevResult": previous })).call("DEL").pod(pod)
+    };
+    let nothing = |_: &mut Pod, _: &Value| {};
+    let foreign = json!({ "cniVersion": "1.1.0", "interfaces": [{ "name": "lo" }], "ips": [{ "address": "10.88.0.99/24" }] });
+    used.survives("no prevResult", nothing, del_with(Value::Null));
+    used.survives("a foreign prevResult", nothing, del_with(foreign));
+    used.survives(
+        "prevResult of another version",
+        nothing,
+        del_with(json!({ "cniVersion": "0.2.0", "ip4": { "ip": "10.0.0.1/8" } })),
+    );
+    for corrupt in [
+        json!(5),
+        json!("text"),
+        json!([]),
+        json!({ "cniVersion": "9.9" }),
+        json!({ "cniVersion": "1.1.0", "ips": [null] }),
+        json!({ "cniVersion": "1.1.0", "ips": [{ "address": "nonsense" }], "interfaces": null }),
+    ] {
+        used.survives(&format!("prevResult {corrupt}"), nothing, del_with(corrupt));
+    }
+}
+
+/// A mistake made in the configuration after ADD must not keep a container's remains.
+#[test]
+fn poor_configurations() {
+    let used = Used::new();
+    let nothing = |_: &mut Pod, _: &Value| {};
+    for change in [
+        json!({ "mtu": -5 }),
+        json!({ "bridge": "other0" }),
+        json!({ "unknownKey": 1 }),
+        json!({ "vlan": 7 }),
+        json!({ "isGateway": "yes" }),
+        json!({ "ipMasq": false }),
+        json!({ "runtimeConfig": { "mac": "x" } }),
+        json!({ "ipam": { "ranges": [[{ "subnet": "10.99.0.0/24" }]] } }),
+        json!({ "ipam": { "ranges": [[{ "subnet": "x" }]] } }),
+    ] {
+        let network = used.network.clone().with(&change);
+        used.survives(&format!("configuration with {change}"), nothing, |pod| network.del_call(pod));
+    }
+    used.survives("CNI_ARGS that cannot be read", nothing, |pod| {
+        used.network.del_call(pod).args("nonsense;IP=x")
+    });
+}
+
+/// How a file is spoiled.
+type Spoil = (&'static str, fn(&PathBuf));
+
+/// Every file of an attachment, spoiled in every way, while the rest is whole.
+#[test]
+fn poor_state() {
+    let used = Used::new();
+    let spoils: &[Spoil] = &[
+        ("missing", |path| fs::remove_file(path).unwrap()),
+        ("empty", |path| fs::write(path, "").unwrap()),
+        ("truncated", |path| {
+            let bytes = fs::read(path).unwrap();
+            fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+        }),
+        ("corrupt", |path| fs::write(path, b"\xff\xfe{]nonsense").unwrap()),
+        ("another type of JSON", |path| fs::write(path, "[1,2,3]").unwrap()),
+    ];
+    let count = {
+        let pod = Pod::new();
+        let before = files();
+        used.network.add(&pod);
+        let count = files().iter().filter(|file| !before.contains(file)).count();
+        used.network.del(&pod);
+        count
+    };
+    assert!(count > 0, "an attachment leaves no files to be spoiled");
+    for number in 0..count {
+        for (how, spoil) in spoils {
+            let before = files();
+            let mut name = PathBuf::new();
+            let damage = |_: &mut Pod, _: &Value| {
+                name = files().into_iter().filter(|file| !before.contains(file)).nth(number).unwrap();
+                spoil(&name);
+            };
+            used.survives(&format!("file {number} {how}"), damage, |pod| used.network.del_call(pod));
+        }
+    }
+    let all = |_: &mut Pod, _: &Value| fs::remove_dir_all("/run/weft").unwrap();
+    let pod = Pod::new();
+    used.network.add(&pod);
+    used.survives("all state is missing", all, |pod| used.network.del_call(pod));
+    assert_eq!(used.host.ports("weft0").len(), 1, "another attachment's link went away");
+    used.network.del(&pod);
+}
+
+/// All files below the state directory but locks, in a stable order.
+fn files() -> Vec<PathBuf> {
+    let list = weft_tests::command("find /run/weft -type f -not -name lock -not -name last*");
+    let mut files: Vec<PathBuf> = list.lines().map(PathBuf::from).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn half_of_an_attachment() {
+    let used = Used::new();
+    let del = |pod: &Pod| used.network.del_call(pod);
+    used.survives("eth0 deleted", |pod, _| drop(pod.command("ip link delete eth0")), del);
+    used.survives("eth0 renamed", |pod, _| drop(pod.command("ip link set eth0 down name other0")), del);
+    let host_end = |result: &Value| result["interfaces"][1]["name"].as_str().unwrap().to_owned();
+    used.survives(
+        "host end off its bridge",
+        |_, result| {
+            weft_tests::command(&format!("ip link set {} nomaster", host_end(result)));
+        },
+        del,
+    );
+}
+
+#[test]
+fn the_bridge_gone() {
+    let host = Host::new();
+    let network = Network::dual();
+    let pod = Pod::new();
+    network.add(&pod);
+    weft_tests::command("ip link delete weft0");
+    network.del(&pod);
+    assert!(pod.link("eth0").is_none());
+    let left = World::of(&host, &[]);
+    assert_eq!(left.matching("file /run/weft"), Vec::<&str>::new());
+}
+
+#[test]
+fn parallel_dels_of_one_attachment() {
+    let used = Used::new();
+    for _ in 0..5 {
+        let pod = Pod::new();
+        used.network.add(&pod);
+        let running: Vec<Running> = (0..8).map(|_| used.network.del_call(&pod).start()).collect();
+        running.into_iter().for_each(|del| del.finish().done());
+        used.world.assert_unchanged(&used.host, &[], "parallel DELs");
+        assert!(pod.link("eth0").is_none());
+    }
+}
+
+/// Of what was never attached there is nothing to delete, and nothing to create.
+#[test]
+fn a_fresh_host_stays_fresh() {
+    let host = Host::new();
+    let pod = Pod::new();
+    let before = World::of(&host, &[&pod]);
+    for network in [Network::dual().with(&json!({ "ipMasq": true })), Network::new("flat", &[])] {
+        network.del(&pod);
+        before.assert_unchanged(&host, &[&pod], "DEL on a fresh host");
+        assert!(!fs::exists("/run/weft").unwrap(), "DEL created a state directory");
+    }
+}
+
+/// A container that joined an attachment of another network keeps it.
+#[test]
+fn only_the_named_attachment_goes() {
+    let _host = Host::new();
+    let networks = [Network::v4(), Network::new("other", &["10.2.0.0/24"])];
+    let pod = Pod::new();
+    networks[0].add(&pod);
+    let result = networks[1].add_call(&pod).ifname("eth1").run().result();
+    networks[0].del(&pod);
+    networks[0].del_call(&pod).ifname("eth1").run().done();
+    networks[1].check_call(&pod, &result).ifname("eth1").run().done();
+}

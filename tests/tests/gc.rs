@@ -1,0 +1,237 @@
+//! GC removes what no longer lives, of its own network, and nothing else.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
+
+use std::fs;
+
+use serde_json::{Value, json};
+use weft_tests::{Host, Network, Pod, Running, World, command, ip, script};
+
+fn network() -> Network {
+    Network::dual().with(&json!({ "ipMasq": true }))
+}
+
+/// The list entry of a container's `eth0`.
+fn live(pod: &Pod) -> (&str, &str) {
+    (&pod.id, "eth0")
+}
+
+#[test]
+fn the_dead_go_and_the_living_stay() {
+    let host = Host::new();
+    let network = network();
+    let (alive, mut dead, unmounted) = (Pod::new(), Pod::new(), Pod::new());
+    let result = network.add(&alive);
+    let before = World::of(&host, &[&alive]);
+    network.add(&dead);
+    network.add_call(&alive).ifname("eth1").run().result();
+    network.add(&unmounted);
+    dead.die();
+
+    network.gc(&[live(&alive)]);
+    before.assert_unchanged(&host, &[&alive], "GC");
+    assert!(unmounted.link("eth0").is_none(), "its runtime does not know it");
+    network.check(&alive, &result).done();
+    alive.assert_reaches([10, 88, 0, 1]);
+    network.gc(&[live(&alive)]);
+    before.assert_unchanged(&host, &[&alive], "GC again");
+}
+
+/// What is spoiled of an attachment, given ADD's result.
+type Spoil = (&'static str, fn(&Value));
+
+#[test]
+fn remains_of_every_kind() {
+    let host = Host::new();
+    let network = network();
+    let alive = Pod::new();
+    network.add(&alive);
+    let before = World::of(&host, &[&alive]);
+    let spoils: [Spoil; 4] = [
+        ("a veth without a record", |_| {
+            command("find /run/weft -path *attachments* -type f -newer /run/marker -delete");
+        }),
+        ("a veth without record and reservation", |_| {
+            command("find /run/weft -type f -newer /run/marker -delete");
+        }),
+        ("a record without a veth", |result| {
+            command(&format!("ip link delete {}", result["interfaces"][1]["name"].as_str().unwrap()));
+        }),
+        ("a veth off its bridge", |result| {
+            command(&format!("ip link set {} nomaster", result["interfaces"][1]["name"].as_str().unwrap()));
+        }),
+    ];
+    for (what, spoil) in spoils {
+        fs::write("/run/marker", "").unwrap();
+        let pod = Pod::new();
+        let result = network.add(&pod);
+        spoil(&result);
+        fs::remove_file("/run/marker").unwrap();
+        network.gc(&[live(&alive)]);
+        before.assert_unchanged(&host, &[&alive], what);
+        assert!(pod.link("eth0").is_none(), "{what}");
+    }
+}
+
+#[test]
+fn corrupt_records() {
+    let host = Host::new();
+    let network = network();
+    let alive = Pod::new();
+    network.add(&alive);
+    let before = World::of(&host, &[&alive]);
+    for content in ["", "{", "\u{0}\u{0}", "[]", "{\"container\":5}"] {
+        let pod = Pod::new();
+        let known: Vec<String> = records();
+        network.add(&pod);
+        for record in records().iter().filter(|record| !known.contains(record)) {
+            fs::write(record, content).unwrap();
+        }
+        network.gc(&[live(&alive)]);
+        before.assert_unchanged(&host, &[&alive], &format!("GC with a record of {content:?}"));
+    }
+}
+
+fn records() -> Vec<String> {
+    let list = command("find /run/weft -path *attachments* -type f -not -name lock");
+    list.lines().map(str::to_owned).collect()
+}
+
+/// An absent list never means "delete all".
+#[test]
+fn a_list_that_is_none_is_refused() {
+    let host = Host::new();
+    let network = network();
+    let pod = Pod::new();
+    let result = network.add(&pod);
+    let before = World::of(&host, &[&pod]);
+    network.call("GC").run().error_code(7).assert_names(&["cni.dev/valid-attachments"]);
+    for list in [
+        json!("all"),
+        json!(5),
+        json!({}),
+        json!([null]),
+        json!(["pod"]),
+        json!([{}]),
+        json!([{ "containerID": "a" }]),
+        json!([{ "containerID": "", "ifname": "eth0" }]),
+        json!([{ "containerID": "a", "ifname": "a/b" }]),
+        json!([{ "containerID": 5, "ifname": "eth0" }]),
+    ] {
+        let call = network.clone().with(&json!({ "cni.dev/valid-attachments": list })).call("GC");
+        let error = call.run().error();
+        assert!([6, 7].contains(&error.code), "{list}: {error:?}");
+        before.assert_unchanged(&host, &[&pod], &format!("GC with {list}"));
+    }
+    network
+        .call("GC")
+        .stdin(network.conf.to_string().replacen('{', "{\"cni.dev/valid-attachments\":null,", 1))
+        .run()
+        .error();
+    before.assert_unchanged(&host, &[&pod], "GC with null");
+    network.check(&pod, &result).done();
+}
+
+#[test]
+fn the_older_name_of_the_list() {
+    let _host = Host::new();
+    let network = network();
+    let (alive, dead) = (Pod::new(), Pod::new());
+    let result = network.add(&alive);
+    network.add(&dead);
+    let list = json!({ "cni.dev/attachments": [{ "containerID": alive.id, "ifname": "eth0" }] });
+    network.clone().with(&list).call("GC").run().done();
+    network.check(&alive, &result).done();
+    assert!(dead.link("eth0").is_none());
+}
+
+#[test]
+fn an_empty_list_takes_the_networks_rules_and_nobody_elses() {
+    let host = Host::new();
+    host.nft("table inet foreign { chain c { type nat hook postrouting priority 90; ip saddr 10.1.2.3 masquerade; } }");
+    let network = network();
+    let other = Network::new("other", &["10.2.0.0/24"]).with(&json!({ "bridge": "other0", "ipMasq": true }));
+    let (pod, stranger) = (Pod::new(), Pod::new());
+    network.add(&pod);
+    let result = other.add(&stranger);
+    let others = World::of(&host, &[&stranger]);
+
+    network.gc(&[]);
+    let differences = others.differences(&World::of(&host, &[&stranger]));
+    let foreign: Vec<&String> =
+        differences.iter().filter(|line| !line.starts_with("- ") || line.contains("other")).collect();
+    assert!(foreign.is_empty(), "GC touched what is not its own: {foreign:#?}");
+    assert!(!host.ruleset().contains("masq-dual"), "{}", host.ruleset());
+    assert!(pod.link("eth0").is_none());
+    other.check(&stranger, &result).done();
+    stranger.assert_reaches([10, 2, 0, 1]);
+
+    // The network can be used again.
+    let result = network.add(&pod);
+    network.check(&pod, &result).done();
+}
+
+#[test]
+fn a_fresh_host_stays_fresh() {
+    let host = Host::new();
+    let before = World::of(&host, &[]);
+    network().gc(&[]);
+    network().gc(&[("someone", "eth0")]);
+    before.assert_unchanged(&host, &[], "GC on a fresh host");
+    assert!(!fs::exists("/run/weft").unwrap(), "GC created a state directory");
+}
+
+/// One failure does not keep the rest from being cleaned, and is reported.
+#[test]
+fn it_goes_on_after_an_error_and_reports_it() {
+    let host = Host::new();
+    let network = network();
+    let (alive, dead) = (Pod::new(), Pod::new());
+    network.add(&alive);
+    let before = World::of(&host, &[&alive]);
+    network.add(&dead);
+    let answer = "echo '{\"cniVersion\":\"1.1.0\",\"code\":119,\"msg\":\"the store is on fire\"}'; exit 1";
+    script("/run/netns/.broken", "weft-ipam", answer);
+
+    let reply = network.gc_call(&[live(&alive)]).env("CNI_PATH", "/run/netns/.broken").run();
+    reply.error().assert_names(&["weft-ipam", "the store is on fire"]);
+    assert!(dead.link("eth0").is_none(), "the interface is cleaned although the address is not");
+    network.gc(&[live(&alive)]);
+    before.assert_unchanged(&host, &[&alive], "GC after a GC that failed");
+}
+
+/// A runtime that collects while it attaches: what is attached is whole or gone, never half, and the addresses of
+/// what is listed are never freed.
+#[test]
+fn racing_add() {
+    let host = Host::new();
+    let network = Network::v4();
+    for round in 0..12 {
+        let (listed, unlisted): (Vec<Pod>, Vec<Pod>) = (0..8).map(|_| (Pod::new(), Pod::new())).unzip();
+        let valid: Vec<(&str, &str)> = listed.iter().map(live).collect();
+        let mut adds: Vec<(&Pod, Running)> = Vec::new();
+        let mut collections = Vec::new();
+        for (one, other) in listed.iter().zip(&unlisted) {
+            adds.push((one, network.add_call(one).start()));
+            collections.push(network.gc_call(&valid).start());
+            adds.push((other, network.add_call(other).start()));
+        }
+        let results: Vec<(&Pod, Value)> =
+            adds.into_iter().map(|(pod, add)| (pod, add.finish().result())).collect();
+        collections.into_iter().for_each(|gc| gc.finish().done());
+
+        let mut addresses = Vec::new();
+        for (pod, result) in &results {
+            if listed.iter().any(|listed| listed.id == pod.id) || pod.link("eth0").is_some() {
+                let check = network.check(pod, result);
+                assert!(check.succeeded(), "round {round}: {} is half gone: {:?}", pod.id, check.error());
+                addresses.push(ip(result));
+            }
+        }
+        let count = addresses.len();
+        addresses.sort_unstable();
+        addresses.dedup();
+        assert_eq!(addresses.len(), count, "round {round}: an address was given twice");
+        network.gc(&[]);
+        assert_eq!(host.ports("weft0"), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,185 @@
+//! Traffic out of a network has the host's address, traffic within it its own; the rules are one network's.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
+
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::time::Duration;
+
+use serde_json::json;
+use weft_tests::{Host, Network, Outside, Pod, World, command, ips};
+
+fn network() -> Network {
+    Network::dual().with(&json!({ "ipMasq": true }))
+}
+
+/// The source address that the outside sees of a container's connection, for each family.
+fn seen(pod: &Pod, outside: &Outside) -> Vec<IpAddr> {
+    let peers = Outside::PEER.map(|address| address.parse::<IpAddr>().unwrap());
+    let source = |peer| {
+        let listener = outside.listen(peer);
+        let target = listener.local_addr().unwrap();
+        let _connection =
+            pod.connect(target).unwrap_or_else(|error| panic!("{} to {target}: {error}", pod.id));
+        listener.accept().unwrap().1.ip()
+    };
+    peers.into_iter().map(source).collect()
+}
+
+fn host_addresses() -> Vec<IpAddr> {
+    Outside::HOST.map(|address| address.parse().unwrap()).to_vec()
+}
+
+#[test]
+fn the_outside_sees_the_hosts_address() {
+    let host = Host::new();
+    let outside = host.outside();
+    let pod = Pod::new();
+    network().add(&pod);
+    assert_eq!(seen(&pod, &outside), host_addresses());
+    pod.assert_reaches(Outside::PEER[0].parse::<IpAddr>().unwrap());
+    pod.assert_reaches(Outside::PEER[1].parse::<IpAddr>().unwrap());
+}
+
+#[test]
+fn without_the_key_the_outside_sees_the_container() {
+    let host = Host::new();
+    let outside = host.outside();
+    let pod = Pod::new();
+    let result = Network::dual().add(&pod);
+    outside.inside(|| {
+        command(&format!("ip route add 10.88.0.0/24 via {}", Outside::HOST[0]));
+        command(&format!("ip -6 route add fd00:88::/64 via {}", Outside::HOST[1]));
+    });
+    assert_eq!(seen(&pod, &outside), ips(&result));
+    assert!(!host.ruleset().contains("masq"));
+}
+
+/// Also when bridged frames pass the host's rules, as with br_netfilter, and between two subnets of the network.
+#[test]
+fn within_the_network_addresses_stay() {
+    let host = Host::new();
+    let two_subnets =
+        Network::new("wide", &["10.88.0.0/24", "10.89.0.0/24"]).with(&json!({ "ipMasq": true }));
+    let (one, two) = (Pod::new(), Pod::new());
+    let first = two_subnets.add(&one);
+    let second = two_subnets.add(&two);
+    // Routed by the host from one subnet to the other.
+    one.command("ip addr del 10.89.0.2/24 dev eth0");
+    one.command("ip route add 10.89.0.0/24 via 10.88.0.1");
+    two.command("ip addr del 10.88.0.3/24 dev eth0");
+    two.command("ip route add 10.88.0.0/24 via 10.89.0.1");
+    let listener = two.listen(ips(&second)[1]);
+    let _connection = one.connect(listener.local_addr().unwrap()).unwrap();
+    assert_eq!(listener.accept().unwrap().1.ip(), ips(&first)[0]);
+    drop(host);
+}
+
+#[test]
+fn multicast_is_left_alone() {
+    let _host = Host::new();
+    let pod = Pod::new();
+    network().add(&pod);
+    let group = Ipv4Addr::new(239, 1, 2, 3);
+    let receiver = pod.inside(|| {
+        let socket = UdpSocket::bind("0.0.0.0:5353").unwrap();
+        socket.join_multicast_v4(&group, &Ipv4Addr::new(10, 88, 0, 2)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        socket
+    });
+    command("ip route add 239.0.0.0/8 dev weft0");
+    let sender = UdpSocket::bind("10.88.0.1:6000").unwrap();
+    sender.send_to(b"hello", (group, 5353)).unwrap();
+    let mut buffer = [0; 16];
+    let (_, source) = receiver.recv_from(&mut buffer).expect("the group gets the packet");
+    assert_eq!(source, "10.88.0.1:6000".parse().unwrap(), "with its address and port");
+}
+
+#[test]
+fn rules_are_per_network_never_per_container() {
+    let host = Host::new();
+    let network = network();
+    let pods: Vec<Pod> = (0..5).map(|_| Pod::new()).collect();
+    network.add(&pods[0]);
+    let one = host.ruleset();
+    pods[1..].iter().for_each(|pod| drop(network.add(pod)));
+    assert_eq!(host.ruleset(), one);
+    pods.iter().for_each(|pod| network.del(pod));
+    assert_eq!(host.ruleset(), one, "other tools may rely on the table");
+    for part in ["table inet weft", "masq-dual-v4", "10.88.0.0/24", "fd00:88::/64", "masquerade fully-random"]
+    {
+        assert!(one.contains(part), "no {part} in\n{one}");
+    }
+}
+
+#[test]
+fn foreign_rules_stay_byte_for_byte() {
+    let host = Host::new();
+    host.nft(
+        "table ip nat { chain POSTROUTING { type nat hook postrouting priority 100; \
+         ip saddr 172.17.0.0/16 oifname != \"docker0\" counter masquerade; } }\n\
+         table inet firewalld { set s { type ipv4_addr; flags interval; elements = { 10.88.0.0/16 } }\n\
+         chain c { type filter hook forward priority 10; ip saddr @s accept comment \"mine\"; } }\n\
+         table inet weft { chain someone { ip saddr 10.1.1.1 counter drop; } }",
+    );
+    let tables = ["ip nat", "inet firewalld"];
+    // With handles: not even deleted and made again.
+    let text = || tables.map(|table| command(&format!("nft -a -s list table {table}"))).concat();
+    let chain = || command("nft -a -s list chain inet weft someone");
+    let before = (text(), chain());
+    let network = network();
+    let pod = Pod::new();
+    let result = network.add(&pod);
+    assert_eq!((text(), chain()), before, "after ADD");
+    network.check(&pod, &result).done();
+    network.del(&pod);
+    assert_eq!((text(), chain()), before, "after DEL");
+    network.gc(&[]);
+    assert_eq!((text(), chain()), before, "after GC");
+}
+
+#[test]
+fn what_was_flushed_is_told_and_healed() {
+    let host = Host::new();
+    let outside = host.outside();
+    let network = network();
+    let pod = Pod::new();
+    let result = network.add(&pod);
+    let whole = host.ruleset();
+    for tampering in [
+        "flush ruleset",
+        "delete table inet weft",
+        "flush table inet weft",
+        "flush set inet weft masq-dual-v4",
+        "add rule inet weft masq-dual accept",
+        "insert rule inet weft masq-dual accept",
+    ] {
+        command(&format!("nft {tampering}"));
+        network.check(&pod, &result).error_code(105).assert_names(&["masq"]);
+        let next = Pod::new();
+        network.add(&next);
+        assert_eq!(host.ruleset(), whole, "{tampering}");
+        network.check(&pod, &result).done();
+        assert_eq!(seen(&pod, &outside), host_addresses(), "{tampering}");
+        network.del(&next);
+    }
+}
+
+#[test]
+fn two_networks_do_not_meet() {
+    let host = Host::new();
+    let outside = host.outside();
+    let networks = [
+        network(),
+        Network::new("other", &["10.2.0.0/24", "fd00:2::/64"])
+            .with(&json!({ "bridge": "other0", "ipMasq": true, "isDefaultGateway": true })),
+    ];
+    let (one, two) = (Pod::new(), Pod::new());
+    networks[0].add(&one);
+    let result = networks[1].add(&two);
+    let before = World::of(&host, &[&two]);
+    assert_eq!(seen(&one, &outside), host_addresses());
+    networks[0].del(&one);
+    networks[0].gc(&[]);
+    assert_eq!(before.matching("masq-other").len(), World::of(&host, &[&two]).matching("masq-other").len());
+    networks[1].check(&two, &result).done();
+    assert_eq!(seen(&two, &outside), host_addresses());
+}

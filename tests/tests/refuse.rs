@@ -1,0 +1,187 @@
+//! ADD that cannot be: an error that says why and what helps, and the world as it was.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
+
+use serde_json::{Value, json};
+use weft_tests::{Host, Network, Pod, World, cni_path, command};
+
+#[test]
+fn a_taken_interface_name() {
+    let host = Host::new();
+    let pod = Pod::new();
+    pod.command("ip link add eth0 type bridge");
+    let before = World::of(&host, &[&pod]);
+    let error = Network::dual().add_call(&pod).run().error_code(103);
+    error.assert_names(&["eth0"]);
+    before.assert_unchanged(&host, &[&pod], "ADD of a taken name");
+}
+
+#[test]
+fn a_duplicate_of_an_attachment() {
+    let host = Host::new();
+    let network = Network::dual();
+    let pod = Pod::new();
+    let result = network.add(&pod);
+    let before = World::of(&host, &[&pod]);
+    let error = network.add_call(&pod).run().error_code(103);
+    error.assert_names(&[&pod.id, "eth0"]);
+    before.assert_unchanged(&host, &[&pod], "a second ADD");
+    network.check(&pod, &result).done();
+
+    // The same attachment from another namespace is a duplicate too: the first one lives.
+    let other = Pod::new();
+    let before = World::of(&host, &[&pod, &other]);
+    network.add_call(&pod).env("CNI_NETNS", other.path()).run().error_code(103);
+    before.assert_unchanged(&host, &[&pod, &other], "ADD of a held attachment into another namespace");
+    network.check(&pod, &result).done();
+}
+
+#[test]
+fn a_bridge_name_taken_by_another_kind() {
+    let host = Host::new();
+    let pod = Pod::new();
+    command("ip link add weft0 type veth peer name other0");
+    let before = World::of(&host, &[&pod]);
+    let error = Network::v4().add_call(&pod).run().error();
+    error.assert_names(&["weft0", "veth"]);
+    before.assert_unchanged(&host, &[&pod], "ADD to a bridge that is none");
+}
+
+#[test]
+fn a_foreign_address_on_the_bridge() {
+    let host = Host::new();
+    let pod = Pod::new();
+    command("ip link add weft0 type bridge");
+    command("ip addr add 10.88.0.254/24 dev weft0");
+    let before = World::of(&host, &[&pod]);
+    let error = Network::v4().add_call(&pod).run().error_code(103);
+    error.assert_names(&["weft0", "10.88.0.254", "forceAddress"]);
+    before.assert_unchanged(&host, &[&pod], "ADD beside a foreign address");
+
+    let forced = Network::v4().with(&json!({ "forceAddress": true }));
+    forced.add(&pod);
+    assert_eq!(host.addresses("weft0"), ["10.88.0.1/24"]);
+    pod.assert_reaches([10, 88, 0, 1]);
+}
+
+#[test]
+fn an_exhausted_pool() {
+    let host = Host::new();
+    let network = Network::new("tiny", &["10.88.0.0/29"]);
+    let pods: Vec<Pod> = (0..6).map(|_| Pod::new()).collect();
+    pods[..5].iter().for_each(|pod| drop(network.add(pod)));
+    let before = World::of(&host, &[&pods[5]]);
+    let error = network.add_call(&pods[5]).run().error_code(104);
+    // Which pool, how many of how many.
+    error.assert_names(&["10.88.0.0/29", "5"]);
+    before.assert_unchanged(&host, &[&pods[5]], "ADD with an exhausted pool");
+
+    network.del(&pods[2]);
+    network.add(&pods[5]);
+    assert_eq!(pods[5].addresses("eth0"), ["10.88.0.4/29"]);
+}
+
+#[test]
+fn a_missing_ipam_plugin() {
+    let host = Host::new();
+    let pod = Pod::new();
+    cni_path("/run/plugins".as_ref(), &["weft"]);
+    let before = World::of(&host, &[&pod]);
+    let call = Network::v4().add_call(&pod).env("CNI_PATH", "/run/plugins:/nowhere");
+    call.run().error_code(7).assert_names(&["weft-ipam", "/run/plugins", "/nowhere"]);
+    before.assert_unchanged(&host, &[&pod], "ADD without its IPAM plugin");
+}
+
+/// The flaw of CVE-2021-20206: a plugin's type that is a path.
+#[test]
+fn a_plugin_type_with_a_path() {
+    let host = Host::new();
+    let pod = Pod::new();
+    std::fs::create_dir_all("/run/plugins/sub").unwrap();
+    cni_path("/run/plugins/sub".as_ref(), &["weft-ipam"]);
+    let before = World::of(&host, &[&pod]);
+    for kind in ["sub/weft-ipam", "../plugins/sub/weft-ipam", "/run/plugins/sub/weft-ipam", "..", "."] {
+        let network = Network::v4().with(&json!({ "ipam": { "type": kind } }));
+        let reply = network.add_call(&pod).env("CNI_PATH", "/run/plugins").run();
+        reply.error_code(7).assert_names(&[kind]);
+        before.assert_unchanged(&host, &[&pod], kind);
+    }
+}
+
+#[test]
+fn namespaces_that_are_none() {
+    let host = Host::new();
+    let pod = Pod::new();
+    let before = World::of(&host, &[&pod]);
+    std::fs::write("/run/netns/file", "").unwrap();
+    for path in ["/proc/self/ns/net", "/proc/1/nothing", "/run/netns/file", "/run/netns"] {
+        let error = Network::v4().add_call(&pod).env("CNI_NETNS", path).run().error();
+        assert!([3, 4].contains(&error.code), "{path}: {error:?}");
+        error.assert_names(&["CNI_NETNS"]);
+        before.assert_unchanged(&host, &[&pod], path);
+    }
+}
+
+/// Every value is wrong by itself or beside another; the error names key, value, and the nearest key where it is
+/// a slip of the pen.
+#[test]
+fn configurations() {
+    let host = Host::new();
+    let pod = Pod::new();
+    let before = World::of(&host, &[&pod]);
+    let cases: &[(Value, u64, &[&str])] = &[
+        (json!({ "isGatway": true }), 2, &["isGatway", "true", "isGateway"]),
+        (json!({ "vlan": 5 }), 2, &["vlan", "5"]),
+        (json!({ "vlanTrunk": [{ "id": 5 }] }), 2, &["vlanTrunk"]),
+        (json!({ "macspoofchk": true }), 2, &["macspoofchk"]),
+        (json!({ "portMappings": [{ "hostPort": 80, "containerPort": 80 }] }), 2, &["portMappings"]),
+        (json!({ "bandwidth": { "ingressRate": 1 } }), 2, &["bandwidth"]),
+        (json!({ "ipMasqBackend": "iptables" }), 2, &["ipMasqBackend", "iptables", "nftables"]),
+        (json!({ "mtu": -5 }), 7, &["mtu", "-5"]),
+        (json!({ "mtu": 70000 }), 7, &["mtu", "70000"]),
+        (json!({ "bridge": "a/b" }), 7, &["bridge", "a/b"]),
+        (json!({ "bridge": "sixteen-bytes-xx" }), 7, &["bridge", "sixteen-bytes-xx"]),
+        (json!({ "hairpinMode": true, "promiscMode": true }), 7, &["hairpinMode", "promiscMode"]),
+        (json!({ "runtimeConfig": { "mac": "01:00:5e:00:00:01" } }), 7, &["01:00:5e:00:00:01"]),
+        (json!({ "runtimeConfig": { "mac": "nonsense" } }), 7, &["runtimeConfig.mac", "nonsense"]),
+        (
+            json!({ "ipam": { "ranges": [[{ "subnet": "10.0.0.0/24", "gateway": "fd00::1" }]] } }),
+            7,
+            &["fd00::1"],
+        ),
+        (
+            json!({ "ipam": { "ranges": [[{ "subnet": "10.0.0.0/24", "gateway": "10.9.0.1" }]] } }),
+            7,
+            &["10.9.0.1"],
+        ),
+        (json!({ "ipam": { "ranges": [[{ "subnet": "10.0.0.5/24" }]] } }), 7, &["10.0.0.5/24"]),
+        (json!({ "ipam": { "ranges": [[{ "subnet": "224.0.0.0/24" }]] } }), 7, &["224.0.0.0/24"]),
+        (json!({ "ipam": { "ranges": [[{ "subnet": "127.0.0.0/24" }]] } }), 7, &["127.0.0.0/24"]),
+        (
+            json!({ "ipam": { "ranges": [[{ "subnet": "10.0.0.0/24", "rangeStart": "10.0.0.9", "rangeEnd": "10.0.0.5" }]] } }),
+            7,
+            &["10.0.0.9", "10.0.0.5"],
+        ),
+        (
+            json!({ "ipam": { "ranges": [[{ "subnet": "10.0.0.0/24" }], [{ "subnet": "10.0.0.0/16" }]] } }),
+            7,
+            &["10.0.0.0/24", "10.0.0.0/16"],
+        ),
+        (json!({ "ipam": { "ranges": [] } }), 7, &["ranges"]),
+        (json!({ "ipam": { "ranegs": 1 } }), 2, &["ranegs", "ranges"]),
+        (json!({ "ipam": { "type": null } }), 7, &["ipam", "type"]),
+    ];
+    for (change, code, words) in cases {
+        let error = Network::v4().with(change).add_call(&pod).run().error();
+        assert_eq!(error.code, *code, "{change}: {error:?}");
+        error.assert_names(words);
+        before.assert_unchanged(&host, &[&pod], &change.to_string());
+    }
+}
+
+/// What the reference accepts as "not asked for" migrates unchanged.
+#[test]
+fn unbuilt_keys_that_ask_for_nothing_are_no_obstacle() {
+    let _host = Host::new();
+    let quiet = json!({ "vlan": 0, "vlanTrunk": [], "macspoofchk": false, "ipMasqBackend": "" });
+    Network::v4().with(&quiet).add(&Pod::new());
+}

@@ -1,0 +1,122 @@
+//! STATUS fails whenever ADD would, and says why.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
+
+use std::fmt::Write;
+use std::fs;
+
+use serde_json::json;
+use weft_tests::{Host, Injection, Network, Pod, Tampered, World, cni_path, command};
+
+/// The kernel's limit: BR_MAX_PORTS of net/bridge/br_private.h, less port number 0.
+const BRIDGE_PORTS: usize = 1023;
+
+#[test]
+fn ready_and_nothing_changed() {
+    let host = Host::new();
+    let before = World::of(&host, &[]);
+    for network in [Network::dual().with(&json!({ "ipMasq": true })), Network::new("flat", &[])] {
+        network.status().done();
+        before.assert_unchanged(&host, &[], "STATUS on a fresh host");
+        assert!(!fs::exists("/run/weft").unwrap(), "STATUS created a state directory");
+    }
+    let network = Network::dual();
+    network.add(&Pod::new());
+    let before = World::of(&host, &[]);
+    network.status().done();
+    before.assert_unchanged(&host, &[], "STATUS of a network in use");
+}
+
+#[test]
+fn an_exhausted_pool() {
+    let _host = Host::new();
+    let network = Network::new("tiny", &["10.88.0.0/30"]);
+    let pod = Pod::new();
+    network.status().done();
+    network.add(&pod);
+    network.status().error_code(50).assert_names(&["10.88.0.0/30"]);
+    network.del(&pod);
+    network.status().done();
+}
+
+#[test]
+fn a_missing_ipam_plugin() {
+    let _host = Host::new();
+    cni_path("/run/plugins".as_ref(), &["weft"]);
+    let call = Network::v4().call("STATUS").env("CNI_PATH", "/run/plugins");
+    call.run().error_code(50).assert_names(&["weft-ipam", "/run/plugins"]);
+}
+
+#[test]
+fn a_bridge_of_another_kind() {
+    let _host = Host::new();
+    command("ip link add weft0 type veth peer name other0");
+    Network::v4().status().error_code(50).assert_names(&["weft0", "veth"]);
+}
+
+#[test]
+fn a_foreign_address_on_the_bridge() {
+    let _host = Host::new();
+    command("ip link add weft0 type bridge");
+    command("ip addr add 10.88.0.254/24 dev weft0");
+    let network = Network::v4();
+    assert!(!network.add_call(&Pod::new()).run().succeeded());
+    network.status().error_code(50).assert_names(&["10.88.0.254"]);
+}
+
+#[test]
+fn a_full_bridge() {
+    let host = Host::new();
+    let mut batch = String::from("link add weft0 type bridge\n");
+    for number in 0..BRIDGE_PORTS - 1 {
+        writeln!(batch, "link add p{number} master weft0 type veth peer name q{number}").unwrap();
+    }
+    fs::write("/run/batch", batch).unwrap();
+    command("ip -batch /run/batch");
+    let network = Network::v4();
+    network.status().done();
+    let (last, more) = (Pod::new(), Pod::new());
+    network.add(&last);
+    network.status().error_code(50).assert_names(&["weft0", "1023"]);
+    let before = World::of(&host, &[&more]);
+    network.add_call(&more).run().error_code(104).assert_names(&["weft0", "1023"]);
+    before.assert_unchanged(&host, &[&more], "ADD to a full bridge");
+    network.del(&last);
+    network.status().done();
+    network.add(&more);
+}
+
+/// A kernel without nftables or without netlink at all.
+#[test]
+fn kernel_interfaces_that_are_missing() {
+    let _host = Host::new();
+    let network = Network::v4().with(&json!({ "ipMasq": true }));
+    let mut hits = 0;
+    for nth in 1.. {
+        let injection =
+            Injection { process: Tampered::Weft, syscall: "socket", errno: "EPROTONOSUPPORT", nth };
+        let (reply, hit) = injection.run(network.call("STATUS"));
+        let Some(line) = hit else { break };
+        hits += usize::from(line.contains("NETLINK_NETFILTER"));
+        reply.error_code(50);
+    }
+    assert!(hits > 0, "STATUS does not look whether nftables is there");
+}
+
+#[test]
+fn state_that_cannot_be_written() {
+    let _host = Host::new();
+    fs::write("/run/weft", "not a directory").unwrap();
+    let pod = Pod::new();
+    Network::v4().add_call(&pod).run().error().assert_names(&["/run/weft"]);
+    Network::v4().status().error().assert_names(&["/run/weft"]);
+}
+
+#[test]
+fn a_configuration_that_add_refuses() {
+    let _host = Host::new();
+    for (change, code) in [(json!({ "mtu": -5 }), 7), (json!({ "isGatway": true }), 2)] {
+        Network::v4().with(&change).status().error_code(code);
+    }
+    let broken = Network::v4().with(&json!({ "ipam": { "ranges": [[{ "subnet": "10.88.0.7/24" }]] } }));
+    assert!(!broken.status().succeeded());
+}
