@@ -8,7 +8,7 @@ use weft_state::{Lock, boot_dir};
 use crate::bridge;
 use crate::conf::{Network, requested_mac};
 use crate::detach;
-use crate::ipam;
+use crate::ipam::Reserving;
 use crate::key::{AttachmentKey, VethEnd};
 use crate::masquerade::{self, Ensured};
 use crate::net::nft::Nft;
@@ -23,7 +23,9 @@ use crate::step::{Change, Fault, Journal, Step, failed};
 pub fn add(args: AddArgs) -> Result<Outcome, Error> {
     let mut attachment = Attachment::begin(Rc::new(args))?;
     match attachment.attach() {
-        Ok(result) => Ok(Outcome::Attached { result, rollback: Box::new(attachment.journal.into_rollback()) }),
+        Ok(result) => {
+            Ok(Outcome::Attached { result, rollback: Box::new(attachment.journal.into_rollback()) })
+        }
         Err(error) => Err(attachment.journal.roll_back().into_iter().fold(error, Error::detail)),
     }
 }
@@ -63,48 +65,55 @@ impl Attachment {
         Ok(Self { args, network, key, mac, host, pod, journal })
     }
 
-    /// The steps, in their order: first what the host shares, then the pair, then the container's side.
+    /// The steps, in their order. The bridge and the pair do not depend on the addresses: the IPAM plugin
+    /// reserves them meanwhile.
     fn attach(&mut self) -> Result<AddResult, Error> {
         self.journal.write_record(false)?;
-        let given = self.reserve()?;
+        let reserving = self.begin_reservation()?;
+        let bridge = self.ensure_bridge()?;
+        let veth = self.connect(&bridge)?;
+        let given = match reserving {
+            Some(reserving) => reserving.finish(&self.args.call)?,
+            None => AddResult::default(),
+        };
         let plan = Plan::new(&self.network, &given.ips, &given.routes)?;
-        let bridge = self.ensure_shared(&plan)?;
-        self.connect(&bridge)?;
-        self.configure(&plan)?;
-        let result = self.read_back(&plan, given)?;
+        self.ensure_routing(&bridge, &plan)?;
+        let container = self.configure(&plan, &veth)?;
+        let result = self.result(&plan, given, [bridge, veth, container]);
         self.journal.write_record(true)?;
         Ok(result)
     }
 
-    /// Addresses from the IPAM plugin. Journaled before it runs: killed, it may have reserved.
-    fn reserve(&mut self) -> Result<AddResult, Error> {
+    /// Starts the IPAM plugin. Journaled before: whatever becomes of it, it may have reserved.
+    fn begin_reservation(&mut self) -> Result<Option<Reserving>, Error> {
         let Some(plugin) = &self.network.traces.ipam else {
-            return Ok(AddResult::default());
+            return Ok(None);
         };
         self.journal.note(Step::Reserve(plugin.clone()));
-        let given = ipam::reserve(plugin, &self.args.call, self.journal.record())?;
-        if given.ips.is_empty() {
-            return Err(Error::new(
-                Code::InvalidConfig,
-                format!("{plugin} returned no address: correct its configuration, or leave ipam out"),
-            ));
-        }
-        Ok(given)
+        Reserving::begin(plugin, &self.args.call, self.journal.record()).map(Some)
     }
 
-    /// What all attachments of the host share: the bridge, its gateway addresses, forwarding, masquerade.
-    fn ensure_shared(&mut self, plan: &Plan) -> Result<Link, Error> {
+    /// The bridge, which all attachments to it share.
+    fn ensure_bridge(&mut self) -> Result<Link, Error> {
         let (host, network) = (&mut self.host, &self.network);
         let name = &network.bridge;
-        let bridge = self.journal.run(Step::Bridge(name.clone()), || bridge::ensure(host, network))?;
+        let found = self.journal.run(Step::Bridge(name.clone()), || bridge::create(host, network))?;
+        let bridge =
+            self.journal.run(Step::BridgeUp(name.clone()), || bridge::adopt(host, network, found))?;
         if network.promiscuous {
             self.journal.run(Step::Promiscuous(name.clone()), || {
                 bridge::ensure_promiscuous(host, &bridge).map(|change| ((), change))
             })?;
         }
+        Ok(bridge)
+    }
+
+    /// What the addresses need on the host, also shared: gateway addresses, forwarding, masquerade.
+    fn ensure_routing(&mut self, bridge: &Link, plan: &Plan) -> Result<(), Error> {
+        let (host, network) = (&mut self.host, &self.network);
         for gateway in &plan.gateways {
-            self.journal.run(Step::Gateway(name.clone(), *gateway), || {
-                bridge::ensure_gateway(host, network, &bridge, *gateway).map(|change| ((), change))
+            self.journal.run(Step::Gateway(network.bridge.clone(), *gateway), || {
+                bridge::ensure_gateway(host, network, bridge, *gateway).map(|change| ((), change))
             })?;
         }
         for family in &plan.forwarding {
@@ -120,11 +129,11 @@ impl Attachment {
             })?;
             self.journal.note(Step::Masquerade(ensured));
         }
-        Ok(bridge)
+        Ok(())
     }
 
-    /// The veth pair, its host end a port of the bridge.
-    fn connect(&mut self, bridge: &Link) -> Result<(), Error> {
+    /// The veth pair, its host end a port of the bridge. Returns the host end, as the kernel has it.
+    fn connect(&mut self, bridge: &Link) -> Result<Link, Error> {
         let name = self.key.host_veth();
         let veth = NewVeth {
             host_name: &name,
@@ -141,57 +150,51 @@ impl Attachment {
         let port = BridgePort { hairpin: self.network.hairpin, isolated: self.network.isolated };
         self.journal.within(Step::Port(name.clone()), || {
             self.host.configure_port(&name, self.key.alias().as_deref(), port)
+        })?;
+        self.journal.run(Step::ReadBack(name.clone()), || {
+            Ok::<_, Fault>((present(self.host.link(&name)?, &name)?, Change::Found))
         })
     }
 
-    /// The container's side, down until nothing is missing but the routes.
-    fn configure(&mut self, plan: &Plan) -> Result<(), Error> {
+    /// The container's side, down until nothing is missing but the routes. Returns its interface.
+    fn configure(&mut self, plan: &Plan, veth: &Link) -> Result<Link, Error> {
         let ifname = &self.key.ifname;
         let (journal, pod) = (&mut self.journal, &mut self.pod);
         if plan.ipv6 != Ipv6::Untouched {
             journal.within(Step::Settings(ifname.clone()), || pod.set_ipv6(ifname, plan.ipv6))?;
         }
         journal.run(Step::Loopback, || pod.ensure_loopback().map(|changed| ((), Change::from(changed))))?;
-        if plan.ips.is_empty() && self.network.interface_down {
-            return Ok(());
-        }
-        let index = journal.run(Step::Up(ifname.clone()), || {
-            pod.index_of(ifname).map(|index| (index, Change::Found))
-        })?;
+        let index = veth.peer.unwrap_or_default();
         for IpConfig { address, .. } in &plan.ips {
             let nodad = plan.ipv6 != Ipv6::OnAfterDetection;
             journal.within(Step::Address(*address), || pod.netlink.add_address(index, *address, nodad))?;
         }
-        journal.within(Step::Up(ifname.clone()), || pod.netlink.set_up(ifname.as_str()))?;
+        if !self.network.interface_down {
+            journal.within(Step::Up(ifname.clone()), || pod.netlink.set_up(ifname.as_str()))?;
+        }
         if plan.ipv6 == Ipv6::OnAfterDetection {
             journal.within(Step::Detection(ifname.clone()), || pod.wait_for_detection(index))?;
         }
         for route in plan.kernel_routes() {
             journal.within(Step::Route(route.dst, route.gw), || pod.netlink.add_route(index, &route))?;
         }
-        Ok(())
+        journal.run(Step::ReadBack(ifname.to_string()), || {
+            Ok::<_, Fault>((present(pod.interface(ifname)?, ifname.as_str())?, Change::Found))
+        })
     }
 
-    /// The result, as the kernel has it now.
-    fn read_back(&mut self, plan: &Plan, given: AddResult) -> Result<AddResult, Error> {
-        let (host, pod, key) = (&mut self.host, &mut self.pod, &self.key);
-        let (network, sandbox) = (&self.network, self.args.netns.display().to_string());
-        let interfaces = self.journal.run(Step::ReadBack, || {
-            let bridge = present(host.link(network.bridge.as_str())?, network.bridge.as_str())?;
-            let veth = present(host.link(&key.host_veth())?, &key.host_veth())?;
-            let inside = present(pod.interface(&key.ifname)?, key.ifname.as_str())?;
-            let addresses = pod.netlink.addresses(inside.index)?;
-            if let Some(missing) = plan.ips.iter().find(|ip| !addresses.contains(&ip.address)) {
-                return Err(gone(&format!("address {}", missing.address)));
-            }
-            let interfaces =
-                vec![describe(bridge, None), describe(veth, None), describe(inside, Some(sandbox))];
-            Ok::<_, Fault>((interfaces, Change::Found))
-        })?;
-        let container = interfaces.len() - 1;
-        let ips = plan.ips.iter().map(|ip| IpConfig { interface: Some(container), ..ip.clone() }).collect();
-        let dns = network.dns.clone().unwrap_or(given.dns);
-        Ok(AddResult { interfaces, ips, routes: plan.routes.clone(), dns })
+    /// The result, with the interfaces as the kernel has them.
+    fn result(&self, plan: &Plan, given: AddResult, [bridge, veth, container]: [Link; 3]) -> AddResult {
+        let sandbox = self.args.netns.display().to_string();
+        let interfaces =
+            vec![describe(bridge, None), describe(veth, None), describe(container, Some(sandbox))];
+        let of_container = Some(interfaces.len() - 1);
+        AddResult {
+            interfaces,
+            ips: plan.ips.iter().map(|ip| IpConfig { interface: of_container, ..ip.clone() }).collect(),
+            routes: plan.routes.clone(),
+            dns: self.network.dns.clone().unwrap_or(given.dns),
+        }
     }
 }
 
@@ -201,7 +204,12 @@ pub fn network_lock_path(state_dir: &std::path::Path, key: &AttachmentKey) -> st
 }
 
 /// A record that is there already: of an attachment that is held, or of an ADD that was killed.
-fn refuse_or_clean(record: &Record, args: &AddArgs, key: &AttachmentKey, network: &Network) -> Result<(), Error> {
+fn refuse_or_clean(
+    record: &Record,
+    args: &AddArgs,
+    key: &AttachmentKey,
+    network: &Network,
+) -> Result<(), Error> {
     let held = |why: &str| {
         Err(Error::new(Code::Conflict, format!("{key} {why}: call DEL for it before another ADD")))
     };
@@ -235,12 +243,13 @@ fn explain(error: &NetError, network: &Network, key: &AttachmentKey, pod: &mut P
     Error::new(Code::Conflict, conflict).into()
 }
 
-fn present(link: Option<Link>, name: &str) -> Result<Link, Fault> {
-    link.ok_or_else(|| gone(&format!("link {name}")))
-}
-
-fn gone(what: &str) -> Fault {
-    Error::new(Code::Conflict, format!("{what} is gone again: somebody else removes what Weft makes")).into()
+fn present(link: Option<Link>, name: &str) -> Result<Link, Error> {
+    link.ok_or_else(|| {
+        Error::new(
+            Code::Conflict,
+            format!("{name} is gone again: find out what removes the links that Weft makes"),
+        )
+    })
 }
 
 fn describe(link: Link, sandbox: Option<String>) -> Interface {

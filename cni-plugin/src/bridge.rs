@@ -16,36 +16,51 @@ use crate::step::{Change, Fault};
 /// The most ports that the kernel gives a bridge: `BR_MAX_PORTS` of net/bridge/br_private.h, less port 0.
 pub const MAX_PORTS: usize = 1023;
 
-/// Sees to it that the bridge is there and up.
+/// Makes the bridge where no link has its name; else returns that link.
+pub fn create(netlink: &mut Netlink, network: &Network) -> Result<(Option<Link>, Change), Fault> {
+    let name = network.bridge.as_str();
+    if let Some(found) = netlink.link(name)? {
+        return Ok((Some(found), Change::Found));
+    }
+    match netlink.add_bridge(name, random_mac()?, network.mtu) {
+        Ok(()) => Ok((None, Change::Made)),
+        // Another ADD was faster.
+        Err(error) if error.exists() => Ok((None, Change::Found)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes the link of the bridge's name for the network: what [`create`] found, or what it made. Tells whether
+/// a bridge that was down was set up.
 ///
 /// # Errors
 /// [`Code::Conflict`] when the name is another kind of link's.
-pub fn ensure(netlink: &mut Netlink, network: &Network) -> Result<(Link, Change), Fault> {
+pub fn adopt(netlink: &mut Netlink, network: &Network, found: Option<Link>) -> Result<(Link, Change), Fault> {
     let name = network.bridge.as_str();
-    if let Some(found) = netlink.link(name)? {
-        return Ok((adopt(netlink, found)?, Change::Found));
-    }
-    let change = match netlink.add_bridge(name, random_mac()?, network.mtu) {
-        Ok(()) => Change::Made,
-        // Another ADD was faster.
-        Err(error) if error.exists() => Change::Found,
-        Err(error) => return Err(error.into()),
+    let link = match found {
+        Some(link) => link,
+        None => {
+            // A container's router advertisement must not configure the host (CVE-2020-10749).
+            Sysctl::ipv6_of(name, "accept_ra").ensure("0")?;
+            netlink.link(name)?.ok_or_else(|| {
+                Error::new(Code::TryAgain, "somebody else deleted it as soon as it was made: call ADD again")
+            })?
+        }
     };
-    // A container's router advertisement must not configure the host (CVE-2020-10749).
-    Sysctl::ipv6_of(name, "accept_ra").ensure("0")?;
-    let link = netlink.link(name)?.ok_or_else(|| {
-        Error::new(Code::TryAgain, "somebody else deleted it as soon as it was made: call ADD again")
-    })?;
-    Ok((adopt(netlink, link)?, change))
+    refuse_other_kind(&link)?;
+    if link.up {
+        return Ok((link, Change::Found));
+    }
+    netlink.set_up(name)?;
+    Ok((Link { up: true, ..link }, Change::Made))
 }
 
-/// Takes an existing link of the bridge's name for the network.
-fn adopt(netlink: &mut Netlink, link: Link) -> Result<Link, Fault> {
-    refuse_other_kind(&link)?;
-    if !link.up {
-        netlink.set_up(&link.name)?;
+/// Sets a bridge down, if it is there.
+pub fn set_down(name: &IfName, deadline: Deadline) -> Result<(), Fault> {
+    match Netlink::open(deadline)?.set_down(name.as_str()) {
+        Err(error) if error.not_found() => Ok(()),
+        other => Ok(other?),
     }
-    Ok(Link { up: true, ..link })
 }
 
 /// A link of the bridge's name that is no bridge.

@@ -62,15 +62,21 @@ struct Promised {
 impl Promised {
     fn read(args: &CheckArgs) -> Result<Self, Error> {
         let AddResult { interfaces, ips, .. } = &args.prev_result;
-        let sandboxed = |interface: &Interface| interface.sandbox.as_deref().is_some_and(|path| !path.is_empty());
+        let sandboxed =
+            |interface: &Interface| interface.sandbox.as_deref().is_some_and(|path| !path.is_empty());
         let at = interfaces.iter().position(|found| found.name == args.ifname.as_str() && sandboxed(found));
         let Some((at, container)) = at.and_then(|at| Some((at, interfaces.get(at)?))) else {
             return Err(Error::new(
                 Code::InvalidConfig,
-                format!("prevResult has no interface {} with a sandbox: pass the result of this ADD", args.ifname),
+                format!(
+                    "prevResult has no interface {} with a sandbox: pass the result of this ADD",
+                    args.ifname
+                ),
             ));
         };
-        let host = interfaces.iter().find(|found| !sandboxed(found) && found.name.starts_with(crate::key::VETH_PREFIX));
+        let host = interfaces
+            .iter()
+            .find(|found| !sandboxed(found) && found.name.starts_with(crate::key::VETH_PREFIX));
         Ok(Self {
             container: container.clone(),
             host: host.cloned(),
@@ -130,9 +136,13 @@ impl Checker {
             return Ok(None);
         };
         self.require(veth.up, || format!("{name} is down"));
-        self.require(bridge.is_none_or(|bridge| veth.master == Some(bridge.index)), || {
-            format!("{name} is no port of the bridge, but its master is {:?}", veth.master)
-        });
+        if let Some(bridge) = bridge.filter(|bridge| veth.master != Some(bridge.index)) {
+            let master = match veth.master {
+                Some(index) => self.host.link_at(index)?.map_or_else(|| "gone".to_owned(), |link| link.name),
+                None => "none".to_owned(),
+            };
+            self.found.push(format!("{name} is no port of bridge {}, its master is {master}", bridge.name));
+        }
         let wanted = BridgePort { hairpin: self.network.hairpin, isolated: self.network.isolated };
         self.require(veth.port.is_none_or(|port| port == wanted), || {
             format!("bridge port {name} has {:?} instead of {wanted:?}", veth.port.unwrap_or_default())
@@ -177,7 +187,9 @@ impl Checker {
     fn check_link(&mut self, promised: &Interface, link: &Link) {
         if let Some(mac) = &promised.mac {
             let has = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
-            self.require(has.eq_ignore_ascii_case(mac), || format!("{} has MAC {has} instead of {mac}", link.name));
+            self.require(has.eq_ignore_ascii_case(mac), || {
+                format!("{} has MAC {has} instead of {mac}", link.name)
+            });
         }
         if let Some(mtu) = promised.mtu.or(self.network.mtu) {
             self.require(link.mtu == mtu, || format!("{} has MTU {} instead of {mtu}", link.name, link.mtu));
@@ -199,7 +211,8 @@ impl Checker {
                     && wanted.advmss.is_none_or(|advmss| route.advmss == Some(advmss))
             };
             if !same.iter().any(|route| fits(route)) {
-                let instead = same.first().map_or_else(|| "is gone".to_owned(), |route| format!("is {route:?}"));
+                let instead =
+                    same.first().map_or_else(|| "is gone".to_owned(), |route| format!("is {route:?}"));
                 let via = wanted.gw.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
                 self.found.push(format!("the route {}{via} {instead}", wanted.dst));
             }

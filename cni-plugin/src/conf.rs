@@ -218,7 +218,10 @@ fn refuse_unknown(conf: &Map<String, Value>) -> Result<(), Error> {
             return Err(unsupported(
                 &format!("runtimeConfig.{key}"),
                 value,
-                &format!("of capabilities Weft has {}; take {key} out of \"capabilities\"", CAPABILITIES.join(", ")),
+                &format!(
+                    "of capabilities Weft has {}; take {key} out of \"capabilities\"",
+                    CAPABILITIES.join(", ")
+                ),
             ));
         }
     }
@@ -286,7 +289,9 @@ fn ipam_type(ipam: &Map<String, Value>) -> Result<Option<String>, Error> {
             Code::InvalidConfig,
             "ipam has no type, so no plugin can be called: add \"type\": \"weft-ipam\"",
         )),
-        Some(other) => Err(invalid("ipam.type", other, "give the name of an IPAM plugin, like \"weft-ipam\"")),
+        Some(other) => {
+            Err(invalid("ipam.type", other, "give the name of an IPAM plugin, like \"weft-ipam\""))
+        }
     }
 }
 

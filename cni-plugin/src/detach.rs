@@ -8,7 +8,7 @@ use crate::conf::Traces;
 use crate::ipam;
 use crate::key::AttachmentKey;
 use crate::record::Record;
-use crate::step::{failed, Fault};
+use crate::step::{Fault, failed};
 use crate::veth::Removal;
 
 /// Detaches the container.
@@ -32,7 +32,8 @@ pub fn remove(call: &Call, key: &AttachmentKey, traces: &Traces) -> Result<(), E
     // The IPAM plugin's process starts while the kernel removes the link, and gets its input after that.
     let removal = Removal::begin(&key.host_veth(), call.deadline).map_err(link_error);
     let release = traces.ipam.as_ref().map(|plugin| ipam::begin_release(plugin, call, key)).transpose();
-    let removed = removal.and_then(|removal| removal.map_or(Ok(()), |removal| removal.wait().map_err(link_error)));
+    let removed =
+        removal.and_then(|removal| removal.map_or(Ok(()), |removal| removal.wait().map_err(link_error)));
     let released = match (&removed, release) {
         // Its address stays reserved as long as the container may use it.
         (Err(_), _) | (_, Ok(None)) => Ok(()),
@@ -43,7 +44,8 @@ pub fn remove(call: &Call, key: &AttachmentKey, traces: &Traces) -> Result<(), E
         (Ok(()), Ok(())) => Ok(()),
         (Err(error), _) | (_, Err(error)) => {
             warn!("{key}: {}", error.msg);
-            Err(Error::new(error.code, error.msg).detail("what is left will be removed by the next DEL or GC"))
+            Err(Error::new(error.code, error.msg)
+                .detail("what is left will be removed by the next DEL or GC"))
         }
     }
 }

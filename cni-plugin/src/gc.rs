@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cni_protocol::{Code, Deadline, Error, GcArgs, NetworkName, Outcome, ValidAttachment, Verb};
+use cni_protocol::{Code, Deadline, Error, GcArgs, NetworkName, Outcome, ValidAttachment};
 use log::{info, warn};
 use weft_state::{Lock, started};
 
@@ -17,7 +17,6 @@ use crate::step::{Fault, failed};
 
 /// Collects the network's garbage. Goes on after an error and reports all of them.
 pub fn gc(args: &GcArgs) -> Result<Outcome, Error> {
-    started();
     let mut problems = Vec::new();
     let traces = Traces::parse(&args.call.conf)?;
     let collector = Collector { args, traces };
@@ -63,7 +62,7 @@ impl Collector<'_> {
             }
         }
         if let Some(plugin) = &self.traces.ipam
-            && let Err(error) = ipam::forward(Verb::Gc, plugin, &self.args.call)
+            && let Err(error) = ipam::collect_garbage(plugin, &self.args.call)
         {
             problems.push(error.msg);
         }
@@ -95,7 +94,8 @@ impl Collector<'_> {
         }
         let links = netlink.links(None).map_err(|error| failed(&"list links", error.into()))?;
         for link in links.into_iter().filter(|link| is_host_veth(link)) {
-            let key = link.alias.as_deref().and_then(|alias| AttachmentKey::from_alias(self.network(), alias));
+            let key =
+                link.alias.as_deref().and_then(|alias| AttachmentKey::from_alias(self.network(), alias));
             let hash = link.name[crate::key::VETH_PREFIX.len()..].to_owned();
             if let Some(known) = stale.get_mut(&hash) {
                 known.link = Some(link.name);
@@ -128,7 +128,9 @@ impl Collector<'_> {
 
     fn release(&self, stale: Stale) -> Result<(), Error> {
         match (&self.traces.ipam, &stale.key) {
-            (Some(plugin), Some(key)) => ipam::release(plugin, &self.args.call, key, self.args.call.deadline)?,
+            (Some(plugin), Some(key)) => {
+                ipam::release(plugin, &self.args.call, key, self.args.call.deadline)?
+            }
             // The plugin's own GC finds what nobody can name.
             (Some(_), None) => warn!("a damaged record does not tell whose it is"),
             (None, _) => {}
@@ -152,5 +154,7 @@ fn open(deadline: Deadline) -> Result<Netlink, Error> {
 /// Deletes the links as one group: one by one, each waits ~15 ms for RCU.
 fn remove_links(netlink: &mut Netlink, stale: &BTreeMap<String, Stale>) -> Result<(), Error> {
     let links: Vec<&str> = stale.values().filter_map(|stale| stale.link.as_deref()).collect();
-    netlink.delete_links(&links).map_err(|error| failed(&format!("delete links {}", links.join(", ")), Fault::Net(error)))
+    netlink
+        .delete_links(&links)
+        .map_err(|error| failed(&format!("delete links {}", links.join(", ")), Fault::Net(error)))
 }

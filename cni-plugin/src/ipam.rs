@@ -1,26 +1,53 @@
 //! The IPAM plugin: the only process that Weft executes.
 
 use cni_protocol::{AddResult, Call, Code, Deadline, Delegate, Error, Running, Verb};
+use weft_state::{STARTED_ENV, started};
 
 use crate::key::AttachmentKey;
 use crate::record::Record;
 
-/// Has the plugin reserve addresses. It inherits the attachment's lock: should this process be killed, a
-/// DEL waits until the plugin has ended, and finds what it reserved.
-pub fn reserve(plugin: &str, call: &Call, record: Option<&Record>) -> Result<AddResult, Error> {
-    let delegate = Delegate::find(plugin, &call.cni_path)?;
-    if let Some(record) = record {
-        record.share_with_children(true)?;
+/// A plugin at work on an ADD.
+pub struct Reserving {
+    plugin: String,
+    running: Running,
+}
+
+impl Reserving {
+    /// Has the plugin reserve addresses. It inherits the attachment's lock: should this process be killed, a
+    /// DEL waits until the plugin has ended, and finds what it reserved.
+    pub fn begin(plugin: &str, call: &Call, record: Option<&Record>) -> Result<Self, Error> {
+        let delegate = Delegate::find(plugin, &call.cni_path)?;
+        if let Some(record) = record {
+            record.share_with_children(true)?;
+        }
+        let started = delegate.start(Verb::Add, &[]);
+        if let Some(record) = record {
+            record.share_with_children(false)?;
+        }
+        let mut running = started?;
+        running.feed(&call.stdin)?;
+        Ok(Self { plugin: plugin.to_owned(), running })
     }
-    let started = delegate.start(Verb::Add, &[]);
-    if let Some(record) = record {
-        record.share_with_children(false)?;
+
+    /// Waits for the addresses.
+    pub fn finish(self, call: &Call) -> Result<AddResult, Error> {
+        let Self { plugin, running } = self;
+        let output = running.finish(&call.stdin, call.deadline)?;
+        let given = serde_json::from_slice(&output)
+            .map_err(|error| Error::new(Code::Decode, format!("its output is no JSON: {error}")))
+            .and_then(|json| AddResult::from_json(&json))
+            .map_err(|error| Error {
+                msg: format!("{plugin} returned no valid result: {}", error.msg),
+                ..error
+            })?;
+        if given.ips.is_empty() {
+            return Err(Error::new(
+                Code::InvalidConfig,
+                format!("{plugin} returned no address: correct its configuration, or leave ipam out"),
+            ));
+        }
+        Ok(given)
     }
-    let output = started?.finish(&call.stdin, call.deadline)?;
-    let result = serde_json::from_slice(&output)
-        .map_err(|error| Error::new(Code::Decode, format!("its output is no JSON: {error}")))
-        .and_then(|json| AddResult::from_json(&json));
-    result.map_err(|error| Error { msg: format!("{plugin} returned no valid result: {}", error.msg), ..error })
 }
 
 /// Has the plugin give back what the attachment holds.
@@ -34,8 +61,14 @@ pub fn begin_release(plugin: &str, call: &Call, key: &AttachmentKey) -> Result<R
     Delegate::find(plugin, &call.cni_path)?.start(Verb::Del, &env)
 }
 
-/// Forwards CHECK, GC or STATUS with its environment and configuration.
+/// Forwards CHECK or STATUS with its environment and configuration.
 pub fn forward(verb: Verb, plugin: &str, call: &Call) -> Result<(), Error> {
+    Delegate::find(plugin, &call.cni_path)?.start(verb, &[])?.finish(&call.stdin, call.deadline).map(drop)
+}
+
+/// Forwards GC. The plugin is told when this command began: what was reserved since is not in the list.
+pub fn collect_garbage(plugin: &str, call: &Call) -> Result<(), Error> {
+    let started = started().as_nanos().to_string();
     let delegate = Delegate::find(plugin, &call.cni_path)?;
-    delegate.start(verb, &[])?.finish(&call.stdin, call.deadline).map(drop)
+    delegate.start(Verb::Gc, &[(STARTED_ENV, &started)])?.finish(&call.stdin, call.deadline).map(drop)
 }

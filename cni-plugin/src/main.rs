@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use cni_protocol::Plugin;
 
 fn main() -> ExitCode {
+    // First of all: what is made from now on, GC must not take for garbage.
+    weft_state::started();
     cni_protocol::run(&Plugin {
         name: "weft",
         version: env!("CARGO_PKG_VERSION"),

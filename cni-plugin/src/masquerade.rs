@@ -43,7 +43,7 @@ pub enum Ensured {
     Network,
 }
 
-/// What there is of a network, apart from its sets' elements.
+/// What there is of a network's chain and rules.
 enum State {
     Absent,
     Intact,
@@ -81,7 +81,10 @@ pub fn ensure(nft: &mut Nft, network: &NetworkName, prefixes: &[IpNetwork]) -> N
 pub fn undo(nft: &mut Nft, network: &NetworkName, ensured: &Ensured) -> NlResult<()> {
     match ensured {
         Ensured::Nothing => Ok(()),
-        Ensured::Network => remove(nft, network),
+        Ensured::Network => {
+            remove(nft, network)?;
+            remove_empty_table(nft)
+        }
         Ensured::Elements { added, replaced } => retry(|| {
             let mut changes = Vec::new();
             for family in FAMILIES {
@@ -113,11 +116,11 @@ pub fn check(nft: &mut Nft, network: &NetworkName, prefixes: &[IpNetwork]) -> Re
         State::Altered(difference) => return Err(difference),
     }
     for family in FAMILIES {
-        let wanted = intervals_of(prefixes, family);
-        if wanted.is_empty() {
-            continue;
-        }
         let set = set_name(network, family);
+        if nft.set(&set).map_err(unreadable)? != Some(SetKind::intervals_of(family)) {
+            return Err(format!("set {set} of table inet {TABLE} does not hold {family} intervals"));
+        }
+        let wanted = intervals_of(prefixes, family);
         let present = nft.intervals(&set).map_err(unreadable)?;
         if let Some(missing) = wanted.iter().find(|wanted| !present.iter().any(|one| one.covers(wanted))) {
             return Err(format!("set {set} of table inet {TABLE} lacks {missing}"));
@@ -144,7 +147,16 @@ pub fn remove(nft: &mut Nft, network: &NetworkName) -> NlResult<()> {
     })
 }
 
-/// Compares chain, rules and sets with what Weft makes.
+/// Removes the table that the first network brought with it.
+fn remove_empty_table(nft: &mut Nft) -> NlResult<()> {
+    match commit(nft, vec![Change::delete_empty_table()]) {
+        // Another network or somebody else uses it.
+        Err(error) if error.errno == Errno::EBUSY || error.not_found() => Ok(()),
+        other => other,
+    }
+}
+
+/// Compares chain and rules with what Weft makes. The rules hold the sets: no set goes while they are there.
 fn state(nft: &mut Nft, network: &NetworkName) -> NlResult<State> {
     let name = chain_name(network);
     let Some(found) = nft.chain(&name)? else {
@@ -165,13 +177,6 @@ fn state(nft: &mut Nft, network: &NetworkName) -> NlResult<State> {
     if let Some(position) = found.iter().zip(&wanted).position(|(found, wanted)| found != wanted) {
         let difference = format!("rule {} of chain {name} of table inet {TABLE} differs", position + 1);
         return Ok(State::Altered(difference));
-    }
-    for family in FAMILIES {
-        let set = set_name(network, family);
-        if nft.set(&set)? != Some(SetKind::intervals_of(family)) {
-            let difference = format!("set {set} of table inet {TABLE} does not hold {family} intervals");
-            return Ok(State::Altered(difference));
-        }
     }
     Ok(State::Intact)
 }
@@ -230,11 +235,7 @@ fn build(
         all_replaced.extend(replaced);
     }
     commit(nft, changes)?;
-    Ok(if fresh {
-        Ensured::Network
-    } else {
-        Ensured::Elements { added: all_added, replaced: all_replaced }
-    })
+    Ok(if fresh { Ensured::Network } else { Ensured::Elements { added: all_added, replaced: all_replaced } })
 }
 
 fn delete_sets(nft: &mut Nft, network: &NetworkName) -> NlResult<Vec<Change>> {
@@ -252,10 +253,8 @@ fn retry<T>(mut attempt: impl FnMut() -> NlResult<T>) -> NlResult<T> {
     for _ in 1..ATTEMPTS {
         match attempt() {
             Err(error)
-                if matches!(
-                    error.errno,
-                    Errno::EEXIST | Errno::ENOENT | Errno::EBUSY | Errno::ENOTEMPTY
-                ) => {}
+                if matches!(error.errno, Errno::EEXIST | Errno::ENOENT | Errno::EBUSY | Errno::ENOTEMPTY) => {
+            }
             other => return other,
         }
     }
@@ -297,7 +296,11 @@ fn overlapped(mut present: Vec<Interval>, added: &[Interval]) -> Vec<Interval> {
 }
 
 fn intervals_of(prefixes: &[IpNetwork], family: Family) -> Vec<Interval> {
-    prefixes.iter().filter(|prefix| Family::of(prefix.ip()) == family).map(|prefix| (*prefix).into()).collect()
+    prefixes
+        .iter()
+        .filter(|prefix| Family::of(prefix.ip()) == family)
+        .map(|prefix| (*prefix).into())
+        .collect()
 }
 
 fn of_family(intervals: &[Interval], family: Family) -> Vec<Interval> {
@@ -317,12 +320,7 @@ fn set_name(network: &NetworkName, family: Family) -> String {
 }
 
 fn chain() -> Chain {
-    Chain {
-        kind: "nat".into(),
-        hook: InetHookNumber::PostRouting,
-        priority: PRIORITY,
-        policy: POLICY_ACCEPT,
-    }
+    Chain { kind: "nat".into(), hook: InetHookNumber::PostRouting, priority: PRIORITY, policy: POLICY_ACCEPT }
 }
 
 /// Multicast is exempt, as with the reference plugins: its receivers tell senders apart by their addresses.

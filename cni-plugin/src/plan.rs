@@ -74,7 +74,10 @@ impl Plan {
         {
             return Err(Error::new(
                 Code::InvalidConfig,
-                format!("mtu is {mtu}, but the address {} needs {IPV6_MTU_MIN} at least (RFC 8200)", ip.address),
+                format!(
+                    "mtu is {mtu}, but the address {} needs {IPV6_MTU_MIN} at least (RFC 8200)",
+                    ip.address
+                ),
             ));
         }
         let has_gateway = network.gateway >= Gateway::Address;
@@ -111,7 +114,8 @@ impl Plan {
         let mut kept: Vec<Route> = Vec::new();
         for route in &self.routes {
             let same = |other: &Route| {
-                (prefix(other.dst), other.table, other.priority) == (prefix(route.dst), route.table, route.priority)
+                (prefix(other.dst), other.table, other.priority)
+                    == (prefix(route.dst), route.table, route.priority)
             };
             if !kept.iter().any(same) {
                 let gw = route.gw.or_else(|| self.gateway_of(Family::of(route.dst.ip()), route.scope));
@@ -193,9 +197,8 @@ fn all_routes(network: &Network, ips: &[IpConfig], given: &[Route]) -> Vec<Route
     let mut routes = given.to_vec();
     if network.gateway == Gateway::DefaultRoute {
         for gateway in ips.iter().filter_map(|ip| ip.gateway) {
-            let is_default = |route: &Route| {
-                route.dst.prefix() == 0 && Family::of(route.dst.ip()) == Family::of(gateway)
-            };
+            let is_default =
+                |route: &Route| route.dst.prefix() == 0 && Family::of(route.dst.ip()) == Family::of(gateway);
             if !routes.iter().any(is_default) {
                 routes.push(Route { gw: Some(gateway), ..Route::to(default_prefix(Family::of(gateway))) });
             }

@@ -24,7 +24,10 @@ impl Pod {
         let netns = NetNs::open(path).map_err(|error| {
             Error::new(
                 Code::UnknownContainer,
-                format!("CNI_NETNS {}: {error}: the container has ended, or the path is wrong", path.display()),
+                format!(
+                    "CNI_NETNS {}: {error}: the container has ended, or the path is wrong",
+                    path.display()
+                ),
             )
         })?;
         let home = NetNs::current()?;
@@ -36,7 +39,7 @@ impl Pod {
     /// nothing is sent that the network does not have.
     pub fn set_ipv6(&self, ifname: &IfName, ipv6: Ipv6) -> Result<(), Fault> {
         let settings = ipv6_settings(ifname, ipv6);
-        self.netns.run(&self.home, || settings.iter().try_for_each(|(key, value)| key.ensure(value).map(drop)))??;
+        self.netns.run(&self.home, || settings.iter().try_for_each(|(key, value)| key.set(value)))??;
         Ok(())
     }
 
@@ -80,7 +83,9 @@ impl Pod {
             if let Some((address, _)) = states.iter().find(|(_, state)| *state == Detection::Failed) {
                 return Err(Error::new(
                     Code::Conflict,
-                    format!("{address} is in use by another host on the link: give it back or choose another"),
+                    format!(
+                        "{address} is in use by another host on the link: give it back or choose another"
+                    ),
                 )
                 .into());
             }
@@ -89,12 +94,6 @@ impl Pod {
             }
             events.wait_for_events()?;
         }
-    }
-
-    /// The index of the container's interface.
-    pub fn index_of(&mut self, ifname: &IfName) -> Result<u32, Fault> {
-        let link = self.interface(ifname)?;
-        Ok(link.ok_or(NetError::from(nix::errno::Errno::ENODEV))?.index)
     }
 
     /// The container's interface.

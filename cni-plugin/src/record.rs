@@ -87,7 +87,9 @@ impl Record {
     /// [`Code::TryAgain`] when another call holds it until the deadline.
     pub fn lock(state_dir: &Path, key: &AttachmentKey, deadline: Deadline) -> Result<Self, Error> {
         let dir = boot_dir(state_dir, &key.network)?.join(RECORDS);
-        fs::create_dir_all(&dir).map_err(|error| io_error("create", &dir, &error))?;
+        if !dir.is_dir() {
+            fs::create_dir_all(&dir).map_err(|error| io_error("create", &dir, &error))?;
+        }
         let path = dir.join(key.hash());
         Ok(Self { lock: Lock::exclusive(&path, deadline)?, path })
     }

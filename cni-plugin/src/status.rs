@@ -58,7 +58,8 @@ fn check_state_dir(network: &Network) -> Result<(), Error> {
     let dir = &network.traces.state_dir;
     let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(dir);
     let writable = existing.is_dir()
-        && nix::unistd::access(existing, nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK).is_ok();
+        && nix::unistd::access(existing, nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK)
+            .is_ok();
     if writable {
         return Ok(());
     }

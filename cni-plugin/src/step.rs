@@ -34,6 +34,7 @@ pub enum Step {
     Record,
     Reserve(String),
     Bridge(IfName),
+    BridgeUp(IfName),
     Promiscuous(IfName),
     Gateway(IfName, IpNetwork),
     Forwarding(Family),
@@ -46,7 +47,7 @@ pub enum Step {
     Up(IfName),
     Detection(IfName),
     Route(IpNetwork, Option<IpAddr>),
-    ReadBack,
+    ReadBack(String),
 }
 
 impl fmt::Display for Step {
@@ -55,6 +56,7 @@ impl fmt::Display for Step {
             Self::Record => f.write_str("record the attachment"),
             Self::Reserve(plugin) => write!(f, "reserve addresses with {plugin}"),
             Self::Bridge(name) => write!(f, "ensure bridge {name}"),
+            Self::BridgeUp(name) => write!(f, "take bridge {name} into use"),
             Self::Promiscuous(name) => write!(f, "set bridge {name} promiscuous"),
             Self::Gateway(name, address) => write!(f, "add gateway address {address} to bridge {name}"),
             Self::Forwarding(family) => write!(f, "enable {family} forwarding"),
@@ -68,7 +70,7 @@ impl fmt::Display for Step {
             Self::Detection(name) => write!(f, "wait for duplicate address detection on {name}"),
             Self::Route(dst, None) => write!(f, "add route {dst} in the container"),
             Self::Route(dst, Some(gateway)) => write!(f, "add route {dst} via {gateway} in the container"),
-            Self::ReadBack => f.write_str("read the interfaces back"),
+            Self::ReadBack(name) => write!(f, "read {name} back"),
         }
     }
 }
@@ -108,7 +110,9 @@ pub fn failed(step: &dyn fmt::Display, fault: Fault) -> Error {
         Fault::Io(error) => (error.to_string(), error.raw_os_error().map(Errno::from_raw)),
     };
     let remedy = match errno {
-        Some(Errno::EPERM | Errno::EACCES) => "run the container runtime as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN",
+        Some(Errno::EPERM | Errno::EACCES) => {
+            "run the container runtime as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN"
+        }
         Some(Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT) => {
             "the kernel lacks this: load its module (bridge, veth, nf_tables, nft_masq)"
         }
@@ -178,7 +182,11 @@ impl Journal {
     }
 
     /// The same for a step whose every trace goes with the veth pair.
-    pub fn within<F: Into<Fault>>(&mut self, step: Step, work: impl FnOnce() -> Result<(), F>) -> Result<(), Error> {
+    pub fn within<F: Into<Fault>>(
+        &mut self,
+        step: Step,
+        work: impl FnOnce() -> Result<(), F>,
+    ) -> Result<(), Error> {
         self.run(step, || work().map(|()| ((), Change::Found)))
     }
 
@@ -225,6 +233,7 @@ impl Journal {
             Step::Record => self.record.take().map_or(Ok(()), Record::remove),
             Step::Reserve(plugin) => ipam::release(plugin, &self.args.call, &self.key, deadline),
             Step::Bridge(name) if self.alone()? => bridge::remove_unused(name, deadline).map_err(fail),
+            Step::BridgeUp(name) if self.alone()? => bridge::set_down(name, deadline).map_err(fail),
             Step::Promiscuous(name) if self.alone()? => Netlink::open(deadline)
                 .and_then(|mut host| host.set_promiscuous(name.as_str(), false))
                 .map_err(|error| fail(error.into())),
@@ -238,15 +247,24 @@ impl Journal {
                 .and_then(|mut nft| masquerade::undo(&mut nft, &self.key.network, ensured))
                 .map_err(|error| fail(error.into())),
             // Other ADDs are under way and may rely on it by now; theirs it is then.
-            Step::Bridge(_) | Step::Promiscuous(_) | Step::Gateway(..) | Step::Forwarding(_)
+            Step::Bridge(_)
+            | Step::BridgeUp(_)
+            | Step::Promiscuous(_)
+            | Step::Gateway(..)
+            | Step::Forwarding(_)
             | Step::Masquerade(_) => Ok(()),
             Step::Veth(name) => veth::remove(name, deadline).map_err(|error| fail(error.into())),
             Step::Loopback => Pod::open(&self.args.netns, deadline)
                 .and_then(|mut pod| Ok(pod.netlink.set_down("lo")?))
                 .map_err(fail),
             // Gone with the veth pair.
-            Step::Port(_) | Step::Settings(_) | Step::Address(_) | Step::Up(_) | Step::Detection(_)
-            | Step::Route(..) | Step::ReadBack => Ok(()),
+            Step::Port(_)
+            | Step::Settings(_)
+            | Step::Address(_)
+            | Step::Up(_)
+            | Step::Detection(_)
+            | Step::Route(..)
+            | Step::ReadBack(_) => Ok(()),
         }
     }
 

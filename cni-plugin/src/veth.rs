@@ -117,7 +117,10 @@ fn delete_and_exit(name: &str, report: OwnedFd, deadline: Deadline) -> ! {
         .map_or_else(|error| error.errno as i32, |()| 0);
     // Nobody reads it any more when the link was gone before; nothing depends on it.
     let _ = File::from(report).write_all(&verdict.to_ne_bytes());
-    #[expect(unsafe_code, reason = "_exit runs none of the parent's exit handlers and flushes none of its buffers")]
+    #[expect(
+        unsafe_code,
+        reason = "_exit runs none of the parent's exit handlers and flushes none of its buffers"
+    )]
     unsafe {
         nix::libc::_exit(0)
     }

@@ -56,7 +56,12 @@ impl FromStr for SubnetEnv {
         if ipv4.is_none() && ipv6.is_none() {
             return Err(missing("FLANNEL_SUBNET"));
         }
-        Ok(Self { ipv4, ipv6, mtu: env.mtu.ok_or(missing("FLANNEL_MTU"))?, ipmasq: env.ipmasq.unwrap_or(false) })
+        Ok(Self {
+            ipv4,
+            ipv6,
+            mtu: env.mtu.ok_or(missing("FLANNEL_MTU"))?,
+            ipmasq: env.ipmasq.unwrap_or(false),
+        })
     }
 }
 

@@ -181,11 +181,11 @@ fn del(args: &DelArgs) -> Result<Outcome, Error> {
     let owner = Owner::new(args.container_id.as_str(), args.ifname.as_str());
     let Some(store) = open(&args.call)? else { return Ok(Outcome::Done) };
     let hints: Vec<IpAddr> = args.prev_result.iter().flat_map(|r| &r.ips).map(|ip| ip.address.ip()).collect();
-    complete(format!("free the addresses of {owner}"), store.release(&owner, &hints))
+    complete(&format!("free the addresses of {owner}"), store.release(&owner, &hints))
 }
 
 /// Success, or an error that lists everything that was left behind.
-fn complete(step: String, left: Vec<String>) -> Result<Outcome, Error> {
+fn complete(step: &str, left: Vec<String>) -> Result<Outcome, Error> {
     if left.is_empty() {
         return Ok(Outcome::Done);
     }
@@ -227,7 +227,7 @@ fn gc(args: &GcArgs) -> Result<Outcome, Error> {
     let Some(store) = open(&args.call)? else { return Ok(Outcome::Done) };
     let owner = |v: &cni_protocol::ValidAttachment| Owner::new(v.container_id.as_str(), v.ifname.as_str());
     let valid: Vec<Owner> = args.valid.iter().map(owner).collect();
-    complete("collect garbage".to_owned(), store.collect_garbage(&valid, started()))
+    complete("collect garbage", store.collect_garbage(&valid, started()))
 }
 
 fn status(args: &StatusArgs) -> Result<Outcome, Error> {

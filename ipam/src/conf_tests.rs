@@ -76,10 +76,20 @@ fn an_unknown_key_is_named_with_value_and_nearest() {
     }
 }
 
+fn refused(cases: &[(Value, Vec<&str>)]) {
+    for (conf_json, parts) in cases {
+        let error = conf(conf_json).unwrap_err();
+        assert_eq!(error.code, Code::InvalidConfig, "{error}");
+        for part in parts {
+            assert!(error.msg.contains(part), "{part}: {error}");
+        }
+    }
+}
+
 #[test]
 fn a_wrong_value_is_named_with_its_path() {
     let of_range = |range: Value| json!({"ipam": {"ranges": [[{"subnet": "10.9.0.0/24"}], [range]]}});
-    for (conf_json, parts) in [
+    refused(&[
         (json!({}), vec!["ipam", "missing"]),
         (json!({"ipam": {}}), vec!["ipam.ranges", "at least one"]),
         (json!({"ipam": {"ranges": [[]]}}), vec!["ipam.ranges[0]:", "no range"]),
@@ -107,6 +117,12 @@ fn a_wrong_value_is_named_with_its_path() {
             vec!["ipam.ranges[1][0].rangeStart", "10.0.0.9", "10.0.0.8"],
         ),
         (of_range(json!({"subnet": "10.9.0.0/16"})), vec!["ipam.ranges[1][0]:", "overlaps", "10.9.0.0/24"]),
+    ]);
+}
+
+#[test]
+fn what_does_not_fit_together_is_named_with_its_path() {
+    refused(&[
         (
             json!({"ipam": {"ranges": [[{"subnet": "10.0.0.0/24"}, {"subnet": "fd00::/64"}]]}}),
             vec!["ipam.ranges[0][1].subnet", "fd00::/64", "set of its own"],
@@ -135,13 +151,7 @@ fn a_wrong_value_is_named_with_its_path() {
             json!({"ipam": {"subnet": "10.0.0.0/24"}, "runtimeConfig": {"ips": ["10.0.0.x"]}}),
             vec!["runtimeConfig.ips[0]", "10.0.0.x"],
         ),
-    ] {
-        let error = conf(&conf_json).unwrap_err();
-        assert_eq!(error.code, Code::InvalidConfig, "{error}");
-        for part in parts {
-            assert!(error.msg.contains(part), "{part}: {error}");
-        }
-    }
+    ]);
 }
 
 fn asking(ips: &Value, args: &Value, of_args: &[&str]) -> Result<Vec<Option<String>>, Error> {

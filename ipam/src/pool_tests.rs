@@ -23,8 +23,8 @@ fn network(text: &str) -> IpNetwork {
     text.parse().unwrap()
 }
 
-fn pools(sets: Vec<Vec<Range>>, exclude: &[&str]) -> Pools {
-    Pools::new(&sets, exclude.iter().map(|t| t.parse().unwrap()).collect()).unwrap()
+fn pools(sets: &[Vec<Range>], exclude: &[&str]) -> Pools {
+    Pools::new(sets, exclude.iter().map(|t| t.parse().unwrap()).collect()).unwrap()
 }
 
 fn ips(set: &RangeSet, last: Option<&str>, n: usize) -> Vec<String> {
@@ -49,7 +49,7 @@ fn the_ends_of_a_subnet_and_the_gateway_are_not_given() {
         ("fd00::/127", 1, "fd00::1", Some("fd00::")),
         ("fd00::7/128", 1, "fd00::7", None),
     ] {
-        let pools = pools(vec![vec![range(subnet)]], &[]);
+        let pools = pools(&[vec![range(subnet)]], &[]);
         let set = &pools.sets()[0];
         assert_eq!(set.total(), total, "{subnet}");
         assert_eq!(ips(set, None, 1), [first], "{subnet}");
@@ -65,7 +65,7 @@ fn the_order_goes_on_behind_the_last_one_and_around() {
         spec("10.0.0.0/24", Some("10.0.0.10"), Some("10.0.0.11"), None).unwrap(),
         spec("10.0.1.0/24", Some("10.0.1.0"), Some("10.0.1.2"), None).unwrap(),
     ];
-    let pools = pools(vec![ranges], &[]);
+    let pools = pools(&[ranges], &[]);
     let set = &pools.sets()[0];
     // 10.0.1.0 is the network, 10.0.1.1 the gateway.
     assert_eq!(ips(set, None, 9), ["10.0.0.10", "10.0.0.11", "10.0.1.2"]);
@@ -79,7 +79,7 @@ fn the_order_goes_on_behind_the_last_one_and_around() {
 
 #[test]
 fn exclusions_are_cut_out_and_never_walked() {
-    let pools = pools(vec![vec![range("fd00::/64")], vec![range("10.0.0.0/29")]], &["fd00::/65", "10.0.0.4"]);
+    let pools = pools(&[vec![range("fd00::/64")], vec![range("10.0.0.0/29")]], &["fd00::/65", "10.0.0.4"]);
     assert_eq!(ips(&pools.sets()[0], None, 1), ["fd00::8000:0:0:0"]);
     assert_eq!(ips(&pools.sets()[1], None, 9), ["10.0.0.2", "10.0.0.3", "10.0.0.5", "10.0.0.6"]);
     for (address, refusal) in [
@@ -100,7 +100,7 @@ fn exclusions_are_cut_out_and_never_walked() {
 fn the_gateway_of_one_range_is_not_given_by_another() {
     let low = spec("10.0.0.0/24", Some("10.0.0.2"), Some("10.0.0.4"), Some("10.0.0.9")).unwrap();
     let high = spec("10.0.0.0/24", Some("10.0.0.8"), Some("10.0.0.10"), Some("10.0.0.3")).unwrap();
-    let pools = pools(vec![vec![low], vec![high]], &[]);
+    let pools = pools(&[vec![low], vec![high]], &[]);
     assert_eq!(ips(&pools.sets()[0], None, 9), ["10.0.0.2", "10.0.0.4"]);
     assert_eq!(ips(&pools.sets()[1], None, 9), ["10.0.0.8", "10.0.0.10"]);
 }
@@ -145,25 +145,25 @@ fn wrong_ranges_are_refused_with_key_and_value() {
 
 #[test]
 fn wrong_sets_are_refused_with_their_place() {
-    let refused = |sets: Vec<Vec<Range>>, exclude: &[&str]| {
-        Pools::new(&sets, exclude.iter().map(|t| t.parse().unwrap()).collect()).unwrap_err()
+    let refused = |sets: &[Vec<Range>], exclude: &[&str]| {
+        Pools::new(sets, exclude.iter().map(|t| t.parse().unwrap()).collect()).unwrap_err()
     };
-    let overlapping = refused(vec![vec![range("10.0.0.0/24")], vec![range("10.0.0.0/16")]], &[]);
+    let overlapping = refused(&[vec![range("10.0.0.0/24")], vec![range("10.0.0.0/16")]], &[]);
     assert_eq!((overlapping.set, overlapping.range), (1, Some(0)));
     assert!(overlapping.invalid.reason.contains("10.0.0.0/24"), "{overlapping:?}");
-    let mixed = refused(vec![vec![range("10.0.0.0/24"), range("fd00::/64")]], &[]);
+    let mixed = refused(&[vec![range("10.0.0.0/24"), range("fd00::/64")]], &[]);
     assert_eq!((mixed.set, mixed.range), (0, Some(1)));
-    assert!(refused(vec![vec![]], &[]).invalid.reason.contains("holds no range"));
-    let full = refused(vec![vec![range("10.0.0.0/30")]], &["10.0.0.2"]);
+    assert!(refused(&[vec![]], &[]).invalid.reason.contains("holds no range"));
+    let full = refused(&[vec![range("10.0.0.0/30")]], &["10.0.0.2"]);
     assert!(full.invalid.reason.contains("no address left"), "{full:?}");
     let gateway = spec("10.0.0.7/32", None, None, Some("10.0.0.7")).unwrap();
-    assert!(refused(vec![vec![gateway]], &[]).invalid.reason.contains("no address left"));
+    assert!(refused(&[vec![gateway]], &[]).invalid.reason.contains("no address left"));
 }
 
 #[test]
 fn a_set_shows_itself() {
     let ranges = vec![range("10.0.0.0/24"), spec("10.1.0.0/16", Some("10.1.2.3"), None, None).unwrap()];
-    let pools = pools(vec![ranges], &[]);
+    let pools = pools(&[ranges], &[]);
     assert_eq!(pools.sets()[0].to_string(), "10.0.0.0/24 and 10.1.0.0/16 from 10.1.2.3 to 10.1.255.254");
 }
 

@@ -1,5 +1,4 @@
 //! Every command through the real binary.
-#![expect(clippy::unwrap_used, reason = "tests: a panic is the failure")]
 
 mod common;
 
@@ -23,7 +22,7 @@ fn add_answers_in_every_version() {
     let host = Host::new();
     let resolv_conf = host.root.path().join("resolv.conf");
     fs::write(&resolv_conf, "nameserver 10.5.0.53\nsearch example.org\n").unwrap();
-    let mut conf = host.conf(dual());
+    let mut conf = host.conf(&dual());
     conf["ipam"]["resolvConf"] = resolv_conf.to_str().unwrap().into();
     let versions = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
     for (i, version) in versions.iter().enumerate() {
@@ -50,7 +49,7 @@ fn add_answers_in_every_version() {
 #[test]
 fn a_second_add_of_one_attachment_is_a_conflict() {
     let host = Host::new();
-    let conf = host.conf(dual());
+    let conf = host.conf(&dual());
     run("ADD", "one", &conf).ok();
     let before = host.world();
     let message = run("ADD", "one", &conf).error(103);
@@ -69,7 +68,7 @@ fn a_second_add_of_one_attachment_is_a_conflict() {
 #[test]
 fn a_freed_address_is_not_given_again_at_once() {
     let host = Host::new();
-    let conf = host.conf(json!({"subnet": "10.5.0.0/29"}));
+    let conf = host.conf(&json!({"subnet": "10.5.0.0/29"}));
     for n in [2, 3, 4, 5, 6, 2, 3] {
         assert_eq!(run("ADD", "one", &conf).ips(), [format!("10.5.0.{n}/29")]);
         run("DEL", "one", &conf).ok();
@@ -79,7 +78,7 @@ fn a_freed_address_is_not_given_again_at_once() {
 #[test]
 fn addresses_asked_for() {
     let host = Host::new();
-    let mut conf = host.conf(dual());
+    let mut conf = host.conf(&dual());
     conf["runtimeConfig"] = json!({"ips": ["10.5.0.77/24"]});
     conf["args"] = json!({"cni": {"ips": ["10.5.0.78"]}});
     let add = |container, conf: &Value| {
@@ -108,7 +107,7 @@ fn a_wrong_configuration_changes_nothing() {
         (json!({"subnet": "10.5.0.0/24", "resolveConf": "/x"}), 2),
         (json!({"subnet": "10.5.0.0/24", "resolvConf": "/nonexistent"}), 5),
     ] {
-        let conf = host.conf(ipam);
+        let conf = host.conf(&ipam);
         for verb in ["ADD", "STATUS"] {
             let answer = run(verb, "one", &conf);
             let code = if verb == "STATUS" && code == 5 { 50 } else { code };
@@ -124,7 +123,7 @@ fn a_wrong_configuration_changes_nothing() {
 #[test]
 fn a_fresh_host_stays_untouched_by_all_but_add() {
     let host = Host::new();
-    let mut conf = host.conf(dual());
+    let mut conf = host.conf(&dual());
     run("DEL", "one", &conf).ok();
     run("STATUS", "", &conf).ok();
     gc(&conf, &[]).ok();
@@ -137,7 +136,7 @@ fn a_fresh_host_stays_untouched_by_all_but_add() {
 #[test]
 fn a_full_pool_says_so_beforehand_and_names_the_way_out() {
     let host = Host::new();
-    let conf = host.conf(json!({"ranges": [[{"subnet": "10.5.0.0/29"}], [{"subnet": "fd05::/64"}]]}));
+    let conf = host.conf(&json!({"ranges": [[{"subnet": "10.5.0.0/29"}], [{"subnet": "fd05::/64"}]]}));
     for n in 0..5 {
         run("STATUS", "", &conf).ok();
         run("ADD", &format!("c{n}"), &conf).ok();
@@ -157,7 +156,7 @@ fn a_full_pool_says_so_beforehand_and_names_the_way_out() {
 #[test]
 fn a_large_pool_with_many_neighbours_held() {
     let host = Host::new();
-    let conf = host.conf(json!({"subnet": "10.5.0.0/24"}));
+    let conf = host.conf(&json!({"subnet": "10.5.0.0/24"}));
     for n in 0..150 {
         run("ADD", &format!("c{n}"), &conf).ok();
     }
@@ -171,7 +170,7 @@ fn a_large_pool_with_many_neighbours_held() {
 #[test]
 fn check_finds_what_is_wrong() {
     let host = Host::new();
-    let mut conf = host.conf(dual());
+    let mut conf = host.conf(&dual());
     let result = run("ADD", "one", &conf).ok();
     conf["prevResult"] = result.clone();
     run("CHECK", "one", &conf).ok();
@@ -201,7 +200,7 @@ fn check_finds_what_is_wrong() {
 #[test]
 fn gc_frees_the_dead_and_only_them() {
     let host = Host::new();
-    let conf = host.conf(dual());
+    let conf = host.conf(&dual());
     for container in ["live", "dead", "gone"] {
         run("ADD", container, &conf).ok();
     }
@@ -234,7 +233,7 @@ fn gc_frees_the_dead_and_only_them() {
 #[test]
 fn what_stays_is_reported_and_the_rest_goes() {
     let host = Host::new();
-    let conf = host.conf(dual());
+    let conf = host.conf(&dual());
     run("ADD", "one", &conf).ok();
     run("ADD", "two", &conf).ok();
     fs::create_dir_all(host.store().join("pending/obstacle/10.5.0.9/inside")).unwrap();
@@ -247,7 +246,7 @@ fn what_stays_is_reported_and_the_rest_goes() {
 #[test]
 fn a_result_that_cannot_be_delivered_is_taken_back() {
     let host = Host::new();
-    let conf = host.conf(dual());
+    let conf = host.conf(&dual());
     run("ADD", "other", &conf).ok();
     let before = host.world();
     let (reader, writer) = std::io::pipe().unwrap();
@@ -263,7 +262,7 @@ fn a_result_that_cannot_be_delivered_is_taken_back() {
 #[test]
 fn a_lock_that_is_not_let_go_names_its_holder() {
     let host = Host::new();
-    let mut conf = host.conf(dual());
+    let mut conf = host.conf(&dual());
     run("ADD", "one", &conf).ok();
     conf["timeout"] = 1.into();
     let _held =
@@ -280,7 +279,7 @@ fn sixteen_processes_at_once_share_nothing() {
     const PROCESSES: usize = 16;
     const ROUNDS: usize = 12;
     let host = Host::new();
-    let conf = host.conf(json!({"ranges": [[{"subnet": "10.5.0.0/24"}], [{"subnet": "fd05::/112"}]]}));
+    let conf = host.conf(&json!({"ranges": [[{"subnet": "10.5.0.0/24"}], [{"subnet": "fd05::/112"}]]}));
     let mut given = HashSet::new();
     for round in 0..ROUNDS {
         let name = |n: usize| format!("c{round}-{n}");
@@ -303,7 +302,7 @@ fn sixteen_processes_at_once_share_nothing() {
 #[test]
 fn more_at_once_than_the_pool_has() {
     let host = Host::new();
-    let conf = host.conf(json!({"subnet": "10.5.0.0/28"}));
+    let conf = host.conf(&json!({"subnet": "10.5.0.0/28"}));
     let running: Vec<_> = (0..20).map(|n| start(&mut command("ADD", &format!("c{n}")), &conf)).collect();
     let answers: Vec<_> = running.into_iter().map(finish).collect();
     assert_eq!(answers.iter().filter(|a| a.success).count(), 13);
@@ -313,7 +312,7 @@ fn more_at_once_than_the_pool_has() {
 #[test]
 fn a_reboot_frees_everything() {
     let host = Host::new();
-    let conf = host.conf(json!({"subnet": "10.5.0.0/29"}));
+    let conf = host.conf(&json!({"subnet": "10.5.0.0/29"}));
     for n in 0..5 {
         run("ADD", &format!("c{n}"), &conf).ok();
     }
@@ -326,7 +325,7 @@ fn a_reboot_frees_everything() {
             command.get_envs().filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned()))).collect();
         command = Command::new("unshare");
         command.args([
-            "-rm",
+            "-m",
             "sh",
             "-c",
             "mount --bind \"$1\" /proc/sys/kernel/random/boot_id && exec \"$2\"",

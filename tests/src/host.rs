@@ -124,6 +124,8 @@ impl Default for Host {
 impl Drop for Host {
     fn drop(&mut self) {
         self.home.0.enter();
+        // A helper thread that has been joined may not have given back the directories that threads share.
+        unshare(CloneFlags::CLONE_FS).expect("directories of one's own");
         setns(&self.home.1, CloneFlags::CLONE_NEWNS).expect("return to the mounts of before");
     }
 }

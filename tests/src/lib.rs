@@ -16,6 +16,7 @@
 )]
 
 mod call;
+mod cnitool;
 mod conf;
 mod host;
 mod netns;
@@ -28,6 +29,7 @@ mod wait;
 mod world;
 
 pub use call::{Call, CniError, Reply, Running, cni_path, script};
+pub use cnitool::{CniTool, plugin_path};
 pub use conf::{Network, ip, ips, merge};
 pub use host::{Host, Outside};
 pub use netns::NetNs;

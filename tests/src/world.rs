@@ -13,7 +13,7 @@ use crate::tools;
 /// Links, addresses, routes, permanent neighbours, forwarding, rules of the host and of containers, and
 /// the host's files below `/run` and `/var/lib`, each as a line.
 ///
-/// Left out, as nobody's promise: what the kernel makes by itself and in its own time (link-local addresses, local
+/// Left out, as nobody's promise: what the kernel makes by itself and in its own time (link-local and loopback addresses, local
 /// and multicast routes, learned neighbours, carrier), the inodes and numbers of things, lock files, empty
 /// directories, and which address was the last given: addresses are not soon reused, not even after a failed ADD.
 #[derive(Clone, PartialEq, Eq)]
@@ -107,8 +107,8 @@ fn links(label: &str, info: &Value, lines: &mut BTreeSet<String>) {
         info["promiscuity"],
     ));
     for address in list(&info["addr_info"]) {
-        // The kernel gives link-local addresses when the carrier comes, whenever that is.
-        if address["scope"] != "link" {
+        // The kernel gives link-local addresses when the carrier comes, and loopback ones when lo is set up.
+        if address["scope"] != "link" && address["scope"] != "host" {
             let flags: Vec<&str> = ["nodad", "noprefixroute", "deprecated", "dadfailed"]
                 .into_iter()
                 .filter(|flag| address[*flag] == true)

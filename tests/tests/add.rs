@@ -152,6 +152,25 @@ fn default_routes_come_once() {
     assert_eq!(result["routes"].as_array().unwrap().len(), 2, "{result}");
 }
 
+/// As runtimes attach a container to several networks, each of which would be its way out: the later one is.
+#[test]
+fn default_routes_of_two_networks() {
+    let host = Host::new();
+    let other = Network::new("other", &["10.2.0.0/24", "fd00:2::/64"])
+        .with(&json!({ "bridge": "other0", "isDefaultGateway": true }));
+    let pod = Pod::new();
+    let first = Network::dual().add(&pod);
+    let second = other.add_call(&pod).ifname("eth1").run().result();
+    assert_eq!(routes(&pod, "-4", "default"), ["10.2.0.1", "10.88.0.1"]);
+    Network::dual().check(&pod, &first).done();
+    other.check_call(&pod, &second).ifname("eth1").run().done();
+    other.del_call(&pod).ifname("eth1").run().done();
+    assert_eq!(routes(&pod, "-4", "default"), ["10.88.0.1"]);
+    assert_eq!(routes(&pod, "-6", "default"), ["fd00:88::1"]);
+    Network::dual().check(&pod, &first).done();
+    drop(host);
+}
+
 #[test]
 fn without_a_gateway_the_bridge_has_no_address() {
     let host = Host::new();

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use weft_tests::{Host, Network, Pod, dist, peers};
 
 fn root() -> PathBuf {
@@ -46,7 +46,17 @@ fn cnitool(directory: &Path, command: &str, network: &str, pod: &Pod) {
     assert!(output.status.success(), "cnitool {command} {network}: {}", String::from_utf8_lossy(&text));
 }
 
-/// All JSON is JSON, and a conflist attaches and detaches a container.
+/// The network that a JSON block shows, as a conflist: it is one, or it is the configuration of one plugin.
+fn conflist(json: Value) -> Option<Value> {
+    let name = json.get("name")?.clone();
+    if json.get("plugins").is_some() {
+        return Some(json);
+    }
+    json.get("type")?;
+    Some(json!({ "cniVersion": json["cniVersion"], "name": name, "plugins": [json] }))
+}
+
+/// All JSON is JSON, and a network attaches and detaches a container.
 #[test]
 fn networks_in_the_documentation_work() {
     let mut networks = 0;
@@ -54,19 +64,24 @@ fn networks_in_the_documentation_work() {
         for block in blocks(&text, "json") {
             let json: Value = serde_json::from_str(block)
                 .unwrap_or_else(|error| panic!("{}: {error} in {block}", path.display()));
-            let (Some(name), true) = (json["name"].as_str(), json["plugins"].is_array()) else { continue };
+            let Some(conflist) = conflist(json) else { continue };
+            let name = conflist["name"].as_str().expect("a network's name is text");
             let _host = Host::new();
             let pod = Pod::new();
             let directory = Path::new("/run/networks");
             fs::create_dir(directory).expect("make a directory");
-            fs::write(directory.join("10-example.conflist"), block).expect("write the network");
+            fs::write(directory.join("10-example.conflist"), conflist.to_string())
+                .expect("write the network");
             cnitool(directory, "add", name, &pod);
             cnitool(directory, "check", name, &pod);
             cnitool(directory, "del", name, &pod);
             networks += 1;
         }
     }
-    assert!(networks >= 2, "README.md and docs/configuration.md each show a network, found {networks}");
+    assert!(
+        networks >= 3,
+        "README.md, docs/configuration.md and docs/ipam.md each show a network, found {networks}"
+    );
 }
 
 /// A word such as `hack/demo` or `conf/10-weft.conflist` in the text is a file of the repository.

@@ -4,14 +4,16 @@
 use std::collections::BTreeSet;
 
 use serde_json::json;
-use weft_tests::{Call, Host, Injection, Network, Pod, Tampered, World};
+use weft_tests::{Call, Host, Injection, Network, Pod, Reply, Tampered, World};
 
 /// System calls that ADD makes on its way, with an error that each may have on a real host.
 const FAILURES: &[(&str, &str)] = &[
     ("bind", "ENOBUFS"),
     ("clone", "EAGAIN"),
+    ("clone3", "EAGAIN"),
+    ("connect", "ECONNREFUSED"),
     ("dup", "EMFILE"),
-    ("fcntl", "EBADF"),
+    ("fcntl", "EINVAL"),
     ("flock", "ENOLCK"),
     ("fork", "EAGAIN"),
     ("fstat", "EIO"),
@@ -21,6 +23,7 @@ const FAILURES: &[(&str, &str)] = &[
     ("link", "ENOSPC"),
     ("linkat", "ENOSPC"),
     ("lseek", "EIO"),
+    ("lstat", "EIO"),
     ("mkdir", "ENOSPC"),
     ("mkdirat", "ENOSPC"),
     ("newfstatat", "EIO"),
@@ -54,19 +57,8 @@ const FAILURES: &[(&str, &str)] = &[
 
 /// What the trace must show to have failed at least once: every kind of step that ADD takes.
 const STEPS: &[&str] = &[
-    "RTM_NEWLINK",
-    "RTM_NEWADDR",
-    "RTM_NEWROUTE",
-    "RTM_GETLINK",
-    "NFNL_SUBSYS_NFTABLES",
-    "NETLINK_NETFILTER",
-    "NETLINK_ROUTE",
-    "ip_forward",
-    "/proc/sys/net/ipv6",
-    "attachments",
-    "ipam",
-    "setns(",
-    "flock(",
+    "RTM_NEWLINK", "RTM_NEWADDR", "RTM_NEWROUTE", "RTM_GETLINK", "NFNL_SUBSYS_NFTABLES", "NETLINK_NETFILTER",
+    "NETLINK_ROUTE", "ip_forward", "/proc/sys/net/ipv6", "attachments", "ipam", "setns(", "flock(",
 ];
 
 fn network() -> Network {
@@ -77,39 +69,47 @@ fn network() -> Network {
     }))
 }
 
-/// Fails one system call, from its first to its last occurrence. Returns the traced lines that failed.
-fn fail_each(
-    process: Tampered,
-    syscall: &'static str,
-    errno: &'static str,
-    stage: fn() -> Stage,
-) -> Vec<String> {
-    let mut hits = Vec::new();
-    let mut staged = stage();
-    for nth in 1.. {
-        let injection = Injection { process, syscall, errno, nth };
-        let (reply, hit) = injection.run(staged.add());
-        let Some(line) = hit else {
-            reply.result();
-            return hits;
-        };
-        if reply.succeeded() {
-            // What failed was not needed, or was done in another way: then the attachment is whole.
-            staged.assert_attached(&reply.result(), &line);
-            drop(staged);
-            staged = stage();
-        } else {
-            let error = reply.error();
-            assert!(!error.msg.is_empty(), "{line}");
-            staged.before.assert_unchanged(
-                &staged.host,
-                &staged.pods(),
-                &format!("{process:?} {nth}: {line}: {error:?}"),
-            );
+/// What came of failing system calls one by one.
+#[derive(Default)]
+struct Failed {
+    /// The traced lines that failed.
+    hits: Vec<String>,
+    /// After which of them the world was another one, or the answer was wrong. All of them, as one tells little.
+    problems: Vec<String>,
+}
+
+impl Failed {
+    /// Goes through all system calls of a process on one kind of stage.
+    fn all(process: Tampered, stage: fn() -> Stage) -> Self {
+        let mut failed = Self::default();
+        for (syscall, errno) in FAILURES {
+            failed.each(process, syscall, errno, stage);
         }
-        hits.push(line);
+        assert!(failed.problems.is_empty(), "{}", failed.problems.join("\n\n"));
+        failed
     }
-    unreachable!("a process makes finitely many system calls")
+
+    /// Fails one system call, from its first to its last occurrence.
+    fn each(&mut self, process: Tampered, syscall: &'static str, errno: &'static str, stage: fn() -> Stage) {
+        let mut staged = stage();
+        for nth in 1.. {
+            let (reply, hit) = Injection { process, syscall, errno, nth }.run(staged.add());
+            let Some(line) = hit else {
+                reply.result();
+                return;
+            };
+            let answer = String::from_utf8_lossy(&reply.stdout).into_owned();
+            let problems = staged.problems(&reply, &line);
+            if !problems.is_empty() {
+                self.problems.push(format!("{process:?} {nth}: {line}\n{answer}{}", problems.join("\n")));
+            }
+            if reply.succeeded() || lost(&reply) || !problems.is_empty() {
+                drop(staged);
+                staged = stage();
+            }
+            self.hits.push(line);
+        }
+    }
 }
 
 /// A host, a container to be attached, and the world before.
@@ -145,24 +145,41 @@ impl Stage {
         network().add_call(&self.pod)
     }
 
-    fn assert_attached(&self, result: &serde_json::Value, line: &str) {
-        let check = network().check(&self.pod, result);
-        assert!(
-            check.succeeded(),
-            "ADD succeeded although this failed, but CHECK does not: {line}: {:?}",
-            check.error()
-        );
+    /// What is wrong after a call in which something failed.
+    fn problems(&self, reply: &Reply, line: &str) -> Vec<String> {
+        if reply.succeeded() {
+            // What failed was not needed, or was done in another way: then the attachment is whole.
+            let check = network().check(&self.pod, &reply.result());
+            let problem = || format!("ADD succeeded, but CHECK does not: {:?}", check.error());
+            return if check.succeeded() { Vec::new() } else { vec![problem()] };
+        }
+        // Standard output itself may be what failed.
+        if !line.starts_with("write(1,") {
+            reply.any_error();
+        }
+        let lost = lost(reply);
+        if lost {
+            network().del(&self.pod);
+        }
+        let mut differences = self.before.differences(&World::of(&self.host, &self.pods()));
+        // An empty record is the attachment's lock file and says nothing.
+        differences.retain(|line| !(line.contains("/attachments/") && line.ends_with(" \"\"")));
+        if lost {
+            differences.retain(|line| line.contains("kind veth") || line.contains("file "));
+        }
+        differences
     }
 }
 
-/// Goes through all system calls of a process on one kind of stage, and returns the lines that failed.
-fn fail_all(process: Tampered, stage: fn() -> Stage) -> Vec<String> {
-    FAILURES.iter().flat_map(|(syscall, errno)| fail_each(process, syscall, errno, stage)).collect()
+/// A process that cannot return from the container's namespace panics on purpose, as no further step may happen
+/// there, not even to take something back. Then DEL has to find what it made for the container.
+fn lost(reply: &Reply) -> bool {
+    !reply.succeeded() && !reply.stdout.is_empty() && reply.any_error().code == 100
 }
 
 #[test]
 fn of_weft_on_a_fresh_host() {
-    let hits = fail_all(Tampered::Weft, Stage::fresh);
+    let hits = Failed::all(Tampered::Weft, Stage::fresh).hits;
     let missing: Vec<&&str> =
         STEPS.iter().filter(|step| !hits.iter().any(|line| line.contains(**step))).collect();
     assert!(missing.is_empty(), "these never failed: {missing:?} among\n{}", hits.join("\n"));
@@ -170,13 +187,13 @@ fn of_weft_on_a_fresh_host() {
 
 #[test]
 fn of_weft_beside_another_container() {
-    let hits = fail_all(Tampered::Weft, Stage::in_use);
+    let hits = Failed::all(Tampered::Weft, Stage::in_use).hits;
     assert!(hits.len() > 30, "only {} system calls failed", hits.len());
 }
 
 #[test]
 fn of_weft_ipam() {
-    let hits = fail_all(Tampered::Ipam, Stage::fresh);
+    let hits = Failed::all(Tampered::Ipam, Stage::fresh).hits;
     for step in ["link", "mkdir", "flock(", "write("] {
         assert!(
             hits.iter().any(|line| line.contains(step)),
@@ -191,51 +208,12 @@ fn of_weft_ipam() {
 #[test]
 fn no_system_call_is_forgotten() {
     const HARMLESS: &[&str] = &[
-        "arch_prctl",
-        "brk",
-        "clock_gettime",
-        "close",
-        "execve",
-        "exit",
-        "exit_group",
-        "getpid",
-        "getrandom",
-        "gettid",
-        "getuid",
-        "geteuid",
-        "madvise",
-        "mmap",
-        "mprotect",
-        "mremap",
-        "munmap",
-        "poll",
-        "ppoll",
-        "prctl",
-        "rt_sigaction",
-        "rt_sigprocmask",
-        "rt_sigreturn",
-        "sched_getaffinity",
-        "set_robust_list",
-        "set_tid_address",
-        "setitimer",
-        "sigaltstack",
-        "timer_settime",
-        "timer_delete",
-        "prlimit64",
-        "rseq",
-        "futex",
-        "ioctl",
-        "getsockname",
-        "kill",
-        "getppid",
-        "uname",
-        "tgkill",
-        "wait4",
-        "waitid",
-        "umask",
-        "access",
-        "readlink",
-        "pidfd_open",
+        "arch_prctl", "brk", "clock_gettime", "close", "execve", "exit", "exit_group", "getpid", "getrandom",
+        "gettid", "getuid", "geteuid", "madvise", "mmap", "mprotect", "mremap", "munmap", "poll", "ppoll",
+        "prctl", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sched_getaffinity", "set_robust_list",
+        "set_tid_address", "setitimer", "sigaltstack", "timer_settime", "timer_delete", "prlimit64", "rseq",
+        "futex", "ioctl", "getsockname", "kill", "getppid", "uname", "tgkill", "wait4", "waitid", "umask",
+        "access", "readlink", "pidfd_open",
     ];
     for process in [Tampered::Weft, Tampered::Ipam] {
         let stage = Stage::fresh();

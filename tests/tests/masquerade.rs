@@ -115,10 +115,10 @@ fn foreign_rules_stay_byte_for_byte() {
     let host = Host::new();
     host.nft(
         "table ip nat { chain POSTROUTING { type nat hook postrouting priority 100; \
-         ip saddr 172.17.0.0/16 oifname != \"docker0\" counter masquerade; } }\n\
-         table inet firewalld { set s { type ipv4_addr; flags interval; elements = { 10.88.0.0/16 } }\n\
-         chain c { type filter hook forward priority 10; ip saddr @s accept comment \"mine\"; } }\n\
-         table inet weft { chain someone { ip saddr 10.1.1.1 counter drop; } }",
+         ip saddr 172.17.0.0/16 oifname != \"docker0\" counter masquerade; }; }\n\
+         table inet firewalld { set s { type ipv4_addr; flags interval; elements = { 10.88.0.0/16 }; }\n\
+         chain c { type filter hook forward priority 10; ip saddr @s accept comment \"mine\"; }; }\n\
+         table inet weft { chain someone { ip saddr 10.1.1.1 counter drop; }; }",
     );
     let tables = ["ip nat", "inet firewalld"];
     // With handles: not even deleted and made again.

@@ -6,14 +6,13 @@
 mod cri;
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::Ipv4Addr;
 use std::path::Path;
-use std::process::Command;
 
 use cri::Kubelet;
 use serde_json::Value;
 use weft_tests::runtime::{Containerd, Machine, Podman};
-use weft_tests::{Host, Pod, World, dist, peers};
+use weft_tests::{CniTool, Host, Pod, World, ips};
 
 /// One echo request that must be answered.
 const PING: [&str; 5] = ["ping", "-c", "1", "-W", "3"];
@@ -22,38 +21,8 @@ fn conf() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../conf"))
 }
 
-/// Calls cnitool, which must succeed, for a container and a network of `conf/`.
-#[track_caller]
-fn cnitool(command: &str, network: &str, pod: &Pod) -> Vec<u8> {
-    let output = Command::new(peers().join("cnitool"))
-        .args([command, network])
-        .arg(pod.path())
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").expect("a PATH"))
-        .env("NETCONFPATH", conf())
-        .env("CNI_PATH", std::env::join_paths([dist(), peers()]).expect("a search path"))
-        .output()
-        .expect("run cnitool");
-    assert!(
-        output.status.success(),
-        "cnitool {command} {network}: {} {}",
-        String::from_utf8_lossy(&output.stderr),
-        String::from_utf8_lossy(&output.stdout)
-    );
-    output.stdout
-}
-
-/// The addresses in the result of an ADD.
-fn addresses(result: &[u8]) -> Vec<IpAddr> {
-    let result: Value = serde_json::from_slice(result).expect("a result");
-    let ips = result["ips"].as_array().expect("addresses").iter();
-    ips.map(|ip| ip["address"].as_str().and_then(|text| text.split('/').next()).expect("an address"))
-        .map(|text| text.parse().expect("an address"))
-        .collect()
-}
-
 /// Every sample works as it is: two containers reach each other and are gone without a trace.
-/// The first attachment makes what a network keeps (bridge, forwarding, rules); it is made before one compares.
+/// The first attachments make what a network and a namespace keep (bridge, rules, `lo` up): one compares after them.
 #[test]
 fn cnitool_attaches_checks_and_detaches_with_every_sample() {
     let mut samples = 0;
@@ -67,23 +36,26 @@ fn cnitool_attaches_checks_and_detaches_with_every_sample() {
 
         let host = Host::new();
         let (a, b) = (Pod::new(), Pod::new());
-        cnitool("status", network, &a);
-        cnitool("add", network, &a);
-        cnitool("del", network, &a);
+        let cnitool = CniTool::new(conf());
+        cnitool.run("status", network, &a);
+        for pod in [&a, &b] {
+            cnitool.add(network, pod);
+            cnitool.run("del", network, pod);
+        }
         let before = World::of(&host, &[&a, &b]);
 
-        let addresses_of_a = addresses(&cnitool("add", network, &a));
-        let addresses_of_b = addresses(&cnitool("add", network, &b));
-        for (of_a, of_b) in addresses_of_a.into_iter().zip(addresses_of_b) {
+        let (result_of_a, result_of_b) = (cnitool.add(network, &a), cnitool.add(network, &b));
+        for (of_a, of_b) in ips(&result_of_a).into_iter().zip(ips(&result_of_b)) {
             a.assert_reaches(of_b);
             b.assert_reaches(of_a);
         }
-        cnitool("check", network, &a);
-        cnitool("check", network, &b);
-        cnitool("status", network, &a);
-        cnitool("del", network, &a);
-        cnitool("del", network, &a);
-        cnitool("del", network, &b);
+        for pod in [&a, &b] {
+            cnitool.run("check", network, pod);
+        }
+        cnitool.run("status", network, &a);
+        for pod in [&a, &b, &a] {
+            cnitool.run("del", network, pod);
+        }
         before.assert_unchanged(
             &host,
             &[&a, &b],
@@ -94,19 +66,25 @@ fn cnitool_attaches_checks_and_detaches_with_every_sample() {
     assert!(samples > 0, "there is no conflist in {}", conf().display());
 }
 
-/// libcni's GC deletes what its cache knows, then calls GC.
+/// cnitool's `gc` lets libcni delete what its cache knows, and then calls the plugins' GC, but hands them no list of
+/// what is valid (v1.3.0). An absent list never means "delete all": the rest is left alone.
 #[test]
-fn cnitool_gc_removes_what_is_attached() {
+fn cnitool_gc_removes_what_libcni_knows_and_nothing_else() {
     let host = Host::new();
-    let (a, b) = (Pod::new(), Pod::new());
-    cnitool("add", "weft", &a);
-    cnitool("add", "weft", &b);
-    assert_eq!(host.ports("weft0").len(), 2);
-    cnitool("gc", "weft", &a);
-    assert_eq!(host.ports("weft0"), Vec::<String>::new());
-    assert!(a.link("eth0").is_none() && b.link("eth0").is_none());
-    let state = World::of(&host, &[]);
-    assert_eq!(state.matching("file /run/weft"), Vec::<&str>::new());
+    let (known, unknown) = (Pod::new(), Pod::new());
+    let cnitool = CniTool::new(conf());
+    cnitool.add("weft", &unknown);
+    let caches = fs::read_dir("/var/lib/cni/results").expect("libcni's cache");
+    caches
+        .for_each(|entry| fs::remove_file(entry.expect("an entry").path()).expect("remove a cached result"));
+    cnitool.add("weft", &known);
+
+    let output = cnitool.attempt("gc", "weft", &known);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(known.link("eth0").is_none());
+    assert!(unknown.link("eth0").is_some());
+    assert_eq!(host.ports("weft0").len(), 1);
+    unknown.assert_reaches(Ipv4Addr::new(10, 88, 0, 1));
 }
 
 #[test]
@@ -165,7 +143,12 @@ fn containers_of_podman_reach_each_other() {
         let target = podman.address(to).to_string();
         podman.exec(from, &[&PING[..], &[&target]].concat());
     }
-    podman.remove("a");
-    podman.remove("b");
+    podman.run("c", "weft-net:ip=10.91.0.77,mac=02:00:00:00:00:77");
+    assert_eq!(podman.address("c"), Ipv4Addr::new(10, 91, 0, 77));
+    assert!(podman.exec("c", &["ip", "link", "show", "eth0"]).contains("02:00:00:00:00:77"));
+    podman.exec("a", &[&PING[..], &["10.91.0.77"]].concat());
+    for name in ["a", "b", "c"] {
+        podman.remove(name);
+    }
     machine.assert_nothing_left(&before);
 }

@@ -83,7 +83,7 @@ fn parse_ips(text: &str) -> Result<Vec<IpAddr>, String> {
         let refuse = || format!("IP={text}: {item:?} is no IP address");
         let (address, prefix) =
             item.split_once('/').map_or((item, None), |(address, prefix)| (address, Some(prefix)));
-        let ip: IpAddr = address.trim().parse().map_err(|_| refuse())?;
+        let ip: IpAddr = address.trim().parse().ok().ok_or_else(refuse)?;
         if let Some(prefix) = prefix {
             let longest = if ip.is_ipv4() { 32 } else { 128 };
             prefix.parse::<u8>().ok().filter(|length| *length <= longest).ok_or_else(refuse)?;

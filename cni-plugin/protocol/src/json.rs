@@ -205,7 +205,9 @@ mod tests {
 
         #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>) {
-            let _ = parse_object(&bytes, "stdin");
+            if let Err(error) = parse_object(&bytes, "stdin") {
+                prop_assert_eq!(error.code, Code::Decode);
+            }
         }
     }
 }

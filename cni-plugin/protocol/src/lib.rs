@@ -6,7 +6,6 @@
 //! specification's section 4 wants it.
 //!
 //! Source: <https://github.com/containernetworking/cni/blob/spec-v1.1.0/SPEC.md>
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod answer;
 mod args;

@@ -63,10 +63,10 @@ struct StderrAndFile {
 
 impl Write for StderrAndFile {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        // A failure of one must not keep the line from the other, and there is nowhere else to report it.
-        let _ = io::stderr().write_all(line);
+        // A failure of one must not keep the line from the other.
+        let to_stderr = io::stderr().write_all(line);
         self.file.write_all(line)?;
-        Ok(line.len())
+        to_stderr.map(|()| line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -64,7 +64,7 @@ impl FromStr for MacAddr {
             if !part.bytes().all(|byte| byte.is_ascii_hexdigit()) {
                 return Err(refuse());
             }
-            *octet = u8::from_str_radix(part, 16).map_err(|_| refuse())?;
+            *octet = u8::from_str_radix(part, 16).ok().ok_or_else(refuse)?;
         }
         if parts.next().is_some() { Err(refuse()) } else { Ok(Self(octets)) }
     }

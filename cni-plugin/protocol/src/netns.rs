@@ -74,7 +74,7 @@ pub(crate) mod tests {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             File::open("/proc/thread-self/ns/net").unwrap()
         };
-        let file = std::thread::spawn(open).join().unwrap();
+        let file = std::thread::scope(|scope| scope.spawn(open).join().unwrap());
         let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
         (file, path)
     }

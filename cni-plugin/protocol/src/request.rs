@@ -28,7 +28,9 @@ const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/atta
 pub(crate) enum Request {
     /// The object in which VERSION was asked.
     Versions(Map<String, Value>),
-    Command(Command),
+    Command(Box<Command>),
+    /// GC without a list of what lives: nothing can be told dead, so nothing is done.
+    NothingToCollect,
 }
 
 /// Reads and checks everything that a command needs. `version` is set to the request's as soon as it is
@@ -61,11 +63,14 @@ pub(crate) fn read(verb: Verb, raw: &RawEnv, version: &Cell<Version>) -> Result<
             let call = read_call();
             raw.required_cni_path()?;
             let call = call?;
-            Command::Gc(GcArgs { valid: valid_attachments(&call.conf)?, call })
+            let Some(valid) = valid_attachments(&call.conf)? else {
+                return Ok(Request::NothingToCollect);
+            };
+            Command::Gc(GcArgs { valid, call })
         }
         Verb::Status => Command::Status(StatusArgs { call: read_call()? }),
     };
-    Ok(Request::Command(command))
+    Ok(Request::Command(Box::new(command)))
 }
 
 fn add(attachment: Attachment<PathBuf>, call: Call) -> Result<Command, Error> {
@@ -216,20 +221,13 @@ fn prev_result(conf: &Map<String, Value>) -> Result<Option<AddResult>, Error> {
     }
 }
 
-/// The attachments that GC must keep. Without a list nothing can be told dead: that is an error, and never
-/// the same as an empty list.
-fn valid_attachments(conf: &Map<String, Value>) -> Result<Vec<ValidAttachment>, Error> {
-    let [spec_key, older_key] = VALID_ATTACHMENTS;
+/// The attachments that GC must keep. `None` without a list, which is never the same as an empty one; it is
+/// no error, as libcni's own GC gives none (v1.3.0, `cnitool gc`).
+fn valid_attachments(conf: &Map<String, Value>) -> Result<Option<Vec<ValidAttachment>>, Error> {
     let given =
         VALID_ATTACHMENTS.iter().find_map(|key| Some((key, conf.get(*key).filter(|list| !list.is_null())?)));
     let Some((key, list)) = given else {
-        return Err(Error::new(
-            Code::InvalidConfig,
-            format!(
-                "{spec_key} (or {older_key}) is missing, and an absent list never means that all attachments \
-                 are gone: pass the list, empty if nothing is attached"
-            ),
-        ));
+        return Ok(None);
     };
     let refuse = |reason: String| Error::new(Code::InvalidConfig, format!("{key}{reason}"));
     let items = list.as_array().ok_or_else(|| refuse(format!(" is {list}, not a list")))?;
@@ -245,7 +243,7 @@ fn valid_attachments(conf: &Map<String, Value>) -> Result<Vec<ValidAttachment>, 
             ifname: text("ifname")?.parse().map_err(|error| named("ifname", error))?,
         })
     };
-    items.iter().enumerate().map(read).collect()
+    items.iter().enumerate().map(read).collect::<Result<_, _>>().map(Some)
 }
 
 #[cfg(test)]
@@ -328,17 +326,17 @@ mod tests {
         let read = |conf: Value| valid_attachments(conf.as_object().unwrap());
         let one = json!([{"containerID": "c1", "ifname": "eth0"}]);
         for key in VALID_ATTACHMENTS {
-            let valid = read(json!({key: one})).unwrap();
+            let valid = read(json!({key: one})).unwrap().unwrap();
             assert_eq!(valid.len(), 1);
             assert_eq!((valid[0].container_id.as_str(), valid[0].ifname.as_str()), ("c1", "eth0"));
-            assert_eq!(read(json!({key: []})).unwrap(), []);
+            assert_eq!(read(json!({key: []})).unwrap().unwrap(), []);
         }
         let [spec_key, older_key] = VALID_ATTACHMENTS;
-        assert_eq!(read(json!({spec_key: one, older_key: []})).unwrap().len(), 1);
-        assert_eq!(read(json!({spec_key: null, older_key: one})).unwrap().len(), 1);
+        assert_eq!(read(json!({spec_key: one, older_key: []})).unwrap().unwrap().len(), 1);
+        assert_eq!(read(json!({spec_key: null, older_key: one})).unwrap().unwrap().len(), 1);
+        assert_eq!(read(json!({})).unwrap(), None);
+        assert_eq!(read(json!({spec_key: null})).unwrap(), None);
         for (conf, reason) in [
-            (json!({}), "missing"),
-            (json!({spec_key: null}), "missing"),
             (json!({spec_key: {}}), "not a list"),
             (json!({spec_key: [null]}), "[0].containerID"),
             (json!({spec_key: [{"containerID": "c1"}]}), "[0].ifname"),

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::env::RawEnv;
 use crate::request::Request;
-use crate::{Code, Command, Deadline, Error, Outcome, Verb, Version, answer, request, stdout};
+use crate::{Code, Command, Deadline, Error, Outcome, Verb, Version, answer, logging, request, stdout};
 
 /// How long a runtime may take to read an answer that does not fit into the pipe.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,8 +55,10 @@ pub fn run(plugin: &Plugin) -> ExitCode {
         Ok(answer) => deliver(answer),
         Err(error) => {
             log::error!("{}", one_line(&error));
-            // Whether or not somebody reads it, the command has failed.
-            let _ = write_json(&error.answer(version.get()));
+            if let Err(unwritten) = write_json(&error.answer(version.get())) {
+                logging::init(None, None);
+                log::error!("{} (stdout cannot be written: {unwritten})", one_line(&error));
+            }
             ExitCode::FAILURE
         }
     }
@@ -70,16 +72,21 @@ fn execute(plugin: &Plugin, version: &Cell<Version>) -> Result<Answer, Error> {
     }
     let verb = verb(plugin)?;
     if verb == Verb::Add && stdout::was_closed() {
-        return Err(Error::new(
-            Code::Io,
-            "stdout is closed, so the result of ADD could not be delivered: nothing was done",
-        ));
+        let msg = "stdout is closed, so the result of ADD could not be delivered: nothing was done";
+        logging::init(None, None);
+        return Err(Error::new(Code::Io, msg));
     }
     let command = match request::read(verb, &RawEnv::of_process(), version)? {
         Request::Versions(asked) => return answer::versions(&asked).map(Answer::Json),
         Request::Command(command) => command,
+        Request::NothingToCollect => {
+            log::warn!(
+                "GC without cni.dev/valid-attachments: nothing can be told dead, so nothing is removed"
+            );
+            return Ok(Answer::Nothing);
+        }
     };
-    match (plugin.handler)(command)? {
+    match (plugin.handler)(*command)? {
         Outcome::Done => Ok(Answer::Nothing),
         Outcome::Attached { result, rollback } => {
             Ok(Answer::Attached(result.to_json(version.get()), rollback))
@@ -93,11 +100,13 @@ fn verb(plugin: &Plugin) -> Result<Verb, Error> {
     let value = std::env::var_os("CNI_COMMAND").unwrap_or_default();
     if value.is_empty() {
         // Not by the log, whose level may be off.
-        let _ = io::stderr().write_all(answer::usage_line(plugin).as_bytes());
-        return Err(Error::new(
+        let told = io::stderr().write_all(answer::usage_line(plugin).as_bytes());
+        let mut error = Error::new(
             Code::InvalidEnvironment,
             format!("invalid environment: CNI_COMMAND is not set: set it to {commands}"),
-        ));
+        );
+        error.details.extend(told.err().map(|reason| format!("stderr cannot be written: {reason}")));
+        return Err(error);
     }
     value.to_str().and_then(Verb::parse).ok_or_else(|| {
         Error::new(
@@ -116,6 +125,7 @@ fn deliver(answer: Answer) -> ExitCode {
         Answer::Attached(json, rollback) => (write_json(&json), Some(rollback)),
     };
     let Err(error) = written else { return ExitCode::SUCCESS };
+    logging::init(None, None);
     log::error!("stdout cannot be written: {error}");
     if let Some(rollback) = rollback {
         let left = catch_unwind(AssertUnwindSafe(rollback))

@@ -24,15 +24,20 @@ const HEAD: usize = 500;
 /// How long a killed plugin is waited for. One that sits in the kernel for longer is left to init.
 const DEATH: Duration = Duration::from_secs(1);
 
-/// A plugin that waits for its configuration. Dropped before [`Running::finish`] it is killed: without its
-/// configuration it had no effect yet.
+/// A plugin that waits for its configuration. Dropped before [`Running::finish`] it is killed: fed nothing, it
+/// had no effect yet; after [`Running::feed`] it may have had one. In a child that the caller forks meanwhile,
+/// dropping it does nothing.
 #[derive(Debug)]
 pub struct Running {
     /// Type and command, for messages.
     name: String,
     child: Child,
+    /// The process whose child it is.
+    parent: u32,
     /// Readable once the child has ended.
     ended: OwnedFd,
+    /// How much of its configuration it was given.
+    sent: usize,
     is_reaped: bool,
 }
 
@@ -47,13 +52,30 @@ struct Pipes<'a> {
 impl Running {
     pub(crate) fn new(name: String, mut child: Child) -> Result<Self, Error> {
         match pidfd(&child) {
-            Ok(ended) => Ok(Self { name, child, ended, is_reaped: false }),
+            Ok(ended) => {
+                Ok(Self { name, child, parent: std::process::id(), ended, sent: 0, is_reaped: false })
+            }
             Err(error) => {
-                // It is this process' child and has no configuration: killing and reaping cannot miss.
-                let _ = child.kill().and_then(|()| child.wait());
-                Err(Error::new(Code::Io, format!("{name} cannot be waited for: pidfd_open: {error}")))
+                let mut error =
+                    Error::new(Code::Io, format!("{name} cannot be waited for: pidfd_open: {error}"));
+                let killed = child.kill().and_then(|()| child.wait());
+                error.details.extend(killed.err().map(|reason| format!("{name} cannot be killed: {reason}")));
+                Err(error)
             }
         }
+    }
+
+    /// Sends as much of the configuration as the pipe takes at once, so that the plugin works while its caller
+    /// does something else before [`Running::finish`], which wants the same bytes.
+    ///
+    /// # Errors
+    /// [`Code::Io`] when the pipe fails.
+    pub fn feed(&mut self, stdin: &[u8]) -> Result<(), Error> {
+        let mut pipes = Pipes { to: self.child.stdin.take(), unsent: stdin, from: None, output: Vec::new() };
+        let fed = pipes.set_nonblocking().and_then(|()| pipes.send());
+        self.sent = stdin.len() - pipes.unsent.len();
+        self.child.stdin = pipes.to;
+        fed.map_err(|error| Error::new(Code::Io, format!("talking to {} failed: {error}", self.name)))
     }
 
     /// Sends the configuration, takes the output and waits for the end, however the plugin orders them.
@@ -66,7 +88,7 @@ impl Running {
     pub fn finish(mut self, stdin: &[u8], deadline: Deadline) -> Result<Vec<u8>, Error> {
         let mut pipes = Pipes {
             to: self.child.stdin.take(),
-            unsent: stdin,
+            unsent: stdin.get(self.sent..).unwrap_or_default(),
             from: self.child.stdout.take(),
             output: Vec::new(),
         };
@@ -99,16 +121,17 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if self.is_reaped {
+        if self.is_reaped || self.parent != std::process::id() {
             return;
         }
-        // Nothing can be done about a failure here; the child is then init's once this process ends.
-        let _ = self.child.kill();
         let mut fds = [PollFd::new(self.ended.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut fds, PollTimeout::try_from(DEATH).unwrap_or(PollTimeout::MAX))
-            .is_ok_and(|ready| ready > 0)
-        {
-            let _ = self.child.wait();
+        let patience = PollTimeout::try_from(DEATH).unwrap_or(PollTimeout::MAX);
+        let reaped = self.child.kill().and_then(|()| match poll(&mut fds, patience)? {
+            0 => Err(io::ErrorKind::TimedOut.into()),
+            _ => self.child.wait(),
+        });
+        if let Err(error) = reaped {
+            log::warn!("{} was killed and left to init: {error}", self.name);
         }
     }
 }
@@ -186,12 +209,12 @@ fn pidfd(child: &Child) -> io::Result<OwnedFd> {
     let pid = libc::c_long::from(child.id());
     let no_flags: libc::c_long = 0;
     #[expect(unsafe_code, reason = "no crate used here wraps pidfd_open, and std's wrapper is not stable")]
-    // SAFETY: pidfd_open takes two integers, and what it returns is a new descriptor that nothing else owns.
-    unsafe {
-        let fd = Errno::result(libc::syscall(libc::SYS_pidfd_open, pid, no_flags))?;
-        let fd = libc::c_int::try_from(fd).map_err(io::Error::other)?;
-        Ok(OwnedFd::from_raw_fd(fd))
-    }
+    // SAFETY: pidfd_open takes two integers and touches no memory of this process.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, no_flags) };
+    let fd = libc::c_int::try_from(Errno::result(fd)?).map_err(io::Error::other)?;
+    #[expect(unsafe_code, reason = "a descriptor fresh from the kernel is a number that somebody has to own")]
+    // SAFETY: the kernel has just made the descriptor, so nothing else owns or closes it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// What a plugin's failure is to the runtime: its own error if it wrote one.

@@ -103,7 +103,8 @@ fn traces_are_read_from_a_configuration_that_is_wrong_elsewhere() {
 #[test]
 fn the_mac_is_taken_in_the_conventions_order() {
     let args = CniArgs { mac: Some(MacAddr::from([2, 0, 0, 0, 0, 1])), ..CniArgs::default() };
-    let mac = |conf: Value| requested_mac(conf.as_object().unwrap(), &args).map(|mac| mac.unwrap().to_string());
+    let mac =
+        |conf: Value| requested_mac(conf.as_object().unwrap(), &args).map(|mac| mac.unwrap().to_string());
     let runtime = json!({"mac": "02:00:00:00:00:03"});
     let conventions = json!({"cni": {"mac": "02:00:00:00:00:02"}});
     assert_eq!(mac(json!({"runtimeConfig": runtime, "args": conventions})).unwrap(), "02:00:00:00:00:03");

@@ -7,8 +7,8 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
-    InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
+    InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use nix::errno::Errno;
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth};
@@ -58,8 +58,19 @@ pub struct NewVeth<'a> {
 impl Netlink {
     /// `ip link show dev NAME`.
     pub fn link(&mut self, name: &str) -> NlResult<Option<Link>> {
-        let query = LinkUnspec::new_with_name(name).build();
-        match self.request(RouteNetlinkMessage::GetLink(query), 0) {
+        let query = LinkUnspec::new_with_name(name)
+            .append_extra_attribute(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        match self.request(RouteNetlinkMessage::GetLink(query.build()), 0) {
+            Ok(answers) => Ok(answers.into_iter().find_map(as_link)),
+            Err(error) if error.not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// `ip link show`, of the link with this index.
+    pub fn link_at(&mut self, index: u32) -> NlResult<Option<Link>> {
+        let query = LinkUnspec::new_with_index(index);
+        match self.request(RouteNetlinkMessage::GetLink(query.build()), 0) {
             Ok(answers) => Ok(answers.into_iter().find_map(as_link)),
             Err(error) if error.not_found() => Ok(None),
             Err(error) => Err(error),

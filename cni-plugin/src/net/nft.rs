@@ -17,9 +17,7 @@ use netlink_packet_netfilter::nftables::{
     SetAttribute, SetElementList, SetElementMessage, SetFlags, SetMessage,
 };
 use netlink_packet_netfilter::none::ControlMessage;
-use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterProtoFamily, NetfilterSubsystem,
-};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily, NetfilterSubsystem};
 use netlink_sys::protocols;
 use nix::errno::Errno;
 
@@ -126,6 +124,9 @@ impl Nft {
     }
 
     /// `nft list chain inet weft NAME`, its head: `None` where it is not there.
+    ///
+    /// # Errors
+    /// What the kernel says to the query.
     pub fn chain(&mut self, name: &str) -> NlResult<Option<Chain>> {
         let attributes = vec![ChainAttribute::Table(TABLE.into()), ChainAttribute::Name(name.into())];
         let query = NfTablesMessage::GetChain(ChainMessage { attributes });
@@ -134,6 +135,9 @@ impl Nft {
     }
 
     /// `nft list chain inet weft NAME`, its rules in order. No rules where the chain is not there.
+    ///
+    /// # Errors
+    /// What the kernel says to the query.
     pub fn rules(&mut self, chain: &str) -> NlResult<Vec<Rule>> {
         let attributes = vec![RuleAttribute::Table(TABLE.into()), RuleAttribute::Chain(chain.into())];
         let query = NfTablesMessage::GetRule(RuleMessage { attributes });
@@ -142,6 +146,9 @@ impl Nft {
     }
 
     /// `nft list set inet weft NAME`, its head: `None` where it is not there.
+    ///
+    /// # Errors
+    /// What the kernel says to the query.
     pub fn set(&mut self, name: &str) -> NlResult<Option<SetKind>> {
         let attributes = vec![SetAttribute::Table(TABLE.into()), SetAttribute::Name(name.into())];
         let query = NfTablesMessage::GetSet(SetMessage { attributes });
@@ -150,6 +157,9 @@ impl Nft {
     }
 
     /// `nft list set inet weft NAME`, its elements in order. None where the set is not there.
+    ///
+    /// # Errors
+    /// What the kernel says to the query.
     pub fn intervals(&mut self, set: &str) -> NlResult<Vec<Interval>> {
         let attributes = vec![SetElementList::Table(TABLE.into()), SetElementList::Set(set.into())];
         let query = NfTablesMessage::GetSetElement(SetElementMessage { attributes });

@@ -4,10 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cni_protocol::Route;
 use ipnetwork::IpNetwork;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteScope,
-};
+use netlink_packet_core::NLM_F_CREATE;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteScope};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use rtnetlink::RouteMessageBuilder;
@@ -29,10 +27,12 @@ pub struct KernelRoute {
 }
 
 impl Netlink {
-    /// `ip route add DST [via GW] dev INDEX [mtu …] [advmss …] [priority …] [table …] [scope …]`.
+    /// `ip route prepend DST [via GW] dev INDEX [mtu …] [advmss …] [priority …] [table …] [scope …]`: where
+    /// another interface has a route to the same destination, the new one goes before it (IPv4) or beside it
+    /// (IPv6), as with the reference plugins. So a container can join several networks with a default route.
     pub fn add_route(&mut self, index: u32, route: &Route) -> NlResult<()> {
         let message = route_message(index, route)?;
-        self.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL).map(drop)
+        self.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE).map(drop)
     }
 
     /// `ip route show table all dev INDEX`.
@@ -70,8 +70,10 @@ fn route_message(index: u32, route: &Route) -> NlResult<RouteMessage> {
         builder = builder.table_id(table);
     }
     let mut message = builder.build();
-    let metrics: Vec<RouteMetric> =
-        [route.mtu.map(RouteMetric::Mtu), route.advmss.map(RouteMetric::Advmss)].into_iter().flatten().collect();
+    let metrics: Vec<RouteMetric> = [route.mtu.map(RouteMetric::Mtu), route.advmss.map(RouteMetric::Advmss)]
+        .into_iter()
+        .flatten()
+        .collect();
     if !metrics.is_empty() {
         message.attributes.push(RouteAttribute::Metrics(metrics));
     }
@@ -114,6 +116,16 @@ fn as_route(answer: RouteNetlinkMessage, index: u32) -> Option<KernelRoute> {
                 route.gateway = Some(ip.into());
             }
             RouteAttribute::Oif(oif) => through = Some(oif),
+            // IPv6 routes to one destination through several interfaces are one route with several hops.
+            RouteAttribute::MultiPath(hops) => {
+                let hop = hops.into_iter().find(|hop| hop.interface_index == index)?;
+                through = Some(index);
+                route.gateway = hop.attributes.into_iter().find_map(|attribute| match attribute {
+                    RouteAttribute::Gateway(RouteAddress::Inet(ip)) => Some(ip.into()),
+                    RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => Some(ip.into()),
+                    _ => None,
+                });
+            }
             RouteAttribute::Table(table) => route.table = table,
             RouteAttribute::Priority(priority) => route.priority = priority,
             RouteAttribute::Metrics(metrics) => read_metrics(metrics, &mut route),

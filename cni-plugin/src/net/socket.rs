@@ -9,10 +9,10 @@ use netlink_packet_core::{
     NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlaBuffer, NlasIterator,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_sys::{Socket as RawSocket, SocketAddr, protocols};
+use netlink_sys::{Socket as RawSocket, protocols};
 use nix::errno::Errno;
 use nix::libc::MSG_DONTWAIT;
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// `NLMSGERR_ATTR_MSG` of linux/netlink.h: the kernel's own words for what it refused.
 const NLMSGERR_ATTR_MSG: u16 = 1;
@@ -79,16 +79,22 @@ pub struct Socket {
 
 impl Socket {
     /// Opens a socket of a netlink protocol (`NETLINK_*`) in the current network namespace.
+    ///
+    /// # Errors
+    /// What socket(2) and its options say.
     pub fn open(protocol: isize, deadline: Deadline) -> NlResult<Self> {
-        let mut raw = RawSocket::new(protocol)?;
-        raw.bind_auto()?;
-        raw.connect(&SocketAddr::new(0, 0))?;
+        // Neither bound nor connected: the kernel names the socket at its first use, and is itself the
+        // default destination.
+        let raw = RawSocket::new(protocol)?;
         raw.set_ext_ack(true)?;
         raw.set_cap_ack(true)?;
         Ok(Self { raw, sequence: 0, deadline, buffer: Vec::with_capacity(RECEIVE_BUFFER) })
     }
 
     /// Sends one request and waits for its acknowledgement. Returns what the kernel answered before it.
+    ///
+    /// # Errors
+    /// The kernel's refusal; `ETIMEDOUT` at the command's deadline.
     pub fn request<Q, A>(&mut self, message: Q, flags: u16) -> NlResult<Vec<A>>
     where
         Q: NetlinkSerializable,
@@ -101,6 +107,9 @@ impl Socket {
     }
 
     /// Asks for all objects that `filter` names, again when the kernel says that they changed meanwhile.
+    ///
+    /// # Errors
+    /// The kernel's refusal; `ETIMEDOUT` at the command's deadline; `EINTR` when the objects never stood still.
     pub fn dump<Q, A>(&mut self, filter: Q) -> NlResult<Vec<A>>
     where
         Q: NetlinkSerializable + Clone,
@@ -113,7 +122,10 @@ impl Socket {
                 return Ok(answers);
             }
         }
-        Err(NetError { errno: Errno::EINTR, explanation: Some("the objects kept changing while read".into()) })
+        Err(NetError {
+            errno: Errno::EINTR,
+            explanation: Some("the objects kept changing while read".into()),
+        })
     }
 
     /// Serialises the messages into one datagram and sends it; each message gets the next sequence number.
@@ -132,11 +144,6 @@ impl Socket {
         }
         self.raw.send(&datagram, 0)?;
         Ok(())
-    }
-
-    /// The sequence number of the message sent last.
-    pub(super) fn last_sequence(&self) -> u32 {
-        self.sequence
     }
 
     /// Reads answers until the one that ends request `sequence`: an acknowledgement, an error or the end
@@ -230,9 +237,15 @@ impl Socket {
             match self.raw.recv(&mut self.buffer, MSG_DONTWAIT) {
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => self.wait_readable()?,
+                // Some message to this socket was lost; when another is there, that may be the answer.
+                Err(error) if is_overflow(&error) && self.is_readable() => {}
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    fn is_readable(&self) -> bool {
+        matches!(poll(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO), Ok(1..))
     }
 
     /// Blocks until something can be read, or until the command's deadline.
@@ -249,6 +262,8 @@ impl Socket {
 
     /// Joins a multicast group (`RTNLGRP_*`), for a socket that only waits for its events.
     pub fn subscribe(&mut self, group: u32) -> NlResult<()> {
+        // The kernel sends no events to a socket without a name.
+        self.raw.bind_auto()?;
         Ok(self.raw.add_membership(group)?)
     }
 
@@ -267,7 +282,7 @@ impl Socket {
                 Ok(_) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
                 // Events were lost.
-                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {}
+                Err(error) if is_overflow(&error) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -281,6 +296,10 @@ impl AsFd for Socket {
             BorrowedFd::borrow_raw(self.raw.as_raw_fd())
         }
     }
+}
+
+fn is_overflow(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::ENOBUFS as i32)
 }
 
 /// What the kernel refused of a batch.

@@ -1,7 +1,7 @@
 //! Kernel settings of the network namespace that the process is in: `sysctl net.…`.
 
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::plan::Family;
@@ -37,14 +37,17 @@ impl Sysctl {
         }
     }
 
-    /// Writes the value: the file exists or the write fails, it is never created.
+    /// Writes the value. A setting that the kernel does not have is left: without IPv6 there is nothing to
+    /// switch off.
     pub fn set(&self, value: &str) -> io::Result<()> {
-        use std::io::Write;
-        fs::OpenOptions::new().write(true).open(&self.0)?.write_all(value.as_bytes())
+        match OpenOptions::new().write(true).open(&self.0) {
+            Ok(mut file) => file.write_all(value.as_bytes()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
-    /// Writes the value unless it is set already; whether it had to. A setting that the kernel does not
-    /// have is left: without IPv6 there is nothing to switch off.
+    /// Writes the value unless it is set already; whether it had to.
     pub fn ensure(&self, value: &str) -> io::Result<bool> {
         match self.get()? {
             Some(found) if found != value => self.set(value).map(|()| true),

@@ -58,7 +58,8 @@ fn an_ipv4_network_has_no_ipv6_and_one_of_layer_2_is_left_alone() {
 
 #[test]
 fn a_given_default_route_is_kept_and_gets_its_next_hop() {
-    let given = [route("0.0.0.0/0", None), route("192.168.0.0/16", Some("10.1.0.9")), route("0.0.0.0/0", None)];
+    let given =
+        [route("0.0.0.0/0", None), route("192.168.0.0/16", Some("10.1.0.9")), route("0.0.0.0/0", None)];
     let plan = Plan::new(&network(Gateway::DefaultRoute), &[ip("10.1.0.2/16", None)], &given).unwrap();
     assert_eq!(plan.routes, given);
     let kernel = [route("0.0.0.0/0", Some("10.1.0.1")), route("192.168.0.0/16", Some("10.1.0.9"))];

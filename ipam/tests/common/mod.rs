@@ -58,7 +58,7 @@ impl Host {
     }
 
     /// A network configuration with these keys of `ipam` besides `dataDir`.
-    pub fn conf(&self, ipam: Value) -> Value {
+    pub fn conf(&self, ipam: &Value) -> Value {
         let mut conf = json!({"cniVersion": "1.1.0", "name": "net", "type": "bridge", "ipam": ipam});
         conf["ipam"]["type"] = "weft-ipam".into();
         conf["ipam"]["dataDir"] = self.root.path().to_str().unwrap().into();
@@ -139,13 +139,14 @@ pub fn gc(conf: &Value, valid: &[&str]) -> Answer {
     run("GC", "", &conf)
 }
 
-/// Another network namespace, of a process that ends with this one: its stdin closes then.
+/// Another network namespace, of a process that ends with this one: its stdin closes then. Tests run
+/// as root of a user namespace, see .cargo/config.toml.
 fn netns() -> &'static Path {
     static NETNS: OnceLock<(PathBuf, Child)> = OnceLock::new();
     &NETNS
         .get_or_init(|| {
             let mut child = Command::new("unshare")
-                .args(["-rn", "sh", "-c", "echo ready; exec cat"])
+                .args(["-n", "sh", "-c", "echo ready; exec cat"])
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()

@@ -1,6 +1,6 @@
 //! What a batch can consist of.
 
-use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_NONREC};
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, Hook, HookNumber, NfTablesMessage, RuleAttribute, RuleMessage,
     SetAttribute, SetElementList, SetElementMessage, SetMessage, TableAttribute, TableMessage,
@@ -37,6 +37,16 @@ impl Change {
         }
     }
 
+    /// Deletes table `inet weft` if nothing is in it; else the batch fails with `EBUSY`.
+    pub fn delete_empty_table() -> Self {
+        let attributes = vec![TableAttribute::Name(TABLE.into())];
+        Self {
+            message: NfTablesMessage::DeleteTable(TableMessage { attributes }),
+            flags: NLM_F_NONREC,
+            text: format!("delete table inet {TABLE}"),
+        }
+    }
+
     /// `nft create chain inet weft NAME { type … hook … priority … ; policy … ; }`. One that is there makes
     /// the batch fail with `EEXIST`.
     pub fn create_chain(name: &str, chain: &Chain) -> Self {
@@ -70,11 +80,8 @@ impl Change {
 
     /// `nft add rule inet weft CHAIN …`: appends it.
     pub fn add_rule(chain: &str, rule: &Rule) -> Self {
-        let attributes = vec![
-            RuleAttribute::Table(TABLE.into()),
-            RuleAttribute::Chain(chain.into()),
-            RuleAttribute::Expressions(rule.to_list()),
-        ];
+        let attributes =
+            vec![RuleAttribute::Table(TABLE.into()), RuleAttribute::Chain(chain.into()), rule.to_attribute()];
         Self {
             message: NfTablesMessage::NewRule(RuleMessage { attributes }),
             flags: NLM_F_CREATE | NLM_F_APPEND,

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
@@ -98,7 +99,12 @@ pub(crate) struct Container {
 
 impl Container {
     pub(crate) fn many(count: usize) -> Vec<Self> {
-        (0..count).map(|number| Self { id: format!("bench-{number}"), netns: NetNs::create() }).collect()
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let new = |_| {
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            Self { id: format!("bench-{number}"), netns: NetNs::create() }
+        };
+        (0..count).map(new).collect()
     }
 
     /// The value for `CNI_NETNS`.
