@@ -17,7 +17,7 @@ use crate::net::{BridgePort, Link, NetError, Netlink, NewVeth, is_bridge_full};
 use crate::plan::{Ipv6, Plan};
 use crate::pod::Pod;
 use crate::record::{Content, Found, Record};
-use crate::step::{Change, Fault, Journal, Step, failed};
+use crate::step::{Change, Fault, Journal, Shared, Step, failed};
 
 /// Attaches the container. What was done goes with the result: who cannot deliver that takes all back.
 pub fn add(args: AddArgs) -> Result<Outcome, Error> {
@@ -51,6 +51,7 @@ impl Attachment {
             container_id: args.container_id.clone(),
             ifname: args.ifname.clone(),
         };
+        log::info!("ADD {key}");
         let asked = requested_mac(&call.conf, &args.args)?;
         let mac = asked.unwrap_or_else(|| key.mac(VethEnd::Container));
         let pod = Pod::open(&args.netns, call.deadline).map_err(|fault| failed(&"open CNI_NETNS", fault))?;
@@ -97,11 +98,13 @@ impl Attachment {
     fn ensure_bridge(&mut self) -> Result<Link, Error> {
         let (host, network) = (&mut self.host, &self.network);
         let name = &network.bridge;
-        let found = self.journal.run(Step::Bridge(name.clone()), || bridge::create(host, network))?;
-        let bridge =
-            self.journal.run(Step::BridgeUp(name.clone()), || bridge::adopt(host, network, found))?;
+        let found =
+            self.journal.run(Step::Shared(Shared::Bridge(name.clone())), || bridge::create(host, network))?;
+        let bridge = self
+            .journal
+            .run(Step::Shared(Shared::BridgeUp(name.clone())), || bridge::adopt(host, network, found))?;
         if network.promiscuous {
-            self.journal.run(Step::Promiscuous(name.clone()), || {
+            self.journal.run(Step::Shared(Shared::Promiscuous(name.clone())), || {
                 bridge::ensure_promiscuous(host, &bridge).map(|change| ((), change))
             })?;
         }
@@ -112,22 +115,30 @@ impl Attachment {
     fn ensure_routing(&mut self, bridge: &Link, plan: &Plan) -> Result<(), Error> {
         let (host, network) = (&mut self.host, &self.network);
         for gateway in &plan.gateways {
-            self.journal.run(Step::Gateway(network.bridge.clone(), *gateway), || {
-                bridge::ensure_gateway(host, network, bridge, *gateway).map(|change| ((), change))
+            let step = Step::Shared(Shared::Gateway(network.bridge.clone(), *gateway));
+            let in_the_way = self.journal.run(step.clone(), || {
+                bridge::in_the_way(host, network, bridge, *gateway).map(|others| (others, Change::Found))
             })?;
+            for other in in_the_way {
+                let replace = Step::Shared(Shared::ReplaceAddress(network.bridge.clone(), other));
+                self.journal
+                    .run(replace, || host.delete_address(bridge.index, other).map(|()| ((), Change::Made)))?;
+            }
+            self.journal
+                .run(step, || bridge::ensure_gateway(host, bridge, *gateway).map(|change| ((), change)))?;
         }
         for family in &plan.forwarding {
-            self.journal.run(Step::Forwarding(*family), || {
+            self.journal.run(Step::Shared(Shared::Forwarding(*family)), || {
                 Sysctl::forwarding(*family).ensure("1").map(|changed| ((), Change::from(changed)))
             })?;
         }
         if !plan.masquerade.is_empty() {
-            let ensured = self.journal.run(Step::Masquerade(Ensured::Nothing), || {
+            let ensured = self.journal.run(Step::Shared(Shared::Masquerade(Ensured::Nothing)), || {
                 let mut nft = Nft::open(self.args.call.deadline)?;
                 let ensured = masquerade::ensure(&mut nft, &network.name, &plan.masquerade)?;
                 Ok::<_, NetError>((ensured, Change::Found))
             })?;
-            self.journal.note(Step::Masquerade(ensured));
+            self.journal.note(Step::Shared(Shared::Masquerade(ensured)));
         }
         Ok(())
     }

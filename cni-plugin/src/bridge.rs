@@ -89,36 +89,46 @@ pub fn ensure_promiscuous(netlink: &mut Netlink, bridge: &Link) -> NlResult<Chan
     netlink.set_promiscuous(&bridge.name, true).map(|()| Change::Made)
 }
 
-/// Sees to it that the bridge answers to a gateway's address.
+/// The bridge's other addresses of a gateway's subnet, which have to give way to it.
 ///
 /// # Errors
-/// [`Code::Conflict`] when the bridge has another address of the same subnet, unless `forceAddress`.
-pub fn ensure_gateway(
+/// [`Code::Conflict`] when there is one, unless `forceAddress`.
+pub fn in_the_way(
     netlink: &mut Netlink,
     network: &Network,
     bridge: &Link,
     gateway: IpNetwork,
-) -> Result<Change, Fault> {
-    let present = netlink.addresses(bridge.index)?;
-    if present.contains(&gateway) {
-        return Ok(Change::Found);
-    }
-    for other in present.into_iter().filter(|other| overlap(*other, gateway)) {
-        if !network.force_address {
+) -> Result<Vec<IpNetwork>, Fault> {
+    let mut others = netlink.addresses(bridge.index)?;
+    others.retain(|other| *other != gateway && overlap(*other, gateway));
+    match others.first() {
+        Some(other) if !network.force_address => {
             let conflict = format!(
                 "it has {other} of the same subnet: set forceAddress to replace that, or use another bridge or \
                  subnet"
             );
-            return Err(Error::new(Code::Conflict, conflict).into());
+            Err(Error::new(Code::Conflict, conflict).into())
         }
-        netlink.delete_address(bridge.index, other)?;
+        _ => Ok(others),
     }
+}
+
+/// Sees to it that the bridge answers to a gateway's address.
+pub fn ensure_gateway(netlink: &mut Netlink, bridge: &Link, gateway: IpNetwork) -> NlResult<Change> {
     match netlink.add_address(bridge.index, gateway, true) {
         Ok(()) => Ok(Change::Made),
-        // Another ADD was faster.
         Err(error) if error.exists() => Ok(Change::Found),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
+}
+
+/// Gives a bridge back an address that had given way.
+pub fn restore_address(name: &IfName, address: IpNetwork, deadline: Deadline) -> Result<(), Fault> {
+    let mut netlink = Netlink::open(deadline)?;
+    if let Some(bridge) = netlink.link(name.as_str())? {
+        ensure_gateway(&mut netlink, &bridge, address)?;
+    }
+    Ok(())
 }
 
 fn overlap(one: IpNetwork, other: IpNetwork) -> bool {

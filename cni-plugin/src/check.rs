@@ -5,7 +5,7 @@
 
 use cni_protocol::{AddResult, CheckArgs, Code, Error, Interface, IpConfig, Outcome, Verb};
 
-use crate::conf::Network;
+use crate::conf::{Gateway, Network};
 use crate::ipam;
 use crate::key::AttachmentKey;
 use crate::masquerade;
@@ -30,7 +30,10 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         ifname: args.ifname.clone(),
     };
     let promised = Promised::read(args)?;
-    let plan = Plan::new(&network, &promised.ips, &args.prev_result.routes)?;
+    // Where the bridge is the gateway, ADD's result names it with every address: one without is a later plugin's.
+    let own = |ip: &&IpConfig| ip.gateway.is_some() || network.gateway == Gateway::None;
+    let own: Vec<IpConfig> = promised.ips.iter().filter(own).cloned().collect();
+    let plan = Plan::new(&network, &own, &args.prev_result.routes)?;
     let mut checker = Checker {
         host: Netlink::open(call.deadline).map_err(|error| failed(&"open a netlink socket", error.into()))?,
         pod: Pod::open(&args.netns, call.deadline).map_err(|fault| failed(&"open CNI_NETNS", fault))?,
@@ -170,7 +173,7 @@ impl Checker {
         let promised = self.promised.container.clone();
         self.check_link(&promised, &link);
         let addresses = self.pod.netlink.addresses(link.index)?;
-        for IpConfig { address, .. } in self.plan.ips.clone() {
+        for IpConfig { address, .. } in self.promised.ips.clone() {
             self.require(addresses.contains(&address), || {
                 format!("{ifname} has not the address {address} but {}", list(&addresses))
             });
@@ -210,7 +213,7 @@ impl Checker {
                     && wanted.mtu.is_none_or(|mtu| route.mtu == Some(mtu))
                     && wanted.advmss.is_none_or(|advmss| route.advmss == Some(advmss))
             };
-            if !same.iter().any(|route| fits(route)) {
+            if !same.iter().any(fits) {
                 let instead =
                     same.first().map_or_else(|| "is gone".to_owned(), |route| format!("is {route:?}"));
                 let via = wanted.gw.map(|gateway| format!(" via {gateway}")).unwrap_or_default();

@@ -187,9 +187,10 @@ pub fn requested_mac(conf: &Map<String, Value>, args: &CniArgs) -> Result<Option
     let asked = asked.into_iter().find_map(|(key, mac)| Some((key, mac.filter(|mac| !mac.is_empty())?)));
     let mac = match asked {
         None => args.mac,
-        Some((key, text)) => Some(text.parse::<MacAddr>().map_err(|_| {
-            invalid(key, &Value::String(text.clone()), "give six bytes in hex, like 02:42:ac:11:00:02")
-        })?),
+        Some((key, text)) => Some(
+            text.parse::<MacAddr>()
+                .map_err(|error| Error { msg: format!("{key}: {}", error.msg), ..error })?,
+        ),
     };
     match mac {
         Some(mac) if mac.octets()[0] & 1 == 1 || mac.octets() == [0; 6] => Err(Error::new(

@@ -19,6 +19,7 @@ pub fn del(args: &DelArgs) -> Result<Outcome, Error> {
         container_id: args.container_id.clone(),
         ifname: args.ifname.clone(),
     };
+    log::info!("DEL {key}");
     let record = Record::lock_existing(&traces.state_dir, &key, args.call.deadline)?;
     remove(&args.call, &key, &traces)?;
     record.map_or(Ok(()), Record::remove)?;

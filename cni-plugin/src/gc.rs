@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cni_protocol::{Code, Deadline, Error, GcArgs, NetworkName, Outcome, ValidAttachment};
+use cni_protocol::{Call, Code, Deadline, Error, GcArgs, NetworkName, Outcome, ValidAttachment};
 use log::{info, warn};
+use serde_json::{Value, json};
 use weft_state::{Lock, started};
 
 use crate::conf::Traces;
@@ -14,6 +15,9 @@ use crate::net::Netlink;
 use crate::net::nft::Nft;
 use crate::record::{self, Found, Record};
 use crate::step::{Fault, failed};
+
+/// The names of the list of living attachments, libcni's older one last.
+const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 
 /// Collects the network's garbage. Goes on after an error and reports all of them.
 pub fn gc(args: &GcArgs) -> Result<Outcome, Error> {
@@ -52,7 +56,7 @@ impl Collector<'_> {
             false => None,
         };
         let mut netlink = open(self.args.call.deadline)?;
-        let stale = self.find(&mut netlink)?;
+        let (stale, younger) = self.find(&mut netlink)?;
         // An address is given back after its link is gone, or not at all.
         remove_links(&mut netlink, &stale)?;
         for (hash, stale) in stale {
@@ -62,7 +66,7 @@ impl Collector<'_> {
             }
         }
         if let Some(plugin) = &self.traces.ipam
-            && let Err(error) = ipam::collect_garbage(plugin, &self.args.call)
+            && let Err(error) = ipam::collect_garbage(plugin, &self.call_with(&younger))
         {
             problems.push(error.msg);
         }
@@ -76,8 +80,10 @@ impl Collector<'_> {
         &self.args.call.network
     }
 
-    /// All that is not valid, by what the records say and by what the kernel's links say of themselves.
-    fn find(&self, netlink: &mut Netlink) -> Result<BTreeMap<String, Stale>, Error> {
+    /// All that is not valid, by what the records say and by what the kernel's links say of themselves; and what
+    /// is not in the list as it was attached after the runtime wrote that.
+    fn find(&self, netlink: &mut Netlink) -> Result<(BTreeMap<String, Stale>, Vec<AttachmentKey>), Error> {
+        let mut younger = Vec::new();
         let mut keep: BTreeSet<String> = self.args.valid.iter().map(|valid| self.key(valid).hash()).collect();
         let mut stale: BTreeMap<String, Stale> = BTreeMap::new();
         for hash in record::hashes(&self.traces.state_dir, self.network())? {
@@ -85,15 +91,18 @@ impl Collector<'_> {
                 continue;
             }
             match record::try_lock(&self.traces.state_dir, self.network(), &hash)? {
-                Some(record) if !self.is_younger(&record)? => {
+                Some(record) if !is_younger(&record)? => {
                     let key = self.key_of(&record)?;
                     stale.insert(hash, Stale { key, record: Some(record), link: None });
                 }
-                _ => drop(keep.insert(hash)),
+                record => {
+                    younger.extend(record.and_then(|record| self.key_of(&record).transpose()).transpose()?);
+                    keep.insert(hash);
+                }
             }
         }
         let links = netlink.links(None).map_err(|error| failed(&"list links", error.into()))?;
-        for link in links.into_iter().filter(|link| is_host_veth(link)) {
+        for link in links.into_iter().filter(is_host_veth) {
             let key =
                 link.alias.as_deref().and_then(|alias| AttachmentKey::from_alias(self.network(), alias));
             let hash = link.name[crate::key::VETH_PREFIX.len()..].to_owned();
@@ -103,7 +112,24 @@ impl Collector<'_> {
                 stale.insert(hash, Stale { key: Some(key), record: None, link: Some(link.name) });
             }
         }
-        Ok(stale)
+        Ok((stale, younger))
+    }
+
+    /// The call as the IPAM plugin gets it: what this GC keeps is in the list. The plugin cannot tell by its own
+    /// times, as an ADD reserves before this command begins and is attached after that.
+    fn call_with(&self, younger: &[AttachmentKey]) -> Call {
+        let mut call = self.args.call.clone();
+        if younger.is_empty() {
+            return call;
+        }
+        let entry = |key: &AttachmentKey| json!({ "containerID": key.container_id.as_str(), "ifname": key.ifname.as_str() });
+        for name in VALID_ATTACHMENTS {
+            if let Some(Value::Array(list)) = call.conf.get_mut(name) {
+                list.extend(younger.iter().map(entry));
+            }
+        }
+        call.stdin = Value::Object(call.conf.clone()).to_string().into_bytes();
+        call
     }
 
     fn key(&self, valid: &ValidAttachment) -> AttachmentKey {
@@ -115,10 +141,6 @@ impl Collector<'_> {
     }
 
     /// Whether the attachment was made after the runtime gave its list, as far as this process can tell.
-    fn is_younger(&self, record: &Record) -> Result<bool, Error> {
-        Ok(matches!(record.read()?, Found::Attached(content) if content.since() > started()))
-    }
-
     fn key_of(&self, record: &Record) -> Result<Option<AttachmentKey>, Error> {
         Ok(match record.read()? {
             Found::Attached(content) | Found::Begun(content) => content.key(self.network()),
@@ -129,7 +151,7 @@ impl Collector<'_> {
     fn release(&self, stale: Stale) -> Result<(), Error> {
         match (&self.traces.ipam, &stale.key) {
             (Some(plugin), Some(key)) => {
-                ipam::release(plugin, &self.args.call, key, self.args.call.deadline)?
+                ipam::release(plugin, &self.args.call, key, self.args.call.deadline)?;
             }
             // The plugin's own GC finds what nobody can name.
             (Some(_), None) => warn!("a damaged record does not tell whose it is"),
@@ -145,6 +167,11 @@ impl Collector<'_> {
         };
         remove().map_err(|error| failed(&"remove the network's masquerade rules", error.into()))
     }
+}
+
+/// Whether the attachment was made after this command began, so that the runtime's list cannot have it.
+fn is_younger(record: &Record) -> Result<bool, Error> {
+    Ok(matches!(record.read()?, Found::Attached(content) if content.since() > started()))
 }
 
 fn open(deadline: Deadline) -> Result<Netlink, Error> {

@@ -33,12 +33,7 @@ const UNDO_TIME: Duration = Duration::from_secs(5);
 pub enum Step {
     Record,
     Reserve(String),
-    Bridge(IfName),
-    BridgeUp(IfName),
-    Promiscuous(IfName),
-    Gateway(IfName, IpNetwork),
-    Forwarding(Family),
-    Masquerade(Ensured),
+    Shared(Shared),
     Veth(String),
     Port(String),
     Settings(IfName),
@@ -50,17 +45,25 @@ pub enum Step {
     ReadBack(String),
 }
 
+/// A step whose outcome all attachments of the host may come to rely on. Who takes it back must be alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shared {
+    Bridge(IfName),
+    BridgeUp(IfName),
+    Promiscuous(IfName),
+    /// Another address of the gateway's subnet gives way to it.
+    ReplaceAddress(IfName, IpNetwork),
+    Gateway(IfName, IpNetwork),
+    Forwarding(Family),
+    Masquerade(Ensured),
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Record => f.write_str("record the attachment"),
             Self::Reserve(plugin) => write!(f, "reserve addresses with {plugin}"),
-            Self::Bridge(name) => write!(f, "ensure bridge {name}"),
-            Self::BridgeUp(name) => write!(f, "take bridge {name} into use"),
-            Self::Promiscuous(name) => write!(f, "set bridge {name} promiscuous"),
-            Self::Gateway(name, address) => write!(f, "add gateway address {address} to bridge {name}"),
-            Self::Forwarding(family) => write!(f, "enable {family} forwarding"),
-            Self::Masquerade(_) => f.write_str("masquerade the network"),
+            Self::Shared(shared) => shared.fmt(f),
             Self::Veth(name) => write!(f, "create veth {name}"),
             Self::Port(name) => write!(f, "configure bridge port {name}"),
             Self::Settings(name) => write!(f, "set IPv6 settings of {name} in the container"),
@@ -71,6 +74,20 @@ impl fmt::Display for Step {
             Self::Route(dst, None) => write!(f, "add route {dst} in the container"),
             Self::Route(dst, Some(gateway)) => write!(f, "add route {dst} via {gateway} in the container"),
             Self::ReadBack(name) => write!(f, "read {name} back"),
+        }
+    }
+}
+
+impl fmt::Display for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bridge(name) => write!(f, "ensure bridge {name}"),
+            Self::BridgeUp(name) => write!(f, "take bridge {name} into use"),
+            Self::Promiscuous(name) => write!(f, "set bridge {name} promiscuous"),
+            Self::ReplaceAddress(name, address) => write!(f, "remove address {address} from bridge {name}"),
+            Self::Gateway(name, address) => write!(f, "add gateway address {address} to bridge {name}"),
+            Self::Forwarding(family) => write!(f, "enable {family} forwarding"),
+            Self::Masquerade(_) => f.write_str("masquerade the network"),
         }
     }
 }
@@ -207,10 +224,15 @@ impl Journal {
             .map_err(|error| failed(&Step::Record, error.into()))
     }
 
-    /// Takes back all that was done, the last first, and goes on after a failure. Returns what is left.
+    /// Takes back all that was done, the last first, and goes on after a failure. Returns what is left. The
+    /// address and the record of an attachment whose link is left stay for DEL and GC, which need them.
     pub fn roll_back(&mut self) -> Vec<String> {
         let mut left = Vec::new();
         while let Some(step) = self.done.pop() {
+            if !left.is_empty() && matches!(step, Step::Reserve(_) | Step::Record) {
+                left.push(format!("left for DEL: {step}"));
+                continue;
+            }
             if let Err(error) = self.take_back(&step) {
                 warn!("cannot take back \"{step}\": {}", error.msg);
                 left.push(format!("not taken back: {step}: {}", error.msg));
@@ -228,35 +250,20 @@ impl Journal {
 
     fn take_back(&mut self, step: &Step) -> Result<(), Error> {
         let deadline = Deadline::after(UNDO_TIME);
-        let fail = |fault: Fault| failed(&format!("take back \"{step}\""), fault);
-        match step {
-            Step::Record => self.record.take().map_or(Ok(()), Record::remove),
-            Step::Reserve(plugin) => ipam::release(plugin, &self.args.call, &self.key, deadline),
-            Step::Bridge(name) if self.alone()? => bridge::remove_unused(name, deadline).map_err(fail),
-            Step::BridgeUp(name) if self.alone()? => bridge::set_down(name, deadline).map_err(fail),
-            Step::Promiscuous(name) if self.alone()? => Netlink::open(deadline)
-                .and_then(|mut host| host.set_promiscuous(name.as_str(), false))
-                .map_err(|error| fail(error.into())),
-            Step::Gateway(name, address) if self.alone()? => {
-                bridge::remove_gateway(name, *address, deadline).map_err(fail)
+        let undone = match step {
+            Step::Record => self.record.take().map_or(Ok(()), Record::remove).map_err(Fault::from),
+            Step::Reserve(plugin) => {
+                ipam::release(plugin, &self.args.call, &self.key, deadline).map_err(Fault::from)
             }
-            Step::Forwarding(family) if self.alone()? => {
-                Sysctl::forwarding(*family).set("0").map_err(|error| fail(error.into()))
+            Step::Shared(shared) => match self.alone()? {
+                true => self.take_back_shared(shared, deadline),
+                // Other ADDs are under way and may rely on it by now; theirs it is then.
+                false => Ok(()),
+            },
+            Step::Veth(name) => veth::remove(name, deadline).map_err(Fault::from),
+            Step::Loopback => {
+                Pod::open(&self.args.netns, deadline).and_then(|mut pod| Ok(pod.netlink.set_down("lo")?))
             }
-            Step::Masquerade(ensured) if self.alone()? => Nft::open(deadline)
-                .and_then(|mut nft| masquerade::undo(&mut nft, &self.key.network, ensured))
-                .map_err(|error| fail(error.into())),
-            // Other ADDs are under way and may rely on it by now; theirs it is then.
-            Step::Bridge(_)
-            | Step::BridgeUp(_)
-            | Step::Promiscuous(_)
-            | Step::Gateway(..)
-            | Step::Forwarding(_)
-            | Step::Masquerade(_) => Ok(()),
-            Step::Veth(name) => veth::remove(name, deadline).map_err(|error| fail(error.into())),
-            Step::Loopback => Pod::open(&self.args.netns, deadline)
-                .and_then(|mut pod| Ok(pod.netlink.set_down("lo")?))
-                .map_err(fail),
             // Gone with the veth pair.
             Step::Port(_)
             | Step::Settings(_)
@@ -265,6 +272,21 @@ impl Journal {
             | Step::Detection(_)
             | Step::Route(..)
             | Step::ReadBack(_) => Ok(()),
+        };
+        undone.map_err(|fault| failed(&format!("take back \"{step}\""), fault))
+    }
+
+    fn take_back_shared(&self, shared: &Shared, deadline: Deadline) -> Result<(), Fault> {
+        match shared {
+            Shared::Bridge(name) => bridge::remove_unused(name, deadline),
+            Shared::BridgeUp(name) => bridge::set_down(name, deadline),
+            Shared::Promiscuous(name) => Ok(Netlink::open(deadline)?.set_promiscuous(name.as_str(), false)?),
+            Shared::ReplaceAddress(name, address) => bridge::restore_address(name, *address, deadline),
+            Shared::Gateway(name, address) => bridge::remove_gateway(name, *address, deadline),
+            Shared::Forwarding(family) => Ok(Sysctl::forwarding(*family).set("0")?),
+            Shared::Masquerade(ensured) => {
+                Ok(masquerade::undo(&mut Nft::open(deadline)?, &self.key.network, ensured)?)
+            }
         }
     }
 

@@ -12,7 +12,9 @@ use std::time::Duration;
 use cni_protocol::Deadline;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::Mode;
 use nix::unistd::{ForkResult, fork, pipe, setsid};
 
 use crate::net::{Link, NetError, Netlink, NlResult, Socket};
@@ -42,7 +44,8 @@ impl Removal {
         let mut notifications = Socket::open(NETLINK_ROUTE, deadline)?;
         notifications.subscribe(RTNLGRP_LINK)?;
         let (report, from_child) = pipe()?;
-        #[expect(unsafe_code, reason = "the process has one thread, so the child may do what it likes")]
+        #[expect(unsafe_code, reason = "only a process of its own can wait in the caller's place")]
+        // SAFETY: this process has one thread, so no lock can be held by another that the child lacks.
         let forked = unsafe { fork() }?;
         match forked {
             ForkResult::Child => {
@@ -115,20 +118,18 @@ fn delete_and_exit(name: &str, report: OwnedFd, deadline: Deadline) -> ! {
         .map_err(NetError::from)
         .and_then(|()| Netlink::open(deadline)?.delete_link(name))
         .map_or_else(|error| error.errno as i32, |()| 0);
-    // Nobody reads it any more when the link was gone before; nothing depends on it.
-    let _ = File::from(report).write_all(&verdict.to_ne_bytes());
-    #[expect(
-        unsafe_code,
-        reason = "_exit runs none of the parent's exit handlers and flushes none of its buffers"
-    )]
+    // The parent may have seen the link go and ended: then nobody reads this, and nobody needs it.
+    let told = File::from(report).write_all(&verdict.to_ne_bytes()).is_ok();
+    #[expect(unsafe_code, reason = "exit(3) would run the parent's exit handlers and flush its buffers")]
+    // SAFETY: _exit(2) only ends the process.
     unsafe {
-        nix::libc::_exit(0)
+        nix::libc::_exit(i32::from(!told))
     }
 }
 
 fn detach_from_caller() -> nix::Result<()> {
     setsid()?;
-    let null = File::options().read(true).write(true).open("/dev/null").map_err(|_| Errno::EIO)?;
+    let null = open("/dev/null", OFlag::O_RDWR, Mode::empty())?;
     nix::unistd::dup2_stdin(&null)?;
     nix::unistd::dup2_stdout(&null)?;
     nix::unistd::dup2_stderr(null)

@@ -149,7 +149,7 @@ fn the_hosts_side() {
                 |it| it.host.set_sysctl("net/ipv6/conf/all/forwarding", "0"),
                 &["orward"],
             ),
-            ("reservation removed", remove_reservation, &["10.88.0.2"]),
+            ("reservation removed", remove_reservation, &["weft-ipam", "holds none"]),
         ],
     );
 }

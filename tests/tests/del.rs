@@ -181,11 +181,7 @@ fn poor_state() {
         }
     }
     let all = |_: &mut Pod, _: &Value| fs::remove_dir_all("/run/weft").unwrap();
-    let pod = Pod::new();
-    used.network.add(&pod);
     used.survives("all state is missing", all, |pod| used.network.del_call(pod));
-    assert_eq!(used.host.ports("weft0").len(), 1, "another attachment's link went away");
-    used.network.del(&pod);
 }
 
 /// All files below the state directory but locks, in a stable order.

@@ -50,7 +50,7 @@ fn a_bridge_name_taken_by_another_kind() {
 fn a_foreign_address_on_the_bridge() {
     let host = Host::new();
     let pod = Pod::new();
-    command("ip link add weft0 type bridge");
+    command("ip link add weft0 address 02:00:00:00:00:77 type bridge");
     command("ip addr add 10.88.0.254/24 dev weft0");
     let before = World::of(&host, &[&pod]);
     let error = Network::v4().add_call(&pod).run().error_code(103);

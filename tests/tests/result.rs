@@ -128,11 +128,10 @@ fn versions_of_both_plugins() {
 #[test]
 fn an_unknown_version_is_refused_with_the_supported_ones() {
     let _host = Host::new();
-    for version in ["2.0.0", "1.2.0", "0.5.0", "nonsense", ""] {
+    for version in ["2.0.0", "1.2.0", "0.5.0", "nonsense"] {
         let error = network(version).add_call(&Pod::new()).run().error();
         // What is no version at all cannot be decoded.
-        let no_version = ["nonsense", ""].contains(&version);
-        assert_eq!(error.code, if no_version { 6 } else { 1 }, "{error:?}");
+        assert_eq!(error.code, if version == "nonsense" { 6 } else { 1 }, "{error:?}");
         error.assert_names(&["1.1.0", "0.1.0"]);
         assert_eq!(error.version, "1.1.0");
     }

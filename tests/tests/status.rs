@@ -83,11 +83,11 @@ fn kernel_interfaces_that_are_missing() {
     let network = Network::v4().with(&json!({ "ipMasq": true }));
     let mut hits = 0;
     for nth in 1.. {
-        let injection =
-            Injection { process: Tampered::Weft, syscall: "socket", errno: "EPROTONOSUPPORT", nth };
+        let injection = Injection { process: Tampered::Weft, syscall: "socket", errno: "EAFNOSUPPORT", nth };
         let (reply, hit) = injection.run(network.call("STATUS"));
         let Some(line) = hit else { break };
         hits += usize::from(line.contains("NETLINK_NETFILTER"));
+        assert!(!reply.succeeded(), "STATUS succeeded, although ADD would fail: {line}");
         reply.error_code(50);
     }
     assert!(hits > 0, "STATUS does not look whether nftables is there");

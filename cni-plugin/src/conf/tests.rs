@@ -2,10 +2,17 @@ use serde_json::json;
 
 use super::*;
 
+fn name() -> NetworkName {
+    "net".parse().unwrap()
+}
+
 fn parse(conf: &Value) -> Result<Network, Error> {
     let mut whole = json!({"cniVersion": "1.1.0", "name": "net", "type": "weft"});
-    whole.as_object_mut().unwrap().extend(conf.as_object().unwrap().clone());
-    Network::parse(&"net".parse().unwrap(), whole.as_object().unwrap())
+    if let (Value::Object(whole), Value::Object(conf)) = (&mut whole, conf) {
+        whole.extend(conf.clone());
+    }
+    let Value::Object(whole) = whole else { unreachable!("made as an object") };
+    Network::parse(&name(), &whole)
 }
 
 fn refused(conf: &Value) -> Error {

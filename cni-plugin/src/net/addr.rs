@@ -38,7 +38,7 @@ impl Netlink {
     pub fn addresses(&mut self, index: u32) -> NlResult<Vec<IpNetwork>> {
         let mut query = AddressMessage::default();
         query.header.index = index;
-        let answers = self.socket.dump(RouteNetlinkMessage::GetAddress(query))?;
+        let answers = self.socket.dump(&RouteNetlinkMessage::GetAddress(query))?;
         Ok(answers.into_iter().filter_map(|answer| global_address(answer, index)).collect())
     }
 
@@ -47,7 +47,7 @@ impl Netlink {
         let mut query = AddressMessage::default();
         query.header.index = index;
         query.header.family = AddressFamily::Inet6;
-        let answers = self.socket.dump(RouteNetlinkMessage::GetAddress(query))?;
+        let answers = self.socket.dump(&RouteNetlinkMessage::GetAddress(query))?;
         Ok(answers.into_iter().filter_map(|answer| detection_of(answer, index)).collect())
     }
 }

@@ -83,7 +83,7 @@ impl Netlink {
         if let Some(index) = master {
             query = query.controller(index);
         }
-        let answers = self.socket.dump(RouteNetlinkMessage::GetLink(query.build()))?;
+        let answers = self.socket.dump(&RouteNetlinkMessage::GetLink(query.build()))?;
         // Kernels before 4.20 ignore the filter.
         let links = answers.into_iter().filter_map(as_link);
         Ok(links.filter(|link| master.is_none() || link.master == master).collect())

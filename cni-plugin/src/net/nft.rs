@@ -141,7 +141,7 @@ impl Nft {
     pub fn rules(&mut self, chain: &str) -> NlResult<Vec<Rule>> {
         let attributes = vec![RuleAttribute::Table(TABLE.into()), RuleAttribute::Chain(chain.into())];
         let query = NfTablesMessage::GetRule(RuleMessage { attributes });
-        let answers = unless_missing(self.socket.dump(message(query)))?;
+        let answers = unless_missing(self.socket.dump(&message(query)))?;
         Ok(answers.iter().map(Rule::from_answer).collect())
     }
 
@@ -163,7 +163,7 @@ impl Nft {
     pub fn intervals(&mut self, set: &str) -> NlResult<Vec<Interval>> {
         let attributes = vec![SetElementList::Table(TABLE.into()), SetElementList::Set(set.into())];
         let query = NfTablesMessage::GetSetElement(SetElementMessage { attributes });
-        let answers = unless_missing(self.socket.dump(message(query)))?;
+        let answers = unless_missing(self.socket.dump(&message(query)))?;
         Ok(interval::from_answers(&answers))
     }
 }

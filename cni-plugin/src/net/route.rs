@@ -42,7 +42,7 @@ impl Netlink {
             let mut query = RouteMessage::default();
             query.header.address_family = family;
             query.attributes = vec![RouteAttribute::Oif(index)];
-            let answers = self.socket.dump(RouteNetlinkMessage::GetRoute(query))?;
+            let answers = self.socket.dump(&RouteNetlinkMessage::GetRoute(query))?;
             found.extend(answers.into_iter().filter_map(|answer| as_route(answer, index)));
         }
         Ok(found)

@@ -110,7 +110,7 @@ impl Socket {
     ///
     /// # Errors
     /// The kernel's refusal; `ETIMEDOUT` at the command's deadline; `EINTR` when the objects never stood still.
-    pub fn dump<Q, A>(&mut self, filter: Q) -> NlResult<Vec<A>>
+    pub fn dump<Q, A>(&mut self, filter: &Q) -> NlResult<Vec<A>>
     where
         Q: NetlinkSerializable + Clone,
         A: NetlinkDeserializable,
@@ -158,7 +158,7 @@ impl Socket {
             let mut offset = 0;
             while offset < self.buffer.len() {
                 let bytes = &self.buffer[offset..];
-                let packet = NetlinkMessage::<A>::deserialize(bytes).map_err(undecodable)?;
+                let packet = NetlinkMessage::<A>::deserialize(bytes).map_err(|error| undecodable(&error))?;
                 let length = usize::try_from(packet.header.length).unwrap_or(usize::MAX);
                 if packet.header.flags & NLM_F_DUMP_INTR != 0 {
                     consistency = Consistency::Torn;
@@ -208,7 +208,7 @@ impl Socket {
             while offset < self.buffer.len() {
                 let bytes = &self.buffer[offset..];
                 let packet = NetlinkMessage::<M>::deserialize(bytes)
-                    .map_err(|error| Refusal::whole(undecodable(error)))?;
+                    .map_err(|error| Refusal::whole(undecodable(&error)))?;
                 let length = usize::try_from(packet.header.length).unwrap_or(usize::MAX);
                 let sequence = packet.header.sequence_number;
                 if let NetlinkPayload::Error(answer) = packet.payload {
@@ -291,7 +291,8 @@ impl Socket {
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        #[expect(unsafe_code, reason = "netlink-sys gives only the raw descriptor; self keeps it open")]
+        #[expect(unsafe_code, reason = "netlink-sys gives only the raw descriptor")]
+        // SAFETY: the descriptor is open as long as `self.raw`, which the result borrows.
         unsafe {
             BorrowedFd::borrow_raw(self.raw.as_raw_fd())
         }
@@ -323,7 +324,7 @@ pub(super) enum Consistency {
     Torn,
 }
 
-fn undecodable(error: netlink_packet_core::DecodeError) -> NetError {
+fn undecodable(error: &netlink_packet_core::DecodeError) -> NetError {
     NetError { errno: Errno::EBADMSG, explanation: Some(error.to_string()) }
 }
 
