@@ -11,6 +11,7 @@ use crate::detach;
 use crate::ipam::Reserving;
 use crate::key::{AttachmentKey, VethEnd};
 use crate::masquerade::{self, Ensured};
+use crate::net::netns::NetNs;
 use crate::net::nft::Nft;
 use crate::net::sysctl::Sysctl;
 use crate::net::{BridgePort, Link, NetError, Netlink, NewVeth, is_bridge_full};
@@ -62,7 +63,9 @@ impl Attachment {
         let network_lock = Lock::shared(&network_lock_path(state_dir, &key), call.deadline)?;
         let record = Record::lock(state_dir, &key, call.deadline)?;
         refuse_or_clean(&record, &args, &key, &network)?;
-        let journal = Journal::new(args.clone(), key.clone(), (host_lock, network_lock), record);
+        let home =
+            NetNs::current().map_err(|error| failed(&"open the host's network namespace", error.into()))?;
+        let journal = Journal::new(args.clone(), key.clone(), (host_lock, network_lock), record, home);
         Ok(Self { args, network, key, mac, host, pod, journal })
     }
 
@@ -85,13 +88,15 @@ impl Attachment {
         Ok(result)
     }
 
-    /// Starts the IPAM plugin. Journaled before: whatever becomes of it, it may have reserved.
+    /// Sets the IPAM plugin to work. Journaled before: whatever becomes of it, it may have reserved.
     fn begin_reservation(&mut self) -> Result<Option<Reserving>, Error> {
         let Some(plugin) = &self.network.traces.ipam else {
             return Ok(None);
         };
+        let mut reserving = Reserving::begin(plugin, &self.args.call, self.journal.record())?;
         self.journal.note(Step::Reserve(plugin.clone()));
-        Reserving::begin(plugin, &self.args.call, self.journal.record()).map(Some)
+        reserving.feed(&self.args.call)?;
+        Ok(Some(reserving))
     }
 
     /// The bridge, which all attachments to it share.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cni_protocol::{Call, Code, Deadline, Error, GcArgs, NetworkName, Outcome, ValidAttachment};
+use cni_protocol::{Call, Code, Deadline, Error, GcArgs, NetworkName, Outcome, ValidAttachment, Verb};
 use log::{info, warn};
 use serde_json::{Value, json};
 use weft_state::{Lock, started};
@@ -66,7 +66,7 @@ impl Collector<'_> {
             }
         }
         if let Some(plugin) = &self.traces.ipam
-            && let Err(error) = ipam::collect_garbage(plugin, &self.call_with(&younger))
+            && let Err(error) = ipam::forward(Verb::Gc, plugin, &self.call_with(&younger))
         {
             problems.push(error.msg);
         }

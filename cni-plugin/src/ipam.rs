@@ -1,7 +1,6 @@
 //! The IPAM plugin: the only process that Weft executes.
 
 use cni_protocol::{AddResult, Call, Code, Deadline, Delegate, Error, Running, Verb};
-use weft_state::{STARTED_ENV, started};
 
 use crate::key::AttachmentKey;
 use crate::record::Record;
@@ -13,8 +12,8 @@ pub struct Reserving {
 }
 
 impl Reserving {
-    /// Has the plugin reserve addresses. It inherits the attachment's lock: should this process be killed, a
-    /// DEL waits until the plugin has ended, and finds what it reserved.
+    /// Starts the plugin; it does nothing before [`Reserving::feed`]. It inherits the attachment's lock: should
+    /// this process be killed, a DEL waits until the plugin has ended, and finds what it reserved.
     pub fn begin(plugin: &str, call: &Call, record: Option<&Record>) -> Result<Self, Error> {
         let delegate = Delegate::find(plugin, &call.cni_path)?;
         if let Some(record) = record {
@@ -24,9 +23,12 @@ impl Reserving {
         if let Some(record) = record {
             record.share_with_children(false)?;
         }
-        let mut running = started?;
-        running.feed(&call.stdin)?;
-        Ok(Self { plugin: plugin.to_owned(), running })
+        Ok(Self { plugin: plugin.to_owned(), running: started? })
+    }
+
+    /// Has the plugin begin to reserve.
+    pub fn feed(&mut self, call: &Call) -> Result<(), Error> {
+        self.running.feed(&call.stdin)
     }
 
     /// Waits for the addresses.
@@ -61,14 +63,7 @@ pub fn begin_release(plugin: &str, call: &Call, key: &AttachmentKey) -> Result<R
     Delegate::find(plugin, &call.cni_path)?.start(Verb::Del, &env)
 }
 
-/// Forwards CHECK or STATUS with its environment and configuration.
+/// Forwards CHECK, GC or STATUS with its environment and configuration.
 pub fn forward(verb: Verb, plugin: &str, call: &Call) -> Result<(), Error> {
     Delegate::find(plugin, &call.cni_path)?.start(verb, &[])?.finish(&call.stdin, call.deadline).map(drop)
-}
-
-/// Forwards GC. The plugin is told when this command began: what was reserved since is not in the list.
-pub fn collect_garbage(plugin: &str, call: &Call) -> Result<(), Error> {
-    let started = started().as_nanos().to_string();
-    let delegate = Delegate::find(plugin, &call.cni_path)?;
-    delegate.start(Verb::Gc, &[(STARTED_ENV, &started)])?.finish(&call.stdin, call.deadline).map(drop)
 }

@@ -17,6 +17,7 @@ use weft_state::Lock;
 
 use crate::key::AttachmentKey;
 use crate::masquerade::{self, Ensured};
+use crate::net::netns::NetNs;
 use crate::net::nft::Nft;
 use crate::net::sysctl::Sysctl;
 use crate::net::{NetError, Netlink};
@@ -164,6 +165,8 @@ pub struct Journal {
     /// Held shared by every ADD of the network, and alone by its GC.
     _network_lock: Lock,
     record: Option<Record>,
+    /// Where the host's links are.
+    home: NetNs,
     done: Vec<Step>,
     /// Whether dropping the journal takes everything back.
     armed: bool,
@@ -171,14 +174,20 @@ pub struct Journal {
 
 impl Journal {
     /// Opens the journal of an attachment whose record is locked.
-    pub fn new(args: Rc<AddArgs>, key: AttachmentKey, locks: (Lock, Lock), record: Record) -> Self {
-        let (host_lock, network_lock) = locks;
+    pub fn new(
+        args: Rc<AddArgs>,
+        key: AttachmentKey,
+        (host_lock, network_lock): (Lock, Lock),
+        record: Record,
+        home: NetNs,
+    ) -> Self {
         Self {
             args,
             key,
             host_lock,
             _network_lock: network_lock,
             record: Some(record),
+            home,
             done: vec![Step::Record],
             armed: true,
         }
@@ -227,6 +236,10 @@ impl Journal {
     /// Takes back all that was done, the last first, and goes on after a failure. Returns what is left. The
     /// address and the record of an attachment whose link is left stay for DEL and GC, which need them.
     pub fn roll_back(&mut self) -> Vec<String> {
+        // A panic may have struck inside the container's namespace, where links of the same names can be.
+        if let Err(error) = self.home.enter() {
+            return vec![format!("nothing was taken back, as the host's network namespace is lost: {error}")];
+        }
         let mut left = Vec::new();
         while let Some(step) = self.done.pop() {
             if !left.is_empty() && matches!(step, Step::Reserve(_) | Step::Record) {

@@ -32,6 +32,11 @@ impl NetNs {
         self.inode
     }
 
+    /// Enters the namespace for good.
+    pub fn enter(&self) -> io::Result<()> {
+        Ok(setns(&self.fd, CloneFlags::CLONE_NEWNET)?)
+    }
+
     /// Runs `work` inside the namespace and returns to `home`, whatever comes of the work: this process is
     /// single-threaded, and its next step must not happen in the wrong namespace.
     ///
