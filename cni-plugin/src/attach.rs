@@ -17,7 +17,7 @@ use crate::net::sysctl::Sysctl;
 use crate::net::{BridgePort, Link, NetError, Netlink, NewVeth, is_bridge_full};
 use crate::plan::{Ipv6, Plan};
 use crate::pod::Pod;
-use crate::record::{Content, Found, Record};
+use crate::record::{self, Content, Found, Record};
 use crate::step::{Change, Fault, Journal, Shared, Step, failed};
 
 /// Attaches the container. What was done goes with the result: who cannot deliver that takes all back.
@@ -47,11 +47,7 @@ impl Attachment {
     fn begin(args: Rc<AddArgs>) -> Result<Self, Error> {
         let call = &args.call;
         let network = Network::parse(&call.network, &call.conf)?;
-        let key = AttachmentKey {
-            network: call.network.clone(),
-            container_id: args.container_id.clone(),
-            ifname: args.ifname.clone(),
-        };
+        let key = AttachmentKey::new(&call.network, &args.container_id, &args.ifname);
         log::info!("ADD {key}");
         let asked = requested_mac(&call.conf, &args.args)?;
         let mac = asked.unwrap_or_else(|| key.mac(VethEnd::Container));
@@ -60,7 +56,7 @@ impl Attachment {
         let state_dir = &network.traces.state_dir;
         boot_dir(state_dir, &key.network)?;
         let host_lock = Lock::shared(&state_dir.join("lock"), call.deadline)?;
-        let network_lock = Lock::shared(&network_lock_path(state_dir, &key), call.deadline)?;
+        let network_lock = Lock::shared(&record::network_lock(state_dir, &key.network), call.deadline)?;
         let record = Record::lock(state_dir, &key, call.deadline)?;
         refuse_or_clean(&record, &args, &key, &network)?;
         let home =
@@ -82,7 +78,7 @@ impl Attachment {
         };
         let plan = Plan::new(&self.network, &given.ips, &given.routes)?;
         self.ensure_routing(&bridge, &plan)?;
-        let container = self.configure(&plan, &veth)?;
+        let container = self.configure(&plan, peer_of(&veth)?)?;
         let result = self.result(&plan, given, [bridge, veth, container]);
         self.journal.write_record(true)?;
         Ok(result)
@@ -151,18 +147,20 @@ impl Attachment {
     /// The veth pair, its host end a port of the bridge. Returns the host end, as the kernel has it.
     fn connect(&mut self, bridge: &Link) -> Result<Link, Error> {
         let name = self.key.host_veth();
-        let veth = NewVeth {
-            host_name: &name,
-            host_mac: self.key.mac(VethEnd::Host),
-            bridge: bridge.index,
-            container_name: self.key.ifname.as_str(),
-            container_mac: self.mac,
-            container_netns: &self.pod.netns,
-            mtu: self.network.mtu,
-        };
-        let made = self.host.add_veth(&veth);
-        let made = made.map_err(|error| explain(&error, &self.network, &self.key, &mut self.pod));
-        self.journal.run(Step::Veth(name.clone()), || made.map(|()| ((), Change::Made)))?;
+        let (host, pod, key, network) = (&mut self.host, &mut self.pod, &self.key, &self.network);
+        self.journal.run(Step::Veth(name.clone()), || {
+            let veth = NewVeth {
+                host_name: &name,
+                host_mac: key.mac(VethEnd::Host),
+                bridge: bridge.index,
+                container_name: key.ifname.as_str(),
+                container_mac: self.mac,
+                container_netns: &pod.netns,
+                mtu: network.mtu,
+            };
+            let made = host.add_veth(&veth).map_err(|error| explain(&error, network, key, pod));
+            made.map(|()| ((), Change::Made))
+        })?;
         let port = BridgePort { hairpin: self.network.hairpin, isolated: self.network.isolated };
         self.journal.within(Step::Port(name.clone()), || {
             self.host.configure_port(&name, self.key.alias().as_deref(), port)
@@ -173,14 +171,13 @@ impl Attachment {
     }
 
     /// The container's side, down until nothing is missing but the routes. Returns its interface.
-    fn configure(&mut self, plan: &Plan, veth: &Link) -> Result<Link, Error> {
+    fn configure(&mut self, plan: &Plan, index: u32) -> Result<Link, Error> {
         let ifname = &self.key.ifname;
         let (journal, pod) = (&mut self.journal, &mut self.pod);
         if plan.ipv6 != Ipv6::Untouched {
             journal.within(Step::Settings(ifname.clone()), || pod.set_ipv6(ifname, plan.ipv6))?;
         }
         journal.run(Step::Loopback, || pod.ensure_loopback().map(|changed| ((), Change::from(changed))))?;
-        let index = veth.peer.unwrap_or_default();
         for IpConfig { address, .. } in &plan.ips {
             let nodad = plan.ipv6 != Ipv6::OnAfterDetection;
             journal.within(Step::Address(*address), || pod.netlink.add_address(index, *address, nodad))?;
@@ -212,11 +209,6 @@ impl Attachment {
             dns: self.network.dns.clone().unwrap_or(given.dns),
         }
     }
-}
-
-/// The lock that ADDs of a network share, and its GC has alone.
-pub fn network_lock_path(state_dir: &std::path::Path, key: &AttachmentKey) -> std::path::PathBuf {
-    state_dir.join(key.network.as_str()).join("lock")
 }
 
 /// A record that is there already: of an attachment that is held, or of an ADD that was killed.
@@ -257,6 +249,16 @@ fn explain(error: &NetError, network: &Network, key: &AttachmentKey, pod: &mut P
         format!("the link exists, so {key} is attached although its record is lost: call DEL for it first")
     };
     Error::new(Code::Conflict, conflict).into()
+}
+
+/// The index of the container's interface, which the host's end names.
+fn peer_of(veth: &Link) -> Result<u32, Error> {
+    veth.peer.ok_or_else(|| {
+        Error::new(
+            Code::Kernel,
+            format!("{} has no other end: the kernel gave no IFLA_LINK for it", veth.name),
+        )
+    })
 }
 
 fn present(link: Option<Link>, name: &str) -> Result<Link, Error> {

@@ -24,11 +24,7 @@ use crate::step::{Fault, failed};
 pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     let call = &args.call;
     let network = Network::parse(&call.network, &call.conf)?;
-    let key = AttachmentKey {
-        network: call.network.clone(),
-        container_id: args.container_id.clone(),
-        ifname: args.ifname.clone(),
-    };
+    let key = AttachmentKey::new(&call.network, &args.container_id, &args.ifname);
     let promised = Promised::read(args)?;
     // Where the bridge is the gateway, ADD's result names it with every address: one without is a later plugin's.
     let own = |ip: &&IpConfig| ip.gateway.is_some() || network.gateway == Gateway::None;

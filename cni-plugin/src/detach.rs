@@ -14,11 +14,7 @@ use crate::veth::Removal;
 /// Detaches the container.
 pub fn del(args: &DelArgs) -> Result<Outcome, Error> {
     let traces = Traces::parse(&args.call.conf)?;
-    let key = AttachmentKey {
-        network: args.call.network.clone(),
-        container_id: args.container_id.clone(),
-        ifname: args.ifname.clone(),
-    };
+    let key = AttachmentKey::new(&args.call.network, &args.container_id, &args.ifname);
     log::info!("DEL {key}");
     let record = Record::lock_existing(&traces.state_dir, &key, args.call.deadline)?;
     remove(&args.call, &key, &traces)?;

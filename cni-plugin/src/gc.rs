@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cni_protocol::{Call, Code, Deadline, Error, GcArgs, NetworkName, Outcome, ValidAttachment, Verb};
+use cni_protocol::{
+    Call, Code, Deadline, Error, GcArgs, NetworkName, Outcome, VALID_ATTACHMENTS, ValidAttachment, Verb,
+};
 use log::{info, warn};
 use serde_json::{Value, json};
 use weft_state::{Lock, started};
@@ -15,9 +17,6 @@ use crate::net::Netlink;
 use crate::net::nft::Nft;
 use crate::record::{self, Found, Record};
 use crate::step::{Fault, failed};
-
-/// The names of the list of living attachments, libcni's older one last.
-const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 
 /// Collects the network's garbage. Goes on after an error and reports all of them.
 pub fn gc(args: &GcArgs) -> Result<Outcome, Error> {
@@ -50,9 +49,9 @@ struct Stale {
 impl Collector<'_> {
     fn run(&self, problems: &mut Vec<String>) -> Result<(), Error> {
         // An ADD under way is not in the runtime's list; with this lock there is none.
-        let directory = self.traces.state_dir.join(self.network().as_str());
-        let _no_add = match directory.exists() {
-            true => Some(Lock::exclusive(&directory.join("lock"), self.args.call.deadline)?),
+        let lock = record::network_lock(&self.traces.state_dir, self.network());
+        let _no_add = match lock.exists() {
+            true => Some(Lock::exclusive(&lock, self.args.call.deadline)?),
             false => None,
         };
         let mut netlink = open(self.args.call.deadline)?;
@@ -84,7 +83,10 @@ impl Collector<'_> {
     /// is not in the list as it was attached after the runtime wrote that.
     fn find(&self, netlink: &mut Netlink) -> Result<(BTreeMap<String, Stale>, Vec<AttachmentKey>), Error> {
         let mut younger = Vec::new();
-        let mut keep: BTreeSet<String> = self.args.valid.iter().map(|valid| self.key(valid).hash()).collect();
+        let hash_of = |valid: &ValidAttachment| {
+            AttachmentKey::new(self.network(), &valid.container_id, &valid.ifname).hash()
+        };
+        let mut keep: BTreeSet<String> = self.args.valid.iter().map(hash_of).collect();
         let mut stale: BTreeMap<String, Stale> = BTreeMap::new();
         for hash in record::hashes(&self.traces.state_dir, self.network())? {
             if keep.contains(&hash) {
@@ -132,15 +134,6 @@ impl Collector<'_> {
         call
     }
 
-    fn key(&self, valid: &ValidAttachment) -> AttachmentKey {
-        AttachmentKey {
-            network: self.network().clone(),
-            container_id: valid.container_id.clone(),
-            ifname: valid.ifname.clone(),
-        }
-    }
-
-    /// Whether the attachment was made after the runtime gave its list, as far as this process can tell.
     fn key_of(&self, record: &Record) -> Result<Option<AttachmentKey>, Error> {
         Ok(match record.read()? {
             Found::Attached(content) | Found::Begun(content) => content.key(self.network()),

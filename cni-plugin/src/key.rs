@@ -22,6 +22,10 @@ pub struct AttachmentKey {
 }
 
 impl AttachmentKey {
+    pub fn new(network: &NetworkName, container_id: &ContainerId, ifname: &IfName) -> Self {
+        Self { network: network.clone(), container_id: container_id.clone(), ifname: ifname.clone() }
+    }
+
     /// 11 characters that name the attachment's files and links.
     pub fn hash(&self) -> String {
         short_hash(&self.parts())

@@ -22,7 +22,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const TIMEOUT_MAX_SECS: u64 = 24 * 3600;
 
 /// Where GC finds the attachments that live: the specification's key, and the one that libcni used before.
-const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+pub const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 
 /// What a runtime wants.
 pub(crate) enum Request {
