@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cni_protocol::{
-    Call, Code, Deadline, Error, GcArgs, NetworkName, Outcome, VALID_ATTACHMENTS, ValidAttachment, Verb,
+    Call, Code, Deadline, Error, GcArgs, NetworkName, Outcome, VALID_ATTACHMENTS, ValidAttachment,
 };
 use log::{info, warn};
 use serde_json::{Value, json};
@@ -55,7 +55,7 @@ impl Collector<'_> {
             false => None,
         };
         let mut netlink = open(self.args.call.deadline)?;
-        let (stale, younger) = self.find(&mut netlink)?;
+        let (stale, kept) = self.find(&mut netlink)?;
         // An address is given back after its link is gone, or not at all.
         remove_links(&mut netlink, &stale)?;
         for (hash, stale) in stale {
@@ -65,7 +65,7 @@ impl Collector<'_> {
             }
         }
         if let Some(plugin) = &self.traces.ipam
-            && let Err(error) = ipam::forward(Verb::Gc, plugin, &self.call_with(&younger))
+            && let Err(error) = ipam::collect_garbage(plugin, &self.call_with(&kept))
         {
             problems.push(error.msg);
         }
@@ -80,9 +80,9 @@ impl Collector<'_> {
     }
 
     /// All that is not valid, by what the records say and by what the kernel's links say of themselves; and what
-    /// is not in the list as it was attached after the runtime wrote that.
+    /// is kept although it is not in the list: attached after the runtime wrote that, or in somebody's hands.
     fn find(&self, netlink: &mut Netlink) -> Result<(BTreeMap<String, Stale>, Vec<AttachmentKey>), Error> {
-        let mut younger = Vec::new();
+        let mut kept = Vec::new();
         let hash_of = |valid: &ValidAttachment| {
             AttachmentKey::new(self.network(), &valid.container_id, &valid.ifname).hash()
         };
@@ -93,12 +93,20 @@ impl Collector<'_> {
                 continue;
             }
             match record::try_lock(&self.traces.state_dir, self.network(), &hash)? {
-                Some(record) if !is_younger(&record)? => {
-                    let key = self.key_of(&record)?;
-                    stale.insert(hash, Stale { key, record: Some(record), link: None });
+                Some(record) => {
+                    let found = record.read()?;
+                    let key = found.key(self.network());
+                    if is_younger(&found) {
+                        kept.extend(key);
+                        keep.insert(hash);
+                    } else {
+                        stale.insert(hash, Stale { key, record: Some(record), link: None });
+                    }
                 }
-                record => {
-                    younger.extend(record.and_then(|record| self.key_of(&record).transpose()).transpose()?);
+                // A DEL is at work on it, or the IPAM plugin of an ADD that was killed: theirs it is.
+                None => {
+                    let found = record::peek(&self.traces.state_dir, self.network(), &hash)?;
+                    kept.extend(found.key(self.network()));
                     keep.insert(hash);
                 }
             }
@@ -114,31 +122,24 @@ impl Collector<'_> {
                 stale.insert(hash, Stale { key: Some(key), record: None, link: Some(link.name) });
             }
         }
-        Ok((stale, younger))
+        Ok((stale, kept))
     }
 
     /// The call as the IPAM plugin gets it: what this GC keeps is in the list. The plugin cannot tell by its own
     /// times, as an ADD reserves before this command begins and is attached after that.
-    fn call_with(&self, younger: &[AttachmentKey]) -> Call {
+    fn call_with(&self, kept: &[AttachmentKey]) -> Call {
         let mut call = self.args.call.clone();
-        if younger.is_empty() {
+        if kept.is_empty() {
             return call;
         }
         let entry = |key: &AttachmentKey| json!({ "containerID": key.container_id.as_str(), "ifname": key.ifname.as_str() });
         for name in VALID_ATTACHMENTS {
             if let Some(Value::Array(list)) = call.conf.get_mut(name) {
-                list.extend(younger.iter().map(entry));
+                list.extend(kept.iter().map(entry));
             }
         }
         call.stdin = Value::Object(call.conf.clone()).to_string().into_bytes();
         call
-    }
-
-    fn key_of(&self, record: &Record) -> Result<Option<AttachmentKey>, Error> {
-        Ok(match record.read()? {
-            Found::Attached(content) | Found::Begun(content) => content.key(self.network()),
-            Found::Nothing | Found::Damaged => None,
-        })
     }
 
     fn release(&self, stale: Stale) -> Result<(), Error> {
@@ -163,8 +164,8 @@ impl Collector<'_> {
 }
 
 /// Whether the attachment was made after this command began, so that the runtime's list cannot have it.
-fn is_younger(record: &Record) -> Result<bool, Error> {
-    Ok(matches!(record.read()?, Found::Attached(content) if content.since() > started()))
+fn is_younger(found: &Found) -> bool {
+    matches!(found, Found::Attached(content) if content.since() > started())
 }
 
 fn open(deadline: Deadline) -> Result<Netlink, Error> {

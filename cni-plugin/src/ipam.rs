@@ -1,6 +1,7 @@
 //! The IPAM plugin: the only process that Weft executes.
 
 use cni_protocol::{AddResult, Call, Code, Deadline, Delegate, Error, Running, Verb};
+use weft_state::{STARTED_ENV, started};
 
 use crate::key::AttachmentKey;
 use crate::record::Record;
@@ -63,7 +64,15 @@ pub fn begin_release(plugin: &str, call: &Call, key: &AttachmentKey) -> Result<R
     Delegate::find(plugin, &call.cni_path)?.start(Verb::Del, &env)
 }
 
-/// Forwards CHECK, GC or STATUS with its environment and configuration.
+/// Forwards GC. The plugin is told when this command began: on a host where no lock was there to be taken, an
+/// ADD may have begun since.
+pub fn collect_garbage(plugin: &str, call: &Call) -> Result<(), Error> {
+    let began = started().as_nanos().to_string();
+    let delegate = Delegate::find(plugin, &call.cni_path)?;
+    delegate.start(Verb::Gc, &[(STARTED_ENV, &began)])?.finish(&call.stdin, call.deadline).map(drop)
+}
+
+/// Forwards CHECK or STATUS with its environment and configuration.
 pub fn forward(verb: Verb, plugin: &str, call: &Call) -> Result<(), Error> {
     Delegate::find(plugin, &call.cni_path)?.start(verb, &[])?.finish(&call.stdin, call.deadline).map(drop)
 }

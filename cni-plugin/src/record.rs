@@ -80,6 +80,27 @@ pub enum Found {
     Damaged,
 }
 
+impl Found {
+    fn parse(bytes: &[u8]) -> Self {
+        if bytes.is_empty() {
+            return Self::Nothing;
+        }
+        match serde_json::from_slice::<Content>(bytes) {
+            Ok(content) if content.attached => Self::Attached(content),
+            Ok(content) => Self::Begun(content),
+            Err(_) => Self::Damaged,
+        }
+    }
+
+    /// The attachment that it speaks of, as far as it says.
+    pub fn key(&self, network: &NetworkName) -> Option<AttachmentKey> {
+        match self {
+            Self::Attached(content) | Self::Begun(content) => content.key(network),
+            Self::Nothing | Self::Damaged => None,
+        }
+    }
+}
+
 impl Record {
     /// Locks the attachment's record, made if there is none.
     ///
@@ -110,14 +131,7 @@ impl Record {
     /// What the record says.
     pub fn read(&self) -> Result<Found, Error> {
         let bytes = self.lock.read().map_err(|error| io_error("read", &self.path, &error))?;
-        if bytes.is_empty() {
-            return Ok(Found::Nothing);
-        }
-        Ok(match serde_json::from_slice::<Content>(&bytes) {
-            Ok(content) if content.attached => Found::Attached(content),
-            Ok(content) => Found::Begun(content),
-            Err(_) => Found::Damaged,
-        })
+        Ok(Found::parse(&bytes))
     }
 
     /// Writes the content, in place, as the file is the lock. "false" is a byte longer than "true": the
@@ -169,6 +183,15 @@ pub fn hashes(state_dir: &Path, network: &NetworkName) -> Result<Vec<String>, Er
 pub fn try_lock(state_dir: &Path, network: &NetworkName, hash: &str) -> Result<Option<Record>, Error> {
     let path = boot_path(state_dir, network)?.join(RECORDS).join(hash);
     Ok(Lock::try_exclusive(&path)?.map(|lock| Record { lock, path }))
+}
+
+/// What the record of a hash says while somebody else holds it; one that is gone by now says nothing.
+pub fn peek(state_dir: &Path, network: &NetworkName, hash: &str) -> Result<Found, Error> {
+    let path = boot_path(state_dir, network)?.join(RECORDS).join(hash);
+    match fs::read(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("read", &path, &error)),
+        read => Ok(Found::parse(&read.unwrap_or_default())),
+    }
 }
 
 fn io_error(what: &str, path: &Path, error: &io::Error) -> Error {

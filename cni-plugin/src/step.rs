@@ -160,11 +160,12 @@ impl From<bool> for Change {
 pub struct Journal {
     args: Rc<AddArgs>,
     key: AttachmentKey,
+    /// Let go before the network's lock, in the order of these lines: who has that alone finds no ADD at work.
+    record: Option<Record>,
     /// Held shared by every ADD of the host: who has it alone may take back what hosts share.
     host_lock: Lock,
     /// Held shared by every ADD of the network, and alone by its GC.
     _network_lock: Lock,
-    record: Option<Record>,
     /// Where the host's links are.
     home: NetNs,
     done: Vec<Step>,

@@ -214,7 +214,19 @@ fn gc_frees_the_dead_and_only_them() {
     // No list is no list, not an empty one.
     run("GC", "", &conf).ok();
     assert_eq!(addresses(&host).len(), 4);
-    gc(&conf, &[]).ok();
+    // The interface plugin was called before the last ADD: its list cannot have it.
+    let started = weft_state::monotonic();
+    run("ADD", "newer", &conf).ok();
+    let mut empty = conf.clone();
+    empty["cni.dev/valid-attachments"] = json!([]);
+    let mut command = command("GC", "");
+    command.env(weft_state::STARTED_ENV, started.as_nanos().to_string());
+    finish(start(&mut command, &empty)).ok();
+    assert_eq!(addresses(&host), of(&["10.5.0.5", "fd05::5"]));
+    // A time from the future is not believed.
+    let future = (weft_state::monotonic() + Duration::from_secs(3600)).as_nanos().to_string();
+    let mut command = common::command("GC", "");
+    finish(start(command.env(weft_state::STARTED_ENV, future), &empty)).ok();
     assert_eq!(addresses(&host), of(&[]));
 }
 

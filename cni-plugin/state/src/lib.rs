@@ -11,6 +11,6 @@ mod files;
 mod lock;
 
 pub use boot::{boot_dir, boot_id, boot_path};
-pub use clock::{monotonic, started};
+pub use clock::{STARTED_ENV, monotonic, started};
 pub use files::{short_hash, write_whole};
 pub use lock::Lock;
