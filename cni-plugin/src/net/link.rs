@@ -89,10 +89,11 @@ impl Netlink {
         Ok(links.filter(|link| master.is_none() || link.master == master).collect())
     }
 
-    /// `ip link add NAME address MAC mtu MTU up type bridge`. An address that is set, not inherited, does
-    /// not change when ports join.
+    /// `ip link add NAME address MAC mtu MTU up type bridge mcast_snooping 0`. An address that is set, not
+    /// inherited, does not change when ports join. Snooping without a querier saves no packet, and restarts
+    /// the timers of all ports whenever one joins.
     pub fn add_bridge(&mut self, name: &str, mac: MacAddr, mtu: Option<u32>) -> NlResult<()> {
-        let mut bridge = LinkBridge::new(name).address(mac.octets().to_vec()).up();
+        let mut bridge = LinkBridge::new(name).mcast_snooping(false).address(mac.octets().to_vec()).up();
         if let Some(mtu) = mtu {
             bridge = bridge.mtu(mtu);
         }
