@@ -182,6 +182,10 @@ impl Attachment {
             let nodad = plan.ipv6 != Ipv6::OnAfterDetection;
             journal.within(Step::Address(*address), || pod.netlink.add_address(index, *address, nodad))?;
         }
+        // Read before it is up: the kernel settles a new carrier first, on all ports of the bridge.
+        let container = journal.run(Step::ReadBack(ifname.to_string()), || {
+            Ok::<_, Fault>((present(pod.interface(ifname)?, ifname.as_str())?, Change::Found))
+        })?;
         if !self.network.interface_down {
             journal.within(Step::Up(ifname.clone()), || pod.netlink.set_up(ifname.as_str()))?;
         }
@@ -191,9 +195,7 @@ impl Attachment {
         for route in plan.kernel_routes() {
             journal.within(Step::Route(route.dst, route.gw), || pod.netlink.add_route(index, &route))?;
         }
-        journal.run(Step::ReadBack(ifname.to_string()), || {
-            Ok::<_, Fault>((present(pod.interface(ifname)?, ifname.as_str())?, Change::Found))
-        })
+        Ok(container)
     }
 
     /// The result, with the interfaces as the kernel has them.
