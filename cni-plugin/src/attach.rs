@@ -11,14 +11,14 @@ use crate::detach;
 use crate::ipam::Reserving;
 use crate::key::{AttachmentKey, VethEnd};
 use crate::masquerade::{self, Ensured};
-use crate::net::netns::NetNs;
-use crate::net::nft::Nft;
-use crate::net::sysctl::Sysctl;
-use crate::net::{BridgePort, Link, NetError, Netlink, NewVeth, is_bridge_full};
 use crate::plan::{Ipv6, Plan};
 use crate::pod::Pod;
 use crate::record::{self, Content, Found, Record};
 use crate::step::{Change, Fault, Journal, Shared, Step, failed};
+use weft_net::netns::NetNs;
+use weft_net::nft::Nft;
+use weft_net::sysctl::Sysctl;
+use weft_net::{BridgePort, Link, NetError, Netlink, NewVeth, is_bridge_full};
 
 /// Attaches the container. What was done goes with the result: who cannot deliver that takes all back.
 pub fn add(args: AddArgs) -> Result<Outcome, Error> {

@@ -8,9 +8,11 @@ use cni_protocol::{Code, Deadline, Error, IfName, MacAddr};
 use ipnetwork::IpNetwork;
 
 use crate::conf::Network;
-use crate::net::sysctl::Sysctl;
-use crate::net::{Link, Netlink, NlResult};
-use crate::plan::{Family, prefix};
+use weft_net::Family;
+use weft_net::sysctl::Sysctl;
+use weft_net::{Link, Netlink, NlResult};
+
+use crate::plan::prefix;
 use crate::step::{Change, Fault};
 
 /// The most ports that the kernel gives a bridge: `BR_MAX_PORTS` of net/bridge/br_private.h, less port 0.

@@ -9,12 +9,12 @@ use crate::conf::{Gateway, Network};
 use crate::ipam;
 use crate::key::AttachmentKey;
 use crate::masquerade;
-use crate::net::nft::Nft;
-use crate::net::sysctl::Sysctl;
-use crate::net::{BridgePort, Link, Netlink};
 use crate::plan::{Ipv6, Plan};
 use crate::pod::Pod;
 use crate::step::{Fault, failed};
+use weft_net::nft::Nft;
+use weft_net::sysctl::Sysctl;
+use weft_net::{BridgePort, Link, Netlink};
 
 /// Checks the attachment.
 ///
@@ -203,7 +203,7 @@ impl Checker {
             let table = wanted.table.unwrap_or(MAIN);
             let same: Vec<_> =
                 routes.iter().filter(|route| route.dst == wanted.dst && route.table == table).collect();
-            let fits = |route: &&crate::net::KernelRoute| {
+            let fits = |route: &&weft_net::KernelRoute| {
                 route.gateway == wanted.gw
                     && wanted.priority.is_none_or(|priority| route.priority == priority)
                     && wanted.mtu.is_none_or(|mtu| route.mtu == Some(mtu))

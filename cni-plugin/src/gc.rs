@@ -13,10 +13,10 @@ use crate::conf::Traces;
 use crate::ipam;
 use crate::key::{AttachmentKey, is_host_veth};
 use crate::masquerade;
-use crate::net::Netlink;
-use crate::net::nft::Nft;
 use crate::record::{self, Found, Record};
 use crate::step::{Fault, failed};
+use weft_net::Netlink;
+use weft_net::nft::Nft;
 
 /// Collects the network's garbage. Goes on after an error and reports all of them.
 pub fn gc(args: &GcArgs) -> Result<Outcome, Error> {

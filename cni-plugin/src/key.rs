@@ -3,7 +3,7 @@
 use cni_protocol::{ContainerId, IfName, MacAddr, NetworkName};
 use weft_state::short_hash;
 
-use crate::net::Link;
+use weft_net::Link;
 
 /// The host ends of Weft's veths start with this.
 pub const VETH_PREFIX: &str = "weft";

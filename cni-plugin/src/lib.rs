@@ -1,7 +1,7 @@
 //! The interface plugin: bridge and veth for a container's network namespace.
 //!
 //! Start with [`attach`] for ADD and [`detach`] for DEL. [`conf`] and [`plan`] are pure; [`step`] has the
-//! journal that takes a failed ADD back; [`net`] are thin verbs over the kernel's interfaces.
+//! journal that takes a failed ADD back; [`weft_net`] has thin verbs over the kernel's interfaces.
 
 #![expect(
     clippy::missing_errors_doc,
@@ -17,7 +17,6 @@ pub mod gc;
 pub mod ipam;
 pub mod key;
 pub mod masquerade;
-pub mod net;
 pub mod plan;
 pub mod pod;
 pub mod record;

@@ -16,12 +16,13 @@ use std::net::IpAddr;
 
 use cni_protocol::NetworkName;
 use ipnetwork::IpNetwork;
-use netlink_packet_netfilter::nftables::InetHookNumber;
 use nix::errno::Errno;
 
-use crate::net::NlResult;
-use crate::net::nft::{Chain, Change, Field, Interval, Nft, POLICY_ACCEPT, Rule, SetKind, TABLE};
-use crate::plan::Family;
+use weft_net::Family;
+use weft_net::NlResult;
+use weft_net::nft::{
+    Chain, Change, Field, InetHookNumber, Interval, Nft, POLICY_ACCEPT, Rule, SetKind, TABLE,
+};
 
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use cni_protocol::{Code, Error, IpConfig, Route};
 use ipnetwork::IpNetwork;
 
+use weft_net::Family;
+
 use crate::conf::{Gateway, Network};
 
 /// The smallest MTU that IPv6 works over (RFC 8200 §5).
@@ -24,28 +26,6 @@ pub struct Plan {
     /// The families that the host forwards.
     pub forwarding: Vec<Family>,
     pub ipv6: Ipv6,
-}
-
-/// An address family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Family {
-    V4,
-    V6,
-}
-
-impl std::fmt::Display for Family {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        })
-    }
-}
-
-impl Family {
-    pub fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
 }
 
 /// What the container's interface does with IPv6.

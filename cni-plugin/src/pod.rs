@@ -5,11 +5,11 @@ use std::path::Path;
 use cni_protocol::{Code, Deadline, Error, IfName};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use crate::net::netns::NetNs;
-use crate::net::sysctl::Sysctl;
-use crate::net::{Detection, Link, NetError, Netlink, NlResult, Socket};
 use crate::plan::Ipv6;
 use crate::step::Fault;
+use weft_net::netns::NetNs;
+use weft_net::sysctl::Sysctl;
+use weft_net::{Detection, Link, NetError, Netlink, NlResult, Socket};
 
 /// A container's network namespace, with a socket in it.
 pub struct Pod {

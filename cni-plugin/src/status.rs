@@ -7,9 +7,9 @@ use cni_protocol::{Code, Error, Outcome, StatusArgs, Verb};
 use crate::bridge;
 use crate::conf::Network;
 use crate::ipam;
-use crate::net::Netlink;
-use crate::net::nft::Nft;
 use crate::step::failed;
+use weft_net::Netlink;
+use weft_net::nft::Nft;
 
 /// `CAP_NET_ADMIN` and `CAP_SYS_ADMIN` of linux/capability.h, as bits of `CapEff`.
 const CAPABILITIES: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")];

@@ -17,14 +17,14 @@ use weft_state::Lock;
 
 use crate::key::AttachmentKey;
 use crate::masquerade::{self, Ensured};
-use crate::net::netns::NetNs;
-use crate::net::nft::Nft;
-use crate::net::sysctl::Sysctl;
-use crate::net::{NetError, Netlink};
-use crate::plan::Family;
 use crate::pod::Pod;
 use crate::record::{Content, Record};
 use crate::{bridge, ipam, veth};
+use weft_net::Family;
+use weft_net::netns::NetNs;
+use weft_net::nft::Nft;
+use weft_net::sysctl::Sysctl;
+use weft_net::{NetError, Netlink};
 
 /// What taking back may last when the command's own time is over.
 const UNDO_TIME: Duration = Duration::from_secs(5);

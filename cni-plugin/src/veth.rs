@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use nix::unistd::{ForkResult, fork, pipe, setsid};
 
-use crate::net::{Link, NetError, Netlink, NlResult, Socket};
+use weft_net::{Link, NetError, Netlink, NlResult, Socket};
 
 /// `RTNLGRP_LINK` of linux/rtnetlink.h.
 const RTNLGRP_LINK: u32 = 1;

@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use crate::plan::Family;
+use crate::Family;
 
 /// A file below `/proc/sys/net`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,8 +13,8 @@ use std::fmt;
 use cni_protocol::Deadline;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, GenMessage, InetHookNumber, NfTablesMessage, RuleAttribute, RuleMessage,
-    SetAttribute, SetElementList, SetElementMessage, SetFlags, SetMessage,
+    ChainAttribute, ChainMessage, GenMessage, NfTablesMessage, RuleAttribute, RuleMessage, SetAttribute,
+    SetElementList, SetElementMessage, SetFlags, SetMessage,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily, NetfilterSubsystem};
@@ -22,10 +22,11 @@ use netlink_sys::protocols;
 use nix::errno::Errno;
 
 use super::socket::{NetError, NlResult, Socket};
-use crate::plan::Family;
+use crate::Family;
 use answer::Answer;
 pub use change::Change;
 pub use interval::Interval;
+pub use netlink_packet_netfilter::nftables::InetHookNumber;
 pub use rule::{Field, Rule};
 
 /// The table that holds everything of Weft's, in the family `inet`.

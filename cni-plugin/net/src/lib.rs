@@ -4,7 +4,13 @@
 //! event loop would cost more than it gives. The messages are built with rtnetlink's builders and
 //! netlink-packet-netfilter; only sending and receiving is done here ([`socket`]).
 
+#![expect(
+    clippy::missing_errors_doc,
+    reason = "every verb can fail with what the kernel refused; documented are the errors that a caller tells apart"
+)]
+
 mod addr;
+mod family;
 mod link;
 pub mod netns;
 pub mod nft;
@@ -13,6 +19,7 @@ mod socket;
 pub mod sysctl;
 
 pub use addr::Detection;
+pub use family::Family;
 pub use link::{BridgePort, Link, NewVeth, is_bridge_full};
 pub use route::KernelRoute;
 pub use socket::{NetError, Netlink, NlResult, Socket};

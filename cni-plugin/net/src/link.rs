@@ -157,7 +157,7 @@ impl Netlink {
     }
 
     /// `ip link del NAME`. Waits ~15 ms for RCU although the link is gone from every table after ~0.5 ms:
-    /// see [`crate::veth::remove`] for callers in a hurry. A link that is not there is no error.
+    /// see `weft::veth::remove` for callers in a hurry. A link that is not there is no error.
     pub fn delete_link(&mut self, name: &str) -> NlResult<()> {
         let link = LinkUnspec::new_with_name(name).build();
         match self.request(RouteNetlinkMessage::DelLink(link), 0) {

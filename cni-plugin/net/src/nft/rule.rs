@@ -12,7 +12,7 @@ use netlink_packet_netfilter::nftables::{MetaKey, Operator, Register, RuleAttrib
 
 use super::answer::{Answer, attributes, find};
 use super::interval::octets;
-use crate::plan::Family;
+use crate::Family;
 
 // linux/netfilter/nf_tables.h
 const NFTA_LIST_ELEM: u16 = 1;
