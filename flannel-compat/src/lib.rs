@@ -1,5 +1,3 @@
-//! flannel's records, as types. So far the file by which flanneld tells a host's plugins what it leased.
+//! Weft beside and in place of flannel.
 
-mod subnet_env;
-
-pub use subnet_env::{Leased, ParseError, SubnetEnv};
+pub use flannel_records::SubnetEnv;

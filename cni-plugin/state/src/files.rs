@@ -1,7 +1,7 @@
 //! Whole files and short names.
 
 use std::ffi::OsString;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
@@ -17,6 +17,20 @@ use sha2::{Digest as _, Sha256};
 /// # Errors
 /// Whatever the kernel says about creating, writing or renaming; the temporary file is then removed.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace(path, bytes, |_| Ok(()))
+}
+
+/// [`write_whole`] that also survives a power cut: the new content is on disk before it takes its name, and the name
+/// before this returns.
+///
+/// # Errors
+/// As for [`write_whole`], and what fsync(2) says.
+pub fn write_durable(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace(path, bytes, File::sync_all)?;
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}
+
+fn replace(path: &Path, bytes: &[u8], sync: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
     let name = path.file_name().ok_or_else(|| io::Error::other("the path has no file name"))?;
     let mut temporary = OsString::from(".");
     temporary.push(name);
@@ -28,7 +42,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .truncate(true)
         .mode(0o600)
         .open(&temporary)
-        .and_then(|mut file| file.write_all(bytes))
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| sync(&file)))
         .and_then(|()| fs::rename(&temporary, path));
     written.inspect_err(|_| {
         // The cause is what the caller must hear; the leftover is harmless.
@@ -69,7 +83,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("record");
         write_whole(&path, b"one").unwrap();
-        write_whole(&path, b"two, longer").unwrap();
+        write_durable(&path, b"two, longer").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two, longer");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
@@ -84,7 +98,7 @@ mod tests {
         assert!(write_whole(&path, b"x").is_err());
         assert!(path.join("inside").exists());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-        assert!(write_whole(Path::new("/"), b"x").is_err());
+        assert!(write_durable(Path::new("/"), b"x").is_err());
     }
 
     #[test]

@@ -3,14 +3,16 @@
 //! Three ideas carry everything here: locks die with the process that holds them ([`Lock`]), a file
 //! is either whole or not there ([`write_whole`]), and state of containers lives in a directory
 //! named after the boot ([`boot_dir`]), so that nothing can outlast the containers it describes.
-//! There is no `fsync`: after a power cut the boot id differs, and the state is thrown away anyway.
+//! That needs no `fsync`: after a power cut the boot id differs, and the state is thrown away anyway. What a host leased
+//! survives it, and is written durably ([`lease`]).
 
 mod boot;
 mod clock;
 mod files;
+pub mod lease;
 mod lock;
 
 pub use boot::{boot_dir, boot_id, boot_path};
 pub use clock::{STARTED_ENV, monotonic, started};
-pub use files::{short_hash, write_whole};
+pub use files::{short_hash, write_durable, write_whole};
 pub use lock::Lock;

@@ -68,13 +68,25 @@ impl Lock {
     /// # Errors
     /// [`Code::Io`] when the file cannot be opened.
     pub fn try_exclusive(path: &Path) -> Result<Option<Self>, Error> {
+        Self::try_acquire(path, Mode::Exclusive)
+    }
+
+    /// As [`Lock::try_exclusive`], but beside other shared holders.
+    ///
+    /// # Errors
+    /// As [`Lock::try_exclusive`].
+    pub fn try_shared(path: &Path) -> Result<Option<Self>, Error> {
+        Self::try_acquire(path, Mode::Shared)
+    }
+
+    fn try_acquire(path: &Path, mode: Mode) -> Result<Option<Self>, Error> {
         loop {
             let file = open(path)?;
-            if !try_flock(&file, Mode::Exclusive).map_err(|e| failed(path, &e.into()))? {
+            if !try_flock(&file, mode).map_err(|e| failed(path, &e.into()))? {
                 return Ok(None);
             }
             if is_at(&file, path).map_err(|e| failed(path, &e))? {
-                return Ok(Some(Self { file, path: path.to_owned(), mode: Mode::Exclusive, deadline: None }));
+                return Ok(Some(Self { file, path: path.to_owned(), mode, deadline: None }));
             }
         }
     }

@@ -1,0 +1,270 @@
+//! What a host remembers of a network that spans hosts: its lease, and the other hosts as last seen.
+//!
+//! ```text
+//! <dataDir>/<network>/lease.json    what this host leased
+//! <dataDir>/<network>/peers.json    the hosts of the network, this one among them
+//! ```
+//!
+//! Written by whoever talks to the store, the IPAM plugin or the agent; read by everybody, so that containers come and
+//! go while the store is away. Both survive a reboot. The records are kept as they stand in the store and are checked
+//! whenever they are read: neither the store nor the disk is trusted.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cni_protocol::{Code, Error, NetworkName};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{Lock, write_durable};
+
+/// Where leases are unless the configuration or [`DATA_DIR_ENV`] says otherwise: it must survive a reboot.
+const DATA_DIR: &str = "/var/lib/weft";
+/// Moves the leases of all networks, for several hosts on one machine.
+const DATA_DIR_ENV: &str = "WEFT_DATA_DIR";
+
+/// Where leases are: the key `dataDir` of a network's configuration, else the environment's `WEFT_DATA_DIR`, else
+/// `/var/lib/weft`.
+///
+/// # Errors
+/// [`Code::InvalidConfig`] when `dataDir` is no absolute path.
+pub fn data_dir(conf: &Map<String, Value>) -> Result<PathBuf, Error> {
+    match conf.get("dataDir") {
+        None | Some(Value::Null) => Ok(std::env::var_os(DATA_DIR_ENV)
+            .filter(|dir| !dir.is_empty())
+            .map_or_else(|| DATA_DIR.into(), PathBuf::from)),
+        Some(Value::String(dir)) if Path::new(dir).is_absolute() => Ok(dir.into()),
+        Some(other) => {
+            Err(Error::new(Code::InvalidConfig, format!("dataDir is {other}: give an absolute path")))
+        }
+    }
+}
+
+/// What this host leased.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostLease {
+    /// Where in the store the network is: `/coreos.com/network`.
+    pub prefix: String,
+    /// The network's configuration under which it was leased, as it stood in the store.
+    pub config: String,
+    /// The last part of the key of this host's record: `10.240.34.0-24`.
+    pub key: String,
+    /// The value of this host's record.
+    pub value: String,
+    /// The store's number of the lease that the record hangs on; 0 for a record that never ends.
+    pub lease_id: i64,
+    /// How long the lease lasts after it was last renewed, in seconds.
+    pub ttl: u64,
+    /// When it was last renewed, in seconds since 1970.
+    pub renewed: u64,
+}
+
+/// The hosts of a network as last seen in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Peers {
+    /// The store's revision of this state.
+    pub revision: i64,
+    /// When it was seen, in milliseconds since 1970.
+    pub seen: u64,
+    /// Values by the last part of their keys.
+    pub records: BTreeMap<String, String>,
+}
+
+impl HostLease {
+    /// The lease on file; `None` when this host has none, or when the file is damaged, which costs a look into the
+    /// store.
+    ///
+    /// # Errors
+    /// [`Code::Io`] when the file cannot be read.
+    pub fn read(data_dir: &Path, network: &NetworkName) -> Result<Option<Self>, Error> {
+        read(&file(data_dir, network, "lease.json"))
+    }
+
+    /// Puts the lease on file, so that it survives a power cut.
+    ///
+    /// # Errors
+    /// [`Code::Io`] when it cannot be written.
+    pub fn write(&self, data_dir: &Path, network: &NetworkName) -> Result<(), Error> {
+        write(&file(data_dir, network, "lease.json"), self)
+    }
+
+    /// Takes the lease off the file, when it was given up.
+    ///
+    /// # Errors
+    /// [`Code::Io`] when it cannot be removed.
+    pub fn forget(data_dir: &Path, network: &NetworkName) -> Result<(), Error> {
+        for name in ["lease.json", "peers.json"] {
+            let path = file(data_dir, network, name);
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed("remove", &path, &error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// How long the lease lasts from now on, if nobody renews it; zero once it ended. By the wall clock, as it has to
+    /// be known after a reboot.
+    #[must_use]
+    pub fn remaining(&self) -> Duration {
+        Duration::from_secs(self.renewed.saturating_add(self.ttl).saturating_sub(since_1970().as_secs()))
+    }
+}
+
+impl Peers {
+    /// The hosts on file; `None` when there is no such file, or when it is damaged.
+    ///
+    /// # Errors
+    /// [`Code::Io`] when the file cannot be read.
+    pub fn read(data_dir: &Path, network: &NetworkName) -> Result<Option<Self>, Error> {
+        read(&file(data_dir, network, "peers.json"))
+    }
+
+    /// Puts the hosts on file.
+    ///
+    /// # Errors
+    /// [`Code::Io`] when it cannot be written.
+    pub fn write(&self, data_dir: &Path, network: &NetworkName) -> Result<(), Error> {
+        write(&file(data_dir, network, "peers.json"), self)
+    }
+
+    /// How long ago the hosts were seen. A moment in the future (the clock was set back) is long ago.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        since_1970().checked_sub(Duration::from_millis(self.seen)).unwrap_or(Duration::MAX)
+    }
+}
+
+/// Time since 1970 by the wall clock.
+#[must_use]
+pub fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// The file whose lock the node agent holds alone while it lives: `<stateDir>/<network>/agent.lock`.
+#[must_use]
+pub fn agent_lock(state_dir: &Path, network: &NetworkName) -> PathBuf {
+    state_dir.join(network.as_str()).join("agent.lock")
+}
+
+/// Whether the network's agent lives: it looks after peers and the lease then, and nobody else has to.
+///
+/// # Errors
+/// [`Code::Io`] when the lock's file cannot be opened.
+pub fn agent_lives(state_dir: &Path, network: &NetworkName) -> Result<bool, Error> {
+    let path = agent_lock(state_dir, network);
+    Ok(path.exists() && Lock::try_shared(&path)?.is_none())
+}
+
+fn file(data_dir: &Path, network: &NetworkName, name: &str) -> PathBuf {
+    data_dir.join(network.as_str()).join(name)
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("read", path, &error)),
+    };
+    match serde_json::from_slice(&bytes) {
+        Ok(value) => Ok(Some(value)),
+        Err(error) => {
+            log::warn!("{} is damaged and passed over: {error}", path.display());
+            Ok(None)
+        }
+    }
+}
+
+fn write(path: &Path, value: &impl Serialize) -> Result<(), Error> {
+    let dir = path.parent().unwrap_or(path);
+    std::fs::create_dir_all(dir)
+        .and_then(|()| serde_json::to_vec(value).map_err(io::Error::from))
+        .and_then(|bytes| write_durable(path, &bytes))
+        .map_err(|error| failed("write", path, &error))
+}
+
+fn failed(step: &str, path: &Path, cause: &io::Error) -> Error {
+    let remedy = "see that the file system of dataDir is there, writable and not full";
+    Error::new(Code::Io, format!("{step} {}: {cause}: {remedy}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use cni_protocol::Deadline;
+
+    use super::*;
+
+    fn network() -> NetworkName {
+        "net".parse().unwrap()
+    }
+
+    fn lease() -> HostLease {
+        HostLease {
+            prefix: "/coreos.com/network".into(),
+            config: "{}".into(),
+            key: "10.240.34.0-24".into(),
+            value: "{}".into(),
+            lease_id: 7,
+            ttl: 60,
+            renewed: since_1970().as_secs() - 20,
+        }
+    }
+
+    #[test]
+    fn a_lease_is_read_as_written_and_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(HostLease::read(dir.path(), &network()).unwrap(), None);
+        lease().write(dir.path(), &network()).unwrap();
+        assert_eq!(HostLease::read(dir.path(), &network()).unwrap(), Some(lease()));
+        HostLease::forget(dir.path(), &network()).unwrap();
+        HostLease::forget(dir.path(), &network()).unwrap();
+        assert_eq!(HostLease::read(dir.path(), &network()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_is_no_lease() {
+        let dir = tempfile::tempdir().unwrap();
+        lease().write(dir.path(), &network()).unwrap();
+        let path = file(dir.path(), &network(), "lease.json");
+        let whole = std::fs::read(&path).unwrap();
+        for length in 0..whole.len() {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            assert_eq!(HostLease::read(dir.path(), &network()).unwrap(), None, "{length}");
+        }
+    }
+
+    #[test]
+    fn the_time_left() {
+        let left = lease().remaining().as_secs();
+        assert!((35..=40).contains(&left), "{left}");
+        let ended = HostLease { renewed: 0, ..lease() };
+        assert_eq!(ended.remaining(), Duration::ZERO);
+        let peers = Peers { seen: u64::MAX, ..Peers::default() };
+        assert_eq!(peers.age(), Duration::MAX);
+    }
+
+    #[test]
+    fn an_agent_lives_as_long_as_its_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!agent_lives(dir.path(), &network()).unwrap());
+        std::fs::create_dir(dir.path().join("net")).unwrap();
+        let path = agent_lock(dir.path(), &network());
+        let agent = Lock::exclusive(&path, Deadline::after(Duration::ZERO)).unwrap();
+        assert!(agent_lives(dir.path(), &network()).unwrap());
+        drop(agent);
+        assert!(!agent_lives(dir.path(), &network()).unwrap());
+    }
+
+    #[test]
+    fn a_relative_data_dir_is_refused() {
+        let conf = |dir: &str| Map::from_iter([("dataDir".to_owned(), dir.into())]);
+        assert_eq!(data_dir(&conf("/x")).unwrap(), Path::new("/x"));
+        assert_eq!(data_dir(&conf("x")).unwrap_err().code, Code::InvalidConfig);
+    }
+}

@@ -1,0 +1,82 @@
+use super::*;
+use crate::Vxlan;
+
+fn parse(text: &str) -> NetworkConfig {
+    NetworkConfig::parse(text).unwrap()
+}
+
+fn error(text: &str) -> String {
+    NetworkConfig::parse(text).unwrap_err().to_string()
+}
+
+#[test]
+fn flannels_defaults() {
+    let config = parse(r#"{"Network":"10.240.0.0/12","Backend":{"Type":"vxlan"}}"#);
+    assert_eq!(config.backend, Backend::Vxlan(Vxlan::default()));
+    let [pool] = config.pools() else { panic!("one pool") };
+    assert_eq!((pool.subnet_len(), pool.count()), (24, 4095));
+    assert_eq!(pool.at(0).to_string(), "10.240.1.0/24");
+    assert_eq!(pool.at(4094).to_string(), "10.255.255.0/24");
+    assert_eq!(pool.at(4095), pool.at(0));
+}
+
+#[test]
+fn small_networks_are_cut_in_four() {
+    let config = parse(r#"{"Network":"10.1.2.0/23","Backend":{"Type":"host-gw"}}"#);
+    assert_eq!(config.pools()[0].subnet_len(), 25);
+    assert_eq!(config.pools()[0].count(), 3);
+    let v6 =
+        r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:42::/63","Backend":{"Type":"vxlan"}}"#;
+    assert_eq!(parse(v6).pools()[0].subnet_len(), 65);
+}
+
+#[test]
+fn both_families_and_bounds() {
+    let config = parse(
+        r#"{"EnableIPv6":true,"Network":"10.240.0.0/12","SubnetLen":24,"SubnetMin":"10.240.1.0","SubnetMax":"10.240.200.0",
+            "IPv6Network":"fd00:42::/48","IPv6SubnetMin":"fd00:42:0:5::",
+            "Backend":{"Type":"VXLAN","VNI":7,"Port":4789,"DirectRouting":true,"MTU":1400,"MacPrefix":"0E-2A"}}"#,
+    );
+    assert_eq!(config.pools()[0].count(), 200);
+    assert_eq!(config.pools()[1].at(0).to_string(), "fd00:42:0:5::/64");
+    let Backend::Vxlan(vxlan) = config.backend else { panic!("vxlan") };
+    assert_eq!((vxlan.vni.number(), vxlan.port, vxlan.mtu), (7, 4789, Some(1400)));
+    assert_eq!(vxlan.mac_prefix, Some([0x0e, 0x2a]));
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    for (text, part) in [
+        ("", "no JSON"),
+        ("// the pods\n{}", "comments"),
+        (
+            r#"{"Network":"10.0.0.0/8" # all of it
+            }"#,
+            "comments",
+        ),
+        (r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}} trailing"#, "no JSON"),
+        ("{}", "Network: is missing"),
+        (r#"{"Network":"10.0.0.0/40"}"#, "Network"),
+        (r#"{"Network":"10.0.0.0/29","Backend":{"Type":"vxlan"}}"#, "four subnets"),
+        (r#"{"Network":"10.0.0.0/16","SubnetLen":31}"#, "SubnetLen"),
+        (r#"{"Network":"10.0.0.0/16","SubnetLen":17}"#, "use 18 to 30"),
+        (r#"{"Network":"10.0.0.0/16","SubnetMin":"10.1.0.0"}"#, "SubnetMin"),
+        (r#"{"Network":"10.0.0.0/16","SubnetMin":"10.0.0.5"}"#, "SubnetMin"),
+        (r#"{"Network":"10.0.0.0/16","SubnetMin":"10.0.9.0","SubnetMax":"10.0.8.0"}"#, "behind"),
+        (r#"{"EnableIPv4":false}"#, "no addresses"),
+        (r#"{"EnableIPv6":true,"Network":"10.0.0.0/16"}"#, "IPv6Network: is missing"),
+        (r#"{"Network":"10.0.0.0/16"}"#, "Backend: is missing"),
+        (
+            r#"{"Network":"10.0.0.0/16","Backend":{"Type":"extension","PreStartupCommand":"x"}}"#,
+            "use vxlan or host-gw",
+        ),
+        (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","GBP":true}}"#, "Backend.GBP"),
+        (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}"#, "Backend.VNI"),
+        (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","MTU":9}}"#, "Backend.MTU"),
+        (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","MacPrefix":"01-02"}}"#, "Backend.MacPrefix"),
+        (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","Port":70000}}"#, "Port"),
+    ] {
+        let error = error(text);
+        assert!(error.contains(part), "{text}: {error}");
+    }
+}
