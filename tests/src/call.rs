@@ -14,6 +14,8 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::netns::NetNs;
+use crate::node::Node;
 use crate::pod::Pod;
 use crate::tools;
 
@@ -25,6 +27,8 @@ pub struct Call {
     prefix: Vec<OsString>,
     env: BTreeMap<OsString, OsString>,
     stdin: Vec<u8>,
+    /// Where it runs; nothing: where the thread is.
+    netns: Option<NetNs>,
 }
 
 impl Call {
@@ -35,6 +39,7 @@ impl Call {
             prefix: Vec::new(),
             env: BTreeMap::new(),
             stdin: stdin.into(),
+            netns: None,
         };
         call.env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("CNI_COMMAND", command)
@@ -45,6 +50,13 @@ impl Call {
     #[must_use]
     pub fn pod(self, pod: &Pod) -> Self {
         self.env("CNI_CONTAINERID", &pod.id).env("CNI_NETNS", pod.path()).ifname("eth0")
+    }
+
+    /// The host that the call is made on, one of several.
+    #[must_use]
+    pub fn on(mut self, node: &Node) -> Self {
+        self.netns = Some(node.netns().clone());
+        node.env().into_iter().fold(self, |call, (name, value)| call.env(name, value))
     }
 
     /// The name of the container's interface.
@@ -114,8 +126,11 @@ impl Call {
         command.args(words).env_clear().envs(&self.env);
         // A group of its own, so that a plugin can be killed with or without its children.
         command.stdin(Stdio::piped()).stdout(stdout).stderr(Stdio::piped()).process_group(0);
-        let child =
-            command.spawn().unwrap_or_else(|error| panic!("start {}: {error}", self.program.display()));
+        let child = match &self.netns {
+            Some(netns) => netns.inside(|| command.spawn()),
+            None => command.spawn(),
+        };
+        let child = child.unwrap_or_else(|error| panic!("start {}: {error}", self.program.display()));
         Running { child, feeder: None }
     }
 

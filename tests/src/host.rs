@@ -65,14 +65,12 @@ impl Host {
 
     /// A kernel setting of this host, without the line's end.
     pub fn sysctl(&self, path: &str) -> String {
-        let path = format!("/proc/sys/{path}");
-        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}")).trim().to_owned()
+        tools::sysctl(path)
     }
 
     /// Sets a kernel setting of this host.
     pub fn set_sysctl(&self, path: &str, value: &str) {
-        let path = format!("/proc/sys/{path}");
-        fs::write(&path, value).unwrap_or_else(|error| panic!("{path}: {error}"));
+        tools::set_sysctl(path, value);
     }
 
     /// Loads rules as an administrator does.

@@ -16,10 +16,14 @@
 )]
 
 mod call;
+mod cluster;
 mod cnitool;
 mod conf;
+mod daemon;
+mod etcd;
 mod host;
 mod netns;
+mod node;
 mod pod;
 mod random;
 pub mod runtime;
@@ -29,10 +33,14 @@ mod wait;
 mod world;
 
 pub use call::{Call, CniError, Reply, Running, cni_path, script};
+pub use cluster::Cluster;
 pub use cnitool::{CniTool, plugin_path};
 pub use conf::{Network, ip, ips, merge};
+pub use daemon::Daemon;
+pub use etcd::{Access, Etcd, Identity, Lease, Member, Tls};
 pub use host::{Host, Outside};
 pub use netns::NetNs;
+pub use node::{Cable, Node};
 pub use pod::Pod;
 pub use random::Random;
 pub use strace::{Injection, Tampered};

@@ -3,19 +3,21 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// A network namespace that lives as long as this value, or as long as something else holds it.
+/// A network namespace that lives as long as this value and its clones, or as long as something else holds it.
+#[derive(Clone)]
 pub struct NetNs {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
 }
 
 impl NetNs {
     /// The namespace that this thread is in.
     pub fn current() -> Self {
         let file = File::open("/proc/thread-self/ns/net").expect("a thread has a network namespace");
-        Self { fd: file.into() }
+        Self { fd: Arc::new(file.into()) }
     }
 
     /// A new, empty namespace, as a runtime makes it for a container: only `lo`, and that is down.
@@ -29,7 +31,7 @@ impl NetNs {
 
     /// Moves this thread into the namespace.
     pub(crate) fn enter(&self) {
-        setns(&self.fd, CloneFlags::CLONE_NEWNET).expect("enter a network namespace of the testbed");
+        setns(self.fd.as_ref(), CloneFlags::CLONE_NEWNET).expect("enter a network namespace of the testbed");
     }
 
     /// Does something inside the namespace: sockets that are opened and processes that are started there stay there.

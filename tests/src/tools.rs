@@ -1,6 +1,7 @@
 //! The binaries under test and the tools that tests look with.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::LazyLock;
@@ -16,6 +17,9 @@ const NEEDED: [(&str, &str); 6] = [
     ("strace", "strace"),
     ("unshare", "util-linux"),
 ];
+
+/// Files of the testbed itself, below the `/run` of the thread's host.
+pub(crate) const OWN: &str = "/run/testbed";
 
 /// The directory with the binaries under test, which serves as `CNI_PATH`: `WEFT_DIST`, else `target/dist`.
 ///
@@ -116,4 +120,16 @@ pub fn json(line: &str) -> Value {
         return Value::Array(Vec::new());
     }
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("`{line}` printed no JSON, {error}: {text}"))
+}
+
+/// A kernel setting of this thread's network namespace, without the line's end.
+pub(crate) fn sysctl(path: &str) -> String {
+    let path = format!("/proc/sys/{path}");
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}")).trim().to_owned()
+}
+
+/// Sets a kernel setting of this thread's network namespace.
+pub(crate) fn set_sysctl(path: &str, value: &str) {
+    let path = format!("/proc/sys/{path}");
+    fs::write(&path, value).unwrap_or_else(|error| panic!("{path}: {error}"));
 }

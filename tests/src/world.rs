@@ -140,8 +140,10 @@ fn files(directory: &Path, lines: &mut BTreeSet<String>) {
         let entry = entry.expect("read a directory");
         let path = entry.path();
         let name = entry.file_name();
-        // Namespaces are mounted below /run/netns; they have no content. The testbed's boot ID is no state.
-        if path == Path::new("/run/netns") || path == Path::new("/run/boot_id") {
+        // Namespaces are mounted below /run/netns; they have no content. The testbed's own files are no state.
+        if [Path::new("/run/netns"), Path::new("/run/boot_id"), Path::new(tools::OWN)]
+            .contains(&path.as_path())
+        {
             continue;
         }
         // A directory may go away meanwhile: deletion in the background is looked at afterwards.
