@@ -2,10 +2,14 @@
 
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use serde_json::{Map, Value, json};
 
 use crate::call::{Call, Reply};
+use crate::cnitool::plugin_path;
+use crate::node::Node;
 use crate::pod::Pod;
+use crate::tools;
 
 /// One network: the configuration that libcni hands to `weft`, whole.
 #[derive(Clone)]
@@ -36,6 +40,26 @@ impl Network {
         Self::new("dual", &["10.88.0.0/24", "fd00:88::/64"]).with(&json!({ "isDefaultGateway": true }))
     }
 
+    /// A network on the subnets that flanneld or Weft's agent leased for a node, with its MTU: as flannel's own plugin
+    /// would ask for it. `plugin` is `weft` with its IPAM plugin, or the reference `bridge` with `host-local`.
+    pub fn leased(node: &Node, plugin: &str) -> Self {
+        let env = node.subnet_env();
+        // The file has the gateway's address with the subnet's prefix length.
+        let subnet = |key: &&str| env.get(*key).map(|text| text.parse::<IpNetwork>().expect("a subnet"));
+        let subnets = ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"].iter().filter_map(subnet);
+        let subnets: Vec<String> =
+            subnets.map(|subnet| format!("{}/{}", subnet.network(), subnet.prefix())).collect();
+        let subnets: Vec<&str> = subnets.iter().map(String::as_str).collect();
+        let mtu: u32 = env["FLANNEL_MTU"].parse().expect("an MTU");
+        let network = Self::new("leased", &subnets)
+            .with(&json!({ "type": plugin, "mtu": mtu, "isDefaultGateway": true }));
+        if plugin == "weft" {
+            return network;
+        }
+        let state = node.directory().join("host-local");
+        network.with(&json!({ "ipam": { "type": "host-local", "dataDir": state } }))
+    }
+
     /// Changes keys, see [`merge`].
     #[must_use]
     pub fn with(mut self, changes: &Value) -> Self {
@@ -48,9 +72,16 @@ impl Network {
         self.conf["name"].as_str().expect("a name")
     }
 
-    /// A call that is about no attachment.
+    /// A call that is about no attachment, of the plugin that `type` names: one of those under test or, with any other
+    /// name, a reference plugin.
     pub fn call(&self, command: &str) -> Call {
-        Call::new("weft", command, self.conf.to_string())
+        let plugin = self.conf["type"].as_str().expect("a type");
+        let conf = self.conf.to_string();
+        if tools::dist().join(plugin).is_file() {
+            return Call::new(plugin, command, conf);
+        }
+        let program = tools::peers().join(plugin);
+        Call::new(program.to_str().expect("a path in UTF-8"), command, conf).env("CNI_PATH", plugin_path())
     }
 
     /// ADD of `eth0`, to be changed or made.

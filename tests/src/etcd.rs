@@ -108,6 +108,25 @@ impl Etcd {
         self.tls.as_ref().expect("this etcd has no TLS")
     }
 
+    /// How flanneld is told to come in.
+    pub(crate) fn flanneld_options(&self) -> Vec<String> {
+        match self.access {
+            Access::Open => Vec::new(),
+            Access::Tls => {
+                let client = self.tls().client();
+                let files = [
+                    ("--etcd-cafile", self.tls().ca()),
+                    ("--etcd-certfile", client.certificate),
+                    ("--etcd-keyfile", client.key),
+                ];
+                files.map(|(option, file)| format!("{option}={}", file.display())).into()
+            }
+            Access::Password => {
+                vec![format!("--etcd-username={}", Self::USER), format!("--etcd-password={}", Self::PASSWORD)]
+            }
+        }
+    }
+
     /// SIGKILL to all members.
     pub fn kill(&self) {
         self.members.iter().for_each(Member::kill);

@@ -1,6 +1,8 @@
 //! One of several hosts.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -111,6 +113,20 @@ impl Node {
     /// What stands for `/run/flannel/subnet.env` on this node.
     pub fn subnet_file(&self) -> PathBuf {
         self.directory().join("subnet.env")
+    }
+
+    /// What flanneld or Weft's agent wrote into [`Node::subnet_file`], by key.
+    ///
+    /// # Panics
+    /// When the file is not there or has other lines.
+    pub fn subnet_env(&self) -> BTreeMap<String, String> {
+        let file = self.subnet_file();
+        let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let pair = |line: &str| {
+            let (key, value) = line.split_once('=').unwrap_or_else(|| panic!("no KEY=VALUE: {line}"));
+            (key.to_owned(), value.to_owned())
+        };
+        text.lines().map(pair).collect()
     }
 
     /// The environment that tells Weft's programs where this node's directories are.

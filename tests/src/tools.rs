@@ -61,7 +61,7 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|directory| directory.join(program)).find(|file| file.is_file())
 }
 
-/// The directory with the reference plugins and cnitool: `WEFT_PEERS`, else `target/peers`.
+/// The directory with the reference plugins, cnitool and flanneld: `WEFT_PEERS`, else `target/peers`.
 ///
 /// # Panics
 /// When they are not there: a test that is skipped proves nothing.
@@ -70,7 +70,7 @@ pub fn peers() -> &'static Path {
         let directory = std::env::var_os("WEFT_PEERS")
             .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/peers"), PathBuf::from);
         let absolute = directory.canonicalize().unwrap_or(directory);
-        for program in ["bridge", "cnitool", "host-local", "loopback", "static"] {
+        for program in ["bridge", "cnitool", "flanneld", "host-local", "loopback", "static"] {
             assert!(
                 absolute.join(program).is_file(),
                 "{} is missing: run hack/peers, or set WEFT_PEERS to a directory with the programs",

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use weft_tests::{Call, CniTool, Host, Pod, Reply, World, dist, ip, ips, merge, peers, plugin_path};
+use weft_tests::{Call, CniTool, Host, Network, Pod, Reply, World, ip, ips, merge, plugin_path};
 
 /// Those that have CHECK, each with its own shape of result or conflist.
 const VERSIONS: [&str; 3] = ["0.4.0", "1.0.0", "1.1.0"];
@@ -31,13 +31,9 @@ fn two_addresses(kind: &str) -> Value {
     ]] })
 }
 
-/// A call of the plugin that the configuration names.
+/// A call of the plugin that the configuration names, with every IPAM plugin in reach.
 fn call(conf: &Value, command: &str) -> Call {
-    let kind = conf["type"].as_str().expect("a type");
-    let directory = if kind.starts_with("weft") { dist() } else { peers() };
-    let program = directory.join(kind);
-    Call::new(program.to_str().expect("a path in UTF-8"), command, conf.to_string())
-        .env("CNI_PATH", plugin_path())
+    Network { conf: conf.clone() }.call(command).env("CNI_PATH", plugin_path())
 }
 
 #[track_caller]

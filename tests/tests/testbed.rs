@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use weft_tests::{Access, Cluster, Daemon, Etcd, Host, Identity, Member, Node, World, eventually};
+use weft_tests::{
+    Access, Cluster, Daemon, Etcd, Flanneld, Host, Identity, Member, Network, Node, World, assert_all_reach,
+    eventually, ip, ips, transfer,
+};
 
 /// A key and what it may hold: everything but the end of the text.
 const KEY: &str = "/coreos.com/network/config";
@@ -154,11 +157,11 @@ fn etcd_wants_a_password() {
     assert!(none.contains("user name is empty"), "{none}");
 }
 
-/// Whether an echo request to a node's address of each family is answered.
-fn reaches(from: &Node, to: &Node) -> [bool; 2] {
+/// Whether an echo request to a node's address of each family is answered within some seconds.
+fn reaches(from: &Node, to: &Node, seconds: &str) -> [bool; 2] {
     let ping = |target: &str| {
         let mut command = Command::new("ping");
-        command.args(["-n", "-c", "1", "-W", "1", target]);
+        command.args(["-n", "-c", "1", "-W", seconds, target]);
         from.inside(|| command.output()).expect("run ping").status.success()
     };
     [ping(&to.ipv4.to_string()), ping(&to.ipv6.to_string())]
@@ -174,7 +177,7 @@ fn nodes_reach_each_other_until_cut() {
     assert_eq!(addresses, expected.map(str::to_owned).into());
     for from in nodes {
         for to in nodes {
-            assert_eq!(reaches(from, to), [true; 2], "{} to {}", from.name, to.name);
+            assert_eq!(reaches(from, to, "3"), [true; 2], "{} to {}", from.name, to.name);
         }
     }
 
@@ -183,10 +186,10 @@ fn nodes_reach_each_other_until_cut() {
         [(cut as fn(&Node), join as fn(&Node)), (|node| node.cable.unplug(), |node| node.cable.plug())]
     {
         apart(a);
-        assert_eq!(reaches(a, b), [false; 2]);
-        assert_eq!(reaches(b, cluster.node(2)), [true; 2]);
+        assert_eq!(reaches(a, b, "0.3"), [false; 2]);
+        assert_eq!(reaches(b, cluster.node(2), "3"), [true; 2]);
         together(a);
-        eventually(PATIENCE, "the cable works again", || (reaches(a, b) == [true; 2]).then_some(()));
+        eventually(PATIENCE, "the cable works again", || (reaches(a, b, "0.3") == [true; 2]).then_some(()));
     }
 }
 
@@ -257,4 +260,68 @@ fn a_daemon_ends_with_its_value_and_tells_how_it_ended() {
     daemon.thaw();
     assert_eq!(daemon.wait().code(), Some(3));
     assert_eq!(node.start(shell("exec tail -f /dev/null")).stop().code(), None);
+}
+
+/// A flanneld on every node, by which containers of two hosts talk, one of the reference plugins' and one of Weft's.
+fn assert_flannelds_join(config: &str, access: Access, options: &[&str]) {
+    let cluster = Cluster::new(2);
+    let etcd = cluster.etcd(1, access);
+    etcd.put(KEY, config);
+    let start = |node| Flanneld::start(node, &etcd, Flanneld::PREFIX, options);
+    let flannelds: Vec<Flanneld> = cluster.nodes().iter().map(start).collect();
+    flannelds.iter().for_each(Flanneld::ready);
+    assert_eq!(etcd.keys("/coreos.com/network/subnets/").len(), 2);
+
+    let (a, b) = (cluster.node(0), cluster.node(1));
+    for (node, peer) in [(a, b), (b, a)] {
+        eventually(PATIENCE, "the peer's subnets have routes", || {
+            let routes = node.command("ip -4 route") + &node.command("ip -6 route");
+            subnets(peer).iter().all(|subnet| routes.contains(subnet)).then_some(())
+        });
+    }
+    let attached = [a.attach(&Network::leased(a, "bridge")), b.attach(&Network::leased(b, "weft"))];
+    let families = ips(&attached[0].1).len();
+    assert_eq!(families, subnets(a).len());
+    for family in 0..families {
+        let pods = attached.each_ref().map(|(pod, result)| (pod, ips(result)[family]));
+        assert_all_reach(&pods);
+        transfer(pods[0].0, pods[1].0, pods[1].1, 10_000_000);
+    }
+
+    // What it made stays, and the next one goes on with it.
+    let before = subnets(a);
+    assert_eq!(flannelds[0].stop().code(), Some(0));
+    drop(flannelds);
+    let again = start(a);
+    again.ready();
+    assert_eq!(subnets(a), before);
+    assert_all_reach(&attached.each_ref().map(|(pod, result)| (pod, ip(result))));
+    again.daemon().kill();
+}
+
+/// The subnets that were leased for a node.
+fn subnets(node: &Node) -> Vec<String> {
+    let env = node.subnet_env();
+    let gateways = ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"].iter().filter_map(|key| env.get(*key));
+    gateways.map(|gateway| gateway.replace(".1/24", ".0/24").replace("::1/64", "::/64")).collect()
+}
+
+#[test]
+fn flannelds_make_an_overlay() {
+    let config = r#"{"Network": "10.240.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+    assert_flannelds_join(config, Access::Open, &[]);
+}
+
+#[test]
+fn flannelds_make_an_overlay_of_both_families_with_masquerade() {
+    let config = r#"{
+        "EnableIPv6": true, "Network": "10.240.0.0/16", "IPv6Network": "fd00:42::/56", "Backend": {"Type": "vxlan"}
+    }"#;
+    assert_flannelds_join(config, Access::Tls, &["--ip-masq"]);
+}
+
+#[test]
+fn flannelds_make_routes_without_an_overlay() {
+    let config = r#"{"Network": "10.240.0.0/16", "Backend": {"Type": "host-gw"}}"#;
+    assert_flannelds_join(config, Access::Password, &[]);
 }

@@ -1,8 +1,7 @@
 //! One process of etcd.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,6 +9,7 @@ use std::time::Duration;
 
 use super::Tls;
 use crate::daemon::Daemon;
+use crate::http;
 use crate::netns::NetNs;
 use crate::node::Cable;
 use crate::wait::eventually;
@@ -131,12 +131,7 @@ impl Member {
     /// What it answers where it is asked for its state, from its own machine: nothing while it is down or frozen.
     fn ask(&self, path: &str) -> Option<String> {
         let address = SocketAddr::new(self.place.addresses[0], STATE);
-        let limit = Duration::from_secs(1);
-        let mut stream = self.place.netns.inside(|| TcpStream::connect_timeout(&address, limit)).ok()?;
-        stream.set_read_timeout(Some(limit)).expect("set a limit");
-        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok().map(|_| answer)
+        self.place.netns.inside(|| http::get(address, path)).map(|answer| answer.body)
     }
 
     /// What it has logged, warnings and errors only.
