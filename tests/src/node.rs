@@ -142,12 +142,11 @@ impl Node {
         (pod, result)
     }
 
-    /// Starts a program that goes on on this node, with the node's environment. Its log is named after it, in the
-    /// node's directory.
+    /// Starts a program that goes on on this node, with the node's environment.
     pub fn start(&self, mut command: Command) -> Daemon {
         command.envs(self.env());
         let name = Path::new(command.get_program()).file_name().expect("a program has a name");
-        let log = self.directory().join(name).with_extension("log");
+        let log = Path::new(tools::OWN).join(&self.name).join(name).with_extension("log");
         self.inside(|| Daemon::start(&command, &log))
     }
 }
