@@ -5,6 +5,8 @@
 //! [`World`] is everything that a call may change, to be compared. Nothing is faked: kernel, nftables, files and
 //! binaries are those of production.
 //!
+//! A [`Cluster`] is several hosts on one network, each a [`Node`], with a real [`Etcd`] and, if need be, [`Flanneld`].
+//!
 //! Every process is started from the thread that owns the [`Host`], so tests run in parallel without meeting.
 #![allow(
     clippy::unwrap_used,

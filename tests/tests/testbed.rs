@@ -269,7 +269,8 @@ fn assert_flannelds_join(config: &str, access: Access, options: &[&str]) {
     etcd.put(KEY, config);
     let start = |node| {
         let flanneld = Flanneld::start(node, &etcd, Flanneld::PREFIX, options);
-        // One after the other: of two that pick the same subnet at once, the loser ends.
+        // One after the other: of two that pick the same IPv4 subnet at once, one ends, or, with both families, they
+        // share it, as the keys are of both families together.
         flanneld.ready();
         flanneld
     };
