@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::cnitool::plugin_path;
 use crate::netns::NetNs;
 use crate::node::Node;
 use crate::pod::Pod;
@@ -44,6 +45,13 @@ impl Call {
         call.env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("CNI_COMMAND", command)
             .env("CNI_PATH", tools::dist())
+    }
+
+    /// A call of a plugin under test or of a reference plugin, with all of them in reach.
+    pub fn any(plugin: &str, command: &str, stdin: impl Into<Vec<u8>>) -> Self {
+        let here = tools::dist().join(plugin);
+        let program = if here.is_file() { here } else { tools::peers().join(plugin) };
+        Self::new(program.to_str().expect("a path in UTF-8"), command, stdin).env("CNI_PATH", plugin_path())
     }
 
     /// The attachment that the call is about: `eth0` of a container.

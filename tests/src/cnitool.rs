@@ -72,6 +72,6 @@ impl<'a> CniTool<'a> {
 }
 
 /// `CNI_PATH` with the binaries under test and the reference plugins.
-pub fn plugin_path() -> String {
+pub(crate) fn plugin_path() -> String {
     format!("{}:{}", tools::dist().display(), tools::peers().display())
 }

@@ -6,16 +6,15 @@ use ipnetwork::IpNetwork;
 use serde_json::{Map, Value, json};
 
 use crate::call::{Call, Reply};
-use crate::cnitool::plugin_path;
 use crate::node::Node;
 use crate::pod::Pod;
-use crate::tools;
 
-/// One network: the configuration that libcni hands to `weft`, whole.
+/// One network: the configuration that libcni hands to `weft` or another plugin, whole.
 #[derive(Clone)]
 pub struct Network {
     /// The JSON that goes to standard input.
     pub conf: Value,
+    plugin: &'static str,
 }
 
 impl Network {
@@ -27,7 +26,7 @@ impl Network {
             conf["isGateway"] = json!(true);
             conf["ipam"] = json!({ "type": "weft-ipam", "ranges": ranges });
         }
-        Self { conf }
+        Self { conf, plugin: "weft" }
     }
 
     /// The network that most tests use: `10.88.0.0/24` with a default route.
@@ -42,7 +41,7 @@ impl Network {
 
     /// A network on the subnets that flanneld or Weft's agent leased for a node, with its MTU: as flannel's own plugin
     /// would ask for it. `plugin` is `weft` with its IPAM plugin, or the reference `bridge` with `host-local`.
-    pub fn leased(node: &Node, plugin: &str) -> Self {
+    pub fn leased(node: &Node, plugin: &'static str) -> Self {
         let env = node.subnet_env();
         // The file has the gateway's address with the subnet's prefix length.
         let subnet = |key: &&str| env.get(*key).map(|text| text.parse::<IpNetwork>().expect("a subnet"));
@@ -57,7 +56,8 @@ impl Network {
             return network;
         }
         let state = node.directory().join("host-local");
-        network.with(&json!({ "ipam": { "type": "host-local", "dataDir": state } }))
+        let network = network.with(&json!({ "ipam": { "type": "host-local", "dataDir": state } }));
+        Self { plugin, ..network }
     }
 
     /// Changes keys, see [`merge`].
@@ -72,16 +72,13 @@ impl Network {
         self.conf["name"].as_str().expect("a name")
     }
 
-    /// A call that is about no attachment, of the plugin that `type` names: one of those under test or, with any other
-    /// name, a reference plugin.
+    /// A call that is about no attachment.
     pub fn call(&self, command: &str) -> Call {
-        let plugin = self.conf["type"].as_str().expect("a type");
-        let conf = self.conf.to_string();
-        if tools::dist().join(plugin).is_file() {
-            return Call::new(plugin, command, conf);
+        // Not by `type`: a test may write anything there.
+        if self.plugin == "weft" {
+            return Call::new("weft", command, self.conf.to_string());
         }
-        let program = tools::peers().join(plugin);
-        Call::new(program.to_str().expect("a path in UTF-8"), command, conf).env("CNI_PATH", plugin_path())
+        Call::any(self.plugin, command, self.conf.to_string())
     }
 
     /// ADD of `eth0`, to be changed or made.

@@ -39,7 +39,7 @@ mod world;
 
 pub use call::{Call, CniError, Reply, Running, cni_path, script};
 pub use cluster::Cluster;
-pub use cnitool::{CniTool, plugin_path};
+pub use cnitool::CniTool;
 pub use conf::{Network, ip, ips, merge};
 pub use daemon::Daemon;
 pub use etcd::{Access, Etcd, Identity, Lease, Member, Tls};
