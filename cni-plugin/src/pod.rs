@@ -75,7 +75,7 @@ impl Pod {
         let deadline = self.netlink.deadline();
         let (mut events, mut netlink) = self.netns.run(&self.home, || {
             let mut events = Socket::open(NETLINK_ROUTE, deadline)?;
-            events.subscribe(RTNLGRP_IPV6_IFADDR)?;
+            events.subscribe(&[RTNLGRP_IPV6_IFADDR])?;
             Ok::<_, NetError>((events, Netlink::open(deadline)?))
         })??;
         loop {

@@ -42,7 +42,7 @@ impl Removal {
             return Ok(None);
         };
         let mut notifications = Socket::open(NETLINK_ROUTE, deadline)?;
-        notifications.subscribe(RTNLGRP_LINK)?;
+        notifications.subscribe(&[RTNLGRP_LINK])?;
         let (report, from_child) = pipe()?;
         #[expect(unsafe_code, reason = "only a process of its own can wait in the caller's place")]
         // SAFETY: this process has one thread, so no lock can be held by another that the child lacks.

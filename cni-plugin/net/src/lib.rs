@@ -10,6 +10,7 @@
 )]
 
 mod addr;
+pub mod events;
 mod family;
 mod link;
 pub mod netns;

@@ -260,11 +260,14 @@ impl Socket {
         }
     }
 
-    /// Joins a multicast group (`RTNLGRP_*`), for a socket that only waits for its events.
-    pub fn subscribe(&mut self, group: u32) -> NlResult<()> {
+    /// Joins multicast groups (`RTNLGRP_*`), for a socket that only waits for their events.
+    pub fn subscribe(&mut self, groups: &[u32]) -> NlResult<()> {
         // The kernel sends no events to a socket without a name.
         self.raw.bind_auto()?;
-        Ok(self.raw.add_membership(group)?)
+        for group in groups {
+            self.raw.add_membership(*group)?;
+        }
+        Ok(())
     }
 
     /// Blocks until an event came, and takes all that are there. What happened is to be looked up: events
@@ -272,6 +275,16 @@ impl Socket {
     pub fn wait_for_events(&mut self) -> NlResult<()> {
         self.wait_readable()?;
         self.discard_events()
+    }
+
+    /// The next datagram, if one is there. `ENOBUFS`: some were lost.
+    pub(super) fn try_datagram(&mut self) -> NlResult<Option<&[u8]>> {
+        self.buffer.clear();
+        match self.raw.recv(&mut self.buffer, MSG_DONTWAIT) {
+            Ok(_) => Ok(Some(&self.buffer)),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Takes the events that are there.

@@ -1,0 +1,189 @@
+//! Notices when something that is the agent's changes in the kernel.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use cni_protocol::{Code, Error};
+use ipnetwork::IpNetwork;
+use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
+use weft_net::events::{Event, Events};
+use weft_net::nft::TABLE;
+use weft_net::{NetError, NlResult};
+
+/// How long to wait for what comes along with a first change: a link that goes takes routes and neighbours with it.
+const SETTLE: Duration = Duration::from_millis(50);
+/// And at most, also where looking is slow.
+const SETTLE_MAX: Duration = Duration::from_secs(1);
+
+/// What a network has in the kernel.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Owned {
+    /// Names and indices of its devices and of those that these stand on. A link that is made again has another index.
+    pub(super) names: HashSet<String>,
+    pub(super) indices: HashSet<u32>,
+    /// Routes into these are its own.
+    pub(super) prefixes: Vec<IpNetwork>,
+}
+
+impl Owned {
+    fn has(&self, event: &Event) -> bool {
+        match event {
+            Event::Link { index, name } => self.indices.contains(index) || self.names.contains(name),
+            Event::Address { index } | Event::Neighbour { index } => self.indices.contains(index),
+            Event::Route { destination, index } => {
+                index.is_some_and(|index| self.indices.contains(&index))
+                    || destination.is_some_and(|ip| self.prefixes.iter().any(|prefix| prefix.contains(ip)))
+            }
+            Event::Table(name) => name == TABLE,
+            Event::Forwarding | Event::Lost => true,
+        }
+    }
+}
+
+/// Waits for changes of one network's objects.
+pub(super) struct Kernel {
+    interfaces: AsyncFd<Events>,
+    tables: AsyncFd<Events>,
+    owned: Owned,
+    /// When to report a change that was seen.
+    due: Option<Instant>,
+    settle: Duration,
+}
+
+impl Kernel {
+    /// # Errors
+    /// [`Code::Kernel`] when the kernel gives no events.
+    pub(super) fn open() -> Result<Self, Error> {
+        let asynchronous = |events: NlResult<Events>| AsyncFd::new(events?).map_err(NetError::from);
+        let open = || {
+            Ok(Self {
+                interfaces: asynchronous(Events::of_interfaces())?,
+                tables: asynchronous(Events::of_tables())?,
+                owned: Owned::default(),
+                due: None,
+                settle: SETTLE,
+            })
+        };
+        open().map_err(|error: NetError| {
+            Error::new(
+                Code::Kernel,
+                format!("ask the kernel for events: {error}: is netlink there, is this root?"),
+            )
+        })
+    }
+
+    /// From now on, changes of these are reported. `cost` is how long it took to compare all of them: they are looked
+    /// at so seldom that the agent has most of its time for other things. So the agent's own changes, which come back
+    /// as events too, cost one more look that finds nothing to do; and whoever keeps changing them is answered at that
+    /// pace.
+    pub(super) fn watch(&mut self, owned: Owned, cost: Duration) {
+        self.owned = owned;
+        self.settle = (cost * 20).clamp(SETTLE, SETTLE_MAX);
+    }
+
+    /// Returns once something has changed and the events that came along were taken. May be dropped and called again.
+    ///
+    /// # Errors
+    /// [`Code::Kernel`] when events cannot be read.
+    pub(super) async fn changed(&mut self) -> Result<(), Error> {
+        let broken = |error: NetError| Error::new(Code::Kernel, format!("read the kernel's events: {error}"));
+        loop {
+            let due = self.due;
+            let settled = async move {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let touched = tokio::select! {
+                () = settled => {
+                    self.due = None;
+                    return Ok(());
+                }
+                touched = touched(&mut self.interfaces, &self.owned) => touched.map_err(broken)?,
+                touched = touched(&mut self.tables, &self.owned) => touched.map_err(broken)?,
+            };
+            if touched {
+                self.due.get_or_insert(Instant::now() + self.settle);
+            }
+        }
+    }
+}
+
+/// Takes the events that are there, once there are any; whether one of them is about what is owned.
+async fn touched(events: &mut AsyncFd<Events>, owned: &Owned) -> NlResult<bool> {
+    let mut ready = events.readable_mut().await?;
+    let mut touched = false;
+    // Bounded, so that a flood of events keeps nothing else from its turn.
+    for _ in 0..1024 {
+        match ready.get_inner_mut().take()? {
+            Some(found) => touched |= found.iter().any(|event| owned.has(event)),
+            None => {
+                ready.clear_ready();
+                break;
+            }
+        }
+    }
+    Ok(touched)
+}
+
+#[cfg(test)]
+mod tests {
+    use cni_protocol::{Deadline, MacAddr};
+    use weft_net::Netlink;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_owned_counts() {
+        let owned = Owned {
+            names: HashSet::from(["weft.1".to_owned()]),
+            indices: HashSet::from([7]),
+            prefixes: vec!["10.1.0.0/16".parse().unwrap()],
+        };
+        let route = |destination: &str, index| Event::Route { destination: destination.parse().ok(), index };
+        for (event, expected) in [
+            (Event::Link { index: 9, name: "weft.1".into() }, true),
+            (Event::Link { index: 7, name: "renamed".into() }, true),
+            (Event::Link { index: 9, name: "veth1".into() }, false),
+            (Event::Address { index: 7 }, true),
+            (Event::Neighbour { index: 9 }, false),
+            (route("10.1.2.0", Some(9)), true),
+            (route("10.2.2.0", Some(9)), false),
+            (route("10.2.2.0", Some(7)), true),
+            (Event::Route { destination: None, index: None }, false),
+            (Event::Forwarding, true),
+            (Event::Table("weft".into()), true),
+            (Event::Table("docker".into()), false),
+            (Event::Lost, true),
+        ] {
+            assert_eq!(owned.has(&event), expected, "{event:?}");
+        }
+    }
+
+    #[test]
+    fn a_change_is_reported_once_and_others_are_not() {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut kernel = Kernel::open().unwrap();
+            kernel.watch(
+                Owned { names: HashSet::from(["mine".to_owned()]), ..Owned::default() },
+                Duration::ZERO,
+            );
+            let mut netlink = Netlink::open(Deadline::after(Duration::from_secs(5))).unwrap();
+            let mut bridge = |name: &str| {
+                netlink.add_bridge(name, MacAddr::from([2, 0, 0, 0, 0, 1]), None).unwrap();
+                netlink.delete_link(name).unwrap();
+            };
+            let short = Duration::from_millis(300);
+            bridge("other");
+            assert!(tokio::time::timeout(short, kernel.changed()).await.is_err());
+            bridge("mine");
+            let long = Duration::from_secs(2);
+            tokio::time::timeout(long, kernel.changed()).await.unwrap().unwrap();
+            assert!(tokio::time::timeout(short, kernel.changed()).await.is_err());
+        });
+    }
+}

@@ -1,0 +1,36 @@
+//! What the agent tells systemd.
+
+use sd_notify::NotifyState;
+
+/// Everything is set up: what needs the network may start.
+pub(super) fn ready() {
+    tell(&[NotifyState::Ready]);
+}
+
+/// One line for `systemctl status`.
+pub(super) fn status(text: &str) {
+    tell(&[NotifyState::Status(text)]);
+}
+
+/// The agent is about to end.
+pub(super) fn stopping() {
+    tell(&[NotifyState::Stopping]);
+}
+
+/// Says that the agent lives, twice as often as systemd asks for; for ever, if it asks at all. Everything of the agent
+/// is on one thread: when something hangs, so does this, and systemd starts the agent anew.
+pub(super) async fn watchdog() {
+    let Some(patience) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    let mut timer = tokio::time::interval(patience / 2);
+    loop {
+        timer.tick().await;
+        tell(&[NotifyState::Watchdog]);
+    }
+}
+
+/// Without systemd there is nobody to tell, which is no error.
+fn tell(state: &[NotifyState]) {
+    if let Err(error) = sd_notify::notify(state) {
+        log::debug!("tell systemd: {error}");
+    }
+}

@@ -1,0 +1,190 @@
+//! What is true of a network now: its loop writes it, and `/readyz`, `/healthz`, the metrics and systemd read it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use cni_protocol::NetworkName;
+use weft_state::lease::HostLease;
+
+/// How long the store may be silent before readiness speaks of an outage.
+const SILENCE: Duration = Duration::from_secs(30);
+/// The loop turns at least every ten seconds; one that has not for so long hangs.
+const HANGS: Duration = Duration::from_secs(30);
+
+/// The truth about one network.
+#[derive(Debug)]
+pub(super) struct Truth {
+    pub(super) network: NetworkName,
+    pub(super) lease: Held,
+    /// Why the kernel's objects are not as they ought to be; `None` when they are, `Some` until they were looked at.
+    pub(super) damage: Option<String>,
+    pub(super) store: Store,
+    /// How many other hosts are connected.
+    pub(super) peers: usize,
+    /// How many records are none of a host that can be connected, by reason.
+    pub(super) rejected: BTreeMap<String, usize>,
+    /// When the loop last turned.
+    pub(super) turned: Instant,
+}
+
+/// This host's lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Held {
+    /// There never was one.
+    Nothing,
+    Lease(HostLease),
+    /// Another host owns the subnet now, in which containers of this host may live.
+    Taken {
+        lease: HostLease,
+        owner: String,
+    },
+}
+
+/// What is known of etcd.
+#[derive(Debug, Default)]
+pub(super) struct Store {
+    /// When it last answered.
+    pub(super) seen: Option<Instant>,
+    /// Since when it does not, and what it or the network said last.
+    pub(super) outage: Option<(Instant, String)>,
+}
+
+impl Truth {
+    pub(super) fn new(network: NetworkName) -> Self {
+        Self {
+            network,
+            lease: Held::Nothing,
+            damage: Some("nothing was set up yet".into()),
+            store: Store::default(),
+            peers: 0,
+            rejected: BTreeMap::new(),
+            turned: Instant::now(),
+        }
+    }
+
+    /// What is good enough about the network, or why it is not ready: containers reach other hosts and will go on
+    /// doing so. An outage of the store is tolerated as long as the lease lasts, and said.
+    ///
+    /// # Errors
+    /// The reason.
+    pub(super) fn ready(&self) -> Result<String, String> {
+        let lease = match &self.lease {
+            Held::Nothing => return Err(format!("no subnet is leased yet{}", self.store.complaint())),
+            Held::Taken { lease, owner } => {
+                return Err(format!("subnet {} belongs to {owner} now: {REMEDY}", lease.key));
+            }
+            Held::Lease(lease) => lease,
+        };
+        if let Some(damage) = &self.damage {
+            return Err(damage.clone());
+        }
+        let subnet = &lease.key;
+        if self.store.seen.is_some_and(|seen| seen.elapsed() < SILENCE) {
+            return Ok(format!("subnet {subnet}, {} peers", self.peers));
+        }
+        let complaint = self.store.complaint();
+        let left = lease.remaining().as_secs();
+        if lease.ttl > 0 && left == 0 {
+            return Err(format!("the lease of {subnet} has ended{complaint}"));
+        }
+        let end = if lease.ttl == 0 { String::new() } else { format!("; the lease ends in {left} s") };
+        Ok(format!("subnet {subnet}, {} peers as last seen{complaint}{end}", self.peers))
+    }
+
+    /// Whether the network's loop turns.
+    pub(super) fn lives(&self) -> bool {
+        self.turned.elapsed() < HANGS
+    }
+}
+
+/// What to do when the subnet is another's.
+pub(super) const REMEDY: &str = "move the containers away, then `weftctl leave` and restart weftd";
+
+impl Store {
+    /// The store answered.
+    pub(super) fn answers(&mut self) {
+        *self = Self { seen: Some(Instant::now()), outage: None };
+    }
+
+    /// The store did not answer. Whether it is the first time.
+    pub(super) fn fails(&mut self, cause: String) -> bool {
+        let begins = self.outage.is_none();
+        let since = self.outage.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+        self.outage = Some((since, cause));
+        begins
+    }
+
+    /// How the store is away, to be appended to a sentence; nothing when it is not known to be.
+    fn complaint(&self) -> String {
+        match &self.outage {
+            None => String::new(),
+            Some((since, cause)) => format!("; no etcd for {} s: {cause}", since.elapsed().as_secs()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_state::lease::since_1970;
+
+    use super::*;
+
+    fn lease() -> HostLease {
+        HostLease {
+            prefix: "/n".into(),
+            config: "{}".into(),
+            key: "10.1.2.0-24".into(),
+            value: "{}".into(),
+            lease_id: 1,
+            ttl: 60,
+            renewed: since_1970().as_secs(),
+        }
+    }
+
+    fn truth() -> Truth {
+        let mut truth = Truth::new("pods".parse().unwrap());
+        truth.lease = Held::Lease(lease());
+        truth.damage = None;
+        truth.store.answers();
+        truth
+    }
+
+    #[test]
+    fn ready_is_lease_device_and_store() {
+        assert!(truth().ready().unwrap().contains("10.1.2.0-24"));
+        let mut fresh = Truth::new("pods".parse().unwrap());
+        assert_eq!(fresh.ready().unwrap_err(), "no subnet is leased yet");
+        assert!(fresh.store.fails("refused".into()));
+        assert!(!fresh.store.fails("refused again".into()));
+        assert_eq!(fresh.ready().unwrap_err(), "no subnet is leased yet; no etcd for 0 s: refused again");
+        let damaged = Truth { damage: Some("no weft.1".into()), ..truth() };
+        assert_eq!(damaged.ready().unwrap_err(), "no weft.1");
+        let taken = Truth { lease: Held::Taken { lease: lease(), owner: "192.0.2.9".into() }, ..truth() };
+        assert!(taken.ready().unwrap_err().contains("belongs to 192.0.2.9"));
+    }
+
+    #[test]
+    fn an_outage_is_tolerated_and_said_until_the_lease_ends() {
+        let mut truth = truth();
+        truth.store.seen = Instant::now().checked_sub(SILENCE);
+        truth.store.fails("refused".into());
+        let said = truth.ready().unwrap();
+        assert!(said.contains("no etcd") && said.contains("the lease ends in"), "{said}");
+        truth.lease = Held::Lease(HostLease { renewed: since_1970().as_secs() - 61, ..lease() });
+        assert!(truth.ready().unwrap_err().contains("has ended; no etcd"));
+        // A record without an end is held for good.
+        truth.lease = Held::Lease(HostLease { ttl: 0, ..lease() });
+        assert!(!truth.ready().unwrap().contains("ends"));
+        // A short silence of a store that answers otherwise is none.
+        truth.store.seen = Some(Instant::now());
+        assert!(!truth.ready().unwrap().contains("etcd"));
+    }
+
+    #[test]
+    fn a_loop_that_does_not_turn_is_noticed() {
+        let mut truth = truth();
+        assert!(truth.lives());
+        truth.turned = Instant::now().checked_sub(HANGS).unwrap();
+        assert!(!truth.lives());
+    }
+}
