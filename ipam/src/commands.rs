@@ -11,6 +11,7 @@ use cni_protocol::{
 };
 use ipnetwork::IpNetwork;
 use nix::unistd::{AccessFlags, access};
+use weft_state::lease::Taken;
 use weft_state::started;
 
 use crate::conf::{Conf, data_dir};
@@ -236,6 +237,7 @@ fn status(args: &StatusArgs) -> Result<Outcome, Error> {
     if let Some(path) = &conf.resolv_conf {
         dns::read(path).map_err(not_available)?;
     }
+    check_taken(&args.call)?;
     let Some(store) = open(&args.call)? else {
         return can_be_created(&data_dir(&args.call.conf)?);
     };
@@ -250,6 +252,18 @@ fn status(args: &StatusArgs) -> Result<Outcome, Error> {
         }
     }
     Ok(Outcome::Done)
+}
+
+/// Whether the subnet is still this host's, as far as the agent knows.
+fn check_taken(call: &Call) -> Result<(), Error> {
+    let Some(taken) = Taken::read(&weft_state::lease::data_dir(&call.conf)?, &call.network)? else {
+        return Ok(());
+    };
+    let Taken { key, owner, .. } = taken;
+    let remedy = "move the containers away, then `weftctl leave` and restart weftd";
+    let msg =
+        format!("subnet {key} of this host belongs to {owner} now, its containers are cut off: {remedy}");
+    Err(Error::new(Code::LimitedConnectivity, msg))
 }
 
 /// Whether an ADD could create the store, without creating anything.

@@ -229,6 +229,14 @@ impl Store {
     }
 }
 
+/// The addresses held in `network` at a moment, read without waiting for the lock: for statistics.
+///
+/// # Errors
+/// [`Code::Io`] when the directory cannot be read.
+pub fn glance(root: &Path, network: &NetworkName) -> Result<Vec<IpAddr>, Error> {
+    addresses_in(&store_path(root, network)?.join("addr"))
+}
+
 fn store_path(root: &Path, network: &NetworkName) -> Result<PathBuf, Error> {
     Ok(boot_path(root, network)?.join("ipam"))
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! <dataDir>/<network>/lease.json    what this host leased
 //! <dataDir>/<network>/peers.json    the hosts of the network, this one among them
+//! <dataDir>/<network>/taken.json    that another host owns the leased subnet now; mostly not there
 //! ```
 //!
 //! Written by whoever talks to the store, the IPAM plugin or the agent; read by everybody, so that containers come and
@@ -74,6 +75,17 @@ pub struct Peers {
     pub records: BTreeMap<String, String>,
 }
 
+/// That another host owns the subnet in which containers of this host live: it was cut off for longer than its lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// The last part of the key: the subnet.
+    pub key: String,
+    /// The other host, by its public addresses.
+    pub owner: String,
+    /// When it was noticed, in seconds since 1970.
+    pub since: u64,
+}
+
 impl HostLease {
     /// The lease on file; `None` when this host has none, or when the file is damaged, which costs a look into the
     /// store.
@@ -97,16 +109,9 @@ impl HostLease {
     /// # Errors
     /// [`Code::Io`] when it cannot be removed.
     pub fn forget(data_dir: &Path, network: &NetworkName) -> Result<(), Error> {
-        for name in ["lease.json", "peers.json"] {
-            let path = file(data_dir, network, name);
-            match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(failed("remove", &path, &error));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        ["lease.json", "peers.json", "taken.json"]
+            .into_iter()
+            .try_for_each(|name| remove(&file(data_dir, network, name)))
     }
 
     /// How long the lease lasts from now on, if nobody renews it; zero once it ended. By the wall clock, as it has to
@@ -114,6 +119,32 @@ impl HostLease {
     #[must_use]
     pub fn remaining(&self) -> Duration {
         Duration::from_secs(self.renewed.saturating_add(self.ttl).saturating_sub(since_1970().as_secs()))
+    }
+}
+
+impl Taken {
+    /// What is on file; `None` as long as this host's subnet is its own.
+    ///
+    /// # Errors
+    /// [`Code::Io`] when the file cannot be read.
+    pub fn read(data_dir: &Path, network: &NetworkName) -> Result<Option<Self>, Error> {
+        read(&file(data_dir, network, "taken.json"))
+    }
+
+    /// Puts it on file, for STATUS.
+    ///
+    /// # Errors
+    /// [`Code::Io`] when it cannot be written.
+    pub fn write(&self, data_dir: &Path, network: &NetworkName) -> Result<(), Error> {
+        write(&file(data_dir, network, "taken.json"), self)
+    }
+
+    /// Takes it off the file: the subnet is this host's again.
+    ///
+    /// # Errors
+    /// [`Code::Io`] when it cannot be removed.
+    pub fn forget(data_dir: &Path, network: &NetworkName) -> Result<(), Error> {
+        remove(&file(data_dir, network, "taken.json"))
     }
 }
 
@@ -189,6 +220,13 @@ fn write(path: &Path, value: &impl Serialize) -> Result<(), Error> {
         .map_err(|error| failed("write", path, &error))
 }
 
+fn remove(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path, &error)),
+        _ => Ok(()),
+    }
+}
+
 fn failed(step: &str, path: &Path, cause: &io::Error) -> Error {
     let remedy = "see that the file system of dataDir is there, writable and not full";
     Error::new(Code::Io, format!("{step} {}: {cause}: {remedy}", path.display()))
@@ -225,6 +263,19 @@ mod tests {
         HostLease::forget(dir.path(), &network()).unwrap();
         HostLease::forget(dir.path(), &network()).unwrap();
         assert_eq!(HostLease::read(dir.path(), &network()).unwrap(), None);
+    }
+
+    #[test]
+    fn that_a_subnet_was_taken_is_remembered_until_it_is_given_back_or_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let taken = Taken { key: "10.240.34.0-24".into(), owner: "192.0.2.9".into(), since: 1 };
+        for forget in [Taken::forget, HostLease::forget] {
+            assert_eq!(Taken::read(dir.path(), &network()).unwrap(), None);
+            taken.write(dir.path(), &network()).unwrap();
+            assert_eq!(Taken::read(dir.path(), &network()).unwrap(), Some(taken.clone()));
+            forget(dir.path(), &network()).unwrap();
+        }
+        assert_eq!(Taken::read(dir.path(), &network()).unwrap(), None);
     }
 
     #[test]
