@@ -17,6 +17,7 @@ pub mod gc;
 pub mod ipam;
 pub mod key;
 pub mod masquerade;
+pub mod overlay;
 pub mod plan;
 pub mod pod;
 pub mod record;

@@ -9,12 +9,16 @@
 mod commands;
 pub mod conf;
 mod dns;
+pub mod etcd_conf;
 mod gc;
+pub mod lease;
 pub mod pool;
 pub mod range;
 mod record;
+pub mod registry;
 mod reservation;
 pub mod store;
+pub mod underlay;
 
 pub use commands::handle;
 pub use record::Owner;

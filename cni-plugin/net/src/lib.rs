@@ -13,14 +13,18 @@ mod addr;
 pub mod events;
 mod family;
 mod link;
+mod neigh;
 pub mod netns;
 pub mod nft;
 mod route;
 mod socket;
 pub mod sysctl;
+mod vxlan;
 
 pub use addr::Detection;
 pub use family::Family;
 pub use link::{BridgePort, Link, NewVeth, is_bridge_full};
+pub use neigh::Entry;
 pub use route::KernelRoute;
 pub use socket::{NetError, Netlink, NlResult, Socket};
+pub use vxlan::Vxlan;

@@ -1,0 +1,149 @@
+//! Neighbours (`ip neigh`), forwarding entries of VXLAN devices (`bridge fdb`), and routes through them.
+
+use std::net::IpAddr;
+
+use cni_protocol::MacAddr;
+use ipnetwork::IpNetwork;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::RouteMessageBuilder;
+
+use super::socket::{NetError, Netlink, NlResult};
+
+/// A change of one object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Entry {
+    /// `ip neigh … ADDRESS lladdr MAC nud permanent dev INDEX`
+    Neighbour { index: u32, address: IpAddr, mac: MacAddr },
+    /// `bridge fdb … MAC dst ADDRESS dev INDEX self permanent`
+    Forward { index: u32, mac: MacAddr, remote: IpAddr },
+    /// `ip route … DST via GATEWAY dev INDEX onlink`
+    Route { index: u32, dst: IpNetwork, gateway: IpAddr },
+}
+
+impl Netlink {
+    /// Sets or removes each.
+    pub fn apply(&mut self, remove: &[Entry], set: &[Entry]) -> NlResult<()> {
+        for entry in remove {
+            let message = match entry {
+                Entry::Route { .. } => {
+                    let mut route = route(entry)?;
+                    route.header.protocol = netlink_packet_route::route::RouteProtocol::Unspec;
+                    route.header.scope = netlink_packet_route::route::RouteScope::NoWhere;
+                    route.header.kind = netlink_packet_route::route::RouteType::Unspec;
+                    RouteNetlinkMessage::DelRoute(route)
+                }
+                _ => RouteNetlinkMessage::DelNeighbour(neighbour(entry)),
+            };
+            match self.request(message, 0) {
+                Err(error) if !error.not_found() => return Err(error),
+                _ => {}
+            }
+        }
+        for entry in set {
+            let message = match entry {
+                Entry::Route { .. } => RouteNetlinkMessage::NewRoute(route(entry)?),
+                _ => RouteNetlinkMessage::NewNeighbour(neighbour(entry)),
+            };
+            self.request(message, NLM_F_CREATE | NLM_F_REPLACE)?;
+        }
+        Ok(())
+    }
+
+    /// `ip neigh show dev INDEX nud permanent` and `bridge fdb show dev INDEX`.
+    pub fn neighbours(&mut self, index: u32, v4: bool) -> NlResult<Vec<Entry>> {
+        let mut found = Vec::new();
+        let inet = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        for family in [inet, AddressFamily::Bridge] {
+            let mut query = NeighbourMessage::default();
+            query.header.family = family;
+            if family == AddressFamily::Bridge {
+                query.header.ifindex = index;
+            } else {
+                query.attributes = vec![NeighbourAttribute::IfIndex(index)];
+            }
+            let answers = self.socket.dump(&RouteNetlinkMessage::GetNeighbour(query))?;
+            found.extend(answers.into_iter().filter_map(|answer| as_entry(answer, index)));
+        }
+        Ok(found)
+    }
+}
+
+fn neighbour(entry: &Entry) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.state = NeighbourState::Permanent;
+    let (index, address, mac) = match entry {
+        Entry::Forward { index, mac, remote } => {
+            message.header.family = AddressFamily::Bridge;
+            message.header.flags = NeighbourFlags::Own;
+            (index, remote, mac)
+        }
+        Entry::Neighbour { index, address, mac } => {
+            message.header.family =
+                if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+            (index, address, mac)
+        }
+        Entry::Route { .. } => return message,
+    };
+    message.header.ifindex = *index;
+    message.attributes = vec![
+        NeighbourAttribute::Destination((*address).into()),
+        NeighbourAttribute::LinkLayerAddress(mac.octets().to_vec()),
+    ];
+    message
+}
+
+fn route(entry: &Entry) -> NlResult<RouteMessage> {
+    let Entry::Route { index, dst, gateway } = entry else { return Err(nix::errno::Errno::EINVAL.into()) };
+    Ok(RouteMessageBuilder::<IpAddr>::new()
+        .output_interface(*index)
+        .destination_prefix(dst.network(), dst.prefix())
+        .map_err(|error| invalid(&error))?
+        .gateway(*gateway)
+        .map_err(|error| invalid(&error))?
+        .onlink()
+        .build())
+}
+
+fn invalid(error: &impl std::error::Error) -> NetError {
+    NetError { errno: nix::errno::Errno::EINVAL, explanation: Some(error.to_string()) }
+}
+
+fn as_entry(answer: RouteNetlinkMessage, index: u32) -> Option<Entry> {
+    let RouteNetlinkMessage::NewNeighbour(NeighbourMessage { header, attributes, .. }) = answer else {
+        return None;
+    };
+    // `bridge fdb add` makes entries of another state than permanent, which are there for good all the same.
+    let there = header.state == NeighbourState::Permanent || header.family == AddressFamily::Bridge;
+    if header.ifindex != index || !there {
+        return None;
+    }
+    let mut address = None;
+    let mut mac = None;
+    for attribute in attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some(IpAddr::V4(ip)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => address = Some(IpAddr::V6(ip)),
+            // netlink-packet-route does not look into the addresses of forwarding entries.
+            NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
+                address = <[u8; 4]>::try_from(bytes.as_slice())
+                    .map(IpAddr::from)
+                    .or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from))
+                    .ok();
+            }
+            NeighbourAttribute::LinkLayerAddress(bytes) => {
+                mac = <[u8; 6]>::try_from(bytes).ok().map(MacAddr::from);
+            }
+            _ => {}
+        }
+    }
+    let (address, mac) = (address?, mac?);
+    if header.family == AddressFamily::Bridge {
+        return Some(Entry::Forward { index, mac, remote: address });
+    }
+    Some(Entry::Neighbour { index, address, mac })
+}
