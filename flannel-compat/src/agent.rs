@@ -1,9 +1,154 @@
 //! `weftd`, the node agent.
+//!
+//! One thread. Per network a loop ([`network`]) that wakes up for the store, the kernel and a timer, and then makes
+//! everything as it ought to be ([`heal`]); the store is talked to beside it ([`store`]). What is true at any time
+//! ([`truth`]) is told to whoever asks ([`http`], [`metrics`]) and to systemd ([`service`]).
 
+mod addresses;
+mod backoff;
 pub mod cli;
 pub mod conf;
+mod heal;
+mod hosts;
 mod http;
 mod kernel;
+mod log_once;
 mod metrics;
+mod network;
 mod service;
+mod store;
 mod truth;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use cni_protocol::{Code, Error};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::{JoinSet, LocalSet};
+
+use addresses::Addresses;
+use conf::Conf;
+use http::{Page, Pages, Server};
+use metrics::Metrics;
+use network::Network;
+use truth::Truth;
+
+type Truths = Rc<Vec<Rc<RefCell<Truth>>>>;
+
+/// Looks after all networks until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps a network from being looked after; systemd starts the agent anew then.
+pub fn run(conf: Conf) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(Code::Io, format!("start the event loop: {error}")))?;
+    LocalSet::new().block_on(&runtime, serve(conf))
+}
+
+async fn serve(mut conf: Conf) -> Result<(), Error> {
+    let handler = |kind| signal(kind).map_err(|e| Error::new(Code::Io, format!("wait for signals: {e}")));
+    let (mut terminate, mut interrupt) =
+        (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
+    let mut locked = Vec::new();
+    for network in std::mem::take(&mut conf.networks) {
+        let lock = network::lock(&conf, &network)?;
+        locked.push((network, lock));
+    }
+    let server = Server::bind(&conf.listen)?;
+    let metrics = Rc::new(Metrics::new());
+    let (stop, stopped) = watch::channel(false);
+    let mut truths = Vec::new();
+    let mut networks = JoinSet::new();
+    for network in locked {
+        let truth = Rc::new(RefCell::new(Truth::new(network.0.name.clone())));
+        truths.push(Rc::clone(&truth));
+        let network = Network::start(network, &conf, truth, Rc::clone(&metrics))?;
+        networks.spawn_local(network.run(stopped.clone()));
+    }
+    let truths = Rc::new(truths);
+    let pages = pages(Rc::clone(&truths), metrics, conf);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        ended = networks.join_next() => return ended.map_or(Ok(()), join),
+        () = server.run(pages) => {}
+        () = service::watchdog() => {}
+        () = tell_systemd(truths) => {}
+    }
+    log::info!("weftd ends; devices, routes and leases stay");
+    service::stopping();
+    // Nobody listens when all networks have ended already.
+    stop.send_replace(true);
+    while let Some(ended) = networks.join_next().await {
+        join(ended)?;
+    }
+    Ok(())
+}
+
+/// How a network's loop ended.
+fn join(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(), Error> {
+    ended.unwrap_or_else(|panic| Err(Error::new(Code::Internal, format!("a network's loop: {panic}"))))
+}
+
+/// READY once all networks are ready, and a line of status whenever it changes.
+async fn tell_systemd(truths: Truths) {
+    let mut timer = tokio::time::interval(Duration::from_millis(20));
+    let (mut ready, mut said) = (false, String::new());
+    loop {
+        timer.tick().await;
+        let text = summary(&truths).1.trim_end().replace('\n', "; ");
+        // Its seconds make an outage's line another one each time.
+        let now: String = text.split("; trouble with etcd").next().unwrap_or_default().to_owned();
+        if now != said {
+            service::status(&text);
+            said = now;
+        }
+        if !ready && truths.iter().all(|truth| truth.borrow().ready().is_ok()) {
+            ready = true;
+            service::ready();
+            timer = tokio::time::interval(Duration::from_secs(2));
+        }
+    }
+}
+
+/// Whether all networks are ready, and a line for each.
+fn summary(truths: &Truths) -> (bool, String) {
+    let mut all = true;
+    let mut text = String::new();
+    for truth in truths.iter() {
+        let truth = truth.borrow();
+        let ready = truth.ready();
+        all &= ready.is_ok();
+        let (Ok(line) | Err(line)) = ready;
+        text += &format!("{}: {line}\n", truth.network);
+    }
+    (all, text)
+}
+
+fn pages(truths: Truths, metrics: Rc<Metrics>, conf: Conf) -> Pages {
+    Rc::new(move |path| match path {
+        "/readyz" => {
+            let (ready, text) = summary(&truths);
+            Some(Page::plain(ready, text))
+        }
+        "/healthz" => {
+            let hanging = truths.iter().find(|truth| !truth.borrow().lives());
+            Some(match hanging {
+                None => Page::plain(true, "ok\n".into()),
+                Some(truth) => Page::plain(false, format!("{}: its loop hangs\n", truth.borrow().network)),
+            })
+        }
+        "/metrics" => {
+            let borrowed: Vec<_> = truths.iter().map(|truth| truth.borrow()).collect();
+            let text =
+                metrics.text(borrowed.iter().map(|truth| (&**truth, Addresses::of(truth, &conf.state_dir))));
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            Some(Page { ok: true, kind, text })
+        }
+        _ => None,
+    })
+}

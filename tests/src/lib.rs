@@ -35,6 +35,7 @@ mod strace;
 mod tools;
 mod traffic;
 mod wait;
+mod weftd;
 mod world;
 
 pub use call::{Call, CniError, Reply, Running, cni_path, script};
@@ -53,4 +54,5 @@ pub use strace::{Injection, Tampered};
 pub use tools::{command, dist, json, peers};
 pub use traffic::{assert_all_reach, transfer};
 pub use wait::eventually;
+pub use weftd::Weftd;
 pub use world::World;

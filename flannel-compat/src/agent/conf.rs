@@ -7,6 +7,7 @@ use cni_protocol::{Code, Error, NetworkName};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use weft_ipam::etcd_conf::EtcdConf;
 
 /// Where flannel's consumers look unless told otherwise.
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
@@ -69,8 +70,8 @@ pub struct Conf {
 #[derive(Debug, PartialEq, Eq)]
 pub struct NetworkConf {
     pub name: NetworkName,
-    /// What the IPAM plugin finds under the key `ipam` of a CNI configuration.
-    pub ipam: Map<String, Value>,
+    /// How etcd is reached, and how this host shows itself there.
+    pub etcd: EtcdConf,
     /// Whether the agent masquerades what leaves the network.
     pub ip_masq: bool,
     /// Destinations for which it does not.
@@ -97,7 +98,11 @@ impl RawConf {
             let remedy = "write it as docs/weftd.md shows, or name another one with --config";
             Error::new(Code::Io, format!("read {name}: {error}: {remedy}"))
         })?;
-        let mut reader = serde_json::Deserializer::from_str(&text);
+        Self::parse(&name.to_string(), &text)
+    }
+
+    fn parse(name: &str, text: &str) -> Result<Self, Error> {
+        let mut reader = serde_json::Deserializer::from_str(text);
         let raw = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
             let (path, cause) = (error.path(), error.inner());
             invalid(format!("{name}: {path}: {cause}: docs/weftd.md lists every key"))
@@ -158,6 +163,26 @@ fn absolute(key: &str, path: PathBuf) -> Result<PathBuf, Error> {
 }
 
 impl RawNetwork {
+    /// What the IPAM plugin finds under the key `ipam` of a CNI configuration.
+    fn ipam(&self) -> Map<String, Value> {
+        let optional = Optional {
+            iface: self.iface.as_deref(),
+            iface_regex: self.iface_regex.as_deref(),
+            iface_can_reach: self.iface_can_reach.as_deref(),
+            public_ip: self.public_ip.as_deref(),
+            public_ipv6: self.public_ipv6.as_deref(),
+            lease_ttl: self.lease_ttl,
+        };
+        let mut ipam = Map::from_iter([
+            ("type".to_owned(), "weft-ipam".into()),
+            ("etcd".to_owned(), Value::Object(self.etcd.clone())),
+        ]);
+        if let Ok(Value::Object(given)) = serde_json::to_value(optional) {
+            ipam.extend(given);
+        }
+        ipam
+    }
+
     fn checked(self, at: &str) -> Result<NetworkConf, Error> {
         let name: NetworkName = self.name.parse().map_err(|error: Error| {
             invalid(format!(
@@ -170,23 +195,13 @@ impl RawNetwork {
                 "{at}.noMasquerade has prefixes, but ipMasq is false: set ipMasq to true or take them out"
             )));
         }
-        let optional = Optional {
-            iface: self.iface,
-            iface_regex: self.iface_regex,
-            iface_can_reach: self.iface_can_reach,
-            public_ip: self.public_ip,
-            public_ipv6: self.public_ipv6,
-            lease_ttl: self.lease_ttl,
-        };
-        let mut ipam = Map::from_iter([("type".to_owned(), "weft-ipam".into())]);
-        ipam.insert("etcd".to_owned(), Value::Object(self.etcd));
-        if let Ok(Value::Object(given)) = serde_json::to_value(optional) {
-            ipam.extend(given);
-        }
+        let etcd = EtcdConf::parse(&self.ipam())
+            .and_then(|etcd| etcd.ok_or_else(|| invalid("etcd is missing".into())))
+            .map_err(|error| Error::new(error.code, format!("{at}: {}", error.msg)))?;
         let subnet_file = self.subnet_file.unwrap_or_else(|| SUBNET_FILE.into());
         Ok(NetworkConf {
             name,
-            ipam,
+            etcd,
             ip_masq: self.ip_masq,
             no_masquerade: self.no_masquerade,
             subnet_file: absolute(&format!("{at}.subnetFile"), subnet_file)?,
@@ -197,17 +212,17 @@ impl RawNetwork {
 /// The keys that go to the IPAM plugin's parser beside `etcd`, if they are given.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Optional {
+struct Optional<'t> {
     #[serde(skip_serializing_if = "Option::is_none")]
-    iface: Option<String>,
+    iface: Option<&'t str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    iface_regex: Option<String>,
+    iface_regex: Option<&'t str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    iface_can_reach: Option<String>,
+    iface_can_reach: Option<&'t str>,
     #[serde(rename = "publicIP", skip_serializing_if = "Option::is_none")]
-    public_ip: Option<String>,
+    public_ip: Option<&'t str>,
     #[serde(rename = "publicIPv6", skip_serializing_if = "Option::is_none")]
-    public_ipv6: Option<String>,
+    public_ipv6: Option<&'t str>,
     #[serde(rename = "leaseTTL", skip_serializing_if = "Option::is_none")]
     lease_ttl: Option<u64>,
 }

@@ -1,38 +1,43 @@
 use super::*;
 
+const ETCD: &str = r#""etcd": {"endpoints": ["http://127.0.0.1:2379"]}"#;
+
+fn minimal(name: &str, more: &str) -> String {
+    format!(r#"{{"networks": [{{"name": "{name}", {ETCD}{more}}}]}}"#)
+}
+
 fn parse(text: &str) -> Result<Conf, Error> {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("weftd.json");
-    std::fs::write(&file, text).unwrap();
-    RawConf::read(&file)?.checked()
+    RawConf::parse("weftd.json", text)?.checked()
 }
 
 #[test]
 fn the_shortest_configuration_has_flannels_defaults() {
-    let conf = parse(r#"{"networks": [{"name": "pods"}]}"#).unwrap();
+    let conf = parse(&minimal("pods", "")).unwrap();
     let [network] = &conf.networks[..] else { panic!("{conf:?}") };
     assert_eq!(network.subnet_file, Path::new("/run/flannel/subnet.env"));
     assert!(!network.ip_masq);
-    assert_eq!(Value::Object(network.ipam.clone()), serde_json::json!({"type": "weft-ipam", "etcd": {}}));
     assert_eq!(conf.listen, Listen::Tcp("127.0.0.1:9454".parse().unwrap()));
 }
 
 #[test]
 fn every_key_arrives() {
-    let conf = parse(
-        r#"{"networks": [{"name": "pods", "etcd": {"endpoints": ["http://127.0.0.1:2379"], "prefix": "/n"},
-            "iface": "eth1", "ifaceRegex": "eth.", "ifaceCanReach": "192.0.2.1", "publicIP": "192.0.2.2",
-            "publicIPv6": "2001:db8::2", "leaseTTL": 60, "ipMasq": true, "noMasquerade": ["192.0.2.0/24"],
-            "subnetFile": "/run/a.env"}, {"name": "other", "subnetFile": "/run/b.env"}],
-            "listen": "unix:/run/weftd.sock", "stateDir": "/s", "dataDir": "/d", "logLevel": "debug"}"#,
-    )
-    .unwrap();
+    let network = r#"{"name": "pods", "etcd": {"endpoints": ["http://127.0.0.1:2379"], "prefix": "/n"},
+        "iface": "eth1", "ifaceRegex": "eth.", "ifaceCanReach": "192.0.2.1", "publicIP": "192.0.2.2",
+        "publicIPv6": "2001:db8::2", "leaseTTL": 60}"#;
+    let raw: RawNetwork = serde_json::from_str(network).unwrap();
     let expected = serde_json::json!({
         "type": "weft-ipam", "etcd": {"endpoints": ["http://127.0.0.1:2379"], "prefix": "/n"},
         "iface": "eth1", "ifaceRegex": "eth.", "ifaceCanReach": "192.0.2.1", "publicIP": "192.0.2.2",
         "publicIPv6": "2001:db8::2", "leaseTTL": 60
     });
-    assert_eq!(Value::Object(conf.networks[0].ipam.clone()), expected);
+    assert_eq!(Value::Object(raw.ipam()), expected);
+    let conf = parse(&format!(
+        r#"{{"networks": [
+            {{"name": "pods", {ETCD}, "ipMasq": true, "noMasquerade": ["192.0.2.0/24"], "subnetFile": "/run/a.env"}},
+            {{"name": "other", {ETCD}, "subnetFile": "/run/b.env"}}],
+            "listen": "unix:/run/weftd.sock", "stateDir": "/s", "dataDir": "/d", "logLevel": "debug"}}"#
+    ))
+    .unwrap();
     assert_eq!(conf.networks[0].no_masquerade, ["192.0.2.0/24".parse::<IpNetwork>().unwrap()]);
     assert_eq!(conf.networks[1].name.as_str(), "other");
     assert_eq!(conf.listen, Listen::Unix("/run/weftd.sock".into()));
@@ -42,16 +47,22 @@ fn every_key_arrives() {
 
 #[test]
 fn what_is_wrong_is_named_with_its_place_and_a_remedy() {
-    let with = |part: &str| format!(r#"{{"networks": [{{"name": "pods"}}], {part}}}"#);
-    let network = |part: &str| format!(r#"{{"networks": [{{"name": "pods", {part}}}]}}"#);
+    let with = |part: &str| format!(r#"{{"networks": [{{"name": "pods", {ETCD}}}], {part}}}"#);
+    let network = |part: &str| minimal("pods", &format!(", {part}"));
+    let two =
+        |name: &str| format!(r#"{{"networks": [{{"name": "a", {ETCD}}}, {{"name": "{name}", {ETCD}}}]}}"#);
     for (text, parts) in [
         ("{}".to_owned(), ["networks is empty", "add one"]),
         ("{".to_owned(), ["weftd.json", "EOF"]),
         ("{} {}".to_owned(), ["more than one", "JSON"]),
         (r#"{"networks": [{}]}"#.to_owned(), ["networks[0].name", "give the network's name"]),
-        (r#"{"networks": [{"name": "../x"}]}"#.to_owned(), ["networks[0].name", "../x"]),
-        (r#"{"networks": [{"name": "a"}, {"name": "a"}]}"#.to_owned(), ["networks[1].name", "rename"]),
-        (r#"{"networks": [{"name": "a"}, {"name": "b"}]}"#.to_owned(), ["networks[1].subnetFile", "its own"]),
+        (minimal("../x", ""), ["networks[0].name", "../x"]),
+        (two("a"), ["networks[1].name", "rename"]),
+        (two("b"), ["networks[1].subnetFile", "its own"]),
+        (
+            r#"{"networks": [{"name": "a", "etcd": {"endpoints": ["x"]}}]}"#.to_owned(),
+            ["networks[0]", "endpoints"],
+        ),
         (network(r#""ifaec": "eth0""#), ["networks[0].ifaec", "unknown field"]),
         (network(r#""leaseTTL": -1"#), ["networks[0].leaseTTL", "-1"]),
         (network(r#""noMasquerade": ["192.0.2.0/24"]"#), ["noMasquerade", "set ipMasq"]),

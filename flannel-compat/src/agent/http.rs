@@ -40,6 +40,9 @@ impl Page {
     }
 }
 
+/// Makes the page at a path, if there is one.
+pub(super) type Pages = Rc<dyn Fn(&str) -> Option<Page>>;
+
 /// An open socket.
 pub(super) enum Server {
     Tcp(TcpListener),
@@ -70,21 +73,21 @@ impl Server {
         })
     }
 
-    /// Answers for ever: `page` makes the page at a path, if there is one.
-    pub(super) async fn run(self, page: Rc<dyn Fn(&str) -> Option<Page>>) {
+    /// Answers for ever.
+    pub(super) async fn run(self, pages: Pages) {
         let mut connections = JoinSet::new();
         loop {
             if connections.len() >= CONNECTIONS {
                 connections.join_next().await;
             }
             while connections.try_join_next().is_some() {}
-            let page = Rc::clone(&page);
+            let pages = Rc::clone(&pages);
             let accepted = match &self {
                 Self::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
-                    connections.spawn_local(converse(stream, page));
+                    connections.spawn_local(converse(stream, pages));
                 }),
                 Self::Unix(listener) => listener.accept().await.map(|(stream, _)| {
-                    connections.spawn_local(converse(stream, page));
+                    connections.spawn_local(converse(stream, pages));
                 }),
             };
             if let Err(error) = accepted {
@@ -114,15 +117,14 @@ fn unix(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// One request and its answer.
-async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, page: Rc<dyn Fn(&str) -> Option<Page>>) {
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, pages: Pages) {
     let service = service_fn(|request: Request<Incoming>| {
-        let answer = answer(&request, page.as_ref());
+        let answer = answer(&request, pages.as_ref());
         async move { Ok::<_, Infallible>(answer) }
     });
     let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(PATIENCE, connection).await {
-        Ok(Err(error)) => log::debug!("a connection broke: {error}"),
-        Ok(Ok(())) | Err(_) => {}
+    if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, connection).await {
+        log::debug!("a connection broke: {error}");
     }
 }
 
@@ -149,8 +151,6 @@ fn text(status: StatusCode, text: String) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read as _, Write as _};
-
     use super::*;
 
     fn page(path: &str) -> Option<Page> {
@@ -189,7 +189,7 @@ mod tests {
         })
     }
 
-    fn talk(mut stream: impl std::io::Read + std::io::Write, request: &str) -> String {
+    fn talk(mut stream: impl io::Read + io::Write, request: &str) -> String {
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();

@@ -24,10 +24,16 @@ pub(super) struct Owned {
     pub(super) indices: HashSet<u32>,
     /// Routes into these are its own.
     pub(super) prefixes: Vec<IpNetwork>,
+    /// Something could not be set up: whatever changes may be what it waits for.
+    pub(super) incomplete: bool,
 }
 
 impl Owned {
     fn has(&self, event: &Event) -> bool {
+        self.incomplete || self.has_object(event)
+    }
+
+    fn has_object(&self, event: &Event) -> bool {
         match event {
             Event::Link { index, name } => self.indices.contains(index) || self.names.contains(name),
             Event::Address { index } | Event::Neighbour { index } => self.indices.contains(index),
@@ -55,11 +61,10 @@ impl Kernel {
     /// # Errors
     /// [`Code::Kernel`] when the kernel gives no events.
     pub(super) fn open() -> Result<Self, Error> {
-        let asynchronous = |events: NlResult<Events>| AsyncFd::new(events?).map_err(NetError::from);
         let open = || {
             Ok(Self {
-                interfaces: asynchronous(Events::of_interfaces())?,
-                tables: asynchronous(Events::of_tables())?,
+                interfaces: asynchronous(Events::of_interfaces()?)?,
+                tables: asynchronous(Events::of_tables()?)?,
                 owned: Owned::default(),
                 due: None,
                 settle: SETTLE,
@@ -111,6 +116,13 @@ impl Kernel {
     }
 }
 
+fn asynchronous(events: Events) -> NlResult<AsyncFd<Events>> {
+    #[expect(unsafe_code, reason = "tokio wants a promise about the descriptor")]
+    // SAFETY: the descriptor is that of a socket which `Events` owns and keeps until it is dropped.
+    let registered = unsafe { AsyncFd::register(events) };
+    registered.map_err(|error| std::io::Error::from(error).into())
+}
+
 /// Takes the events that are there, once there are any; whether one of them is about what is owned.
 async fn touched(events: &mut AsyncFd<Events>, owned: &Owned) -> NlResult<bool> {
     let mut ready = events.readable_mut().await?;
@@ -141,6 +153,7 @@ mod tests {
             names: HashSet::from(["weft.1".to_owned()]),
             indices: HashSet::from([7]),
             prefixes: vec!["10.1.0.0/16".parse().unwrap()],
+            incomplete: false,
         };
         let route = |destination: &str, index| Event::Route { destination: destination.parse().ok(), index };
         for (event, expected) in [
@@ -160,6 +173,7 @@ mod tests {
         ] {
             assert_eq!(owned.has(&event), expected, "{event:?}");
         }
+        assert!(Owned { incomplete: true, ..owned }.has(&Event::Address { index: 9 }));
     }
 
     #[test]

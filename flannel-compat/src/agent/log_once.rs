@@ -1,0 +1,90 @@
+//! Lines that are logged once, however often their cause is met.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use cni_protocol::NetworkName;
+use weft::overlay::Rejected;
+
+/// How often an outage that goes on is spoken of.
+const REMINDER: Duration = Duration::from_secs(60);
+/// Ten thousand bad records are not ten thousand lines.
+const LINES: usize = 20;
+/// The longest part of a reason that is logged, in characters.
+const LENGTH: usize = 200;
+
+/// An outage of etcd: one line when it begins, one when it ends, and one now and then.
+pub(super) struct Outage {
+    network: NetworkName,
+    now: Option<Current>,
+}
+
+struct Current {
+    since: Instant,
+    said: Instant,
+    /// The cause that was said: another one is worth another line, but a third is not.
+    causes: BTreeSet<String>,
+    failures: u32,
+}
+
+impl Outage {
+    pub(super) fn new(network: NetworkName) -> Self {
+        Self { network, now: None }
+    }
+
+    /// etcd did not answer.
+    pub(super) fn fails(&mut self, cause: &str) {
+        let network = &self.network;
+        let now = Instant::now();
+        let Some(outage) = &mut self.now else {
+            log::warn!("network {network}: etcd: {cause}: the host goes on with what it knows");
+            let causes = BTreeSet::from([cause.to_owned()]);
+            self.now = Some(Current { since: now, said: now, causes, failures: 1 });
+            return;
+        };
+        outage.failures += 1;
+        let another = outage.causes.len() < 3 && outage.causes.insert(cause.to_owned());
+        if another || outage.said.elapsed() >= REMINDER {
+            outage.said = now;
+            let (failures, seconds) = (outage.failures, outage.since.elapsed().as_secs());
+            log::warn!("network {network}: etcd: {cause}: {failures} failures in {seconds} s");
+        }
+    }
+
+    /// etcd answered.
+    pub(super) fn ends(&mut self) {
+        if let Some(outage) = self.now.take() {
+            let (failures, seconds) = (outage.failures, outage.since.elapsed().as_secs());
+            log::info!("network {}: etcd is back after {seconds} s and {failures} failures", self.network);
+        }
+    }
+}
+
+/// Records that are rejected: one line each, until they are gone and come again.
+pub(super) struct Rejections {
+    network: NetworkName,
+    said: BTreeSet<(String, String)>,
+}
+
+impl Rejections {
+    pub(super) fn new(network: NetworkName) -> Self {
+        Self { network, said: BTreeSet::new() }
+    }
+
+    pub(super) fn tell(&mut self, rejected: &[Rejected]) {
+        let now: BTreeSet<(String, String)> = rejected
+            .iter()
+            .map(|record| (record.key.clone(), format!("{}: {}", record.kind, record.reason)))
+            .collect();
+        for (key, reason) in now.difference(&self.said).take(LINES) {
+            // Anybody may have written it: it is not to look like lines of the log, and not to fill it.
+            let reason: String = reason.escape_debug().take(LENGTH).collect();
+            log::warn!("network {}: record {key:?} is passed over: {reason}", self.network);
+        }
+        let more = now.difference(&self.said).count().saturating_sub(LINES);
+        if more > 0 {
+            log::warn!("network {}: {more} more records are passed over", self.network);
+        }
+        self.said = now;
+    }
+}

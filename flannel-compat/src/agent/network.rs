@@ -1,0 +1,369 @@
+//! One network: the loop that keeps the host as the store wants it.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use cni_protocol::{Code, Error};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use weft::overlay::{Overlay, Rejected};
+use weft_state::Lock;
+use weft_state::lease::{HostLease, Peers, Taken, agent_lock, since_1970};
+
+use super::conf::{Conf, NetworkConf};
+use super::heal::{Report, heal};
+use super::hosts::Hosts;
+use super::kernel::{Kernel, Owned};
+use super::log_once::{Outage, Rejections};
+use super::metrics::Metrics;
+use super::store::{News, Store};
+use super::truth::{Held, REMEDY, Truth};
+
+/// How long it may take until a change is noticed of which the kernel does not tell.
+const LOOK: Duration = Duration::from_secs(10);
+/// How often peers are put on file at most: a thousand hosts that come at once are one or two files.
+const SAVE: Duration = Duration::from_secs(1);
+/// A lease is on file as renewed so long ago at most: for whoever looks at it without the agent.
+const LEASE_AGE: u64 = 60;
+
+pub(super) struct Network {
+    conf: NetworkConf,
+    data_dir: PathBuf,
+    lease: Option<HostLease>,
+    on_file: Option<HostLease>,
+    hosts: Hosts,
+    kernel: Kernel,
+    news: mpsc::Receiver<News>,
+    truth: Rc<RefCell<Truth>>,
+    metrics: Rc<Metrics>,
+    /// Whether the hosts are what the store says, or the best that can be had while it is away. Until then nothing is
+    /// removed: what an earlier agent made may be newer than what it had put on file.
+    settled: bool,
+    /// When peers.json is to be written, if it is not as the peers are.
+    save_at: Option<Instant>,
+    saved: Option<Instant>,
+    outage: Outage,
+    rejections: Rejections,
+    /// What could not be set up.
+    damage: Option<String>,
+    /// What could not be put on file.
+    unfiled: Option<String>,
+    /// Of the two, what was logged last.
+    said: Option<String>,
+    _lock: Lock,
+}
+
+/// What the loop wakes up for.
+enum Event {
+    Store(News),
+    KernelChanged,
+    Timer,
+    Save,
+    Stop,
+}
+
+/// Why everything is compared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// What ought to be there is another: differences are no damage.
+    Desire,
+    Look,
+}
+
+impl Network {
+    /// Sets up what is known without the store, and starts to talk with it.
+    ///
+    /// # Errors
+    /// [`Code::Io`] when what is on file cannot be read, [`Code::Kernel`] when the kernel gives no events.
+    pub(super) fn start(
+        (conf, lock): (NetworkConf, Lock),
+        all: &Conf,
+        truth: Rc<RefCell<Truth>>,
+        metrics: Rc<Metrics>,
+    ) -> Result<Self, Error> {
+        let etcd = conf.etcd.clone();
+        let lease = HostLease::read(&all.data_dir, &conf.name)?.filter(|lease| lease.prefix == etcd.prefix);
+        let hosts = Hosts::new(Peers::read(&all.data_dir, &conf.name)?.unwrap_or_default());
+        let (sender, news) = mpsc::channel(1024);
+        let unused = unused(&conf, all)?;
+        tokio::task::spawn_local(Store { conf: etcd, lease: lease.clone(), unused, news: sender }.run());
+        let network = Self {
+            data_dir: all.data_dir.clone(),
+            on_file: lease.clone(),
+            lease,
+            hosts,
+            kernel: Kernel::open()?,
+            news,
+            truth,
+            metrics,
+            settled: false,
+            save_at: None,
+            saved: None,
+            outage: Outage::new(conf.name.clone()),
+            rejections: Rejections::new(conf.name.clone()),
+            damage: None,
+            unfiled: None,
+            said: None,
+            conf,
+            _lock: lock,
+        };
+        if let Some(lease) = network.lease.clone() {
+            let taken = Taken::read(&network.data_dir, &network.conf.name)?;
+            log::info!("network {}: subnet {} was leased by this host before", network.conf.name, lease.key);
+            network.truth.borrow_mut().lease = match taken.filter(|taken| taken.key == lease.key) {
+                Some(Taken { owner, .. }) => Held::Taken { lease, owner },
+                None => Held::Lease(lease),
+            };
+        }
+        Ok(network)
+    }
+
+    /// Looks after the network until told to stop. What was made stays.
+    ///
+    /// # Errors
+    /// What leaves no way on: no events of the kernel, or nobody who talks with the store.
+    pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<(), Error> {
+        let mut timer = interval(LOOK);
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        timer.reset();
+        loop {
+            let event = tokio::select! {
+                news = self.news.recv() => Event::Store(news.ok_or_else(store_ended)?),
+                changed = self.kernel.changed() => changed.map(|()| Event::KernelChanged)?,
+                _ = timer.tick() => Event::Timer,
+                () = at(self.save_at) => Event::Save,
+                _ = stop.changed() => Event::Stop,
+            };
+            self.truth.borrow_mut().turned = std::time::Instant::now();
+            match event {
+                Event::Store(news) => self.learn(news),
+                Event::KernelChanged => self.sync(Cause::Look),
+                Event::Timer => {
+                    let cause = if self.hosts.give_up() { Cause::Desire } else { Cause::Look };
+                    self.sync(cause);
+                }
+                Event::Save => self.save(),
+                Event::Stop => {
+                    self.save();
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Takes in what the store said, and what else it has said meanwhile, before anything is done about it: a thousand
+    /// hosts that come at once are few syncs.
+    fn learn(&mut self, first: News) {
+        let mut changed = self.take(first);
+        while let Ok(more) = self.news.try_recv() {
+            changed |= self.take(more);
+        }
+        if changed {
+            self.sync(Cause::Desire);
+        }
+    }
+
+    /// Whether anything ought to be different now.
+    fn take(&mut self, news: News) -> bool {
+        if let News::Failed(cause) = news {
+            self.metrics.store_failed(self.conf.name.as_str());
+            self.outage.fails(&cause);
+            self.truth.borrow_mut().store.fails(cause);
+            return !std::mem::replace(&mut self.settled, true);
+        }
+        self.outage.ends();
+        self.truth.borrow_mut().store.answers();
+        match news {
+            News::Leased(lease) => self.leased(lease),
+            // What others wrote into the store is not to look like lines of the log.
+            News::Taken { key, owner } => {
+                self.taken(key, owner.escape_debug().to_string());
+                false
+            }
+            News::Hosts(hosts) => {
+                self.save_soon();
+                let first = !std::mem::replace(&mut self.settled, true);
+                self.hosts.replace(hosts) || first
+            }
+            News::Changed { revision, records } => {
+                self.save_soon();
+                self.hosts.change(revision, records);
+                true
+            }
+            News::Failed(_) => false,
+        }
+    }
+
+    fn leased(&mut self, lease: HostLease) -> bool {
+        let same = |known: &HostLease| {
+            (&known.key, &known.value, &known.config) == (&lease.key, &lease.value, &lease.config)
+        };
+        let changed = !self.lease.as_ref().is_some_and(same);
+        let on_file = self.on_file.as_ref().is_some_and(|known| {
+            same(known)
+                && known.lease_id == lease.lease_id
+                && lease.renewed.saturating_sub(known.renewed) < LEASE_AGE.min(lease.ttl / 10)
+        });
+        // A lease that ended before its time went with the store's data.
+        if self.lease.as_ref().is_some_and(|known| {
+            known.lease_id != 0 && known.lease_id != lease.lease_id && !known.remaining().is_zero()
+        }) {
+            self.hosts.suspect();
+        }
+        let was = std::mem::replace(&mut self.truth.borrow_mut().lease, Held::Lease(lease.clone()));
+        if !matches!(&was, Held::Lease(before) if before.key == lease.key && before.lease_id == lease.lease_id)
+        {
+            log::info!("network {}: subnet {} is leased", self.conf.name, lease.key);
+        }
+        if matches!(was, Held::Taken { .. }) {
+            let forgotten = Taken::forget(&self.data_dir, &self.conf.name);
+            self.filed(forgotten);
+        }
+        if !on_file && self.filed(lease.write(&self.data_dir, &self.conf.name)) {
+            self.on_file = Some(lease.clone());
+        }
+        self.lease = Some(lease);
+        changed
+    }
+
+    /// Another host has the subnet in which containers of this host may live. Nothing is changed, everybody is told.
+    fn taken(&mut self, key: String, owner: String) {
+        let Some(lease) = self.lease.clone() else { return };
+        let held = Held::Taken { lease, owner: owner.clone() };
+        if std::mem::replace(&mut self.truth.borrow_mut().lease, held.clone()) == held {
+            return;
+        }
+        log::error!(
+            "network {}: subnet {key} of this host belongs to {owner} now: its containers are cut off: {REMEDY}",
+            self.conf.name
+        );
+        let since = since_1970().as_secs();
+        let written = Taken { key, owner, since }.write(&self.data_dir, &self.conf.name);
+        self.filed(written);
+    }
+
+    /// Whether something could be put on file. When not, that is damage: it will be tried again.
+    fn filed(&mut self, outcome: Result<(), Error>) -> bool {
+        self.unfiled = outcome.err().map(|error| error.msg);
+        let damage = self.damage.clone();
+        self.judge(damage);
+        self.unfiled.is_none()
+    }
+
+    /// Compares everything in the kernel with what it ought to be, and corrects it.
+    fn sync(&mut self, cause: Cause) {
+        let Some(lease) = self.lease.as_ref().filter(|_| self.settled) else { return };
+        let began = std::time::Instant::now();
+        let (overlay, rejected) = match Overlay::new(lease, self.hosts.known()) {
+            Ok(wanted) => wanted,
+            Err(error) => return self.judge(Some(error.msg)),
+        };
+        let report = heal(&self.conf, lease, &overlay);
+        let duration = began.elapsed();
+        let network = self.conf.name.as_str();
+        self.metrics.synced(network, duration);
+        if cause == Cause::Look {
+            for (object, count) in &report.healed {
+                log::info!("network {network}: repaired {count} of kind {object}");
+                self.metrics.healed(network, object, *count);
+            }
+        }
+        self.kernel.watch(owned(&overlay, &report), duration);
+        self.tell(&overlay, &rejected);
+        self.rejections.tell(&rejected);
+        self.judge((!report.failures.is_empty()).then(|| report.failures.join("; ")));
+    }
+
+    fn tell(&self, overlay: &Overlay, rejected: &[Rejected]) {
+        let mut truth = self.truth.borrow_mut();
+        truth.peers = overlay.devices.iter().map(|device| device.peers.len()).max().unwrap_or(0);
+        truth.rejected.clear();
+        for record in rejected {
+            *truth.rejected.entry(record.kind).or_default() += 1;
+        }
+    }
+
+    /// Says what is damaged when that changes, and that nothing is any more. `damage` is what could not be set up.
+    fn judge(&mut self, damage: Option<String>) {
+        self.damage = damage;
+        let now = self.damage.clone().or_else(|| self.unfiled.clone());
+        let network = &self.conf.name;
+        match (&now, &self.said) {
+            (Some(now), said) if said.as_ref() != Some(now) => log::error!("network {network}: {now}"),
+            (None, Some(_)) => log::info!("network {network}: everything could be set up again"),
+            _ => {}
+        }
+        // Until the first look nothing is known to be right.
+        if self.settled {
+            self.truth.borrow_mut().damage.clone_from(&now);
+        }
+        self.said = now;
+    }
+
+    /// Has the peers put on file: at once, unless they just were.
+    fn save_soon(&mut self) {
+        let now = Instant::now();
+        self.save_at.get_or_insert(self.saved.map_or(now, |saved| now.max(saved + SAVE)));
+    }
+
+    /// Puts the peers on file if they are not.
+    fn save(&mut self) {
+        if self.save_at.take().is_some() {
+            self.saved = Some(Instant::now());
+            let written = self.hosts.known().write(&self.data_dir, &self.conf.name);
+            if !self.filed(written) {
+                self.save_soon();
+            }
+        }
+    }
+}
+
+/// Whether no container can have an address of the subnet: as after a boot, which empties `/run`. The file for flannel's
+/// consumers is gone, and `weft-ipam` has given nothing.
+fn unused(conf: &NetworkConf, all: &Conf) -> Result<bool, Error> {
+    Ok(!conf.subnet_file.exists() && weft_ipam::store::glance(&all.state_dir, &conf.name)?.is_empty())
+}
+
+/// Says that this agent looks after the network: plugins leave lease and peers to it, and no second agent starts.
+///
+/// # Errors
+/// [`Code::TryAgain`] naming the process that does already, [`Code::Io`] when there is no place for the lock.
+pub(super) fn lock(all: &Conf, conf: &NetworkConf) -> Result<Lock, Error> {
+    let path = agent_lock(&all.state_dir, &conf.name);
+    let dir = path.parent().unwrap_or(&path);
+    std::fs::create_dir_all(dir).map_err(|error| {
+        let remedy = "make it writable or choose another stateDir";
+        Error::new(Code::Io, format!("create {}: {error}: {remedy}", dir.display()))
+    })?;
+    Lock::exclusive(&path, cni_protocol::Deadline::after(Duration::ZERO)).map_err(|error| {
+        let remedy = "one agent looks after a network: end the other one";
+        Error::new(error.code, format!("network {}: {}: {remedy}", conf.name, error.msg))
+    })
+}
+
+fn owned(overlay: &Overlay, report: &Report) -> Owned {
+    let links = &report.changes.links_seen;
+    // A device that could not be made has a name already.
+    let devices = overlay.devices.iter().map(|device| device.name.clone());
+    Owned {
+        names: links.iter().map(|(_, name)| name.clone()).chain(devices).collect(),
+        indices: links.iter().map(|(index, _)| *index).collect(),
+        prefixes: overlay.networks.clone(),
+        incomplete: !report.failures.is_empty(),
+    }
+}
+
+/// It ends only when this loop does, or by a panic.
+fn store_ended() -> Error {
+    Error::new(Code::Internal, "the task that talks with etcd has ended")
+}
+
+/// Waits for a moment; without one, for ever.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,214 @@
+//! The agent's talk with etcd, in a task of its own, so that the loop that looks after the kernel never waits for it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use cni_protocol::{Code, Error};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use weft_ipam::etcd_conf::EtcdConf;
+use weft_ipam::lease::{self, Lease};
+use weft_ipam::registry::{Registry, Watched};
+use weft_state::lease::{HostLease, Peers};
+
+use super::backoff::Backoff;
+
+/// How often the lease is renewed, or more often where it is short. That also shows whether etcd can be reached: a watch
+/// is silent on a broken connection, and TCP may take as long to go on after an outage as the outage lasted.
+const KEEP: Duration = Duration::from_secs(2);
+/// How long a renewal may take until the connection counts as broken.
+const KEEP_PATIENCE: Duration = Duration::from_secs(1);
+/// How often everything is taken anew, whatever the watch said.
+const RESYNC: Duration = Duration::from_secs(60);
+/// How often to look whether a subnet that another host has is free again.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// What the store said.
+#[derive(Debug)]
+pub(super) enum News {
+    /// The lease is this host's: taken, or renewed.
+    Leased(HostLease),
+    /// Another host owns the subnet that this one had.
+    Taken { key: String, owner: String },
+    /// All hosts.
+    Hosts(Peers),
+    /// Values by key, `None` where the key is gone, since the last news.
+    Changed { revision: i64, records: BTreeMap<String, Option<String>> },
+    /// It did not answer, or not as it ought to.
+    Failed(String),
+}
+
+/// The task.
+pub(super) struct Store {
+    pub(super) conf: EtcdConf,
+    /// The last lease that is known of.
+    pub(super) lease: Option<HostLease>,
+    /// Whether no container can have an address of that lease's subnet, so that any other one will do.
+    pub(super) unused: bool,
+    pub(super) news: mpsc::Sender<News>,
+}
+
+/// Why a session with the store ended.
+enum End {
+    /// The own record is gone or another's: look who owns the subnet.
+    Lost,
+    /// The loop does not listen any more.
+    Stopped,
+}
+
+impl Store {
+    /// Talks with the store until the loop that listens has ended.
+    pub(super) async fn run(mut self) {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.session(&mut backoff).await {
+                Ok(End::Stopped) => return,
+                // Whoever keeps deleting the record is answered at a pace, too.
+                Ok(End::Lost) => {}
+                Err(error) => {
+                    if self.tell(News::Failed(error.msg)).await.is_none() {
+                        return;
+                    }
+                }
+            }
+            tokio::time::sleep(backoff.next()).await;
+        }
+    }
+
+    /// One connection: takes the lease, and follows the hosts until something fails.
+    async fn session(&mut self, backoff: &mut Backoff) -> Result<End, Error> {
+        let mut registry = Registry::connect(&self.conf).await?;
+        let lease = match lease::acquire(&mut registry, &self.conf, self.lease.as_ref()).await? {
+            Lease::Held(lease) => lease,
+            Lease::Taken { key, owner } if self.unused => {
+                log::warn!(
+                    "subnet {key} belongs to {owner} now; nothing here uses it, so another one is leased"
+                );
+                self.lease = None;
+                return Ok(End::Lost);
+            }
+            Lease::Taken { key, owner } => return self.look_on(registry, News::Taken { key, owner }).await,
+        };
+        self.lease = Some(lease.clone());
+        self.unused = false;
+        if self.tell(News::Leased(lease.clone())).await.is_none() {
+            return Ok(End::Stopped);
+        }
+        let outcome = self.follow(&mut registry, lease).await;
+        // Only what went well for a while is a fresh start: a record that is deleted again and again is not.
+        if outcome.is_err() {
+            backoff.reset();
+        }
+        outcome
+    }
+
+    /// Follows hosts and lease.
+    async fn follow(&mut self, registry: &mut Registry, mut lease: HostLease) -> Result<End, Error> {
+        let period = if lease.ttl == 0 { KEEP } else { KEEP.min(Duration::from_secs(lease.ttl) / 3) };
+        let mut keep = every(period);
+        let mut resync = every(RESYNC);
+        // A snapshot, and the watch from there: nothing falls between the two.
+        let hosts = registry.hosts().await?;
+        let mut known = hosts.revision;
+        if !owns(&hosts, &lease) {
+            return Ok(End::Lost);
+        }
+        if self.tell(News::Hosts(hosts)).await.is_none() {
+            return Ok(End::Stopped);
+        }
+        let mut watch = registry.watch(known + 1).await?;
+        loop {
+            let told = tokio::select! {
+                watched = watch.next() => match watched? {
+                    Watched::Changes { revision, records } => {
+                        let lost = records
+                            .iter()
+                            .any(|(key, value)| *key == lease.key && value.as_ref() != Some(&lease.value));
+                        if lost {
+                            return Ok(End::Lost);
+                        }
+                        known = known.max(revision);
+                        let records = records.into_iter().collect();
+                        self.tell(News::Changed { revision, records }).await
+                    }
+                    Watched::Compacted => {
+                        log::info!("etcd's history was compacted: everything is read anew");
+                        let hosts = registry.hosts().await?;
+                        known = hosts.revision;
+                        watch = registry.watch(known + 1).await?;
+                        if !owns(&hosts, &lease) {
+                            return Ok(End::Lost);
+                        }
+                        self.tell(News::Hosts(hosts)).await
+                    }
+                },
+                _ = keep.tick() => match renew(registry, &lease).await? {
+                    Some(renewed) => {
+                        lease = renewed;
+                        self.lease = Some(lease.clone());
+                        self.tell(News::Leased(lease.clone())).await
+                    }
+                    None => return Ok(End::Lost),
+                },
+                _ = resync.tick() => {
+                    let hosts = registry.hosts().await?;
+                    // Another configuration may mean another record.
+                    if !owns(&hosts, &lease) || registry.config().await? != lease.config {
+                        return Ok(End::Lost);
+                    }
+                    // An older state than the watch has told already would undo what it told.
+                    if hosts.revision >= known { self.tell(News::Hosts(hosts)).await } else { Some(()) }
+                }
+            };
+            if told.is_none() {
+                return Ok(End::Stopped);
+            }
+        }
+    }
+
+    /// Another host has the subnet: nothing is written, and looked at now and then.
+    async fn look_on(&mut self, mut registry: Registry, taken: News) -> Result<End, Error> {
+        if self.tell(taken).await.is_none() {
+            return Ok(End::Stopped);
+        }
+        let mut look = every(LOOK);
+        loop {
+            look.tick().await;
+            let hosts = registry.hosts().await?;
+            let free = self.lease.as_ref().is_none_or(|lease| !hosts.records.contains_key(&lease.key));
+            if free {
+                return Ok(End::Lost);
+            }
+            // The other hosts are reached all the same: containers' connections to them may still find back.
+            if self.tell(News::Hosts(hosts)).await.is_none() {
+                return Ok(End::Stopped);
+            }
+        }
+    }
+
+    /// `None` when the loop does not listen any more.
+    async fn tell(&self, news: News) -> Option<()> {
+        self.news.send(news).await.ok()
+    }
+}
+
+async fn renew(registry: &mut Registry, lease: &HostLease) -> Result<Option<HostLease>, Error> {
+    match tokio::time::timeout(KEEP_PATIENCE, lease::keep(registry, lease)).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            let msg = format!("renew the lease: no answer within {KEEP_PATIENCE:?}");
+            Err(Error::new(Code::TryAgain, msg))
+        }
+    }
+}
+
+/// Whether the own record is there as it was written.
+fn owns(hosts: &Peers, lease: &HostLease) -> bool {
+    hosts.records.get(&lease.key) == Some(&lease.value)
+}
+
+fn every(period: Duration) -> Interval {
+    let mut interval = interval_at(Instant::now() + period, period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}

@@ -1,0 +1,259 @@
+//! The node agent: it keeps a host in its network whatever happens to the host's kernel, to etcd, and to itself.
+
+use std::fs;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use weft_tests::{
+    Access, Cluster, Etcd, Network, Node, Pod, Weftd, assert_all_reach, command, eventually, ips,
+};
+
+#[path = "agent/heal.rs"]
+mod heal;
+#[path = "agent/outage.rs"]
+mod outage;
+#[path = "agent/service.rs"]
+mod service;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a repair may take, and catching up when etcd is back.
+const REPAIR: Duration = Duration::from_secs(2);
+const CONFIG: &str = r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "vxlan"}}"#;
+const SUBNETS: &str = "/coreos.com/network/subnets/";
+const DEVICE: &str = "weft.1";
+
+/// Hosts with an agent each, on one network.
+struct Fleet {
+    agents: Vec<Weftd>,
+    etcd: Etcd,
+    cluster: Cluster,
+}
+
+impl Fleet {
+    fn new(hosts: u8) -> Self {
+        Self::of(hosts, CONFIG, &json!({}))
+    }
+
+    /// With a configuration of the network, and changes of the agents'.
+    fn of(hosts: u8, config: &str, changes: &Value) -> Self {
+        let cluster = Cluster::new(hosts);
+        let etcd = cluster.etcd(1, Access::Open);
+        etcd.put("/coreos.com/network/config", config);
+        let agents: Vec<Weftd> =
+            cluster.nodes().iter().map(|node| Weftd::start(node, &etcd, changes)).collect();
+        agents.iter().for_each(Weftd::ready);
+        Self { agents, etcd, cluster }
+    }
+
+    fn node(&self, index: usize) -> &Node {
+        self.cluster.node(index)
+    }
+
+    /// The network on a host's subnet, as flannel's consumers make it.
+    fn network(&self, index: usize) -> Network {
+        Network::leased(self.node(index), "weft").with(&json!({ "name": Weftd::NETWORK }))
+    }
+
+    /// A pod on a host, and its address.
+    #[track_caller]
+    fn pod(&self, index: usize) -> (Pod, IpAddr) {
+        let (pod, result) = self.node(index).attach(&self.network(index));
+        (pod, ips(&result)[0])
+    }
+
+    /// Waits until every host knows of every other one.
+    fn acquainted(&self) {
+        let others = self.agents.len() - 1;
+        for node in self.cluster.nodes() {
+            eventually(PATIENCE, &format!("{} knows {others} others", node.name), || {
+                (forwarding_entries(node) == others).then_some(())
+            });
+        }
+    }
+}
+
+/// How many peers the device of a node leads to.
+fn forwarding_entries(node: &Node) -> usize {
+    let entries = node.command(&format!("bridge fdb show dev {DEVICE}"));
+    entries.lines().filter(|line| line.contains(" dst ") && line.contains("permanent")).count()
+}
+
+/// The subnet that a node was given, as in its key: `10.240.34.0-24`.
+fn subnet(node: &Node) -> String {
+    node.subnet_env()["FLANNEL_SUBNET"].replace(".1/24", ".0-24")
+}
+
+fn mac(node: &Node) -> String {
+    let link = node.link(DEVICE).unwrap_or_else(|| panic!("{} has no {DEVICE}", node.name));
+    link["address"].as_str().expect("a MAC").to_owned()
+}
+
+/// A record of a host that is not there.
+fn record(public: &str, mac: &str) -> String {
+    format!(
+        r#"{{"PublicIP":"{public}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
+    )
+}
+
+/// Waits until a node leads to a record's host, or does not any more.
+#[track_caller]
+fn assert_learns(node: &Node, limit: Duration, mac: &str, there: bool) {
+    eventually(limit, &format!("{} and {mac}: {there}", node.name), || {
+        let entries = node.command(&format!("bridge fdb show dev {DEVICE}"));
+        (entries.contains(mac) == there).then_some(())
+    });
+}
+
+#[test]
+fn containers_of_two_hosts_reach_each_other() {
+    let fleet = Fleet::new(2);
+    fleet.acquainted();
+    let pods = [fleet.pod(0), fleet.pod(1)];
+    assert_all_reach(&pods.each_ref().map(|(pod, address)| (pod, *address)));
+    for (index, (_, address)) in pods.iter().enumerate() {
+        let node = fleet.node(index);
+        let env = node.subnet_env();
+        assert_eq!(env["FLANNEL_NETWORK"], "10.240.0.0/12");
+        assert_eq!((env["FLANNEL_MTU"].as_str(), env["FLANNEL_IPMASQ"].as_str()), ("1450", "false"));
+        let gateway = env["FLANNEL_SUBNET"].trim_end_matches("1/24");
+        assert!(address.to_string().starts_with(gateway), "{address} {env:?}");
+        let value = fleet.etcd.get(&format!("{SUBNETS}{}", subnet(node))).expect("the host's record");
+        assert_eq!(value, record(&node.ipv4.to_string(), &mac(node)));
+        let leases = fleet.etcd.leases();
+        assert_eq!(leases.len(), 2, "{leases:?}");
+        fleet.network(index).call("STATUS").on(node).run().done();
+    }
+    let agent = &fleet.agents[0];
+    for (metric, expected) in [
+        (r#"weft_ready{network="pods"}"#, 1.0),
+        (r#"weft_peers{network="pods",state="valid"}"#, 1.0),
+        (r#"weft_addresses{network="pods",state="used"}"#, 1.0),
+        (r#"weft_addresses{network="pods",state="free"}"#, 252.0),
+    ] {
+        assert_eq!(agent.metric(metric), Some(expected), "{metric}");
+    }
+    assert!(agent.metric(r#"weft_lease_left_seconds{network="pods"}"#).unwrap() > 86_000.0);
+    assert_eq!(agent.ask("/healthz").unwrap().status, 200);
+}
+
+#[test]
+fn both_families_and_ipv6_alone() {
+    for (config, v4, v6) in [
+        (
+            r#"{"EnableIPv6": true, "Network": "10.244.0.0/16", "IPv6Network": "fd00:42::/48",
+                "Backend": {"Type": "vxlan"}}"#,
+            true,
+            true,
+        ),
+        (
+            r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:43::/48", "Backend": {"Type": "vxlan"}}"#,
+            false,
+            true,
+        ),
+    ] {
+        let fleet = Fleet::of(2, config, &json!({}));
+        let attached: Vec<(Pod, Value)> =
+            [0, 1].iter().map(|index| fleet.node(*index).attach(&fleet.network(*index))).collect();
+        let pods: Vec<(&Pod, IpAddr)> = attached
+            .iter()
+            .flat_map(|(pod, result)| ips(result).into_iter().map(move |address| (pod, address)))
+            .collect();
+        assert_eq!(pods.iter().any(|(_, address)| address.is_ipv4()), v4);
+        assert_eq!(pods.iter().any(|(_, address)| address.is_ipv6()), v6);
+        eventually(PATIENCE, "peers are known", || {
+            let known =
+                |agent: &Weftd| agent.metric(r#"weft_peers{network="pods",state="valid"}"#) == Some(1.0);
+            fleet.agents.iter().all(known).then_some(())
+        });
+        assert_all_reach(&pods);
+        let env = fleet.node(0).subnet_env();
+        assert_eq!(env.contains_key("FLANNEL_SUBNET"), v4);
+        assert_eq!(env.contains_key("FLANNEL_IPV6_SUBNET"), v6);
+    }
+}
+
+/// A host that joins and one that leaves, and a record that changes: seen at once.
+#[test]
+fn hosts_come_change_and_go() {
+    let fleet = Fleet::new(1);
+    let node = fleet.node(0);
+    let key = format!("{SUBNETS}10.255.7.0-24");
+    fleet.etcd.put(&key, record("172.30.0.99", "8e:00:00:00:00:01"));
+    assert_learns(node, REPAIR, "8e:00:00:00:00:01 dst 172.30.0.99", true);
+    fleet.etcd.put(&key, record("172.30.0.99", "8e:00:00:00:00:02"));
+    assert_learns(node, REPAIR, "8e:00:00:00:00:02 dst 172.30.0.99", true);
+    assert_learns(node, REPAIR, "8e:00:00:00:00:01", false);
+    fleet.etcd.del(&key);
+    assert_learns(node, REPAIR, "8e:00:00:00:00:02", false);
+    assert!(!node.command("ip route").contains("10.255.7.0"));
+    assert!(!node.command("ip neigh").contains("10.255.7.0"));
+}
+
+/// Records that are no host's are counted and named once, and harm nobody.
+#[test]
+fn records_that_are_no_hosts_are_rejected() {
+    let fleet = Fleet::new(1);
+    let node = fleet.node(0);
+    let own = subnet(node);
+    let good = ("10.255.7.0-24", record("172.30.0.99", "8e:00:00:00:00:01"));
+    let bad = [
+        ("10.255.8.0-24", "nonsense".to_owned()),
+        ("10.255.9.0-24", record("0.0.0.0", "8e:00:00:00:00:02")),
+        ("10.255.10.0-24", record("172.30.0.98", "8e:00:00:00:00")),
+        ("10.255.12.0-24", "{\"BackendType\": \"x\\n2026-01-01 ERROR forged\"}".to_owned()),
+        ("not-a-subnet", record("172.30.0.97", "8e:00:00:00:00:03")),
+        ("192.0.2.0-24", record("172.30.0.96", "8e:00:00:00:00:04")),
+    ];
+    for (key, value) in bad.iter().chain([&good]) {
+        fleet.etcd.put(&format!("{SUBNETS}{key}"), value);
+    }
+    assert_learns(node, REPAIR, "8e:00:00:00:00:01 dst 172.30.0.99", true);
+    assert_eq!(forwarding_entries(node), 1);
+    let text = fleet.agents[0].ask("/metrics").unwrap().body;
+    let rejected: f64 = text
+        .lines()
+        .filter(|line| line.starts_with("weft_peers{") && !line.contains(r#"state="valid""#))
+        .map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap())
+        .sum();
+    assert_eq!(rejected, 6.0, "{text}");
+    assert_eq!(subnet(node), own);
+    // Later records do not make it say so again.
+    fleet.etcd.put(&format!("{SUBNETS}10.255.11.0-24"), record("172.30.0.95", "8e:00:00:00:00:05"));
+    assert_learns(node, REPAIR, "8e:00:00:00:00:05", true);
+    let log = fleet.agents[0].daemon().log();
+    assert!(!log.lines().any(|line| line.starts_with("2026-01-01")), "{log}");
+    assert!(log.contains("forged"), "{log}");
+    for (key, _) in &bad {
+        assert_eq!(log.lines().filter(|line| line.contains(key)).count(), 1, "{key}: {log}");
+    }
+}
+
+/// One agent for two networks, each with its own device, file and state.
+#[test]
+fn two_networks_of_one_host() {
+    let cluster = Cluster::new(1);
+    let etcd = cluster.etcd(1, Access::Open);
+    let node = cluster.node(0);
+    let mut networks = Vec::new();
+    for (number, name) in [(1, "one"), (2, "two")] {
+        let prefix = format!("/{name}");
+        let backend = json!({ "Type": "vxlan", "VNI": number });
+        let config = json!({ "Network": format!("10.{number}.0.0/16"), "Backend": backend });
+        etcd.put(&format!("{prefix}/config"), config.to_string());
+        networks.push(json!({
+            "name": name,
+            "etcd": { "endpoints": etcd.endpoints(), "prefix": prefix },
+            "subnetFile": node.directory().join(format!("{name}.env")),
+        }));
+    }
+    let agent = Weftd::with(node, &json!({ "networks": networks }));
+    agent.ready();
+    let text = agent.ask("/readyz").unwrap().body;
+    for (number, name) in [(1, "one"), (2, "two")] {
+        assert!(node.link(&format!("weft.{number}")).is_some());
+        let env = fs::read_to_string(node.directory().join(format!("{name}.env"))).expect("a subnet file");
+        assert!(env.contains(&format!("FLANNEL_NETWORK=10.{number}.0.0/16")), "{env}");
+        assert!(text.contains(&format!("{name}: subnet 10.{number}.")), "{text}");
+    }
+}

@@ -1,0 +1,307 @@
+//! etcd goes away, comes back, forgets, or gives the host's subnet to another.
+
+use std::process::{Child, Command, Stdio};
+
+use super::*;
+
+/// Pings all the time, a hundred times a second.
+struct Pings(Child);
+
+impl Pings {
+    fn start(from: &Pod, to: IpAddr) -> Self {
+        let mut command = Command::new("ping");
+        command.args(["-n", "-i", "0.01", "-W", "1", &to.to_string()]).stdout(Stdio::piped());
+        Self(from.inside(|| command.spawn().expect("run ping")))
+    }
+
+    /// Ends and tells how many were sent and how many answered.
+    fn end(self) -> (u32, u32) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).expect("process IDs fit"));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("end ping");
+        let output = self.0.wait_with_output().expect("wait for ping");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        // 250 packets transmitted, 250 received, 0% packet loss, time 2490ms
+        let line = text.lines().find(|line| line.contains("transmitted")).expect("a summary");
+        let numbers: Vec<u32> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        (numbers[0], numbers[1])
+    }
+}
+
+/// Two hosts whose containers reach each other.
+fn pair(changes: &Value) -> (Fleet, (Pod, IpAddr), (Pod, IpAddr)) {
+    let fleet = Fleet::of(2, CONFIG, changes);
+    fleet.acquainted();
+    let (one, other) = (fleet.pod(0), fleet.pod(1));
+    one.0.assert_reaches(other.1);
+    (fleet, one, other)
+}
+
+fn readiness(agent: &Weftd) -> (u16, String) {
+    let answer = agent.ask("/readyz").expect("an answer");
+    (answer.status, answer.body)
+}
+
+/// A host comes while etcd is away for one of them: it is known within two seconds of etcd's return.
+#[test]
+fn etcd_is_killed_and_back() {
+    let (fleet, (one, _), (_other, address)) = pair(&json!({}));
+    let pings = Pings::start(&one, address);
+    fleet.etcd.kill();
+    let metric = r#"weft_store_errors_total{network="pods"}"#;
+    eventually(PATIENCE, "the agent notices", || (fleet.agents[0].metric(metric)? > 3.0).then_some(()));
+    assert_eq!(readiness(&fleet.agents[0]).0, 200, "an outage is tolerated");
+    // Local containers come and go.
+    let (late, _) = fleet.pod(0);
+    late.assert_reaches(address);
+    fleet.etcd.restart();
+    fleet.etcd.put(&format!("{SUBNETS}10.255.7.0-24"), record("172.30.0.99", "8e:00:00:00:00:01"));
+    for node in fleet.cluster.nodes() {
+        assert_learns(node, REPAIR, "8e:00:00:00:00:01", true);
+    }
+    let (sent, received) = pings.end();
+    assert!(sent > 20 && sent == received, "{received} of {sent}");
+    let log = fleet.agents[0].daemon().log();
+    let lines = log.lines().filter(|line| line.contains("etcd")).count();
+    assert!(lines <= 6, "one line when it goes, one when it is back: {log}");
+}
+
+#[test]
+fn etcd_is_frozen_and_back() {
+    let (fleet, (one, _), (_other, address)) = pair(&json!({}));
+    let pings = Pings::start(&one, address);
+    let metric = r#"weft_store_errors_total{network="pods"}"#;
+    let before = fleet.agents[0].metric(metric).unwrap_or(0.0);
+    fleet.etcd.freeze();
+    eventually(Duration::from_secs(30), "the agent notices", || {
+        (fleet.agents[0].metric(metric).unwrap_or(0.0) > before + 1.0).then_some(())
+    });
+    // Repairs need no etcd.
+    fleet.node(0).command(&format!("ip link del {DEVICE}"));
+    eventually(REPAIR, "the device is back", || fleet.node(0).link(DEVICE));
+    fleet.etcd.thaw();
+    fleet.etcd.put(&format!("{SUBNETS}10.255.7.0-24"), record("172.30.0.99", "8e:00:00:00:00:01"));
+    for node in fleet.cluster.nodes() {
+        assert_learns(node, REPAIR, "8e:00:00:00:00:01", true);
+    }
+    let (sent, received) = pings.end();
+    assert!(sent.abs_diff(received) < 200, "{received} of {sent}: the device was away for a moment only");
+}
+
+/// What happened while an agent could not see it, and of which etcd has no history any more.
+#[test]
+fn history_is_compacted_while_a_host_is_cut_off() {
+    let fleet = Fleet::new(2);
+    fleet.acquainted();
+    let node = fleet.node(0);
+    let gone = format!("{SUBNETS}10.255.6.0-24");
+    fleet.etcd.put(&gone, record("172.30.0.98", "8e:00:00:00:00:06"));
+    assert_learns(node, REPAIR, "8e:00:00:00:00:06", true);
+    node.cable.cut();
+    fleet.etcd.del(&gone);
+    fleet.etcd.put(&format!("{SUBNETS}10.255.7.0-24"), record("172.30.0.99", "8e:00:00:00:00:01"));
+    fleet.etcd.compact();
+    node.cable.join();
+    // The first answer after a cut may be waited for by TCP for as long as the cut lasted.
+    assert_learns(node, Duration::from_secs(4), "8e:00:00:00:00:01", true);
+    assert_learns(node, REPAIR, "8e:00:00:00:00:06", false);
+}
+
+/// All data are lost: every host takes the subnet that it had.
+#[test]
+fn etcd_comes_back_empty() {
+    let (fleet, (one, _), (_other, address)) = pair(&json!({}));
+    let pings = Pings::start(&one, address);
+    let subnets = [subnet(fleet.node(0)), subnet(fleet.node(1))];
+    fleet.etcd.restart_empty();
+    // The configuration is the operator's to restore.
+    for agent in &fleet.agents {
+        eventually(PATIENCE, "the agents ask for a configuration", || {
+            agent.daemon().log().contains("etcdctl put").then_some(())
+        });
+    }
+    fleet.etcd.put("/coreos.com/network/config", CONFIG);
+    for (index, subnet) in subnets.iter().enumerate() {
+        eventually(PATIENCE, &format!("{subnet} is leased again"), || {
+            fleet.etcd.get(&format!("{SUBNETS}{subnet}"))
+        });
+        assert_eq!(super::subnet(fleet.node(index)), *subnet);
+    }
+    fleet.agents.iter().for_each(Weftd::ready);
+    fleet.acquainted();
+    let (sent, received) = pings.end();
+    assert!(sent > 5 && sent == received, "{received} of {sent}");
+    assert_eq!(fleet.etcd.keys(SUBNETS).len(), 2);
+}
+
+#[test]
+fn the_hosts_key_is_deleted_and_put_back() {
+    let (fleet, (one, _), (_other, address)) = pair(&json!({}));
+    let own = subnet(fleet.node(0));
+    let key = format!("{SUBNETS}{own}");
+    let value = fleet.etcd.get(&key).expect("the host's record");
+    for lease_too in [false, true] {
+        if lease_too {
+            let lease = fleet.etcd.leases().into_iter().find(|lease| lease.keys.contains(&key));
+            fleet.etcd.revoke(&lease.expect("the host's lease").id);
+        } else {
+            fleet.etcd.del(&key);
+        }
+        let again = eventually(REPAIR, "the record is back", || fleet.etcd.get(&key));
+        assert_eq!(again, value);
+        one.assert_reaches(address);
+    }
+    assert_eq!(fleet.etcd.leases().len(), 2, "no lease is left behind");
+    fleet.agents[0].ready();
+}
+
+/// Cut off for longer than its lease, and another host has its subnet now: containers are not touched, and everybody
+/// who asks is told.
+#[test]
+fn another_host_takes_the_subnet_during_a_partition() {
+    let (fleet, (one, address), (other, other_address)) = pair(&json!({ "leaseTTL": 2 }));
+    let node = fleet.node(0);
+    let (own, own_mac) = (subnet(node), mac(node));
+    let key = format!("{SUBNETS}{own}");
+    node.cable.cut();
+    eventually(Duration::from_secs(15), "the lease ends", || fleet.etcd.get(&key).is_none().then_some(()));
+    assert_learns(fleet.node(1), REPAIR, &own_mac, false);
+    fleet.etcd.put(&key, record("172.30.0.99", "8e:00:00:00:00:01"));
+    node.cable.join();
+    eventually(Duration::from_secs(15), "readiness is false and says why", || {
+        let (status, text) = readiness(&fleet.agents[0]);
+        (status == 503 && text.contains("172.30.0.99") && text.contains(&own)).then_some(())
+    });
+    // The other's record is the other's, and the containers of this host are where they were.
+    assert_eq!(fleet.etcd.get(&key).as_deref(), Some(record("172.30.0.99", "8e:00:00:00:00:01").as_str()));
+    assert_eq!(subnet(node), own);
+    assert!(one.addresses("eth0").iter().any(|found| found.starts_with(&address.to_string())));
+    let error = fleet.network(0).call("STATUS").on(node).run().error_code(51);
+    error.assert_names(&["172.30.0.99", &own]);
+    drop((other, other_address));
+    let log = fleet.agents[0].daemon().log();
+    let said = log.lines().filter(|line| line.contains("ERROR") && line.contains("172.30.0.99")).count();
+    assert_eq!(said, 1, "{log}");
+    // The other gives it up: it is this host's again.
+    fleet.etcd.del(&key);
+    eventually(PATIENCE, "the subnet is this host's again", || {
+        (readiness(&fleet.agents[0]).0 == 200).then_some(())
+    });
+    assert!(fleet.etcd.get(&key).is_some_and(|value| value.contains("172.30.0.11")));
+    fleet.network(0).call("STATUS").on(node).run().done();
+    assert_learns(fleet.node(1), PATIENCE, &own_mac, true);
+}
+
+/// Off for longer than its lease, and booted: no container is left that would have to be moved.
+#[test]
+fn a_host_that_boots_takes_another_subnet_when_its_own_is_gone() {
+    let mut fleet = Fleet::new(1);
+    let own = subnet(fleet.node(0));
+    let key = format!("{SUBNETS}{own}");
+    fleet.agents[0].daemon().stop();
+    fleet.etcd.put(&key, record("172.30.0.99", "8e:00:00:00:00:01"));
+    fleet.node(0).command(&format!("ip link del {DEVICE}"));
+    fs::remove_file(fleet.node(0).subnet_file()).expect("remove subnet.env");
+    fleet.agents[0] = Weftd::up(fleet.node(0), &fleet.etcd);
+    let node = fleet.node(0);
+    assert_ne!(subnet(node), own);
+    assert!(fleet.etcd.get(&format!("{SUBNETS}{}", subnet(node))).is_some());
+    assert_learns(node, REPAIR, "8e:00:00:00:00:01 dst 172.30.0.99", true);
+    let address = subnet(node).replace("-24", "/32");
+    assert_eq!(node.addresses(DEVICE), [address]);
+}
+
+/// A thousand hosts at once are few looks at the kernel, and not much memory.
+#[test]
+fn a_thousand_hosts() {
+    let fleet = Fleet::new(1);
+    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
+    let hosts: Vec<(String, String)> = (0..1000)
+        .map(|number| {
+            let (high, low) = (number / 250, number % 250);
+            let key = format!("{SUBNETS}10.25{high}.{low}.0-24");
+            (key, record(&format!("172.31.{high}.{low}"), &format!("8e:00:00:00:{high:02x}:{low:02x}")))
+        })
+        .filter(|(key, _)| !key.ends_with(&subnet(node)))
+        .collect();
+    for part in hosts.chunks(100) {
+        fleet.etcd.put_all(part.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+    }
+    eventually(PATIENCE, "all of them are peers", || (forwarding_entries(node) == hosts.len()).then_some(()));
+    let syncs = agent.metric(r#"weft_sync_duration_seconds_count{network="pods"}"#).expect("a count");
+    assert!(syncs < 60.0, "{syncs}");
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.daemon().pid())).expect("a process");
+    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
+    let kib: u64 = rss.split_whitespace().next().expect("a number").parse().expect("a number");
+    // A build without optimisation has four times the code of a release.
+    assert!(kib < 40 * 1024, "{kib} KiB");
+    fleet.etcd.ctl(&["del", "--prefix", &format!("{SUBNETS}10.25")]);
+    eventually(PATIENCE, "all of them are gone", || (forwarding_entries(node) == 0).then_some(()));
+}
+
+/// An agent that ends, in whatever way, is missed by nobody, and the next one finds everything.
+#[test]
+fn a_restart_is_not_noticed_by_traffic() {
+    let (mut fleet, (one, _), (_other, address)) = pair(&json!({}));
+    let (own, own_mac) = (subnet(fleet.node(0)), mac(fleet.node(0)));
+    let index = fleet.node(0).link(DEVICE).expect("the device")["ifindex"].clone();
+    let pings = Pings::start(&one, address);
+    for kill in [true, false, true, false, true, true, true, false] {
+        let daemon = fleet.agents[0].daemon();
+        if kill {
+            daemon.kill();
+        } else {
+            assert!(daemon.stop().success());
+        }
+        assert!(fleet.etcd.get(&format!("{SUBNETS}{own}")).is_some(), "the lease stays");
+        fleet.agents[0] = Weftd::up(fleet.node(0), &fleet.etcd);
+    }
+    let node = fleet.node(0);
+    assert_eq!((subnet(node), mac(node)), (own, own_mac));
+    assert_eq!(node.link(DEVICE).expect("the device")["ifindex"], index);
+    let (sent, received) = pings.end();
+    assert!(sent > 8 && sent == received, "{received} of {sent}");
+    assert_eq!(fleet.etcd.leases().len(), 2, "restarts leave no leases behind");
+}
+
+/// The host starts while etcd is away: what it knew last is enough, also when the kernel has nothing any more.
+#[test]
+fn the_agent_starts_while_etcd_is_away() {
+    let (mut fleet, (one, _), (_other, address)) = pair(&json!({}));
+    let own_mac = mac(fleet.node(0));
+    fleet.agents[0].daemon().stop();
+    fleet.etcd.kill();
+    fleet.node(0).command(&format!("ip link del {DEVICE}"));
+    fs::remove_file(fleet.node(0).subnet_file()).expect("remove subnet.env");
+    fleet.agents[0] = Weftd::start(fleet.node(0), &fleet.etcd, &json!({}));
+    fleet.agents[0].ready();
+    assert_eq!(mac(fleet.node(0)), own_mac);
+    one.assert_reaches(address);
+    let (_, text) = readiness(&fleet.agents[0]);
+    assert!(text.contains("trouble with etcd for"), "{text}");
+    fleet.etcd.restart();
+    eventually(PATIENCE, "etcd is seen again", || {
+        (!readiness(&fleet.agents[0]).1.contains("trouble with etcd")).then_some(())
+    });
+}
+
+/// Before it ever had a subnet it waits, says for what, and begins when etcd is there.
+#[test]
+fn the_first_start_waits_for_etcd() {
+    let cluster = Cluster::new(1);
+    let etcd = cluster.etcd(1, Access::Open);
+    etcd.stop();
+    let agent = Weftd::start(cluster.node(0), &etcd, &json!({}));
+    let said = eventually(PATIENCE, "it says what it waits for", || {
+        let answer = agent.ask("/readyz")?;
+        answer.body.contains("trouble with etcd for").then_some(answer)
+    });
+    assert_eq!(said.status, 503);
+    assert_eq!(agent.ask("/healthz").map(|answer| answer.status), Some(200));
+    etcd.restart();
+    // Without a configuration it says how to put one.
+    eventually(PATIENCE, "it says how to put a configuration", || {
+        agent.daemon().log().contains("etcdctl put").then_some(())
+    });
+    etcd.put("/coreos.com/network/config", CONFIG);
+    eventually(REPAIR, "it has a subnet", || (agent.ask("/readyz")?.status == 200).then_some(()));
+}

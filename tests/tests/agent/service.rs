@@ -1,0 +1,179 @@
+//! The agent as a service: one per network, its configuration, its unit, and what it tells systemd.
+
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use weft_tests::dist;
+
+use super::*;
+
+fn conf(file: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf").join(file)
+}
+
+fn weftd(words: &[&str]) -> Output {
+    Command::new(dist().join("weftd")).args(words).output().expect("run weftd")
+}
+
+#[test]
+fn the_sample_configuration_is_accepted() {
+    let sample = conf("weftd.json");
+    let output = weftd(&["--check", "--config", sample.to_str().expect("a path")]);
+    assert!(output.status.success(), "{output:?}");
+    let flags = "--name pods --etcd-endpoints http://127.0.0.1:2379 --ip-masq";
+    let words: Vec<&str> = ["--check"].into_iter().chain(flags.split(' ')).collect();
+    assert!(weftd(&words).status.success());
+    let shown = fs::read_to_string(conf("../docs/weftd.md")).expect("docs/weftd.md");
+    assert!(shown.contains(&format!("weftd {flags}")), "docs/weftd.md shows the same as flags");
+    let sample = fs::read_to_string(sample).expect("the sample");
+    assert!(shown.contains(&sample), "docs/weftd.md shows conf/weftd.json");
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_in_one_line() {
+    for (words, names) in [
+        (&["--check", "--config", "/nonexistent"][..], ["/nonexistent", "--config"]),
+        (&["--check", "--name", "../x"], ["../x", "name"]),
+        (
+            &["--check", "--name", "pods", "--etcd-endpoints", "http://[::1]:2379", "--listen", "0.0.0.0:1"],
+            ["0.0.0.0:1", "loopback"],
+        ),
+        (&["--check", "--name", "pods", "--etcd-endpoints", "nonsense"], ["nonsense", "endpoints"]),
+    ] {
+        let output = weftd(words);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{words:?}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+        for name in names {
+            assert!(text.contains(name), "{name}: {text}");
+        }
+    }
+}
+
+#[test]
+fn the_documentation_has_every_flag_and_key() {
+    let text = fs::read_to_string(conf("../docs/weftd.md")).expect("docs/weftd.md");
+    let source = fs::read_to_string(conf("../flannel-compat/src/agent/conf.rs")).expect("conf.rs");
+    for line in source.lines() {
+        if let Some(field) = line.trim().strip_prefix("pub ").and_then(|line| line.split_once(": Option<")) {
+            let mut words = field.0.split('_');
+            let first = words.next().expect("a word").to_owned();
+            let camel = words.fold(first, |key, word| key + &word[..1].to_uppercase() + &word[1..]);
+            let key = camel.replace("Ttl", "TTL").replace("publicIp", "publicIP");
+            assert!(text.contains(&format!("`{key}`")), "docs/weftd.md does not mention {key}");
+        }
+    }
+    let help = String::from_utf8_lossy(&weftd(&["--help"]).stdout).into_owned();
+    for flag in
+        ["--name", "--etcd-endpoints", "--ip-masq", "--listen", "--state-dir", "--data-dir", "--log-level"]
+    {
+        assert!(help.contains(flag) && text.contains(flag), "{flag}");
+    }
+}
+
+/// systemd finds nothing to complain about in the unit.
+#[test]
+fn the_unit_is_valid() {
+    let unit = fs::read_to_string(conf("weftd.service")).expect("the unit");
+    let program = "/usr/local/bin/weftd";
+    assert!(unit.contains(program));
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("weftd.service");
+    let here = dist().join("weftd");
+    fs::write(&file, unit.replace(program, here.to_str().expect("a path"))).expect("write the unit");
+    let output = Command::new("systemd-analyze")
+        .args(["verify", "--man=no"])
+        .arg(&file)
+        .output()
+        .unwrap_or_else(|error| panic!("systemd-analyze: {error}: apt-get install systemd"));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && !text.contains("weftd.service"), "{text}");
+}
+
+/// A second agent for the same network ends, naming the first; a plugin sees that one lives.
+#[test]
+fn one_agent_per_network() {
+    let fleet = Fleet::new(1);
+    let node = fleet.node(0);
+    let second = Weftd::start(node, &fleet.etcd, &json!({}));
+    assert!(!second.daemon().wait().success());
+    let first = fleet.agents[0].daemon().pid();
+    let log = second.daemon().log();
+    assert!(log.contains(&format!("pid {first}")), "{log}");
+    assert!(log.contains("agent.lock"), "{log}");
+    fleet.agents[0].ready();
+}
+
+#[test]
+fn systemd_is_told() {
+    let cluster = Cluster::new(1);
+    let node = cluster.node(0);
+    let etcd = cluster.etcd(1, Access::Open);
+    fs::create_dir_all(node.directory()).expect("make a node's directory");
+    let path = node.directory().join("notify");
+    let socket = UnixDatagram::bind(&path).expect("a socket");
+    socket.set_read_timeout(Some(PATIENCE)).expect("set a limit");
+    let network = json!({
+        "name": "pods",
+        "etcd": { "endpoints": etcd.endpoints(), "prefix": Weftd::PREFIX },
+        "subnetFile": node.subnet_file(),
+    });
+    let mut command = Weftd::command(node, &json!({ "networks": [network] }));
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
+    let agent = node.start(command);
+    let next = || {
+        let mut buffer = [0; 4096];
+        let length = socket.recv(&mut buffer).expect("the agent tells something");
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    let until = |wanted: &str, never: &str| {
+        for _ in 0..200 {
+            let told = next();
+            assert!(never.is_empty() || !told.contains(never), "{told}");
+            if told.contains(wanted) {
+                return told;
+            }
+        }
+        panic!("{wanted} was not told");
+    };
+    // Without a configuration in etcd it lives, but is not ready, and says why.
+    until("WATCHDOG=1", "READY=1");
+    until("STATUS=pods: no subnet", "READY=1");
+    etcd.put("/coreos.com/network/config", CONFIG);
+    until("STATUS=pods: subnet 10.", "STOPPING=1");
+    until("READY=1", "STOPPING=1");
+    let began = Instant::now();
+    for _ in 0..3 {
+        until("WATCHDOG=1", "STOPPING=1");
+    }
+    assert!(began.elapsed() < Duration::from_millis(1200), "{:?}", began.elapsed());
+    agent.signal(nix::sys::signal::Signal::SIGTERM);
+    until("STOPPING=1", "");
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn it_answers_at_a_socket_file() {
+    let cluster = Cluster::new(1);
+    let node = cluster.node(0);
+    let etcd = cluster.etcd(1, Access::Open);
+    etcd.put("/coreos.com/network/config", CONFIG);
+    let network = json!({
+        "name": "pods",
+        "etcd": { "endpoints": etcd.endpoints(), "prefix": Weftd::PREFIX },
+        "subnetFile": node.subnet_file(),
+    });
+    let path = node.directory().join("run/weftd.sock");
+    let listen = format!("unix:{}", path.display());
+    let _agent = Weftd::with(node, &json!({ "networks": [network], "listen": listen }));
+    eventually(PATIENCE, "it is ready", || {
+        use std::io::{Read, Write};
+        let mut stream = std::os::unix::net::UnixStream::connect(&path).ok()?;
+        stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        answer.contains(" 200 ").then_some(())
+    });
+    assert!(command("ip -br link").contains("wire0"), "the thread is on the router as before");
+}
