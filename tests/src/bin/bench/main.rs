@@ -1,7 +1,9 @@
 //! What an attachment costs with Weft and with its peers, as a container runtime sees it: from the start of the
 //! plugin's process to its end. `hack/bench` builds everything, makes the namespaces and starts this.
 
+mod forwarding;
 mod machine;
+mod overlay;
 mod plugin;
 mod process;
 mod report;

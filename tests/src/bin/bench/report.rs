@@ -6,7 +6,7 @@ use std::path::Path;
 use nix::sys::utsname::uname;
 use serde::Serialize;
 
-use crate::stats::{Pairs, Spread};
+use crate::stats::Spread;
 
 /// One comparison.
 #[derive(Serialize)]
@@ -19,17 +19,40 @@ pub(crate) struct Row {
     against: Spread,
     /// Of each pair; its median is compared with the target.
     ratio: Spread,
-    target: Option<f64>,
+    target: Option<Target>,
     met: Option<bool>,
 }
 
+/// What is asked of a row's median.
+#[derive(Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Target {
+    /// Of the ratio.
+    Ratio(f64),
+    /// Of Weft's own value.
+    Value(f64),
+    /// Of what Weft's value has more than the other.
+    More(f64),
+}
+
 impl Row {
-    pub(crate) fn new(what: &str, peer: &str, unit: &'static str, target: f64, pairs: &Pairs<f64>) -> Self {
+    pub(crate) fn new(
+        what: &str,
+        peer: &str,
+        unit: &'static str,
+        target: Target,
+        pairs: &[(f64, f64)],
+    ) -> Self {
         let row = Self::without_target(what, peer, unit, pairs);
-        Self { target: Some(target), met: Some(row.ratio.median <= target), ..row }
+        let met = match target {
+            Target::Ratio(limit) => row.ratio.median <= limit,
+            Target::Value(limit) => row.weft.median <= limit,
+            Target::More(limit) => Spread::of(pairs.iter().map(|pair| pair.0 - pair.1)).median <= limit,
+        };
+        Self { target: Some(target), met: Some(met), ..row }
     }
 
-    pub(crate) fn without_target(what: &str, peer: &str, unit: &'static str, pairs: &Pairs<f64>) -> Self {
+    pub(crate) fn without_target(what: &str, peer: &str, unit: &'static str, pairs: &[(f64, f64)]) -> Self {
         Self {
             what: what.to_owned(),
             peer: peer.to_owned(),
@@ -47,9 +70,14 @@ impl Row {
         let value = |spread: &Spread| {
             format!("{} ({}–{}) {}", digits(spread.median), digits(spread.min), digits(spread.max), self.unit)
         };
-        let target = match (self.target, self.met) {
-            (Some(target), Some(true)) => format!("≤ {target}: met"),
-            (Some(target), _) => format!("≤ {target}: **missed**"),
+        let asked = self.target.map(|target| match target {
+            Target::Ratio(limit) => format!("≤ {limit}"),
+            Target::Value(limit) => format!("≤ {limit} {}", self.unit),
+            Target::More(limit) => format!("≤ + {limit} {}", self.unit),
+        });
+        let target = match (asked, self.met) {
+            (Some(asked), Some(true)) => format!("{asked}: met"),
+            (Some(asked), _) => format!("{asked}: **missed**"),
             (None, _) => "–".to_owned(),
         };
         let Spread { median, min, max } = self.ratio;

@@ -6,9 +6,10 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use crate::machine::{Container, Host, ip};
+use crate::overlay::overlay;
 use crate::plugin::{Attached, Backend, Network, Shape, Suite};
 use crate::process::{self, Cost};
-use crate::report::Row;
+use crate::report::{Row, Target};
 use crate::stats::{Pairs, in_turn, interleave};
 
 /// Pairs per row.
@@ -25,12 +26,13 @@ const MANY: usize = 1000;
 pub(crate) type Part = (&'static str, fn(&Peers) -> Vec<Row>);
 
 /// In this order: what leaves namespaces behind for the kernel to clear away comes last.
-pub(crate) const PARTS: [Part; 6] = [
+pub(crate) const PARTS: [Part; 7] = [
     ("plain", plain),
     ("masq", masquerade),
     ("memory", memory),
     ("floor", floor),
     ("burst", burst),
+    ("overlay", overlay),
     ("many", many),
 ];
 
@@ -122,9 +124,15 @@ fn plain(peers: &Peers) -> Vec<Row> {
     let cpu =
         adds.iter().map(|(ours, theirs)| (ours.cpu.as_secs_f64() * 1e3, theirs.cpu.as_secs_f64() * 1e3));
     vec![
-        Row::new("ADD", "bridge + host-local", "ms", 0.25, &walls(&adds)),
-        Row::new("DEL", "bridge + host-local", "ms", 0.12, &walls(&dels)),
-        Row::new("CPU per ADD, user + system", "bridge + host-local", "ms", 0.3, &cpu.collect::<Vec<_>>()),
+        Row::new("ADD", "bridge + host-local", "ms", Target::Ratio(0.25), &walls(&adds)),
+        Row::new("DEL", "bridge + host-local", "ms", Target::Ratio(0.12), &walls(&dels)),
+        Row::new(
+            "CPU per ADD, user + system",
+            "bridge + host-local",
+            "ms",
+            Target::Ratio(0.3),
+            &cpu.collect::<Vec<_>>(),
+        ),
     ]
 }
 
@@ -139,8 +147,8 @@ fn masquerade(peers: &Peers) -> Vec<Row> {
         let theirs = peers.network(&hosts[1], Suite::Reference, shape);
         let (adds, dels) = attach_and_detach(&ours, &theirs, SLOW_RUNS);
         let peer = format!("bridge + host-local, {name}");
-        rows.push(Row::new("ADD, masquerade", &peer, "ms", add_target, &walls(&adds)));
-        rows.push(Row::new("DEL, masquerade", &peer, "ms", 0.03, &walls(&dels)));
+        rows.push(Row::new("ADD, masquerade", &peer, "ms", Target::Ratio(add_target), &walls(&adds)));
+        rows.push(Row::new("DEL, masquerade", &peer, "ms", Target::Ratio(0.03), &walls(&dels)));
     }
     rows
 }
@@ -155,7 +163,13 @@ fn memory(peers: &Peers) -> Vec<Row> {
         |_| ours.add_peak_memory(&containers[0]) / 1024.0,
         |_| theirs.add_peak_memory(&containers[1]) / 1024.0,
     );
-    vec![Row::new("peak memory of an ADD's processes", "bridge + host-local", "MiB", 0.6, &pairs)]
+    vec![Row::new(
+        "peak memory of an ADD's processes",
+        "bridge + host-local",
+        "MiB",
+        Target::Ratio(0.6),
+        &pairs,
+    )]
 }
 
 fn floor(peers: &Peers) -> Vec<Row> {
@@ -186,7 +200,13 @@ fn floor(peers: &Peers) -> Vec<Row> {
             })
         },
     );
-    vec![Row::new("ADD", "floor: the netlink messages alone", "ms", 2.0, &walls(&pairs[1..].to_vec()))]
+    vec![Row::new(
+        "ADD",
+        "floor: the netlink messages alone",
+        "ms",
+        Target::Ratio(2.0),
+        &walls(&pairs[1..].to_vec()),
+    )]
 }
 
 /// Does `work` for all items, `AT_ONCE` at a time.
@@ -233,7 +253,7 @@ fn burst(peers: &Peers) -> Vec<Row> {
     let adds: Vec<_> = counted.iter().map(|(ours, theirs)| (ours.0, theirs.0)).collect();
     let dels: Vec<_> = counted.iter().map(|(ours, theirs)| (ours.1, theirs.1)).collect();
     vec![
-        Row::new("100 ADD, 16 at once", "bridge + host-local", "ms", 0.4, &adds),
+        Row::new("100 ADD, 16 at once", "bridge + host-local", "ms", Target::Ratio(0.4), &adds),
         Row::without_target("100 DEL, 16 at once", "bridge + host-local", "ms", &dels),
     ]
 }
@@ -254,11 +274,17 @@ fn many(peers: &Peers) -> Vec<Row> {
         process::settle();
         let peer = format!("the same with none present, {name}");
         let (adds, _) = attach_and_detach(&full, &empty, SLOW_RUNS);
-        rows.push(Row::new("ADD right after 1,000 were added at once", &peer, "ms", 1.5, &walls(&adds)));
+        rows.push(Row::new(
+            "ADD right after 1,000 were added at once",
+            &peer,
+            "ms",
+            Target::Ratio(1.5),
+            &walls(&adds),
+        ));
         let waited = hosts[0].quiet();
         eprintln!("bench: quiet after {:.0} s", waited.as_secs_f64());
         let (adds, dels) = attach_and_detach(&full, &empty, SLOW_RUNS);
-        rows.push(Row::new("ADD with 1,000 present", &peer, "ms", 1.5, &walls(&adds)));
+        rows.push(Row::new("ADD with 1,000 present", &peer, "ms", Target::Ratio(1.5), &walls(&adds)));
         rows.push(Row::without_target("DEL with 1,000 present", &peer, "ms", &walls(&dels)));
     }
     rows
