@@ -23,14 +23,14 @@ impl Netlink {
         if nodad && address.is_ipv6() {
             message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         }
-        self.request(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL).map(drop)
+        self.request(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
     }
 
     /// `ip address del ADDRESS dev INDEX`. An address that is not there is no error.
     pub fn delete_address(&mut self, index: u32, address: IpNetwork) -> NlResult<()> {
         match self.request(RouteNetlinkMessage::DelAddress(address_message(index, address)), 0) {
             Err(error) if error.not_found() => Ok(()),
-            other => other.map(drop),
+            other => other,
         }
     }
 

@@ -10,6 +10,7 @@
 )]
 
 mod addr;
+mod attribute;
 pub mod events;
 mod family;
 mod link;

@@ -1,18 +1,20 @@
 //! Links: `ip link`, and `bridge link` for the ports of a bridge.
 
+mod answer;
+
 use std::os::fd::{AsFd, AsRawFd};
 
 use cni_protocol::MacAddr;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
-    InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoPortData, InfoPortKind,
+    InfoVeth, LinkAttribute, LinkExtentMask,
 };
 use nix::errno::Errno;
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth};
 
+use self::answer::LinkAnswer;
 use super::netns::NetNs;
 use super::socket::{NetError, Netlink, NlResult};
 
@@ -58,20 +60,19 @@ pub struct NewVeth<'a> {
 impl Netlink {
     /// `ip link show dev NAME`.
     pub fn link(&mut self, name: &str) -> NlResult<Option<Link>> {
-        let query = LinkUnspec::new_with_name(name)
-            .append_extra_attribute(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        match self.request(RouteNetlinkMessage::GetLink(query.build()), 0) {
-            Ok(answers) => Ok(answers.into_iter().find_map(as_link)),
-            Err(error) if error.not_found() => Ok(None),
-            Err(error) => Err(error),
-        }
+        self.look_up(LinkUnspec::new_with_name(name))
     }
 
     /// `ip link show`, of the link with this index.
     pub fn link_at(&mut self, index: u32) -> NlResult<Option<Link>> {
-        let query = LinkUnspec::new_with_index(index);
-        match self.request(RouteNetlinkMessage::GetLink(query.build()), 0) {
-            Ok(answers) => Ok(answers.into_iter().find_map(as_link)),
+        self.look_up(LinkUnspec::new_with_index(index))
+    }
+
+    fn look_up(&mut self, query: LinkMessageBuilder<LinkUnspec>) -> NlResult<Option<Link>> {
+        let query =
+            query.append_extra_attribute(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])).build();
+        match self.socket.request(RouteNetlinkMessage::GetLink(query), 0) {
+            Ok(answers) => Ok(answers.into_iter().find_map(|LinkAnswer(link)| link)),
             Err(error) if error.not_found() => Ok(None),
             Err(error) => Err(error),
         }
@@ -85,7 +86,7 @@ impl Netlink {
         }
         let answers = self.socket.dump(&RouteNetlinkMessage::GetLink(query.build()))?;
         // Kernels before 4.20 ignore the filter.
-        let links = answers.into_iter().filter_map(as_link);
+        let links = answers.into_iter().filter_map(|LinkAnswer(link)| link);
         Ok(links.filter(|link| master.is_none() || link.master == master).collect())
     }
 
@@ -97,7 +98,7 @@ impl Netlink {
         if let Some(mtu) = mtu {
             bridge = bridge.mtu(mtu);
         }
-        self.request(RouteNetlinkMessage::NewLink(bridge.build()), NLM_F_CREATE | NLM_F_EXCL).map(drop)
+        self.request(RouteNetlinkMessage::NewLink(bridge.build()), NLM_F_CREATE | NLM_F_EXCL)
     }
 
     /// `ip link add HOST master BRIDGE up type veth peer name CONTAINER netns NETNS`, in one message: moving
@@ -116,7 +117,7 @@ impl Netlink {
         }
         let peer = one_queue(peer).build();
         let host = one_queue(host).set_info_data(InfoData::Veth(InfoVeth::Peer(peer))).build();
-        self.request(RouteNetlinkMessage::NewLink(host), NLM_F_CREATE | NLM_F_EXCL).map(drop)
+        self.request(RouteNetlinkMessage::NewLink(host), NLM_F_CREATE | NLM_F_EXCL)
     }
 
     /// `ip link set NAME alias TEXT addrgenmode none type bridge_slave hairpin … isolated …`: what a
@@ -135,25 +136,25 @@ impl Netlink {
         if let Some(alias) = alias {
             link = link.alias(alias);
         }
-        self.request(RouteNetlinkMessage::NewLink(link.build()), 0).map(drop)
+        self.request(RouteNetlinkMessage::NewLink(link.build()), 0)
     }
 
     /// `ip link set NAME up`.
     pub fn set_up(&mut self, name: &str) -> NlResult<()> {
         let link = LinkUnspec::new_with_name(name).up().build();
-        self.request(RouteNetlinkMessage::SetLink(link), 0).map(drop)
+        self.request(RouteNetlinkMessage::SetLink(link), 0)
     }
 
     /// `ip link set NAME down`.
     pub fn set_down(&mut self, name: &str) -> NlResult<()> {
         let link = LinkUnspec::new_with_name(name).down().build();
-        self.request(RouteNetlinkMessage::SetLink(link), 0).map(drop)
+        self.request(RouteNetlinkMessage::SetLink(link), 0)
     }
 
     /// `ip link set NAME promisc on`.
     pub fn set_promiscuous(&mut self, name: &str, on: bool) -> NlResult<()> {
         let link = LinkUnspec::new_with_name(name).promiscuous(on).build();
-        self.request(RouteNetlinkMessage::SetLink(link), 0).map(drop)
+        self.request(RouteNetlinkMessage::SetLink(link), 0)
     }
 
     /// `ip link del NAME`. Waits ~15 ms for RCU although the link is gone from every table after ~0.5 ms:
@@ -162,7 +163,7 @@ impl Netlink {
         let link = LinkUnspec::new_with_name(name).build();
         match self.request(RouteNetlinkMessage::DelLink(link), 0) {
             Err(error) if error.not_found() => Ok(()),
-            other => other.map(drop),
+            other => other,
         }
     }
 
@@ -182,7 +183,7 @@ impl Netlink {
         let group = LinkMessageBuilder::<LinkUnspec>::default().link_group(REMOVAL_GROUP).build();
         match self.request(RouteNetlinkMessage::DelLink(group), 0) {
             Err(error) if error.not_found() => Ok(()),
-            other => other.map(drop),
+            other => other,
         }
     }
 }
@@ -195,62 +196,6 @@ const REMOVAL_GROUP: u32 = 0x5745_4654;
 fn one_queue<T>(link: LinkMessageBuilder<T>) -> LinkMessageBuilder<T> {
     link.append_extra_attribute(LinkAttribute::NumTxQueues(1))
         .append_extra_attribute(LinkAttribute::NumRxQueues(1))
-}
-
-fn as_link(message: RouteNetlinkMessage) -> Option<Link> {
-    let RouteNetlinkMessage::NewLink(LinkMessage { header, attributes, .. }) = message else {
-        return None;
-    };
-    if header.interface_family == AddressFamily::Bridge {
-        return None;
-    }
-    let mut link = Link {
-        index: header.index,
-        name: String::new(),
-        kind: None,
-        mac: None,
-        mtu: 0,
-        up: header.flags.contains(LinkFlags::Up),
-        promiscuous: header.flags.contains(LinkFlags::Promisc),
-        alias: None,
-        master: None,
-        peer: None,
-        port: None,
-    };
-    for attribute in attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name = name,
-            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-            LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes).ok().map(MacAddr::from),
-            LinkAttribute::Controller(index) => link.master = Some(index),
-            LinkAttribute::Link(index) => link.peer = Some(index),
-            LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
-            LinkAttribute::LinkInfo(infos) => read_infos(infos, &mut link),
-            _ => {}
-        }
-    }
-    Some(link)
-}
-
-fn read_infos(infos: Vec<LinkInfo>, link: &mut Link) {
-    for info in infos {
-        match info {
-            LinkInfo::Kind(InfoKind::Other(kind)) => link.kind = Some(kind),
-            LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
-            LinkInfo::PortData(InfoPortData::BridgePort(settings)) => {
-                let mut port = BridgePort::default();
-                for setting in settings {
-                    match setting {
-                        InfoBridgePort::HairpinMode(on) => port.hairpin = on,
-                        InfoBridgePort::Isolated(on) => port.isolated = on,
-                        _ => {}
-                    }
-                }
-                link.port = Some(port);
-            }
-            _ => {}
-        }
-    }
 }
 
 /// The kernel's answer to a port too many: `br_add_if` gives EXFULL ("Exchange full") at 1,023.

@@ -24,6 +24,8 @@ use nix::errno::Errno;
 use super::socket::{NetError, NlResult, Socket};
 use crate::Family;
 use answer::Answer;
+
+use crate::attribute;
 pub use change::Change;
 pub use interval::Interval;
 pub use netlink_packet_netfilter::nftables::InetHookNumber;
@@ -172,9 +174,9 @@ impl Nft {
 impl Chain {
     fn from_answer(answer: &Answer) -> Self {
         let hook = answer.get(NFTA_CHAIN_HOOK).unwrap_or_default();
-        let part = |kind| answer::find(hook, kind).and_then(answer::number);
+        let part = |kind| attribute::find(hook, kind).and_then(answer::number);
         Self {
-            kind: answer.get(NFTA_CHAIN_TYPE).map(answer::text).unwrap_or_default(),
+            kind: answer.get(NFTA_CHAIN_TYPE).map(attribute::text).unwrap_or_default(),
             hook: part(NFTA_HOOK_HOOKNUM).unwrap_or(u32::MAX).into(),
             priority: part(NFTA_HOOK_PRIORITY).unwrap_or_default().cast_signed(),
             policy: answer.get(NFTA_CHAIN_POLICY).and_then(answer::number).unwrap_or_default(),

@@ -32,7 +32,7 @@ impl Netlink {
     /// (IPv6), as with the reference plugins. So a container can join several networks with a default route.
     pub fn add_route(&mut self, index: u32, route: &Route) -> NlResult<()> {
         let message = route_message(index, route)?;
-        self.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE).map(drop)
+        self.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE)
     }
 
     /// `ip route show table all dev INDEX`.

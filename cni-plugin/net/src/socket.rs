@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use cni_protocol::Deadline;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_ALIGNTO, NetlinkDeserializable,
+    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_ALIGNTO, NetlinkDeserializable,
     NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlaBuffer, NlasIterator,
 };
 use netlink_packet_route::RouteNetlinkMessage;
@@ -337,7 +337,7 @@ pub(super) enum Consistency {
     Torn,
 }
 
-fn undecodable(error: &netlink_packet_core::DecodeError) -> NetError {
+fn undecodable(error: &DecodeError) -> NetError {
     NetError { errno: Errno::EBADMSG, explanation: Some(error.to_string()) }
 }
 
@@ -349,6 +349,17 @@ fn explanation(bytes: &[u8], length: usize) -> Option<String> {
         (nla.kind() == NLMSGERR_ATTR_MSG)
             .then(|| String::from_utf8_lossy(nla.value()).trim_end_matches('\0').to_owned())
     })
+}
+
+/// An answer that nobody looks at.
+struct Unread;
+
+impl NetlinkDeserializable for Unread {
+    type Error = DecodeError;
+
+    fn deserialize(_: &NetlinkHeader, _: &[u8]) -> Result<Self, DecodeError> {
+        Ok(Self)
+    }
 }
 
 /// A `NETLINK_ROUTE` socket; its verbs are in the sibling files.
@@ -370,11 +381,8 @@ impl Netlink {
         self.socket.deadline
     }
 
-    pub(super) fn request(
-        &mut self,
-        message: RouteNetlinkMessage,
-        flags: u16,
-    ) -> NlResult<Vec<RouteNetlinkMessage>> {
-        self.socket.request(message, flags)
+    /// Sends a request that the kernel only acknowledges.
+    pub(super) fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> NlResult<()> {
+        self.socket.request::<_, Unread>(message, flags).map(drop)
     }
 }

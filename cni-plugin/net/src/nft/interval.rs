@@ -10,7 +10,8 @@ use netlink_packet_netfilter::nftables::{
     DataAttribute, ListAttribute, SetElementAttribute, SetElementFlags,
 };
 
-use super::answer::{Answer, attributes, find, number};
+use super::answer::{Answer, number};
+use crate::attribute::{attributes, find};
 
 // The attributes of linux/netfilter/nf_tables.h that are read.
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;

@@ -10,9 +10,10 @@ use netlink_packet_core::{DefaultNla, NLA_ALIGNTO, NLA_F_NESTED};
 use netlink_packet_netfilter::NetfilterProtoFamily;
 use netlink_packet_netfilter::nftables::{MetaKey, Operator, Register, RuleAttribute};
 
-use super::answer::{Answer, attributes, find};
+use super::answer::Answer;
 use super::interval::octets;
 use crate::Family;
+use crate::attribute::{attributes, find};
 
 // linux/netfilter/nf_tables.h
 const NFTA_LIST_ELEM: u16 = 1;
