@@ -73,7 +73,7 @@ impl Attachment {
         let bridge = self.ensure_bridge()?;
         let veth = self.connect(&bridge)?;
         let given = match reserving {
-            Some(reserving) => reserving.finish(&self.args.call)?,
+            Some(reserving) => self.finish_reservation(reserving)?,
             None => AddResult::default(),
         };
         let plan = Plan::new(&self.network, &given.ips, &given.routes)?;
@@ -93,6 +93,15 @@ impl Attachment {
         self.journal.note(Step::Reserve(plugin.clone()));
         reserving.feed(&self.args.call)?;
         Ok(Some(reserving))
+    }
+
+    /// The addresses that the plugin chose. One that was never executed reserved nothing.
+    fn finish_reservation(&mut self, mut reserving: Reserving) -> Result<AddResult, Error> {
+        reserving.finish(&self.args.call).inspect_err(|_| {
+            if !reserving.was_begun() {
+                self.journal.strike(&Step::Reserve(reserving.plugin().to_owned()));
+            }
+        })
     }
 
     /// The bridge, which all attachments to it share.

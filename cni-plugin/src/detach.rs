@@ -34,7 +34,7 @@ pub fn remove(call: &Call, key: &AttachmentKey, traces: &Traces) -> Result<(), E
     let released = match (&removed, release) {
         // Its address stays reserved as long as the container may use it.
         (Err(_), _) | (_, Ok(None)) => Ok(()),
-        (Ok(()), Ok(Some(running))) => running.finish(&call.stdin, call.deadline).map(drop),
+        (Ok(()), Ok(Some(mut running))) => running.finish(&call.stdin, call.deadline).map(drop),
         (Ok(()), Err(error)) => Err(error),
     };
     match (removed, released) {

@@ -32,8 +32,17 @@ impl Reserving {
         self.running.feed(&call.stdin)
     }
 
+    pub fn plugin(&self) -> &str {
+        &self.plugin
+    }
+
+    /// Whether there was a plugin at work at all. Known when [`Reserving::finish`] has failed.
+    pub fn was_begun(&self) -> bool {
+        self.running.was_executed()
+    }
+
     /// Waits for the addresses.
-    pub fn finish(self, call: &Call) -> Result<AddResult, Error> {
+    pub fn finish(&mut self, call: &Call) -> Result<AddResult, Error> {
         let Self { plugin, running } = self;
         let output = running.finish(&call.stdin, call.deadline)?;
         let given = serde_json::from_slice(&output)

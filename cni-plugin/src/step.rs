@@ -222,6 +222,11 @@ impl Journal {
         self.done.push(step);
     }
 
+    /// Strikes out a step that turned out not to have been done.
+    pub fn strike(&mut self, step: &Step) {
+        self.done.retain(|done| done != step);
+    }
+
     pub fn record(&self) -> Option<&Record> {
         self.record.as_ref()
     }

@@ -13,6 +13,7 @@ const FAILURES: &[(&str, &str)] = &[
     ("clone3", "EAGAIN"),
     ("connect", "ECONNREFUSED"),
     ("dup", "EMFILE"),
+    ("dup2", "EMFILE"),
     ("fcntl", "EINVAL"),
     ("flock", "ENOLCK"),
     ("fork", "EAGAIN"),

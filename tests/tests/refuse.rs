@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
 
 use serde_json::{Value, json};
-use weft_tests::{Host, Network, Pod, World, cni_path, command};
+use weft_tests::{Host, Network, Pod, World, cni_path, command, script};
 
 #[test]
 fn a_taken_interface_name() {
@@ -61,6 +61,19 @@ fn a_foreign_address_on_the_bridge() {
     forced.add(&pod);
     assert_eq!(host.addresses("weft0"), ["10.88.0.1/24"]);
     pod.assert_reaches([10, 88, 0, 1]);
+}
+
+/// That the kernel does not take the plugin for a program is learnt late, when bridge and veth are made.
+#[test]
+fn an_ipam_plugin_that_is_no_program() {
+    let host = Host::new();
+    let pod = Pod::new();
+    script("/run/netns/.broken", "weft-ipam", "");
+    std::fs::write("/run/netns/.broken/weft-ipam", "#!/nowhere/sh\n").unwrap();
+    let before = World::of(&host, &[&pod]);
+    let error = Network::v4().add_call(&pod).env("CNI_PATH", "/run/netns/.broken").run().error_code(5);
+    error.assert_names(&["/run/netns/.broken/weft-ipam", "cannot be executed"]);
+    before.assert_unchanged(&host, &[&pod], "ADD with an IPAM plugin that is no program");
 }
 
 #[test]

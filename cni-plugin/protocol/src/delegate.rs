@@ -2,8 +2,10 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
+use nix::errno::Errno;
+
+use crate::spawn::Process;
 use crate::{Code, Error, Running, Verb};
 
 /// Another plugin, found in `CNI_PATH`.
@@ -72,23 +74,25 @@ impl Delegate {
     /// Its stderr is this process'.
     ///
     /// # Errors
-    /// [`Code::Io`] when it cannot be executed; names the file and the directories searched.
+    /// [`Code::Io`] when the kernel has no process to give. That the file cannot be executed is told by
+    /// [`Running::finish`].
     pub fn start(&self, verb: Verb, env: &[(&str, &str)]) -> Result<Running, Error> {
-        let child = Command::new(&self.program)
-            .env("CNI_COMMAND", verb.as_str())
-            .envs(env.iter().copied())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .map_err(|error| {
-                let program = self.program.display();
-                Error::new(
-                    Code::Io,
-                    format!("{program} cannot be executed: {error} (searched {})", self.searched),
-                )
-            })?;
-        Running::new(format!("{} {}", self.plugin, verb.as_str()), child)
+        let env = [&[("CNI_COMMAND", verb.as_str())], env].concat();
+        let process = Process::start(&self.program, &env).map_err(|error| {
+            Error::new(Code::Io, format!("no process for {}: {error}", self.program.display()))
+        })?;
+        Ok(Running::new(self.clone(), verb, process))
+    }
+
+    /// The error when the kernel did not take the file for a program.
+    pub(crate) fn not_executed(&self, reason: Errno) -> Error {
+        let (program, searched) = (self.program.display(), &self.searched);
+        Error::new(Code::Io, format!("{program} cannot be executed: {reason} (searched {searched})"))
+    }
+
+    /// Type and command, for messages.
+    pub(crate) fn name(&self, verb: Verb) -> String {
+        format!("{} {}", self.plugin, verb.as_str())
     }
 }
 
@@ -134,17 +138,5 @@ mod tests {
         let error = Delegate::find("ipam", &[]).unwrap_err();
         assert_eq!(error.code, Code::InvalidEnvironment);
         assert!(error.msg.contains("CNI_PATH"), "{error}");
-    }
-
-    #[test]
-    fn a_program_that_cannot_run() {
-        let directory = tempfile::tempdir().unwrap();
-        let program = directory.path().join("ipam");
-        std::fs::write(&program, "#!/nowhere/interpreter\n").unwrap();
-        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
-        let delegate = Delegate::find("ipam", &[directory.path().to_owned()]).unwrap();
-        let error = delegate.start(Verb::Add, &[]).err().unwrap();
-        assert_eq!(error.code, Code::Io);
-        assert!(error.msg.contains(program.to_str().unwrap()) && error.msg.contains("searched"), "{error}");
     }
 }

@@ -26,6 +26,7 @@ mod result;
 mod run;
 mod running;
 mod shape;
+mod spawn;
 mod stdin;
 mod stdout;
 mod version;

@@ -1,19 +1,19 @@
 //! A plugin that was started: feed it, listen to it, wait for it, all until a deadline.
 
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ChildStdin, ChildStdout, ExitStatus};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{read, write};
 use serde_json::Value;
 
-use crate::{Code, Deadline, Error};
+use crate::spawn::Process;
+use crate::{Code, Deadline, Delegate, Error, Verb};
 
 /// The longest output that is taken from a plugin, in bytes.
 const OUTPUT_MAX: usize = 4 << 20;
@@ -29,13 +29,12 @@ const DEATH: Duration = Duration::from_secs(1);
 /// dropping it does nothing.
 #[derive(Debug)]
 pub struct Running {
+    delegate: Delegate,
     /// Type and command, for messages.
     name: String,
-    child: Child,
+    process: Process,
     /// The process whose child it is.
     parent: u32,
-    /// Readable once the child has ended.
-    ended: OwnedFd,
     /// How much of its configuration it was given.
     sent: usize,
     is_reaped: bool,
@@ -43,26 +42,22 @@ pub struct Running {
 
 /// The pipes of a plugin and what has gone through them.
 struct Pipes<'a> {
-    to: Option<ChildStdin>,
+    to: Option<OwnedFd>,
     unsent: &'a [u8],
-    from: Option<ChildStdout>,
+    from: Option<OwnedFd>,
     output: Vec<u8>,
 }
 
 impl Running {
-    pub(crate) fn new(name: String, mut child: Child) -> Result<Self, Error> {
-        match pidfd(&child) {
-            Ok(ended) => {
-                Ok(Self { name, child, parent: std::process::id(), ended, sent: 0, is_reaped: false })
-            }
-            Err(error) => {
-                let mut error =
-                    Error::new(Code::Io, format!("{name} cannot be waited for: pidfd_open: {error}"));
-                let killed = child.kill().and_then(|()| child.wait());
-                error.details.extend(killed.err().map(|reason| format!("{name} cannot be killed: {reason}")));
-                Err(error)
-            }
-        }
+    pub(crate) fn new(delegate: Delegate, verb: Verb, process: Process) -> Self {
+        let name = delegate.name(verb);
+        Self { delegate, name, process, parent: std::process::id(), sent: 0, is_reaped: false }
+    }
+
+    /// Whether the kernel took the file for a program. Known when [`Running::finish`] has failed.
+    #[must_use]
+    pub fn was_executed(&self) -> bool {
+        self.process.not_executed().is_none()
     }
 
     /// Sends as much of the configuration as the pipe takes at once, so that the plugin works while its caller
@@ -71,10 +66,11 @@ impl Running {
     /// # Errors
     /// [`Code::Io`] when the pipe fails.
     pub fn feed(&mut self, stdin: &[u8]) -> Result<(), Error> {
-        let mut pipes = Pipes { to: self.child.stdin.take(), unsent: stdin, from: None, output: Vec::new() };
+        let mut pipes =
+            Pipes { to: self.process.stdin.take(), unsent: stdin, from: None, output: Vec::new() };
         let fed = pipes.set_nonblocking().and_then(|()| pipes.send());
         self.sent = stdin.len() - pipes.unsent.len();
-        self.child.stdin = pipes.to;
+        self.process.stdin = pipes.to;
         fed.map_err(|error| Error::new(Code::Io, format!("talking to {} failed: {error}", self.name)))
     }
 
@@ -84,19 +80,20 @@ impl Running {
     /// # Errors
     /// The plugin's own error with its code, its name put before the message; [`Code::Decode`] for a failure
     /// without error JSON or an output of more than 4 MiB; [`Code::Deadline`] when it had to be killed;
-    /// [`Code::Io`] when the pipes fail.
-    pub fn finish(mut self, stdin: &[u8], deadline: Deadline) -> Result<Vec<u8>, Error> {
+    /// [`Code::Io`] when it could not be executed, which names the file and the directories searched, and when the
+    /// pipes fail.
+    pub fn finish(&mut self, stdin: &[u8], deadline: Deadline) -> Result<Vec<u8>, Error> {
         let mut pipes = Pipes {
-            to: self.child.stdin.take(),
+            to: self.process.stdin.take(),
             unsent: stdin.get(self.sent..).unwrap_or_default(),
-            from: self.child.stdout.take(),
+            from: self.process.stdout.take(),
             output: Vec::new(),
         };
         let fail =
             |error: io::Error| Error::new(Code::Io, format!("talking to {} failed: {error}", self.name));
         pipes.set_nonblocking().map_err(fail)?;
         loop {
-            let is_alive = pipes.exchange(&self.ended, deadline).map_err(fail)?;
+            let is_alive = pipes.exchange(&self.process.ended, deadline).map_err(fail)?;
             if pipes.output.len() > OUTPUT_MAX {
                 return Err(Error::new(
                     Code::Decode,
@@ -113,8 +110,11 @@ impl Running {
                 ));
             }
         }
-        let status = self.child.wait().map_err(fail)?;
+        let status = self.process.wait().map_err(fail)?;
         self.is_reaped = true;
+        if let Some(reason) = self.process.not_executed() {
+            return Err(self.delegate.not_executed(reason));
+        }
         if status.success() { Ok(pipes.output) } else { Err(failure(&self.name, status, &pipes.output)) }
     }
 }
@@ -124,14 +124,15 @@ impl Drop for Running {
         if self.is_reaped || self.parent != std::process::id() {
             return;
         }
-        let mut fds = [PollFd::new(self.ended.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(self.process.ended.as_fd(), PollFlags::POLLIN)];
         let patience = PollTimeout::try_from(DEATH).unwrap_or(PollTimeout::MAX);
-        let reaped = self.child.kill().and_then(|()| match poll(&mut fds, patience)? {
+        let reaped = self.process.kill().and_then(|()| match poll(&mut fds, patience)? {
             0 => Err(io::ErrorKind::TimedOut.into()),
-            _ => self.child.wait(),
+            _ => self.process.wait(),
         });
         if let Err(error) = reaped {
             log::warn!("{} was killed and left to init: {error}", self.name);
+            self.process.abandon();
         }
     }
 }
@@ -202,19 +203,6 @@ impl Pipes<'_> {
         }
         Ok(())
     }
-}
-
-/// A descriptor that becomes readable when the child ends (Linux 5.3).
-fn pidfd(child: &Child) -> io::Result<OwnedFd> {
-    let pid = libc::c_long::from(child.id());
-    let no_flags: libc::c_long = 0;
-    #[expect(unsafe_code, reason = "no crate used here wraps pidfd_open, and std's wrapper is not stable")]
-    // SAFETY: pidfd_open takes two integers and touches no memory of this process.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, no_flags) };
-    let fd = libc::c_int::try_from(Errno::result(fd)?).map_err(io::Error::other)?;
-    #[expect(unsafe_code, reason = "a descriptor fresh from the kernel is a number that somebody has to own")]
-    // SAFETY: the kernel has just made the descriptor, so nothing else owns or closes it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// What a plugin's failure is to the runtime: its own error if it wrote one.

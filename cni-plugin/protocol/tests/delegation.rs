@@ -49,7 +49,7 @@ fn in_time() -> Deadline {
 #[test]
 fn configuration_command_and_environment_arrive() {
     let plugin = Plugin::new(r#"printf '%s %s %s|' "$CNI_COMMAND" "$CNI_IFNAME" "$HOME"; cat"#);
-    let running = plugin.start(Verb::Check, &[("CNI_IFNAME", "eth7")]);
+    let mut running = plugin.start(Verb::Check, &[("CNI_IFNAME", "eth7")]);
     let output = running.finish(b"{\"name\":\"n\"}", in_time()).unwrap();
     let home = std::env::var("HOME").unwrap_or_default();
     assert_eq!(String::from_utf8(output).unwrap(), format!("CHECK eth7 {home}|{{\"name\":\"n\"}}"));
@@ -122,14 +122,34 @@ fn too_much_output_ends_it() {
 }
 
 #[test]
+fn a_file_that_is_no_program_is_named() {
+    let plugin = Plugin::new("");
+    fs::write(plugin.path("ipam"), "#!/nowhere/sh\n").unwrap();
+    let searched = plugin.directory.path().display().to_string();
+    for fed in [false, true] {
+        let mut running = plugin.start(Verb::Add, &[]);
+        if fed {
+            running.feed(b"{}").unwrap();
+        }
+        let error = running.finish(b"{}", in_time()).unwrap_err();
+        assert_eq!(error.code, Code::Io, "{error}");
+        assert!(error.msg.contains("cannot be executed: ENOENT"), "{error}");
+        assert!(error.msg.contains(&searched), "{error}");
+    }
+    // And one that is dropped unfed takes nothing of the caller's with it.
+    drop(plugin.start(Verb::Del, &[]));
+}
+
+#[test]
 fn a_stuck_plugin_is_killed_at_the_deadline() {
     for hang in ["exec sleep 600", "exec sleep 600 >&- <&-", "cat >/dev/null; exec sleep 600"] {
         let plugin = Plugin::new(&format!("echo $$ >\"${{0%/*}}/fifo\"; {hang}"));
         mkfifo(&plugin.path("fifo"), Mode::S_IRWXU).unwrap();
-        let running = plugin.start(Verb::Del, &[]);
+        let mut running = plugin.start(Verb::Del, &[]);
         let pid = fs::read_to_string(plugin.path("fifo")).unwrap();
         let begin = Instant::now();
         let error = running.finish(b"{}", Deadline::after(Duration::from_millis(100))).unwrap_err();
+        drop(running);
         assert_eq!(error.code, Code::Deadline, "{hang}: {error}");
         assert!(error.msg.contains("ipam DEL"), "{error}");
         assert!(begin.elapsed() < Duration::from_secs(30));

@@ -332,7 +332,7 @@ fn logs() {
 fn a_forked_child_leaves_the_delegate_alone() {
     let directory = tempfile::tempdir().unwrap();
     symlink("/bin/cat", directory.path().join("cat")).unwrap();
-    let running =
+    let mut running =
         Delegate::find("cat", &[directory.path().to_owned()]).unwrap().start(Verb::Add, &[]).unwrap();
     #[expect(unsafe_code, reason = "fork is the point")]
     // SAFETY: this program has a single thread here, and the child only drops and ends.
