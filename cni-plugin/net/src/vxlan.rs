@@ -41,7 +41,7 @@ impl Netlink {
     /// `ip -d link show dev NAME`; `None` when there is no such device, or when it is no VXLAN device.
     pub fn vxlan(&mut self, name: &str) -> NlResult<Option<Vxlan>> {
         let query = LinkUnspec::new_with_name(name);
-        match self.request(RouteNetlinkMessage::GetLink(query.build()), 0) {
+        match self.socket.request(RouteNetlinkMessage::GetLink(query.build()), 0) {
             Ok(answers) => Ok(answers.into_iter().find_map(as_vxlan)),
             Err(error) if error.not_found() => Ok(None),
             Err(error) => Err(error),
