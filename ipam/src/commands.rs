@@ -11,11 +11,11 @@ use cni_protocol::{
 };
 use ipnetwork::IpNetwork;
 use nix::unistd::{AccessFlags, access};
-use weft_state::lease::Taken;
 use weft_state::started;
 
-use crate::conf::{Conf, data_dir};
+use crate::conf::{Conf, Leased, data_dir};
 use crate::dns;
+use crate::host::{self, Host};
 use crate::pool::RangeSet;
 use crate::record::Owner;
 use crate::reservation::Reservation;
@@ -50,7 +50,8 @@ fn lock_deadline(call: &Call) -> Deadline {
 
 fn add(args: AddArgs) -> Result<Outcome, Error> {
     let AddArgs { call, container_id, ifname, args, .. } = args;
-    let conf = Conf::new(&call, &args)?;
+    let leased = Host::of(&call)?.map(|host| Leased::of(&host.lease()?)).transpose()?;
+    let conf = Conf::new(&call, &args, leased.as_ref())?;
     let root = data_dir(&call.conf)?;
     let dns = conf.resolv_conf.as_deref().map_or(Ok(Dns::default()), dns::read)?;
     let owner = Owner::new(container_id.as_str(), ifname.as_str());
@@ -199,12 +200,19 @@ fn open(call: &Call) -> Result<Option<Store>, Error> {
 }
 
 fn check(args: &CheckArgs) -> Result<Outcome, Error> {
-    let conf = Conf::new(&args.call, &args.args)?;
     let owner = Owner::new(args.container_id.as_str(), args.ifname.as_str());
     let broken = |found: String| {
         let remedy = "delete the attachment and add it again";
         Error::new(Code::CheckFailed, format!("check the addresses of {owner}: {found}; {remedy}"))
     };
+    let leased = match Host::of(&args.call)? {
+        Some(host) => {
+            let lease = host.on_file()?.ok_or_else(|| broken("this host has no lease on file".to_owned()))?;
+            Some(Leased::of(&lease)?)
+        }
+        None => None,
+    };
+    let conf = Conf::new(&args.call, &args.args, leased.as_ref())?;
     let Some(store) = open(&args.call)? else {
         return Err(broken("nothing is reserved in this network since the machine started".to_owned()));
     };
@@ -233,11 +241,19 @@ fn gc(args: &GcArgs) -> Result<Outcome, Error> {
 
 fn status(args: &StatusArgs) -> Result<Outcome, Error> {
     let not_available = |e: Error| Error { code: Code::NotAvailable, ..e };
-    let conf = Conf::new(&args.call, &CniArgs::default())?;
+    host::check_taken(&args.call)?;
+    let host = Host::of(&args.call)?;
+    let leased = match &host {
+        Some(host) => match host.status()? {
+            Some(lease) => Some(Leased::of(&lease)?),
+            None => return can_be_created(&data_dir(&args.call.conf)?),
+        },
+        None => None,
+    };
+    let conf = Conf::new(&args.call, &CniArgs::default(), leased.as_ref())?;
     if let Some(path) = &conf.resolv_conf {
         dns::read(path).map_err(not_available)?;
     }
-    check_taken(&args.call)?;
     let Some(store) = open(&args.call)? else {
         return can_be_created(&data_dir(&args.call.conf)?);
     };
@@ -252,18 +268,6 @@ fn status(args: &StatusArgs) -> Result<Outcome, Error> {
         }
     }
     Ok(Outcome::Done)
-}
-
-/// Whether the subnet is still this host's, as far as the agent knows.
-fn check_taken(call: &Call) -> Result<(), Error> {
-    let Some(taken) = Taken::read(&weft_state::lease::data_dir(&call.conf)?, &call.network)? else {
-        return Ok(());
-    };
-    let Taken { key, owner, .. } = taken;
-    let remedy = "move the containers away, then `weftctl leave` and restart weftd";
-    let msg =
-        format!("subnet {key} of this host belongs to {owner} now, its containers are cut off: {remedy}");
-    Err(Error::new(Code::LimitedConnectivity, msg))
 }
 
 /// Whether an ADD could create the store, without creating anything.

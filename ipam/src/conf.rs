@@ -1,5 +1,7 @@
 //! The configuration: what was written, and what it means once checked.
 
+mod leased;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -8,12 +10,15 @@ use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+pub use leased::Leased;
+
+use crate::etcd_conf;
 use crate::pool::{Misplaced, Pools, Refusal};
 use crate::range::{Invalid, Range, RangeSpec};
 
-const IPAM_KEYS: [&str; 10] = [
+const IPAM_KEYS: [&str; 11] = [
     "type", "subnet", "rangeStart", "rangeEnd", "gateway", "ranges", "routes", "resolvConf", "dataDir",
-    "exclude",
+    "exclude", "etcd",
 ];
 const RANGE_KEYS: [&str; 4] = ["subnet", "rangeStart", "rangeEnd", "gateway"];
 const ROUTE_KEYS: [&str; 7] = ["dst", "gw", "mtu", "advmss", "priority", "table", "scope"];
@@ -101,8 +106,13 @@ pub fn data_dir(conf: &Map<String, Value>) -> Result<PathBuf, Error> {
             invalid("ipam.dataDir", value, "is no absolute path; write one that starts with /")
         });
     }
+    Ok(default_state_dir())
+}
+
+/// Where state is unless the configuration says otherwise.
+pub(crate) fn default_state_dir() -> PathBuf {
     let moved = std::env::var_os(STATE_DIR_ENV).filter(|v| !v.is_empty());
-    Ok(moved.map_or_else(|| PathBuf::from(DATA_DIR), PathBuf::from))
+    moved.map_or_else(|| PathBuf::from(DATA_DIR), PathBuf::from)
 }
 
 impl Conf {
@@ -111,34 +121,40 @@ impl Conf {
     /// # Errors
     /// [`Code::UnsupportedField`] for an unknown key, [`Code::InvalidConfig`] for a value that cannot
     /// be; each names path, value and remedy.
-    pub fn new(call: &Call, args: &CniArgs) -> Result<Self, Error> {
+    pub fn new(call: &Call, args: &CniArgs, leased: Option<&Leased>) -> Result<Self, Error> {
         check_keys(&call.conf)?;
         let raw: RawConf = decode(&call.conf)?;
         let Some(ipam) = raw.ipam else {
-            return Err(invalid("ipam", "null", "is missing; give it a subnet or ranges"));
+            return Err(invalid("ipam", "null", "is missing; give it a subnet, ranges or etcd"));
         };
         let runtime = raw.runtime_config.unwrap_or_default();
         let exclude = exclusions(ipam.exclude.as_deref().unwrap_or_default())?;
-        let pools = pools(&ipam, runtime.ip_ranges.as_deref().unwrap_or_default(), exclude)?;
+        let ranges = runtime.ip_ranges.as_deref().unwrap_or_default();
+        let pools = match leased {
+            Some(leased) => leased.pools(&ipam, ranges, exclude)?,
+            None => pools(&ipam, ranges, exclude)?,
+        };
         check_version(&pools, call.version)?;
         let in_args = raw.args.and_then(|a| a.cni).and_then(|c| c.ips);
         let wanted = requested(runtime.ips, in_args, args)?;
         Ok(Self {
             requests: assign(&pools, &wanted)?,
             pools,
-            routes: checked_routes(ipam.routes.unwrap_or_default())?,
+            routes: leased::all_routes(checked_routes(ipam.routes.unwrap_or_default())?, leased),
             resolv_conf: ipam.resolv_conf.filter(|p| !p.is_empty()).map(PathBuf::from),
         })
     }
 }
 
-fn invalid(path: &str, value: impl std::fmt::Display, reason: &str) -> Error {
+pub(crate) fn invalid(path: &str, value: impl std::fmt::Display, reason: &str) -> Error {
     Error::new(Code::InvalidConfig, format!("{path}: {value} {reason}"))
 }
 
 fn check_keys(conf: &Map<String, Value>) -> Result<(), Error> {
     let ipam = conf.get("ipam");
-    known(ipam, "ipam", &IPAM_KEYS)?;
+    let spans_hosts = ipam.and_then(|ipam| ipam.get("etcd")).is_some_and(|etcd| !etcd.is_null());
+    let keys = if spans_hosts { [&IPAM_KEYS[..], &etcd_conf::KEYS].concat() } else { IPAM_KEYS.to_vec() };
+    known(ipam, "ipam", &keys)?;
     let list = |value: Option<&Value>| value.and_then(Value::as_array).cloned().unwrap_or_default();
     for (i, route) in list(ipam.and_then(|v| v.get("routes"))).iter().enumerate() {
         known(Some(route), &format!("ipam.routes[{i}]"), &ROUTE_KEYS)?;
@@ -155,7 +171,7 @@ fn check_keys(conf: &Map<String, Value>) -> Result<(), Error> {
     Ok(())
 }
 
-fn known(value: Option<&Value>, path: &str, keys: &[&str]) -> Result<(), Error> {
+pub(crate) fn known(value: Option<&Value>, path: &str, keys: &[&str]) -> Result<(), Error> {
     let unknown =
         value.and_then(Value::as_object).and_then(|o| o.iter().find(|(k, _)| !keys.contains(&k.as_str())));
     let Some((key, value)) = unknown else { return Ok(()) };

@@ -17,7 +17,7 @@ fn call(conf: &Value, version: Version) -> Call {
 }
 
 fn conf(conf: &Value) -> Result<Conf, Error> {
-    Conf::new(&call(conf, Version::V1_1_0), &CniArgs::default())
+    Conf::new(&call(conf, Version::V1_1_0), &CniArgs::default(), None)
 }
 
 fn sets(conf: &Conf) -> Vec<String> {
@@ -162,7 +162,7 @@ fn asking(ips: &Value, args: &Value, of_args: &[&str]) -> Result<Vec<Option<Stri
         ips: of_args.iter().map(|t| t.parse().ok()).collect::<Option<_>>().unwrap_or_default(),
         ..CniArgs::default()
     };
-    let conf = Conf::new(&call(&conf, Version::V1_1_0), &args)?;
+    let conf = Conf::new(&call(&conf, Version::V1_1_0), &args, None)?;
     Ok(conf.requests.iter().map(|r| r.map(|ip| ip.to_string())).collect())
 }
 
@@ -199,7 +199,7 @@ fn old_results_have_room_for_one_address_per_family() {
     let two_of_v4 = json!({"ipam": {"ranges": [[{"subnet": "10.0.0.0/24"}], [{"subnet": "10.1.0.0/24"}]]}});
     let dual = json!({"ipam": {"ranges": [[{"subnet": "10.0.0.0/24"}], [{"subnet": "fd00::/64"}]]}});
     for version in Version::ALL {
-        let new = |conf| Conf::new(&call(conf, version), &CniArgs::default());
+        let new = |conf| Conf::new(&call(conf, version), &CniArgs::default(), None);
         assert_eq!(new(&two_of_v4).is_ok(), version >= Version::V0_3_0, "{version}");
         assert!(new(&dual).is_ok(), "{version}");
     }

@@ -11,6 +11,7 @@ pub mod conf;
 mod dns;
 pub mod etcd_conf;
 mod gc;
+mod host;
 pub mod lease;
 pub mod pool;
 pub mod range;

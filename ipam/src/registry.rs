@@ -1,21 +1,51 @@
-//! etcd, as far as a network is in it. No policy.
+//! etcd, as far as a network is in it: calls with time limits that go on at the next endpoint. No policy.
 
+mod failure;
+
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
 use cni_protocol::{Code, Error};
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, PutOptions, Txn, TxnOp, WatchOptions,
-    WatchStream,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, EventType, GetOptions,
+    GetResponse, Identity, LeaseGrantOptions, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse,
+    WatchOptions, WatchStream,
 };
 use weft_state::lease::{Peers, since_1970};
 
 use crate::etcd_conf::EtcdConf;
+use failure::{Kind, explain, kind};
 
+/// A network's part of etcd.
 pub struct Registry {
-    client: Client,
+    endpoints: Vec<String>,
+    /// Which of the endpoints is talked to: it stays the one that answered last.
+    current: usize,
+    client: Option<Client>,
+    options: ConnectOptions,
     prefix: String,
     timeout: Duration,
+}
+
+/// A network as etcd has it.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The value of `<prefix>/config`.
+    pub config: String,
+    pub hosts: Peers,
+    /// The leases that records hang on, by the records' keys; 0 for those that never end.
+    pub leases: BTreeMap<String, i64>,
+}
+
+/// What became of an attempt to put a record.
+#[derive(Debug)]
+pub enum Attempt {
+    Done,
+    /// Somebody was faster. The keys that are taken.
+    Lost(Vec<String>),
+    /// An endpoint may have done it before it failed, so that the answer of the next says nothing.
+    Unsure,
 }
 
 /// What a watch says.
@@ -27,101 +57,196 @@ pub enum Watched {
     Compacted,
 }
 
+/// The changes of a network's records.
 pub struct Watch {
     stream: WatchStream,
     prefix: String,
+    endpoint: String,
 }
 
 impl Registry {
+    /// Reads certificates and password. Connections are made when they are needed.
+    ///
     /// # Errors
-    /// [`Code::TryAgain`].
+    /// [`Code::InvalidConfig`] when a file cannot be read or used.
+    #[expect(clippy::unused_async, reason = "what it returns is of use in an event loop only")]
     pub async fn connect(conf: &EtcdConf) -> Result<Self, Error> {
-        let options = ConnectOptions::new()
-            .with_connect_timeout(Duration::from_millis(700))
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(conf.timeout)
             .with_keep_alive(Duration::from_secs(6), Duration::from_secs(2))
-            .with_keep_alive_while_idle(true);
-        let client = Client::connect(&conf.endpoints, Some(options))
-            .await
-            .map_err(|error| failed("connect", &error))?;
-        Ok(Self { client, prefix: conf.prefix.clone(), timeout: conf.timeout })
+            .with_keep_alive_while_idle(true)
+            // A member that is cut off from the others would answer reads with what was.
+            .with_require_leader(true)
+            .with_auto_token_refresh(true);
+        if let Some(tls) = &conf.tls {
+            let mut files = TlsOptions::new().ca_certificate(Certificate::from_pem(file("caFile", &tls.ca)?));
+            if let Some((certificate, key)) = &tls.client {
+                files =
+                    files.identity(Identity::from_pem(file("certFile", certificate)?, file("keyFile", key)?));
+            }
+            options = options.with_tls(files);
+        }
+        if let Some(login) = &conf.login {
+            let password = file("passwordFile", &login.password_file)?;
+            options = options.with_user(&login.username, password.trim_end_matches(['\r', '\n']));
+        }
+        Ok(Self {
+            endpoints: conf.endpoints.clone(),
+            current: 0,
+            client: None,
+            options,
+            prefix: conf.prefix.clone(),
+            timeout: conf.timeout,
+        })
     }
 
-    fn subnets(&self) -> String {
-        format!("{}/subnets/", self.prefix)
-    }
-
+    /// The value of `<prefix>/config`.
+    ///
     /// # Errors
     /// [`Code::TryAgain`]; [`Code::InvalidConfig`] when there is none.
     pub async fn config(&mut self) -> Result<String, Error> {
-        let key = format!("{}/config", self.prefix);
-        let answer =
-            within(self.timeout, "read the configuration", self.client.get(key.as_str(), None)).await?;
-        let value = answer.kvs().first().and_then(|kv| kv.value_str().ok()).map(str::to_owned);
-        value.ok_or_else(|| {
-            let example = r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#;
-            Error::new(
-                Code::InvalidConfig,
-                format!("{key} is not in etcd: put it with etcdctl put {key} '{example}'"),
-            )
+        let key = self.config_key();
+        let call = async |mut client: Client| client.get(key.as_str(), None).await;
+        let answer = self.call("read the network's configuration", call).await?;
+        self.config_in(&answer)
+    }
+
+    /// Configuration and hosts, of one moment.
+    ///
+    /// # Errors
+    /// As [`Registry::config`].
+    pub async fn snapshot(&mut self) -> Result<Snapshot, Error> {
+        let (config, subnets) = (self.config_key(), self.subnets());
+        let txn = Txn::new().and_then([
+            TxnOp::get(config.as_str(), None),
+            TxnOp::get(subnets.as_str(), Some(GetOptions::new().with_prefix())),
+        ]);
+        let call = async |mut client: Client| client.txn(txn.clone()).await;
+        let answer = self.call("read the network", call).await?;
+        let revision = answer.header().map(etcd_client::ResponseHeader::revision).unwrap_or_default();
+        let mut parts = answer.op_responses().into_iter();
+        let (Some(TxnOpResponse::Get(config)), Some(TxnOpResponse::Get(hosts))) =
+            (parts.next(), parts.next())
+        else {
+            return Err(Error::new(
+                Code::TryAgain,
+                "read the network: etcd answered something else: try again",
+            ));
+        };
+        let leases = hosts.kvs().iter().filter_map(|kv| Some((self.own_part(kv.key())?, kv.lease())));
+        Ok(Snapshot {
+            config: self.config_in(&config)?,
+            leases: leases.collect(),
+            hosts: self.peers(&hosts, revision),
         })
     }
 
+    /// All hosts.
+    ///
     /// # Errors
     /// [`Code::TryAgain`].
     pub async fn hosts(&mut self) -> Result<Peers, Error> {
-        let prefix = self.subnets();
-        let options = GetOptions::new().with_prefix();
-        let answer =
-            within(self.timeout, "read the hosts", self.client.get(prefix.as_str(), Some(options))).await?;
-        let records = answer.kvs().iter().filter_map(|kv| {
-            let key = kv.key_str().ok()?.strip_prefix(&prefix)?;
-            Some((key.to_owned(), kv.value_str().ok()?.to_owned()))
-        });
-        Ok(Peers {
-            revision: answer.header().map(etcd_client::ResponseHeader::revision).unwrap_or_default(),
-            seen: u64::try_from(since_1970().as_millis()).unwrap_or(u64::MAX),
-            records: records.collect(),
-        })
+        let subnets = self.subnets();
+        let all = GetOptions::new().with_prefix();
+        let call = async |mut client: Client| client.get(subnets.as_str(), Some(all.clone())).await;
+        let answer = self.call("read the hosts", call).await?;
+        let revision = answer.header().map(etcd_client::ResponseHeader::revision).unwrap_or_default();
+        Ok(self.peers(&answer, revision))
     }
 
-    /// The store's number of the lease of a key.
+    /// The keys of all hosts, with the revisions that made them.
     ///
     /// # Errors
     /// [`Code::TryAgain`].
-    pub async fn lease_of(&mut self, key: &str) -> Result<i64, Error> {
-        let key = format!("{}{key}", self.subnets());
-        let answer = within(self.timeout, "read a record", self.client.get(key.as_str(), None)).await?;
-        Ok(answer.kvs().first().map(etcd_client::KeyValue::lease).unwrap_or_default())
+    pub async fn keys(&mut self) -> Result<BTreeMap<String, i64>, Error> {
+        let subnets = self.subnets();
+        let call = async |mut client: Client| client.get(subnets.as_str(), Some(keys_only())).await;
+        let answer = self.call("read the hosts' keys", call).await?;
+        Ok(self.revisions(&answer))
     }
 
-    /// Puts a record unless there is one, or in place of `replaced`.
+    /// Has a lease of this number. A process that was killed between this and its record's put leaves the lease that
+    /// the next one takes up.
     ///
     /// # Errors
     /// [`Code::TryAgain`].
-    pub async fn put(
+    pub async fn lease(&mut self, id: i64, ttl: u64) -> Result<(), Error> {
+        let ttl = i64::try_from(ttl).unwrap_or(i64::MAX);
+        let options = LeaseGrantOptions::new().with_id(id);
+        let call = async |mut client: Client| match client.lease_grant(ttl, Some(options.clone())).await {
+            Err(error) if kind(&error) == Kind::LeaseThere => client.lease_keep_alive(id).await.map(drop),
+            other => other.map(drop),
+        };
+        self.call("grant a lease", call).await
+    }
+
+    /// Puts a record under a lease, unless there is one whose key begins with `taken_if`.
+    ///
+    /// # Errors
+    /// [`Code::TryAgain`].
+    pub async fn take(
         &mut self,
         key: &str,
         value: &str,
-        (ttl, before): (u64, Option<i64>),
-        replaced: Option<&str>,
-    ) -> Result<Option<i64>, Error> {
+        lease: i64,
+        taken_if: &str,
+    ) -> Result<Attempt, Error> {
+        let subnets = self.subnets();
+        let free =
+            Compare::create_revision(format!("{subnets}{taken_if}"), CompareOp::Equal, 0).with_prefix();
+        let put = TxnOp::put(format!("{subnets}{key}"), value, Some(PutOptions::new().with_lease(lease)));
+        self.attempt("take a subnet", free, put).await
+    }
+
+    /// Puts a record in place of another one, under a lease; 0 for one that never ends.
+    ///
+    /// # Errors
+    /// [`Code::TryAgain`].
+    pub async fn replace(&mut self, key: &str, old: &str, new: &str, lease: i64) -> Result<Attempt, Error> {
         let key = format!("{}{key}", self.subnets());
-        let ttl = i64::try_from(ttl).unwrap_or(i64::MAX);
-        let lease = match before {
-            Some(lease) => lease,
-            None => within(self.timeout, "grant a lease", self.client.lease_grant(ttl, None)).await?.id(),
-        };
-        let compare = match replaced {
-            None => Compare::create_revision(key.as_str(), CompareOp::Equal, 0),
-            Some(value) => Compare::value(key.as_str(), CompareOp::Equal, value),
-        };
-        let put = TxnOp::put(key.as_str(), value, Some(PutOptions::new().with_lease(lease)));
-        let txn = Txn::new().when([compare]).and_then([put]);
-        if within(self.timeout, "take a subnet", self.client.txn(txn)).await?.succeeded() {
-            return Ok(Some(lease));
+        let same = Compare::value(key.as_str(), CompareOp::Equal, old);
+        let put = TxnOp::put(key.as_str(), new, Some(PutOptions::new().with_lease(lease)));
+        self.attempt("write this host's record", same, put).await
+    }
+
+    async fn attempt(&mut self, step: &str, when: Compare, put: TxnOp) -> Result<Attempt, Error> {
+        let used = TxnOp::get(self.subnets(), Some(keys_only()));
+        let txn = Txn::new().when([when]).and_then([put]).or_else([used]);
+        let call = async |mut client: Client| client.txn(txn.clone()).await;
+        let before = self.current;
+        let answer = self.call(step, call).await?;
+        if answer.succeeded() {
+            return Ok(Attempt::Done);
         }
-        within(self.timeout, "revoke a lease", self.client.lease_revoke(lease)).await?;
-        Ok(None)
+        if self.current != before {
+            return Ok(Attempt::Unsure);
+        }
+        let used = answer.op_responses().into_iter().find_map(|part| match part {
+            TxnOpResponse::Get(keys) => Some(self.revisions(&keys).into_keys().collect()),
+            _ => None,
+        });
+        Ok(Attempt::Lost(used.unwrap_or_default()))
+    }
+
+    /// Removes a record, if its value is this one, and ends its lease.
+    ///
+    /// # Errors
+    /// [`Code::TryAgain`].
+    pub async fn remove(&mut self, key: &str, value: &str, lease: i64) -> Result<(), Error> {
+        let key = format!("{}{key}", self.subnets());
+        let same = Compare::value(key.as_str(), CompareOp::Equal, value);
+        let delete = TxnOp::delete(key.as_str(), None::<DeleteOptions>);
+        let txn = Txn::new().when([same]).and_then([delete]);
+        let call = async |mut client: Client| client.txn(txn.clone()).await;
+        self.call("remove this host's record", call).await?;
+        if lease == 0 {
+            return Ok(());
+        }
+        let call = async |mut client: Client| match client.lease_revoke(lease).await {
+            Err(error) if kind(&error) == Kind::LeaseGone => Ok(()),
+            other => other.map(drop),
+        };
+        self.call("end the lease", call).await
     }
 
     /// Renews a lease; whether it is still there.
@@ -129,59 +254,135 @@ impl Registry {
     /// # Errors
     /// [`Code::TryAgain`].
     pub async fn keep_alive(&mut self, lease: i64) -> Result<bool, Error> {
-        let answer = within(self.timeout, "renew the lease", self.client.lease_keep_alive(lease)).await;
-        let (mut keeper, mut answers) = match answer {
-            Err(error) if error.msg.contains("lease not found") => return Ok(false),
-            other => other?,
+        let call = async |mut client: Client| match client.lease_keep_alive(lease).await {
+            Err(error) if kind(&error) == Kind::LeaseGone => Ok(false),
+            other => other.map(|_| true),
         };
-        within(self.timeout, "renew the lease", keeper.keep_alive()).await?;
-        let answer = within(self.timeout, "renew the lease", answers.message()).await?;
-        Ok(answer.is_some_and(|answer| answer.ttl() > 0))
+        self.call("renew the lease", call).await
     }
 
+    /// The changes of the hosts' records from a revision on.
+    ///
     /// # Errors
     /// [`Code::TryAgain`].
     pub async fn watch(&mut self, from: i64) -> Result<Watch, Error> {
         let prefix = self.subnets();
         let options = WatchOptions::new().with_prefix().with_start_revision(from);
-        let stream = within(self.timeout, "watch", self.client.watch(prefix.as_str(), Some(options))).await?;
-        Ok(Watch { stream, prefix })
+        let call = async |mut client: Client| client.watch(prefix.as_str(), Some(options.clone())).await;
+        let stream = self.call("watch the hosts", call).await?;
+        Ok(Watch { stream, prefix, endpoint: self.endpoints[self.current].clone() })
     }
+
+    /// Asks one endpoint after the other, each once, beginning with that which answered last.
+    async fn call<T, F>(&mut self, step: &str, ask: impl Fn(Client) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let mut failures: Vec<String> = Vec::new();
+        for _ in 0..self.endpoints.len() {
+            let endpoint = self.endpoints[self.current].clone();
+            let known = self.client.clone();
+            let options = self.options.clone();
+            let answer = tokio::time::timeout(self.timeout, async {
+                let client = match known {
+                    Some(client) => client,
+                    None => Client::connect([endpoint.as_str()], Some(options)).await?,
+                };
+                Ok((client.clone(), ask(client).await?))
+            });
+            match answer.await {
+                Ok(Ok((client, answer))) => {
+                    self.client = Some(client);
+                    return Ok(answer);
+                }
+                // Another endpoint would say the same.
+                Ok(Err(error)) if kind(&error) == Kind::Refusal => {
+                    let msg = format!("{step}: {}", explain(&endpoint, &error));
+                    return Err(Error::new(Code::InvalidConfig, msg));
+                }
+                Ok(Err(error)) => failures.push(explain(&endpoint, &error)),
+                Err(_elapsed) => {
+                    failures.push(format!("{endpoint} gave no answer within {:?}", self.timeout));
+                }
+            }
+            self.client = None;
+            self.current = (self.current + 1) % self.endpoints.len();
+        }
+        Err(Error::new(Code::TryAgain, format!("{step}: {}", failures.join("; "))))
+    }
+
+    fn config_key(&self) -> String {
+        format!("{}/config", self.prefix)
+    }
+
+    fn subnets(&self) -> String {
+        format!("{}/subnets/", self.prefix)
+    }
+
+    fn own_part(&self, key: &[u8]) -> Option<String> {
+        std::str::from_utf8(key).ok()?.strip_prefix(&self.subnets()).map(str::to_owned)
+    }
+
+    fn config_in(&self, answer: &GetResponse) -> Result<String, Error> {
+        let value = answer.kvs().first().and_then(|kv| kv.value_str().ok()).map(str::to_owned);
+        value.ok_or_else(|| {
+            let key = self.config_key();
+            let msg = format!("{key} is not in etcd: put it there: {}", put_line(&key));
+            Error::new(Code::InvalidConfig, msg)
+        })
+    }
+
+    fn peers(&self, answer: &GetResponse, revision: i64) -> Peers {
+        let records = answer.kvs().iter().filter_map(|kv| {
+            // What is no text is no record; the key stays, as it is taken.
+            let value = String::from_utf8_lossy(kv.value()).into_owned();
+            Some((self.own_part(kv.key())?, value))
+        });
+        let seen = u64::try_from(since_1970().as_millis()).unwrap_or(u64::MAX);
+        Peers { revision, seen, records: records.collect() }
+    }
+
+    fn revisions(&self, answer: &GetResponse) -> BTreeMap<String, i64> {
+        answer.kvs().iter().filter_map(|kv| Some((self.own_part(kv.key())?, kv.create_revision()))).collect()
+    }
+}
+
+/// The command that puts a network's configuration.
+pub(crate) fn put_line(key: &str) -> String {
+    format!(r#"etcdctl put {key} '{{"Network": "10.244.0.0/16", "Backend": {{"Type": "vxlan"}}}}'"#)
+}
+
+fn keys_only() -> GetOptions {
+    GetOptions::new().with_prefix().with_keys_only()
+}
+
+fn file(key: &str, path: &std::path::Path) -> Result<String, Error> {
+    std::fs::read_to_string(path).map_err(|error| {
+        let msg = format!("ipam.etcd.{key}: read {}: {error}: name a file that is there", path.display());
+        Error::new(Code::InvalidConfig, msg)
+    })
 }
 
 impl Watch {
     /// # Errors
     /// [`Code::TryAgain`] when the watch ended.
     pub async fn next(&mut self) -> Result<Watched, Error> {
-        let message = self.stream.message().await.map_err(|error| failed("watch", &error))?;
-        let Some(message) = message else { return Err(Error::new(Code::TryAgain, "watch: etcd ended it")) };
-        if message.compact_revision() > 0 || message.canceled() {
+        let failed = |what: String| Error::new(Code::TryAgain, format!("watch the hosts: {what}"));
+        let message = self.stream.message().await.map_err(|error| failed(explain(&self.endpoint, &error)))?;
+        let Some(message) = message else { return Err(failed(format!("{} ended it", self.endpoint))) };
+        if message.compact_revision() > 0 {
             return Ok(Watched::Compacted);
+        }
+        if message.canceled() {
+            return Err(failed(format!("{} ended it: {}", self.endpoint, message.cancel_reason())));
         }
         let records = message.events().iter().filter_map(|event| {
             let kv = event.kv()?;
             let key = kv.key_str().ok()?.strip_prefix(&self.prefix)?.to_owned();
-            let value =
-                (event.event_type() == EventType::Put).then(|| kv.value_str().unwrap_or_default().to_owned());
-            Some((key, value))
+            let put = event.event_type() == EventType::Put;
+            Some((key, put.then(|| String::from_utf8_lossy(kv.value()).into_owned())))
         });
-        let records = records.collect();
         let revision = message.header().map(etcd_client::ResponseHeader::revision).unwrap_or_default();
-        Ok(Watched::Changes { revision, records })
+        Ok(Watched::Changes { revision, records: records.collect() })
     }
-}
-
-async fn within<T>(
-    timeout: Duration,
-    step: &str,
-    call: impl Future<Output = Result<T, etcd_client::Error>>,
-) -> Result<T, Error> {
-    match tokio::time::timeout(timeout, call).await {
-        Ok(result) => result.map_err(|error| failed(step, &error)),
-        Err(_) => Err(Error::new(Code::TryAgain, format!("{step}: etcd gave no answer within {timeout:?}"))),
-    }
-}
-
-fn failed(step: &str, error: &etcd_client::Error) -> Error {
-    Error::new(Code::TryAgain, format!("{step}: {error}"))
 }

@@ -1,30 +1,181 @@
-//! The address at which other hosts reach this one.
+//! Which of this host's addresses other hosts reach it by, and which it sends from.
+//!
+//! Source: pkg/ip/match.go of flannel v0.28.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use cni_protocol::{Code, Error};
+use nix::ifaddrs::getifaddrs;
+use regex_lite::Regex;
 
-use crate::etcd_conf::EtcdConf;
+/// What was configured about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Underlay {
+    pub choice: Choice,
+    /// What other hosts are told in place of the interface's address; at most one of each family.
+    pub public: Vec<IpAddr>,
+}
 
-/// This host's public address of a family: the configured one, else that of the default route.
+/// How the interface is chosen.
+#[derive(Debug, Clone)]
+pub enum Choice {
+    /// That of the family's default route.
+    DefaultRoute,
+    /// By its name, or by an address that it has.
+    Interface(String),
+    /// The first whose address or name matches.
+    Matching(Regex),
+    /// That by which an address is reached.
+    CanReach(IpAddr),
+}
+
+impl PartialEq for Choice {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::DefaultRoute, Self::DefaultRoute) => true,
+            (Self::Interface(one), Self::Interface(other)) => one == other,
+            (Self::Matching(one), Self::Matching(other)) => one.as_str() == other.as_str(),
+            (Self::CanReach(one), Self::CanReach(other)) => one == other,
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Choice {}
+
+/// One family's addresses of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// By which other hosts reach it.
+    pub public: IpAddr,
+    /// That an interface has and that packets to other hosts leave with.
+    pub local: IpAddr,
+}
+
+impl Underlay {
+    /// This host's addresses of a family.
+    ///
+    /// # Errors
+    /// [`Code::InvalidConfig`] when it has none, with what to configure.
+    pub fn find(&self, v4: bool) -> Result<Found, Error> {
+        let given = self.public.iter().copied().find(|ip| ip.is_ipv4() == v4);
+        let family = if v4 { "IPv4" } else { "IPv6" };
+        let addresses = addresses(v4)?;
+        let has = |ip: IpAddr| addresses.iter().any(|(_, other)| *other == ip);
+        // An address of an interface that is given as the public one says everything.
+        if let (Choice::DefaultRoute, Some(public)) = (&self.choice, given)
+            && has(public)
+        {
+            return Ok(Found { public, local: public });
+        }
+        let none = |what: String| {
+            let remedy = "set ipam.iface, ifaceCanReach or publicIP to what leads to the other hosts";
+            Error::new(Code::InvalidConfig, format!("find this host's {family} address: {what}: {remedy}"))
+        };
+        let first = |matches: &dyn Fn(&str, IpAddr) -> bool| {
+            addresses.iter().find(|(name, ip)| matches(name, *ip)).map(|(_, ip)| *ip)
+        };
+        let local = match &self.choice {
+            Choice::DefaultRoute => {
+                source_towards(anywhere(v4)).map_err(|error| none(format!("no default route ({error})")))?
+            }
+            Choice::CanReach(ip) if ip.is_ipv4() == v4 => {
+                source_towards(*ip).map_err(|error| none(format!("no route to {ip} ({error})")))?
+            }
+            Choice::CanReach(target) => {
+                let source = source_towards(*target)
+                    .map_err(|error| none(format!("no route to {target} ({error})")))?;
+                let name = name_of(source).ok_or_else(|| none(format!("{source} is on no interface")))?;
+                first(&|other, _| other == name).ok_or_else(|| none(format!("{name} has none")))?
+            }
+            Choice::Interface(iface) => {
+                let name = iface.parse::<IpAddr>().ok().and_then(name_of).unwrap_or_else(|| iface.clone());
+                let wanted = iface.parse::<IpAddr>().ok().filter(|ip| has(*ip));
+                wanted
+                    .or_else(|| first(&|other, _| other == name))
+                    .ok_or_else(|| none(format!("{iface} has none")))?
+            }
+            Choice::Matching(regex) => first(&|_, ip| regex.is_match(&ip.to_string()))
+                .or_else(|| first(&|name, _| regex.is_match(name)))
+                .ok_or_else(|| none(format!("nothing matches {regex}")))?,
+        };
+        Ok(Found { public: given.unwrap_or(local), local })
+    }
+}
+
+/// Whether an interface of this host has an address.
 ///
 /// # Errors
-/// [`Code::InvalidConfig`] when there is none.
-pub fn choose(conf: &EtcdConf, v4: bool) -> Result<IpAddr, Error> {
-    if let Some(given) = conf.public.iter().find(|ip| ip.is_ipv4() == v4) {
-        return Ok(*given);
-    }
-    // Documentation addresses: nothing is sent, the kernel only looks for the way there.
-    let (any, far): (IpAddr, IpAddr) = if v4 {
-        (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(203, 0, 113, 1).into())
-    } else {
-        (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into())
+/// [`Code::Kernel`] when the kernel does not tell.
+pub fn is_here(ip: IpAddr) -> Result<bool, Error> {
+    Ok(addresses(ip.is_ipv4())?.iter().any(|(_, other)| *other == ip))
+}
+
+/// The addresses of a family that other hosts may know, with their interfaces' names.
+fn addresses(v4: bool) -> Result<Vec<(String, IpAddr)>, Error> {
+    let found = getifaddrs()
+        .map_err(|error| Error::new(Code::Kernel, format!("list this host's addresses: {error}")))?;
+    let usable = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => v4 && !ip.is_loopback() && !ip.is_link_local(),
+        IpAddr::V6(ip) => !v4 && !ip.is_loopback() && !ip.is_unicast_link_local(),
     };
-    let found = UdpSocket::bind((any, 0)).and_then(|socket| {
-        socket.connect((far, 9))?;
-        socket.local_addr()
+    let of_family = found.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        let ip = v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))?;
+        usable(ip).then_some((interface.interface_name, ip))
     });
-    found.map(|address| address.ip()).map_err(|error| {
-        Error::new(Code::InvalidConfig, format!("find this host's address: {error}: set publicIP or iface"))
-    })
+    Ok(of_family.collect())
+}
+
+fn name_of(ip: IpAddr) -> Option<String> {
+    addresses(ip.is_ipv4()).ok()?.into_iter().find(|(_, other)| *other == ip).map(|(name, _)| name)
+}
+
+/// An address that only the default route leads to: one of those for documentation (RFC 5737, RFC 3849).
+fn anywhere(v4: bool) -> IpAddr {
+    if v4 {
+        Ipv4Addr::new(203, 0, 113, 1).into()
+    } else {
+        Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()
+    }
+}
+
+/// The address that packets to `target` leave with. Nothing is sent: connect(2) of UDP only looks the way up.
+fn source_towards(target: IpAddr) -> std::io::Result<IpAddr> {
+    let any: IpAddr =
+        if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
+    socket.connect(SocketAddr::new(target, 9))?;
+    Ok(socket.local_addr()?.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find(choice: Choice) -> Result<IpAddr, String> {
+        let underlay = Underlay { choice, public: Vec::new() };
+        underlay.find(true).map(|found| found.local).map_err(|error| error.msg)
+    }
+
+    /// The tests' runner gives them a network namespace in which nothing is up.
+    #[test]
+    fn a_host_without_a_way_out_is_told_what_to_configure() {
+        for choice in [
+            Choice::DefaultRoute,
+            Choice::CanReach([192, 0, 2, 1].into()),
+            Choice::Interface("nothere0".into()),
+            Choice::Interface("192.0.2.7".into()),
+            Choice::Matching(Regex::new("^eth").unwrap()),
+        ] {
+            let error = find(choice).unwrap_err();
+            assert!(error.contains("set ipam.iface"), "{error}");
+        }
+    }
+
+    #[test]
+    fn loopback_is_nobodys_way_to_this_host() {
+        assert!(!is_here([127, 0, 0, 1].into()).unwrap());
+    }
 }

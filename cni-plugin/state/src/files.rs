@@ -60,18 +60,24 @@ const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
 /// of one host the chance of two equal names is below one in ten million.
 #[must_use]
 pub fn short_hash(parts: &[&str]) -> String {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part.as_bytes());
-    }
-    let mut number = hash.finalize().iter().take(16).fold(0_u128, |n, b| n << 8 | u128::from(*b));
+    let mut number = hash(parts);
     let digit = |_| {
         let digit = DIGITS[(number % 36) as usize];
         number /= 36;
         char::from(digit)
     };
     (0..11).map(digit).collect()
+}
+
+/// The first 128 bits of the SHA-256 of some parts, each preceded by its length.
+#[must_use]
+pub fn hash(parts: &[&str]) -> u128 {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.finalize().iter().take(16).fold(0_u128, |n, b| n << 8 | u128::from(*b))
 }
 
 #[cfg(test)]

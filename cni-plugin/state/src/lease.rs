@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -62,6 +63,10 @@ pub struct HostLease {
     pub ttl: u64,
     /// When it was last renewed, in seconds since 1970.
     pub renewed: u64,
+    /// The addresses that packets to other hosts leave with, at most one of each family: where a record has the
+    /// address of a router in front of this host, another one than the record's.
+    #[serde(default)]
+    pub local: Vec<IpAddr>,
 }
 
 /// The hosts of a network as last seen in the store.
@@ -251,6 +256,7 @@ mod tests {
             lease_id: 7,
             ttl: 60,
             renewed: since_1970().as_secs() - 20,
+            local: Vec::new(),
         }
     }
 

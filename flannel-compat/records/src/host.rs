@@ -226,7 +226,9 @@ pub(crate) fn key_of(subnets: &[IpNetwork]) -> String {
     }
 }
 
-fn parse_key(key: &str) -> Option<Vec<IpNetwork>> {
+/// The subnets that the last part of a key names, IPv4 first; `None` when it is no such key.
+#[must_use]
+pub fn parse_key(key: &str) -> Option<Vec<IpNetwork>> {
     let (v4, v6) = key.split_once('&').map_or((key, None), |(v4, v6)| (v4, Some(v6)));
     let part = |text: &str| {
         let (address, length) = text.split_once('-')?;

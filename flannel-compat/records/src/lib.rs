@@ -11,5 +11,5 @@ mod subnet_env;
 
 pub use backend::{Backend, Vni, Vxlan};
 pub use config::{ConfigError, NetworkConfig, Pool};
-pub use host::{HostRecord, RecordError, Segment, Transport};
+pub use host::{HostRecord, RecordError, Segment, Transport, parse_key};
 pub use subnet_env::{Leased, ParseError, SubnetEnv};

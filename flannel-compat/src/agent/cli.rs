@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn flags_make_one_network() {
         let conf = conf(
-            "--name pods --etcd-endpoints http://192.0.2.1:2379,http://192.0.2.2:2379 --etcd-prefix /n \
+            "--name pods --etcd-endpoints https://192.0.2.1:2379,https://192.0.2.2:2379 --etcd-prefix /n \
              --etcd-cafile /ca --etcd-certfile /cert --etcd-keyfile /key --etcd-username u \
              --etcd-password-file /p --iface eth1 --public-ip 192.0.2.9 --lease-ttl 60 --ip-masq \
              --no-masquerade 192.0.2.0/24,198.51.100.0/24 --subnet-file /run/x.env --listen unix:/run/w \
@@ -173,7 +173,7 @@ mod tests {
         )
         .unwrap();
         let network = &conf.networks[0];
-        assert_eq!(network.etcd.endpoints, ["http://192.0.2.1:2379", "http://192.0.2.2:2379"]);
+        assert_eq!(network.etcd.endpoints, ["https://192.0.2.1:2379", "https://192.0.2.2:2379"]);
         assert_eq!((network.etcd.prefix.as_str(), network.etcd.ttl), ("/n", 60));
         assert!(network.ip_masq);
         assert_eq!(network.no_masquerade.len(), 2);

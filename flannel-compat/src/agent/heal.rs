@@ -154,6 +154,7 @@ mod tests {
             lease_id: 1,
             ttl: 60,
             renewed: 0,
+            local: Vec::new(),
         }
     }
 

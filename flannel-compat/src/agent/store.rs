@@ -78,15 +78,8 @@ impl Store {
     /// One connection: takes the lease, and follows the hosts until something fails.
     async fn session(&mut self, backoff: &mut Backoff) -> Result<End, Error> {
         let mut registry = Registry::connect(&self.conf).await?;
-        let lease = match lease::acquire(&mut registry, &self.conf, self.lease.as_ref()).await? {
+        let lease = match lease::acquire(&mut registry, &self.conf, self.lease.as_ref(), self.unused).await? {
             Lease::Held(lease) => lease,
-            Lease::Taken { key, owner } if self.unused => {
-                log::warn!(
-                    "subnet {key} belongs to {owner} now; nothing here uses it, so another one is leased"
-                );
-                self.lease = None;
-                return Ok(End::Lost);
-            }
             Lease::Taken { key, owner } => return self.look_on(registry, News::Taken { key, owner }).await,
         };
         self.lease = Some(lease.clone());

@@ -138,6 +138,7 @@ pub(super) mod tests {
             lease_id: 1,
             ttl: 60,
             renewed: since_1970().as_secs(),
+            local: Vec::new(),
         }
     }
 

@@ -1,0 +1,276 @@
+//! This host in a network that spans hosts, for a command of the plugin: its lease is on file, and etcd is asked only
+//! when the lease is missing, or when the other hosts have not been looked at for a while and no agent does that.
+
+use std::fs;
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use cni_protocol::{Call, Code, Deadline, Error, NetworkName};
+use flannel_records::HostRecord;
+use serde_json::Value;
+use weft_state::Lock;
+use weft_state::lease::{HostLease, Peers, Taken, agent_lives, data_dir};
+
+use crate::etcd_conf::EtcdConf;
+use crate::lease::{self, Lease};
+use crate::registry::Registry;
+use crate::store;
+
+/// How long an ADD waits for news of other hosts, which it can do without.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// Between two attempts to take the first lease: a member that starts, or a new leader, needs about so long.
+const PAUSE: Duration = Duration::from_millis(100);
+/// The part of the command's time in which etcd has to give the first lease.
+const SHARE: f32 = 0.25;
+
+/// A network that spans hosts, as this host knows it.
+pub(crate) struct Host<'c> {
+    network: &'c NetworkName,
+    etcd: EtcdConf,
+    data_dir: PathBuf,
+    state_dir: PathBuf,
+    reservations: PathBuf,
+    deadline: Deadline,
+}
+
+impl<'c> Host<'c> {
+    /// `None` when the network's addresses are of this host alone: without the key `ipam.etcd`.
+    ///
+    /// # Errors
+    /// As [`EtcdConf::parse`].
+    pub(crate) fn of(call: &'c Call) -> Result<Option<Self>, Error> {
+        let Some(ipam) = call.conf.get("ipam").and_then(Value::as_object) else { return Ok(None) };
+        let Some(etcd) = EtcdConf::parse(ipam)? else { return Ok(None) };
+        Ok(Some(Self {
+            network: &call.network,
+            etcd,
+            data_dir: data_dir(&call.conf)?,
+            state_dir: state_dir(call),
+            reservations: crate::conf::data_dir(&call.conf)?,
+            deadline: call.deadline,
+        }))
+    }
+
+    /// The lease on file, if it is this host's: a disk that was copied to another host has another host's.
+    ///
+    /// # Errors
+    /// [`Code::Io`].
+    pub(crate) fn on_file(&self) -> Result<Option<HostLease>, Error> {
+        Ok(HostLease::read(&self.data_dir, self.network)?.filter(|lease| self.is_ours(lease)))
+    }
+
+    fn is_ours(&self, lease: &HostLease) -> bool {
+        let Ok(record) = HostRecord::parse(&lease.key, &lease.value) else { return false };
+        // While the underlay is down nothing can be said against it.
+        let same = |segment: &flannel_records::Segment| {
+            let found = self.etcd.underlay.find(segment.public.is_ipv4());
+            found.is_ok_and(|found| found.public != segment.public)
+        };
+        lease.prefix == self.etcd.prefix && !record.segments().iter().any(same)
+    }
+
+    /// The lease for an ADD: that on file, with news of the other hosts where they are due; else one taken now.
+    ///
+    /// # Errors
+    /// [`Code::TryAgain`] when there is none on file and etcd cannot be reached; [`Code::Conflict`] when another host
+    /// has the subnet; see [`lease::acquire`].
+    pub(crate) fn lease(&self) -> Result<HostLease, Error> {
+        if let Some(taken) = Taken::read(&self.data_dir, self.network)? {
+            return Err(cut_off(Code::Conflict, &taken));
+        }
+        if let Some(lease) = self.on_file()? {
+            if self.is_due(&lease)? && !agent_lives(&self.state_dir, self.network)? {
+                return self.refresh(lease);
+            }
+            return Ok(lease);
+        }
+        // Of several first ADDs one takes the lease, and the others find it on file.
+        let directory = self.data_dir.join(self.network.as_str());
+        fs::create_dir_all(&directory).map_err(|error| {
+            let remedy = "make it writable, or choose another dataDir";
+            Error::new(Code::Io, format!("create {} for the lease: {error}: {remedy}", directory.display()))
+        })?;
+        let until = Deadline::after(self.deadline.remaining().mul_f32(SHARE));
+        let _lock = Lock::exclusive(&directory.join("lease.lock"), until)?;
+        match self.on_file()? {
+            Some(lease) => Ok(lease),
+            None => self.take(until),
+        }
+    }
+
+    fn take(&self, until: Deadline) -> Result<HostLease, Error> {
+        let before = HostLease::read(&self.data_dir, self.network)?;
+        let unused = self.is_unused();
+        let attempt = async || {
+            let mut registry = Registry::connect(&self.etcd).await?;
+            let lease = lease::acquire(&mut registry, &self.etcd, before.as_ref(), unused).await?;
+            Ok::<_, Error>((lease, registry.hosts().await?))
+        };
+        let (lease, hosts) = in_event_loop(async {
+            loop {
+                match attempt().await {
+                    Err(error) if error.code == Code::TryAgain && until.remaining() > PAUSE => {
+                        log::warn!("{}: trying again", error.msg);
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                    outcome => return outcome,
+                }
+            }
+        })?;
+        self.put_on_file(lease, &hosts)
+    }
+
+    /// Whether no container of this network is on this host.
+    fn is_unused(&self) -> bool {
+        store::glance(&self.reservations, self.network).is_ok_and(|held| held.is_empty())
+    }
+
+    /// Whether the other hosts or the lease ought to be looked at.
+    fn is_due(&self, lease: &HostLease) -> Result<bool, Error> {
+        let seen = Peers::read(&self.data_dir, self.network)?.map_or(Duration::MAX, |peers| peers.age());
+        let tried = fs::metadata(self.tried()).and_then(|file| file.modified()).ok();
+        let since =
+            tried.and_then(|then| SystemTime::now().duration_since(then).ok()).unwrap_or(Duration::MAX);
+        Ok((seen >= self.etcd.peer_refresh || is_half_over(lease)) && since >= self.etcd.peer_refresh)
+    }
+
+    /// A file whose time is that of the last attempt: an etcd that is away costs one ADD of many its patience.
+    fn tried(&self) -> PathBuf {
+        self.data_dir.join(self.network.as_str()).join("tried")
+    }
+
+    /// Looks at the other hosts, and renews the lease when half of its time is over. What etcd fails to say is left
+    /// for the next ADD.
+    ///
+    /// # Errors
+    /// [`Code::Conflict`] when another host has the subnet.
+    fn refresh(&self, lease: HostLease) -> Result<HostLease, Error> {
+        let tried = self.tried();
+        if let Err(error) = fs::write(&tried, b"") {
+            log::warn!("write {}: {error}", tried.display());
+        }
+        let news = in_event_loop(async {
+            let look = async {
+                let mut registry = Registry::connect(&self.etcd).await?;
+                let hosts = registry.hosts().await?;
+                let renewed = if hosts.records.get(&lease.key) != Some(&lease.value) {
+                    None
+                } else if is_half_over(&lease) {
+                    lease::keep(&mut registry, &lease).await?
+                } else {
+                    Some(lease.clone())
+                };
+                let lease = match renewed {
+                    Some(lease) => Lease::Held(lease),
+                    None => lease::acquire(&mut registry, &self.etcd, Some(&lease), self.is_unused()).await?,
+                };
+                Ok((lease, hosts))
+            };
+            let late = |_elapsed| {
+                let msg = format!("look at the other hosts: etcd gave no answer within {PATIENCE:?}");
+                Err(Error::new(Code::TryAgain, msg))
+            };
+            tokio::time::timeout(PATIENCE, look).await.unwrap_or_else(late)
+        });
+        match news {
+            Ok((news, hosts)) => self.put_on_file(news, &hosts),
+            Err(error) => {
+                log::warn!("network {}: {}; going on with what is known", self.network, error.msg);
+                Ok(lease)
+            }
+        }
+    }
+
+    fn put_on_file(&self, lease: Lease, hosts: &Peers) -> Result<HostLease, Error> {
+        match lease {
+            Lease::Held(lease) => {
+                hosts.write(&self.data_dir, self.network)?;
+                lease.write(&self.data_dir, self.network)?;
+                Ok(lease)
+            }
+            Lease::Taken { key, owner } => {
+                let since = weft_state::lease::since_1970().as_secs();
+                let taken = Taken { key, owner: owner.escape_debug().to_string(), since };
+                taken.write(&self.data_dir, self.network)?;
+                Err(cut_off(Code::Conflict, &taken))
+            }
+        }
+    }
+
+    /// Whether an ADD would have a lease, and what those who wait for one are to know.
+    ///
+    /// # Errors
+    /// [`Code::LimitedConnectivity`] when the lease has ended, so that other hosts drop this one; [`Code::NotAvailable`] when there is no lease and etcd gives none.
+    pub(crate) fn status(&self) -> Result<Option<HostLease>, Error> {
+        let Some(lease) = self.on_file()? else {
+            let look = async {
+                let mut registry = Registry::connect(&self.etcd).await?;
+                lease::parse_config(&self.etcd.prefix, &registry.config().await?).map(drop)
+            };
+            in_event_loop(look).map_err(|error| Error { code: Code::NotAvailable, ..error })?;
+            return Ok(None);
+        };
+        if !agent_lives(&self.state_dir, self.network)? {
+            if lease.ttl != 0 && lease.remaining().is_zero() {
+                let msg = format!(
+                    "the lease of subnet {} has ended, so other hosts have dropped this one: start weftd, or any container, \
+                     with etcd in reach",
+                    lease.key
+                );
+                return Err(Error::new(Code::LimitedConnectivity, msg));
+            }
+            if is_half_over(&lease) {
+                log::warn!(
+                    "network {}: the lease of {} ends in {} s and no weftd renews it",
+                    self.network,
+                    lease.key,
+                    lease.remaining().as_secs()
+                );
+            }
+        }
+        Ok(Some(lease))
+    }
+}
+
+/// Whether the subnet is still this host's, as far as the agent knows: also for a network whose ranges were taken from
+/// subnet.env.
+///
+/// # Errors
+/// [`Code::LimitedConnectivity`] when it is another host's.
+pub(crate) fn check_taken(call: &Call) -> Result<(), Error> {
+    match Taken::read(&data_dir(&call.conf)?, &call.network)? {
+        Some(taken) => Err(cut_off(Code::LimitedConnectivity, &taken)),
+        None => Ok(()),
+    }
+}
+
+fn is_half_over(lease: &HostLease) -> bool {
+    lease.ttl != 0 && lease.remaining() < Duration::from_secs(lease.ttl) / 2
+}
+
+fn cut_off(code: Code, Taken { key, owner, .. }: &Taken) -> Error {
+    let remedy = "move the containers away, then `weftctl leave` and restart weftd";
+    Error::new(
+        code,
+        format!("subnet {key} of this host belongs to {owner} now, its containers are cut off: {remedy}"),
+    )
+}
+
+/// Where the agent's lock is: as for the interface plugin.
+fn state_dir(call: &Call) -> PathBuf {
+    let told = call.conf.get("stateDir").and_then(Value::as_str).map(PathBuf::from);
+    told.filter(|path| path.is_absolute()).unwrap_or_else(crate::conf::default_state_dir)
+}
+
+/// Runs what talks with etcd. Only who has to talk with it comes here: an event loop costs a part of an ADD.
+fn in_event_loop<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(Code::Io, format!("start an event loop: {error}")))?;
+    let outcome = runtime.block_on(work);
+    // Its threads, such as one that looks up a name, are not waited for.
+    runtime.shutdown_background();
+    outcome
+}

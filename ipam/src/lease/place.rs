@@ -1,0 +1,155 @@
+//! Where a host belongs, by what etcd has. Pure.
+
+use std::collections::HashSet;
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::IpAddr;
+
+use cni_protocol::{Code, Error};
+use flannel_records::{HostRecord, NetworkConfig, Pool, parse_key};
+use ipnetwork::IpNetwork;
+
+use super::{Search, Snapshot};
+use crate::underlay;
+
+/// What a host does about its subnet.
+pub(super) enum Place<'a> {
+    /// Its record is there.
+    Mine {
+        key: &'a str,
+        value: &'a str,
+    },
+    /// Its record is there and does not fit the network any more; nothing uses it.
+    Misfit {
+        key: &'a str,
+        value: &'a str,
+    },
+    /// Another host has the subnet that this one had.
+    Taken {
+        key: String,
+        owner: String,
+    },
+    /// The subnets that it had are free.
+    Before(Vec<IpNetwork>),
+    Anywhere,
+}
+
+impl Search<'_> {
+    pub(super) fn place<'s>(&self, snapshot: &'s Snapshot) -> Result<Place<'s>, Error> {
+        let records = &snapshot.hosts.records;
+        if let Some((key, value)) = records.iter().find(|(key, value)| self.is_mine(key, value)) {
+            self.check_alone(key, value, snapshot.leases.get(key) == Some(&0))?;
+            if self.fits(key) {
+                return Ok(Place::Mine { key, value });
+            }
+            return if self.unused { Ok(Place::Misfit { key, value }) } else { Err(self.misfit(key)) };
+        }
+        let Some(before) = self.before else { return Ok(Place::Anywhere) };
+        if let Some(other) = records.get(&before.key) {
+            return Ok(if self.unused {
+                Place::Anywhere
+            } else {
+                Place::Taken { key: before.key.clone(), owner: owner(&before.key, other) }
+            });
+        }
+        match parse_key(&before.key).filter(|_| self.fits(&before.key)) {
+            Some(subnets) => Ok(Place::Before(subnets)),
+            None if self.unused => Ok(Place::Anywhere),
+            None => Err(self.misfit(&before.key)),
+        }
+    }
+
+    /// Whether a record has this host's public address, of either family.
+    fn is_mine(&self, key: &str, value: &str) -> bool {
+        let mine = |public: IpAddr| self.addresses.iter().any(|found| found.public == public);
+        HostRecord::parse(key, value)
+            .is_ok_and(|record| record.segments().iter().any(|segment| mine(segment.public)))
+    }
+
+    /// An address that is configured, but that no interface here has, may have been configured on another host, too.
+    /// Then only the file of the lease shows that the record is this host's, or that somebody has pinned it (without
+    /// a lease) for whoever comes with this address.
+    fn check_alone(&self, key: &str, value: &str, is_pinned: bool) -> Result<(), Error> {
+        let known = self.before.is_some_and(|lease| lease.key == key);
+        for found in &self.addresses {
+            if known || is_pinned || found.public == found.local || underlay::is_here(found.public)? {
+                continue;
+            }
+            let public = found.public;
+            let msg = format!(
+                "take a subnet: the public address {public} is that of another host, which has {key} ({}): give this \
+                 host another one with ipam.publicIP; if that was this host before it was set up anew, etcdctl del {}/subnets/{key}",
+                owner(key, value),
+                self.conf.prefix,
+            );
+            return Err(Error::new(Code::Conflict, msg));
+        }
+        Ok(())
+    }
+
+    /// Whether the network, as it is configured now, has these subnets, one of each of its families.
+    fn fits(&self, key: &str) -> bool {
+        let subnets = parse_key(key).unwrap_or_default();
+        let pools = self.config.pools();
+        subnets.len() == pools.len() && pools.iter().zip(&subnets).all(|(pool, subnet)| pool.has(*subnet))
+    }
+
+    fn misfit(&self, key: &str) -> Error {
+        let networks: Vec<String> =
+            self.config.pools().iter().map(|pool| pool.network().to_string()).collect();
+        let msg = format!(
+            "{}/config was changed: its {} does not have this host's subnet {key} any more, and containers have \
+             addresses of it: put the former configuration back, or remove the containers, then weftctl leave",
+            self.conf.prefix,
+            networks.join(" and "),
+        );
+        Error::new(Code::InvalidConfig, msg)
+    }
+}
+
+/// Whose record it is, for people.
+fn owner(key: &str, value: &str) -> String {
+    match HostRecord::parse(key, value) {
+        Ok(record) => {
+            let addresses = record.segments().iter().map(|segment| segment.public.to_string());
+            addresses.collect::<Vec<_>>().join(" and ")
+        }
+        Err(error) => format!("a record that is no host's ({error})"),
+    }
+}
+
+/// A subnet of each pool that no key names, the first behind a random one: hosts that start at once do not all want
+/// the same.
+///
+/// # Errors
+/// [`Code::Exhausted`] when a pool has none.
+pub(super) fn free(config: &NetworkConfig, keys: &[String]) -> Result<Vec<IpNetwork>, Error> {
+    let taken: HashSet<IpNetwork> = keys.iter().filter_map(|key| parse_key(key)).flatten().collect();
+    config.pools().iter().map(|pool| free_in(pool, &taken)).collect()
+}
+
+fn free_in(pool: &Pool, taken: &HashSet<IpNetwork>) -> Result<IpNetwork, Error> {
+    // Of another size: from before the network was configured anew.
+    let (same, others): (Vec<&IpNetwork>, Vec<&IpNetwork>) = taken
+        .iter()
+        .filter(|subnet| subnet.is_ipv4() == pool.network().is_ipv4())
+        .partition(|subnet| subnet.prefix() == pool.subnet_len());
+    let overlaps = |subnet: IpNetwork| {
+        others.iter().any(|other| other.contains(subnet.ip()) || subnet.contains(other.ip()))
+    };
+    let start = u128::from(RandomState::new().hash_one(0)) << 64 | u128::from(RandomState::new().hash_one(1));
+    let start = start % pool.count();
+    // One more step than there are subnets of this size finds a free one, if others do not overlap.
+    let steps = if others.is_empty() { pool.count().min(same.len() as u128 + 1) } else { pool.count() };
+    let found = (0..steps)
+        .map(|step| pool.at(start + step))
+        .find(|subnet| !taken.contains(subnet) && !overlaps(*subnet));
+    found.ok_or_else(|| {
+        let msg = format!(
+            "take a subnet: all {} subnets of {} are taken: widen the network's range in etcd, or remove the records of \
+             hosts that are gone",
+            pool.count(),
+            pool.network()
+        );
+        Error::new(Code::Exhausted, msg)
+    })
+}

@@ -1,0 +1,239 @@
+//! The subnet that a host leases from etcd: what stands in the store, who gets it, and what happens when etcd does not
+//! answer as it ought to. Real etcd, real plugins, no agent.
+
+mod lease {
+    mod failures;
+    mod identity;
+    mod many;
+}
+
+use std::fs;
+
+use serde_json::{Value, json};
+use weft_tests::{Access, Call, Cluster, CniError, Etcd, Network, Node, Pod, Reply};
+
+const PREFIX: &str = "/coreos.com/network";
+const CONFIG: &str = "/coreos.com/network/config";
+const SUBNETS: &str = "/coreos.com/network/subnets/";
+const V4: &str = r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "vxlan"}}"#;
+const V6: &str = r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:43::/48", "Backend": {"Type": "vxlan"}}"#;
+const DUAL: &str = r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:42::/48", "Backend": {"Type": "vxlan"}}"#;
+
+/// Hosts with an etcd, and a network that they lease subnets of by the IPAM plugin alone.
+struct Fleet {
+    cluster: Cluster,
+    etcd: Etcd,
+}
+
+impl Fleet {
+    fn new(hosts: u8, config: &str) -> Self {
+        let cluster = Cluster::new(hosts);
+        let etcd = cluster.etcd(1, Access::Open);
+        etcd.put(CONFIG, config);
+        Self { cluster, etcd }
+    }
+
+    fn node(&self, index: usize) -> &Node {
+        self.cluster.node(index)
+    }
+
+    fn conf(&self, changes: &Value) -> Network {
+        let ipam =
+            json!({ "type": "weft-ipam", "etcd": { "endpoints": self.etcd.endpoints(), "prefix": PREFIX } });
+        Network::new("pods", &[]).with(&json!({ "ipam": ipam })).with(changes)
+    }
+
+    fn ipam(&self, command: &str, node: usize, changes: &Value) -> Call {
+        ipam(command, self.node(node), &self.conf(changes))
+    }
+
+    /// An ADD of the IPAM plugin for a new container.
+    fn add(&self, node: usize, changes: &Value) -> Reply {
+        self.ipam("ADD", node, changes).run()
+    }
+
+    #[track_caller]
+    fn fails(&self, node: usize, changes: &Value, code: u64) -> CniError {
+        self.add(node, changes).error_code(code)
+    }
+
+    /// The only record's key without the prefix, and its value.
+    fn record(&self) -> (String, String) {
+        let keys = self.keys();
+        assert_eq!(keys.len(), 1, "{keys:?}");
+        let value = self.etcd.get(&format!("{SUBNETS}{}", keys[0])).expect("the key was listed");
+        (keys[0].clone(), value)
+    }
+
+    fn keys(&self) -> Vec<String> {
+        let keys = self.etcd.keys(SUBNETS);
+        keys.iter().map(|key| key.trim_start_matches(SUBNETS).to_owned()).collect()
+    }
+}
+
+fn ipam(command: &str, node: &Node, network: &Network) -> Call {
+    let call = Call::new("weft-ipam", command, network.conf.to_string()).on(node);
+    // The container need not live on: IPAM does nothing in it. Its namespace stays with the process of the call.
+    let pod = Pod::new();
+    let call = call.pod(&pod);
+    std::mem::forget(pod);
+    call
+}
+
+/// The addresses of a result, as text.
+fn addresses(result: &Value) -> Vec<String> {
+    let ips = result["ips"].as_array().expect("a list");
+    ips.iter().map(|ip| ip["address"].as_str().expect("an address").to_owned()).collect()
+}
+
+#[test]
+fn record_and_addresses_of_an_overlay() {
+    let fleet = Fleet::new(1, V4);
+    let result = fleet.add(0, &json!({})).result();
+    let (key, value) = fleet.record();
+    let subnet = key.trim_end_matches(".0-24").to_owned();
+    assert_eq!(addresses(&result), [format!("{subnet}.2/24")]);
+    assert_eq!(result["ips"][0]["gateway"], format!("{subnet}.1"));
+    assert_eq!(result["routes"], json!([{ "dst": "10.240.0.0/12" }]));
+    let parsed: Value = serde_json::from_str(&value).expect("JSON");
+    let mac = parsed["BackendData"]["VtepMAC"].as_str().expect("a MAC");
+    // Locally administered, of one interface.
+    assert!(mac.len() == 17 && matches!(mac.as_bytes()[1], b'2' | b'6' | b'a' | b'e'), "{mac}");
+    // Byte for byte what flanneld writes, see flannel_peers.rs.
+    let data = format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#);
+    let public = r#""PublicIP":"172.30.0.11","PublicIPv6":null"#;
+    assert_eq!(value, format!(r#"{{{public},"BackendType":"vxlan","BackendData":{data}}}"#));
+    let leases = fleet.etcd.leases();
+    assert_eq!((leases.len(), leases[0].granted), (1, 86_400));
+    assert_eq!(leases[0].keys, [format!("{SUBNETS}{key}")]);
+}
+
+#[test]
+fn records_of_both_families_of_ipv6_alone_and_of_plain_routes() {
+    let fleet = Fleet::new(1, DUAL);
+    let result = fleet.add(0, &json!({})).result();
+    let (key, value) = fleet.record();
+    assert!(
+        key.starts_with("10.244.") && key.contains(".0-24&fd00:42:0:") && key.ends_with("::-64"),
+        "{key}"
+    );
+    let start = r#"{"PublicIP":"172.30.0.11","PublicIPv6":"fd30::11","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":""#;
+    assert!(
+        value.starts_with(start) && value.contains(r#"},"BackendV6Data":{"VNI":1,"VtepMAC":""#),
+        "{value}"
+    );
+    assert_eq!(addresses(&result).len(), 2);
+
+    let fleet = Fleet::new(1, V6);
+    fleet.add(0, &json!({})).result();
+    let (key, value) = fleet.record();
+    assert!(key.starts_with("0.0.0.0-0&fd00:43:0:") && key.ends_with("::-64"), "{key}");
+    let start =
+        r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd30::11","BackendType":"vxlan","BackendV6Data":{"VNI":1,"#;
+    assert!(value.starts_with(start), "{value}");
+
+    let fleet = Fleet::new(1, r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "host-gw"}}"#);
+    fleet.add(0, &json!({})).result();
+    assert_eq!(fleet.record().1, r#"{"PublicIP":"172.30.0.11","PublicIPv6":null,"BackendType":"host-gw"}"#);
+}
+
+/// Nothing is asked of etcd once the host has its subnet.
+#[test]
+fn containers_come_and_go_while_etcd_is_away() {
+    let fleet = Fleet::new(1, V4);
+    let first = addresses(&fleet.add(0, &json!({})).result());
+    fleet.etcd.kill();
+    // News of other hosts are due at once, and not to be had.
+    let due = json!({ "ipam": { "peerRefresh": 0 } });
+    let add = fleet.ipam("ADD", 0, &due);
+    let second = addresses(&add.clone().run().result());
+    assert_ne!(first, second);
+    fleet.ipam("STATUS", 0, &due).run().done();
+    add.clone().env("CNI_COMMAND", "DEL").run().done();
+}
+
+#[test]
+fn without_etcd_there_is_no_first_lease() {
+    let fleet = Fleet::new(1, V4);
+    fleet.etcd.kill();
+    let error = fleet.fails(0, &json!({ "timeout": 2 }), 11);
+    error.assert_names(&["172.30.0.2:2379", "refuses the connection", "etcd"]);
+    fleet.ipam("STATUS", 0, &json!({})).run().error_code(50).assert_names(&["172.30.0.2:2379"]);
+    assert!(!fleet.node(0).data_dir().join("pods/lease.json").exists());
+}
+
+/// A damaged file is a missing one: etcd still has the record.
+#[test]
+fn the_file_of_the_lease_is_a_copy() {
+    let fleet = Fleet::new(1, V4);
+    fleet.add(0, &json!({})).result();
+    let record = fleet.record();
+    let file = fleet.node(0).data_dir().join("pods/lease.json");
+    for content in ["", "{", "{}"] {
+        fs::write(&file, content).expect("damage the lease's file");
+        fleet.add(0, &json!({})).result();
+        assert_eq!(fleet.record(), record);
+    }
+    fs::remove_dir_all(fleet.node(0).data_dir()).expect("remove all leases");
+    fleet.add(0, &json!({})).result();
+    assert_eq!(fleet.record(), record);
+    assert_eq!(fleet.etcd.leases().len(), 1, "no start leaves a lease behind");
+}
+
+#[test]
+fn an_add_renews_the_lease_when_half_of_it_is_over_and_looks_at_other_hosts() {
+    let fleet = Fleet::new(1, V4);
+    fleet.add(0, &json!({})).result();
+    let directory = fleet.node(0).data_dir().join("pods");
+    let lease = directory.join("lease.json");
+    let read = || -> Value { serde_json::from_slice(&fs::read(&lease).expect("a lease")).expect("JSON") };
+    let mut old = read();
+    old["renewed"] = json!(old["renewed"].as_u64().expect("a time") - 50_000);
+    fs::write(&lease, old.to_string()).expect("age the lease");
+    let other = r#"{"PublicIP":"172.30.0.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"8e:00:00:00:00:01"}}"#;
+    fleet.etcd.put(&format!("{SUBNETS}10.250.9.0-24"), other);
+    fleet.add(0, &json!({ "ipam": { "peerRefresh": 0 } })).result();
+    assert!(read()["renewed"].as_u64() > old["renewed"].as_u64().map(|then| then + 40_000));
+    let peers = fs::read_to_string(directory.join("peers.json")).expect("the other hosts");
+    assert!(peers.contains("172.30.0.99"), "{peers}");
+}
+
+#[test]
+fn a_lease_that_ended_is_told_and_taken_again() {
+    let fleet = Fleet::new(1, V4);
+    let short = json!({ "ipam": { "leaseTTL": 2, "peerRefresh": 0 } });
+    fleet.add(0, &short).result();
+    let (key, value) = fleet.record();
+    weft_tests::eventually(std::time::Duration::from_secs(15), "the lease ends", || {
+        fleet.keys().is_empty().then_some(())
+    });
+    fleet.ipam("STATUS", 0, &short).run().error_code(51).assert_names(&[&key, "weftd"]);
+    fleet.add(0, &short).result();
+    assert_eq!(fleet.record(), (key, value));
+    fleet.ipam("STATUS", 0, &short).run().done();
+}
+
+/// Two networks of one etcd, and of one host.
+#[test]
+fn several_networks_one_prefix_each() {
+    let fleet = Fleet::new(1, V4);
+    fleet.etcd.put("/other/config", r#"{"Network": "10.96.0.0/12", "Backend": {"Type": "vxlan", "VNI": 2}}"#);
+    let one = addresses(&fleet.add(0, &json!({})).result());
+    let other = json!({ "name": "other", "ipam": { "etcd": { "prefix": "/other" } } });
+    let two = addresses(&fleet.add(0, &other).result());
+    assert!(one[0].starts_with("10.2") && !two[0].starts_with("10.2"), "{one:?} {two:?}");
+    assert_eq!((fleet.keys().len(), fleet.etcd.keys("/other/subnets/").len()), (1, 1));
+}
+
+#[test]
+fn what_local_ranges_are_given_by_contradicts_etcd() {
+    let fleet = Fleet::new(1, V4);
+    for (changes, part) in [
+        (json!({ "subnet": "10.88.0.0/16" }), "ipam.subnet"),
+        (json!({ "ranges": [[{ "subnet": "10.88.0.0/16" }]] }), "ipam.ranges"),
+    ] {
+        fleet.fails(0, &json!({ "ipam": changes }), 7).assert_names(&[part, "ipam.etcd"]);
+    }
+    let local = json!({ "ipam": { "etcd": null, "iface": "eth0", "subnet": "10.88.0.0/16" } });
+    fleet.fails(0, &local, 2).assert_names(&["iface", "etcd"]);
+}

@@ -1,0 +1,166 @@
+//! etcd that does not answer as it ought to: each way of it has a message of its own.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use weft_tests::{Access, Cluster, Etcd, Network, eventually};
+
+use super::super::{CONFIG, PREFIX, SUBNETS, V4, ipam};
+
+/// One host beside an etcd of some kind.
+struct Guarded {
+    cluster: Cluster,
+    etcd: Etcd,
+}
+
+impl Guarded {
+    fn new(members: u8, access: Access) -> Self {
+        let cluster = Cluster::new(1);
+        let etcd = cluster.etcd(members, access);
+        etcd.put(CONFIG, V4);
+        Self { cluster, etcd }
+    }
+
+    fn network(&self, etcd: &Value) -> Network {
+        let ipam =
+            json!({ "type": "weft-ipam", "etcd": { "endpoints": self.etcd.endpoints(), "prefix": PREFIX } });
+        Network::new("pods", &[])
+            .with(&json!({ "timeout": 2, "ipam": ipam }))
+            .with(&json!({ "ipam": { "etcd": etcd } }))
+    }
+
+    fn tls(&self) -> Value {
+        let client = self.etcd.tls().client();
+        json!({ "caFile": self.etcd.tls().ca(), "certFile": client.certificate, "keyFile": client.key })
+    }
+
+    #[track_caller]
+    fn works(&self, etcd: &Value) {
+        ipam("ADD", self.cluster.node(0), &self.network(etcd)).run().result();
+    }
+
+    #[track_caller]
+    fn fails(&self, etcd: &Value, code: u64, parts: &[&str]) {
+        let error = ipam("ADD", self.cluster.node(0), &self.network(etcd)).run().error_code(code);
+        error.assert_names(parts);
+        assert!(self.etcd.keys(SUBNETS).is_empty());
+    }
+
+    /// Takes what was leased back, for the next case.
+    fn forget(&self) {
+        for key in self.etcd.keys(SUBNETS) {
+            self.etcd.del(&key);
+        }
+        for directory in [self.cluster.node(0).data_dir(), self.cluster.node(0).state_dir()] {
+            fs::remove_dir_all(directory).expect("forget what is on file");
+        }
+    }
+}
+
+#[test]
+fn certificates() {
+    let guarded = Guarded::new(1, Access::Tls);
+    let good = guarded.tls();
+    guarded.works(&good);
+    guarded.forget();
+    let with = |key: &str, value: Value| {
+        let mut etcd = good.clone();
+        etcd[key] = value;
+        etcd
+    };
+    guarded.fails(
+        &with("caFile", json!(guarded.etcd.tls().foreign_ca())),
+        11,
+        &["not from the CA", "caFile"],
+    );
+    guarded.fails(&with("caFile", json!("/nowhere.crt")), 7, &["caFile", "/nowhere.crt"]);
+    guarded.fails(&json!({ "caFile": good["caFile"] }), 11, &["certFile"]);
+    let foreign = guarded.etcd.tls().foreign_client();
+    let foreign =
+        json!({ "caFile": good["caFile"], "certFile": foreign.certificate, "keyFile": foreign.key });
+    guarded.fails(&foreign, 11, &["does not accept this host's certificate", "certFile"]);
+    let expired = guarded.etcd.tls().expired_client();
+    let expired =
+        json!({ "caFile": good["caFile"], "certFile": expired.certificate, "keyFile": expired.key });
+    guarded.fails(&expired, 11, &["certificate", "certFile"]);
+    let plain: Vec<String> =
+        guarded.etcd.endpoints().iter().map(|endpoint| endpoint.replace("https:", "http:")).collect();
+    guarded.fails(&json!({ "endpoints": plain }), 11, &["172.30.0.2:2379"]);
+    guarded.etcd.tls().expire_server();
+    guarded.etcd.restart();
+    guarded.fails(&good, 11, &["has expired", "clock"]);
+}
+
+#[test]
+fn passwords() {
+    let guarded = Guarded::new(1, Access::Password);
+    let file = guarded.cluster.node(0).directory().join("password");
+    fs::create_dir_all(guarded.cluster.node(0).directory()).expect("make the node's directory");
+    let login = json!({ "username": Etcd::USER, "passwordFile": file });
+    fs::write(&file, "wrong").expect("write a password");
+    guarded.fails(&login, 7, &["does not know this user and password", "passwordFile"]);
+    guarded.fails(&json!({}), 7, &["wants a user", "username"]);
+    fs::write(&file, format!("{}\n", Etcd::PASSWORD)).expect("write a password");
+    guarded.works(&login);
+}
+
+#[test]
+fn a_frozen_endpoint_costs_its_timeout_and_the_next_one_answers() {
+    let guarded = Guarded::new(3, Access::Open);
+    let follower = (0..3).find(|number| guarded.etcd.leader() != Some(*number)).expect("two of three follow");
+    // The first one that is asked.
+    let mut endpoints = guarded.etcd.endpoints();
+    // Each member has two addresses.
+    endpoints.rotate_left(follower * 2);
+    guarded.etcd.members()[follower].freeze();
+    let start = Instant::now();
+    let etcd = json!({ "endpoints": endpoints, "timeout": 0.4 });
+    let network = guarded.network(&etcd).with(&json!({ "timeout": 20 }));
+    ipam("ADD", guarded.cluster.node(0), &network).run().result();
+    assert!(start.elapsed() >= Duration::from_millis(400), "{:?}", start.elapsed());
+    guarded.etcd.members()[follower].thaw();
+}
+
+#[test]
+fn frozen_altogether() {
+    let guarded = Guarded::new(1, Access::Open);
+    guarded.etcd.freeze();
+    let network = guarded.network(&json!({ "timeout": 0.2 }));
+    let error = ipam("ADD", guarded.cluster.node(0), &network).run().error_code(11);
+    error.assert_names(&["172.30.0.2:2379", "gave no answer within 200ms"]);
+    guarded.etcd.thaw();
+    assert!(guarded.etcd.keys(SUBNETS).is_empty());
+}
+
+#[test]
+fn the_leader_dies_and_a_member_after_the_other_is_refused() {
+    let guarded = Guarded::new(3, Access::Open);
+    let leader = eventually(Duration::from_secs(10), "a leader", || guarded.etcd.leader());
+    guarded.etcd.members()[leader].kill();
+    // The election is not over yet; the command's time is long enough for it.
+    let network = guarded.network(&json!({})).with(&json!({ "timeout": 40 }));
+    ipam("ADD", guarded.cluster.node(0), &network).run().result();
+}
+
+#[test]
+fn most_members_are_gone() {
+    let guarded = Guarded::new(3, Access::Open);
+    for member in &guarded.etcd.members()[1..] {
+        member.kill();
+    }
+    let network = guarded.network(&json!({ "timeout": 1 }));
+    let error = ipam("ADD", guarded.cluster.node(0), &network).run().error_code(11);
+    error.assert_names(&["refuses the connection", "172.30.0.2:2379"]);
+}
+
+/// The history is gone; what is there now is all that an ADD needs.
+#[test]
+fn compaction_is_no_trouble() {
+    let guarded = Guarded::new(1, Access::Open);
+    guarded.works(&json!({}));
+    guarded.etcd.compact();
+    let due = guarded.network(&json!({})).with(&json!({ "ipam": { "peerRefresh": 0 } }));
+    let reply = ipam("ADD", guarded.cluster.node(0), &due).run();
+    reply.result();
+}

@@ -1,0 +1,181 @@
+//! Who a host is, and what is whose.
+
+use std::fs;
+
+use serde_json::json;
+
+use super::super::{CONFIG, DUAL, Fleet, SUBNETS, V4, V6, addresses};
+
+fn record(public: &str) -> String {
+    let data = r#"{"VNI":1,"VtepMAC":"8e:00:00:00:00:01"}"#;
+    format!(r#"{{"PublicIP":"{public}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{data}}}"#)
+}
+
+/// Network namespaces of one machine, as here, have one machine-id, as have hosts that were cloned.
+#[test]
+fn hosts_are_told_apart_by_their_addresses() {
+    for config in [V4, V6, DUAL] {
+        let fleet = Fleet::new(3, config);
+        for node in 0..3 {
+            fleet.add(node, &json!({})).result();
+        }
+        assert_eq!(fleet.keys().len(), 3, "{config}");
+        assert_eq!(fleet.etcd.leases().len(), 3);
+    }
+}
+
+/// Whose disk is a copy of another host's has that one's lease on file.
+#[test]
+fn a_cloned_disk_is_no_lease() {
+    let fleet = Fleet::new(2, V4);
+    let first = addresses(&fleet.add(0, &json!({})).result());
+    let [from, to] = [0, 1].map(|node| fleet.node(node).data_dir().join("pods"));
+    fs::create_dir_all(&to).expect("make a directory");
+    fs::copy(from.join("lease.json"), to.join("lease.json")).expect("clone a disk");
+    let second = addresses(&fleet.add(1, &json!({})).result());
+    assert_ne!(
+        first[0].rsplit_once('.').map(|(subnet, _)| subnet),
+        second[0].rsplit_once('.').map(|(subnet, _)| subnet)
+    );
+    assert_eq!(fleet.keys().len(), 2);
+}
+
+/// A key without a lease is flannel's way to pin a host's subnet.
+#[test]
+fn a_reservation_is_honoured_and_stays_one() {
+    let fleet = Fleet::new(1, V4);
+    let key = format!("{SUBNETS}10.241.7.0-24");
+    fleet.etcd.put(&key, record("172.30.0.11"));
+    let result = fleet.add(0, &json!({})).result();
+    assert_eq!(addresses(&result), ["10.241.7.2/24"]);
+    assert!(fleet.etcd.leases().is_empty());
+    let value = fleet.etcd.get(&key).expect("the reservation");
+    assert!(value.contains("172.30.0.11") && !value.contains("8e:00:00:00:00:01"), "{value}");
+}
+
+#[test]
+fn the_subnet_on_file_is_preferred_while_it_is_free() {
+    let fleet = Fleet::new(1, V4);
+    let before = addresses(&fleet.add(0, &json!({})).result());
+    let (key, _) = fleet.record();
+    fleet.etcd.del(&format!("{SUBNETS}{key}"));
+    fleet.add(0, &json!({ "ipam": { "peerRefresh": 0 } })).result();
+    assert_eq!(fleet.record().0, key);
+    // Another one has it meanwhile, and a container lives in it.
+    fleet.etcd.put(&format!("{SUBNETS}{key}"), record("172.30.0.99"));
+    let error = fleet.fails(0, &json!({ "ipam": { "peerRefresh": 0 } }), 103);
+    error.assert_names(&[&key, "172.30.0.99", "weftctl leave"]);
+    fleet.ipam("STATUS", 0, &json!({})).run().error_code(51).assert_names(&["172.30.0.99"]);
+    assert!(
+        fleet.etcd.get(&format!("{SUBNETS}{key}")).is_some_and(|value| value.contains("172.30.0.99")),
+        "{before:?}"
+    );
+}
+
+/// An address that was configured on two hosts by mistake.
+#[test]
+fn a_public_address_of_another_host_is_refused() {
+    let fleet = Fleet::new(2, V4);
+    fleet.add(0, &json!({})).result();
+    let (key, value) = fleet.record();
+    let error = fleet.fails(1, &json!({ "ipam": { "publicIP": "172.30.0.11" } }), 103);
+    error.assert_names(&["172.30.0.11", &key, "ipam.publicIP", "etcdctl del"]);
+    assert_eq!(fleet.record(), (key, value));
+}
+
+/// An address in front of this host, which no interface of it has.
+#[test]
+fn a_public_address_of_a_router_in_front_is_this_hosts() {
+    let fleet = Fleet::new(1, V4);
+    let nat = json!({ "ipam": { "publicIP": "198.51.100.7", "peerRefresh": 0 } });
+    fleet.add(0, &nat).result();
+    let (key, value) = fleet.record();
+    assert!(value.contains(r#""PublicIP":"198.51.100.7""#), "{value}");
+    fleet.add(0, &nat).result();
+    assert_eq!(fleet.record(), (key, value));
+    let lease = fs::read_to_string(fleet.node(0).data_dir().join("pods/lease.json")).expect("a lease");
+    assert!(lease.contains(r#""local":["172.30.0.11"]"#), "{lease}");
+}
+
+#[test]
+fn the_underlay_is_chosen_by_name_expression_address_or_way() {
+    for choice in [
+        json!({ "iface": "eth0" }),
+        json!({ "iface": "172.30.0.11" }),
+        json!({ "ifaceRegex": "^eth" }),
+        json!({ "ifaceRegex": r"172\.30\..*" }),
+        json!({ "ifaceCanReach": "172.30.0.1" }),
+    ] {
+        let fleet = Fleet::new(1, V4);
+        fleet.node(0).command("ip route del default");
+        fleet.fails(0, &json!({}), 7).assert_names(&["IPv4", "ipam.iface"]);
+        fleet.add(0, &json!({ "ipam": choice })).result();
+        assert!(fleet.record().1.contains("172.30.0.11"));
+    }
+}
+
+#[test]
+fn a_network_that_was_configured_anew() {
+    let fleet = Fleet::new(1, V4);
+    let add = fleet.ipam("ADD", 0, &json!({}));
+    add.clone().run().result();
+    let (key, _) = fleet.record();
+    // What still has the subnet changes nothing for it.
+    fleet.etcd.put(
+        CONFIG,
+        r#"{"Network": "10.240.0.0/12", "SubnetMin": "10.250.0.0", "Backend": {"Type": "vxlan", "VNI": 7}}"#,
+    );
+    fs::remove_file(fleet.node(0).data_dir().join("pods/lease.json")).expect("forget the lease");
+    fleet.add(0, &json!({})).result();
+    let (same, value) = fleet.record();
+    assert_eq!(same, key);
+    assert!(value.contains(r#""VNI":7"#), "{value}");
+    // What has not, while containers live in it, does.
+    fleet.etcd.put(CONFIG, r#"{"Network": "10.96.0.0/12", "Backend": {"Type": "vxlan"}}"#);
+    fs::remove_file(fleet.node(0).data_dir().join("pods/lease.json")).expect("forget the lease");
+    fleet
+        .fails(0, &json!({}), 7)
+        .assert_names(&["config was changed", &key, "10.96.0.0/12", "weftctl leave"]);
+    // And without containers the host moves.
+    fs::remove_dir_all(fleet.node(0).state_dir()).expect("no containers");
+    let result = fleet.add(0, &json!({})).result();
+    assert!(!addresses(&result)[0].starts_with("10.24"), "{result}");
+    assert_eq!(fleet.keys().len(), 1, "the former record is gone");
+}
+
+#[test]
+fn a_configuration_that_is_none_is_told_with_the_line_that_puts_a_right_one() {
+    let fleet = Fleet::new(1, V4);
+    for (config, parts) in [
+        ("{", vec!["JSON"]),
+        (
+            "{\"Network\": \"10.240.0.0/12\", # all\n \"Backend\": {\"Type\": \"vxlan\"}}",
+            vec!["comments", "#"],
+        ),
+        (r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "udp"}}"#, vec!["Backend.Type", "udp", "vxlan"]),
+        (r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "vxlan", "GBP": true}}"#, vec!["GBP"]),
+        (r#"{"Network": "10.240.0.0/33", "Backend": {"Type": "vxlan"}}"#, vec!["Network"]),
+        (
+            r#"{"Network": "10.240.0.0/12", "SubnetLen": 8, "Backend": {"Type": "vxlan"}}"#,
+            vec!["SubnetLen", "8"],
+        ),
+    ] {
+        fleet.etcd.put(CONFIG, config);
+        let error = fleet.fails(0, &json!({}), 7);
+        error.assert_names(&[CONFIG, "etcdctl put"]);
+        error.assert_names(&parts);
+    }
+    fleet.etcd.del(CONFIG);
+    fleet.fails(0, &json!({}), 7).assert_names(&["/coreos.com/network/config is not in etcd", "etcdctl put"]);
+    assert!(fleet.keys().is_empty());
+}
+
+#[test]
+fn a_network_without_a_free_subnet() {
+    let fleet = Fleet::new(1, r#"{"Network": "10.240.0.0/22", "Backend": {"Type": "vxlan"}}"#);
+    for number in 0..4 {
+        fleet.etcd.put(&format!("{SUBNETS}10.240.{number}.0-24"), record(&format!("172.31.0.{number}")));
+    }
+    fleet.fails(0, &json!({}), 104).assert_names(&["10.240.0.0/22", "all 3"]);
+    assert!(fleet.etcd.leases().is_empty());
+}

@@ -1,0 +1,127 @@
+//! Many hosts at once.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::time::Instant;
+
+use serde_json::json;
+use tokio::task::JoinSet;
+use weft_ipam::etcd_conf::EtcdConf;
+use weft_ipam::lease::{Lease, acquire};
+use weft_ipam::registry::Registry;
+use weft_tests::{Access, Cluster, Etcd};
+
+use super::super::{CONFIG, DUAL, PREFIX, SUBNETS, V4};
+
+/// A host that is only an address: what takes its subnet is the code of the plugin and the agent.
+fn conf(etcd: &Etcd, number: u16) -> EtcdConf {
+    let [high, low] = number.to_be_bytes();
+    let ipam = json!({
+        "etcd": { "endpoints": etcd.endpoints(), "prefix": PREFIX, "timeout": 20 },
+        "publicIP": Ipv4Addr::new(198, 18, high, low),
+        "publicIPv6": format!("2001:db8::{number:x}"),
+        "iface": "wire0",
+    });
+    EtcdConf::parse(ipam.as_object().expect("an object")).expect("valid").expect("with etcd")
+}
+
+fn take_all(etcd: &Etcd, hosts: u16) -> Vec<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an event loop");
+    runtime.block_on(async {
+        let mut takers = JoinSet::new();
+        for number in 1..=hosts {
+            let conf = conf(etcd, number);
+            takers.spawn(async move {
+                let mut registry = Registry::connect(&conf).await.expect("connect");
+                match acquire(&mut registry, &conf, None, true).await.expect("take a subnet") {
+                    Lease::Held(lease) => lease.key,
+                    Lease::Taken { key, owner } => panic!("{key} is {owner}'s"),
+                }
+            });
+        }
+        takers.join_all().await
+    })
+}
+
+#[test]
+fn a_thousand_hosts_take_a_subnet_each() {
+    let cluster = Cluster::new(0);
+    let etcd = cluster.etcd(1, Access::Open);
+    etcd.put(CONFIG, V4);
+    let start = Instant::now();
+    let keys = take_all(&etcd, 1000);
+    println!("1,000 hosts took their subnets in {:?}", start.elapsed());
+    assert_eq!(keys.iter().collect::<BTreeSet<_>>().len(), 1000);
+    assert_eq!(etcd.keys(SUBNETS).len(), 1000);
+}
+
+/// No two of them share a subnet of either family, although their keys differ when they share only one.
+#[test]
+fn hosts_of_both_families_share_nothing() {
+    let cluster = Cluster::new(0);
+    let etcd = cluster.etcd(1, Access::Open);
+    // So few subnets of IPv6 that they meet.
+    etcd.put(CONFIG, DUAL.replace("fd00:42::/48", "fd00:42::/57"));
+    take_all(&etcd, 100);
+    let keys = etcd.keys(SUBNETS);
+    assert_eq!(keys.len(), 100);
+    let parts: BTreeSet<&str> =
+        keys.iter().flat_map(|key| key.trim_start_matches(SUBNETS).split('&')).collect();
+    assert_eq!(parts.len(), 200);
+}
+
+#[test]
+fn two_hosts_race_for_one_subnet_two_hundred_times() {
+    let cluster = Cluster::new(0);
+    let etcd = cluster.etcd(1, Access::Open);
+    // Three subnets, of which one is left.
+    etcd.put(CONFIG, r#"{"Network": "10.240.0.0/22", "Backend": {"Type": "vxlan"}}"#);
+    let record = |number: u8| {
+        let data = format!(r#"{{"VNI":1,"VtepMAC":"8e:00:00:00:00:0{number}"}}"#);
+        format!(
+            r#"{{"PublicIP":"172.31.0.{number}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{data}}}"#
+        )
+    };
+    for number in [1, 2] {
+        etcd.put(&format!("{SUBNETS}10.240.{number}.0-24"), record(number));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an event loop");
+    runtime.block_on(async {
+        let confs = [conf(&etcd, 1), conf(&etcd, 2)];
+        let mut one = Registry::connect(&confs[0]).await.expect("connect");
+        let mut other = Registry::connect(&confs[1]).await.expect("connect");
+        for round in 0..200 {
+            let both = tokio::join!(
+                acquire(&mut one, &confs[0], None, true),
+                acquire(&mut other, &confs[1], None, true)
+            );
+            let held: Vec<_> = [both.0, both.1]
+                .into_iter()
+                .filter_map(|outcome| match outcome {
+                    Ok(Lease::Held(lease)) => Some(lease),
+                    Ok(Lease::Taken { key, owner }) => panic!("{key} is {owner}'s"),
+                    Err(error) => {
+                        assert!(error.msg.contains("all 3 subnets"), "{}", error.msg);
+                        None
+                    }
+                })
+                .collect();
+            assert_eq!(held.len(), 1, "round {round}");
+            weft_ipam::lease::release(&mut one, &held[0]).await.expect("give it back");
+        }
+    });
+}
+
+/// Ten thousand keys of anybody are not in the way.
+#[test]
+fn a_store_full_of_what_does_not_belong_there() {
+    let cluster = Cluster::new(0);
+    let etcd = cluster.etcd(1, Access::Open);
+    etcd.put(CONFIG, V4);
+    let keys: Vec<String> = (0..10_000).map(|number| format!("{SUBNETS}10.240.{number}-nonsense")).collect();
+    for part in keys.chunks(100) {
+        etcd.put_all(part.iter().map(|key| (key.as_str(), "{]")));
+    }
+    let key = take_all(&etcd, 1).remove(0);
+    assert!(etcd.get(&format!("{SUBNETS}{key}")).is_some());
+}
