@@ -11,6 +11,7 @@ use crate::detach;
 use crate::ipam::Reserving;
 use crate::key::{AttachmentKey, VethEnd};
 use crate::masquerade::{self, Ensured};
+use crate::overlay;
 use crate::plan::{Ipv6, Plan};
 use crate::pod::Pod;
 use crate::record::{self, Content, Found, Record};
@@ -66,16 +67,22 @@ impl Attachment {
     }
 
     /// The steps, in their order. The bridge and the pair do not depend on the addresses: the IPAM plugin
-    /// reserves them meanwhile.
+    /// reserves them meanwhile. In a network that spans hosts they do, as the lease says how large packets may be.
     fn attach(&mut self) -> Result<AddResult, Error> {
         self.journal.write_record(false)?;
-        let reserving = self.begin_reservation()?;
+        let mut reserving = self.begin_reservation()?;
+        let mut given = AddResult::default();
+        if self.network.data_dir.is_some()
+            && let Some(reserving) = reserving.take()
+        {
+            given = self.finish_reservation(reserving)?;
+            self.join_hosts()?;
+        }
         let bridge = self.ensure_bridge()?;
         let veth = self.connect(&bridge)?;
-        let given = match reserving {
-            Some(reserving) => self.finish_reservation(reserving)?,
-            None => AddResult::default(),
-        };
+        if let Some(reserving) = reserving {
+            given = self.finish_reservation(reserving)?;
+        }
         let plan = Plan::new(&self.network, &given.ips, &given.routes)?;
         self.ensure_routing(&bridge, &plan)?;
         let container = self.configure(&plan, peer_of(&veth)?)?;
@@ -102,6 +109,20 @@ impl Attachment {
                 self.journal.strike(&Step::Reserve(reserving.plugin().to_owned()));
             }
         })
+    }
+
+    /// The way to the network's other hosts, which all its attachments share.
+    fn join_hosts(&mut self) -> Result<(), Error> {
+        let Some(data_dir) = &self.network.data_dir else { return Ok(()) };
+        let dirs = (self.network.traces.state_dir.as_path(), data_dir.as_path());
+        let (overlay, joined) =
+            overlay::join(&mut self.host, dirs, &self.network.name, self.args.call.deadline)?;
+        if joined.made {
+            self.journal.note(Step::Shared(Shared::Overlay(overlay)));
+        }
+        self.network.all_hosts = joined.networks;
+        self.network.mtu = self.network.mtu.or(Some(joined.mtu));
+        Ok(())
     }
 
     /// The bridge, which all attachments to it share.

@@ -9,6 +9,7 @@ use crate::conf::{Gateway, Network};
 use crate::ipam;
 use crate::key::AttachmentKey;
 use crate::masquerade;
+use crate::overlay;
 use crate::plan::{Ipv6, Plan};
 use crate::pod::Pod;
 use crate::step::{Fault, failed};
@@ -23,7 +24,11 @@ use weft_net::{BridgePort, Link, Netlink};
 /// the details.
 pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     let call = &args.call;
-    let network = Network::parse(&call.network, &call.conf)?;
+    let mut network = Network::parse(&call.network, &call.conf)?;
+    let overlay = overlay::on_file(&network)?;
+    if let Some(overlay) = &overlay {
+        network.all_hosts.clone_from(&overlay.networks);
+    }
     let key = AttachmentKey::new(&call.network, &args.container_id, &args.ifname);
     let promised = Promised::read(args)?;
     // Where the bridge is the gateway, ADD's result names it with every address: one without is a later plugin's.
@@ -39,6 +44,10 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         plan,
         found: Vec::new(),
     };
+    if let Some(overlay) = &overlay {
+        let found = overlay::differences(&mut checker.host, overlay);
+        checker.found.extend(found.map_err(|error| failed(&"look at the way to other hosts", error.into()))?);
+    }
     checker.run(args).map_err(|fault| failed(&"check the attachment", fault))?;
     let mut found = checker.found;
     if found.is_empty() {

@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use cni_protocol::{CniArgs, Code, Dns, Error, IfName, MacAddr, NetworkName, decode, nearest};
+use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use weft_state::lease::data_dir;
 
 /// The default bridge.
 const DEFAULT_BRIDGE: &str = "weft0";
@@ -14,7 +16,7 @@ const DEFAULT_STATE_DIR: &str = "/run/weft";
 /// Every key that may stand in the configuration.
 const KEYS: &[&str] = &[
     "args", "bridge", "capabilities", "cniVersion", "cni.dev/attachments", "cni.dev/valid-attachments",
-    "disableContainerInterface", "dns", "enabledad", "forceAddress", "hairpinMode", "ipMasq",
+    "dataDir", "disableContainerInterface", "dns", "enabledad", "forceAddress", "hairpinMode", "ipMasq",
     "ipMasqBackend", "ipam", "isDefaultGateway", "isGateway", "logFile", "logLevel", "mtu", "name",
     "portIsolation", "preserveDefaultVlan", "prevResult", "promiscMode", "runtimeConfig", "stateDir",
     "timeout", "type",
@@ -103,6 +105,10 @@ pub struct Network {
     pub interface_down: bool,
     /// Takes the place of what the IPAM plugin says about DNS.
     pub dns: Option<Dns>,
+    /// Where the leases are of a network that spans hosts; `None` for one of this host alone.
+    pub data_dir: Option<PathBuf>,
+    /// All hosts' addresses in a network that spans hosts, once they are known.
+    pub all_hosts: Vec<IpNetwork>,
     /// What is there of the network also when its configuration is wrong.
     pub traces: Traces,
 }
@@ -144,6 +150,8 @@ impl Network {
             duplicate_detection: raw.enabledad,
             interface_down: raw.disable_container_interface,
             dns: raw.dns.filter(|dns| *dns != Dns::default()),
+            data_dir: if spans_hosts(conf) { Some(data_dir(conf)?) } else { None },
+            all_hosts: Vec::new(),
             traces,
         })
     }
@@ -199,6 +207,13 @@ pub fn requested_mac(conf: &Map<String, Value>, args: &CniArgs) -> Result<Option
         )),
         mac => Ok(mac),
     }
+}
+
+/// Whether Weft's IPAM plugin leases a subnet of the network from etcd.
+fn spans_hosts(conf: &Map<String, Value>) -> bool {
+    let ipam = conf.get("ipam");
+    let of_weft = ipam.and_then(|ipam| ipam.get("type")).is_some_and(|kind| kind == "weft-ipam");
+    of_weft && ipam.and_then(|ipam| ipam.get("etcd")).is_some_and(|etcd| !etcd.is_null())
 }
 
 fn refuse_unknown(conf: &Map<String, Value>) -> Result<(), Error> {

@@ -80,10 +80,12 @@ impl Plan {
             {
                 plan.gateways.push(address);
             }
-            let prefix = prefix(ip.address);
-            if network.masquerade && !plan.masquerade.contains(&prefix) {
-                plan.masquerade.push(prefix);
+            if network.masquerade && !plan.masquerade.contains(&prefix(ip.address)) {
+                plan.masquerade.push(prefix(ip.address));
             }
+        }
+        if network.masquerade && !network.all_hosts.is_empty() {
+            plan.masquerade.clone_from(&network.all_hosts);
         }
         Ok(plan)
     }

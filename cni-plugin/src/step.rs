@@ -17,6 +17,7 @@ use weft_state::Lock;
 
 use crate::key::AttachmentKey;
 use crate::masquerade::{self, Ensured};
+use crate::overlay::{self, Overlay};
 use crate::pod::Pod;
 use crate::record::{Content, Record};
 use crate::{bridge, ipam, veth};
@@ -57,6 +58,8 @@ pub enum Shared {
     Gateway(IfName, IpNetwork),
     Forwarding(Family),
     Masquerade(Ensured),
+    /// Device and routes to the network's other hosts.
+    Overlay(Overlay),
 }
 
 impl fmt::Display for Step {
@@ -89,6 +92,7 @@ impl fmt::Display for Shared {
             Self::Gateway(name, address) => write!(f, "add gateway address {address} to bridge {name}"),
             Self::Forwarding(family) => write!(f, "enable {family} forwarding"),
             Self::Masquerade(_) => f.write_str("masquerade the network"),
+            Self::Overlay(_) => f.write_str("connect with the other hosts"),
         }
     }
 }
@@ -306,6 +310,7 @@ impl Journal {
             Shared::Masquerade(ensured) => {
                 Ok(masquerade::undo(&mut Nft::open(deadline)?, &self.key.network, ensured)?)
             }
+            Shared::Overlay(made) => Ok(overlay::remove(&mut Netlink::open(deadline)?, made)?),
         }
     }
 

@@ -3,14 +3,14 @@
 
 use std::fs;
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use cni_protocol::{Call, Code, Deadline, Error, NetworkName};
 use flannel_records::HostRecord;
 use serde_json::Value;
 use weft_state::Lock;
-use weft_state::lease::{HostLease, Peers, Taken, agent_lives, data_dir};
+use weft_state::lease::{HostLease, Peers, Taken, agent_lives, data_dir, lease_files};
 
 use crate::etcd_conf::EtcdConf;
 use crate::lease::{self, Lease};
@@ -80,7 +80,7 @@ impl<'c> Host<'c> {
             return Err(cut_off(Code::Conflict, &taken));
         }
         if let Some(lease) = self.on_file()? {
-            if self.is_due(&lease)? && !agent_lives(&self.state_dir, self.network)? {
+            if self.is_due(&lease) && !agent_lives(&self.state_dir, self.network)? {
                 return self.refresh(lease);
             }
             return Ok(lease);
@@ -127,12 +127,10 @@ impl<'c> Host<'c> {
     }
 
     /// Whether the other hosts or the lease ought to be looked at.
-    fn is_due(&self, lease: &HostLease) -> Result<bool, Error> {
-        let seen = Peers::read(&self.data_dir, self.network)?.map_or(Duration::MAX, |peers| peers.age());
-        let tried = fs::metadata(self.tried()).and_then(|file| file.modified()).ok();
-        let since =
-            tried.and_then(|then| SystemTime::now().duration_since(then).ok()).unwrap_or(Duration::MAX);
-        Ok((seen >= self.etcd.peer_refresh || is_half_over(lease)) && since >= self.etcd.peer_refresh)
+    fn is_due(&self, lease: &HostLease) -> bool {
+        let [_, peers] = lease_files(&self.data_dir, self.network);
+        let due = |file: &Path| age(file) >= self.etcd.peer_refresh;
+        (due(&peers) || is_half_over(lease)) && due(&self.tried())
     }
 
     /// A file whose time is that of the last attempt: an etcd that is away costs one ADD of many its patience.
@@ -243,6 +241,12 @@ pub(crate) fn check_taken(call: &Call) -> Result<(), Error> {
         Some(taken) => Err(cut_off(Code::LimitedConnectivity, &taken)),
         None => Ok(()),
     }
+}
+
+/// How long ago a file was written; for ever when there is none. One from the future (the clock was set back) is old.
+fn age(file: &Path) -> Duration {
+    let written = fs::metadata(file).and_then(|file| file.modified()).ok();
+    written.and_then(|then| SystemTime::now().duration_since(then).ok()).unwrap_or(Duration::MAX)
 }
 
 fn is_half_over(lease: &HostLease) -> bool {

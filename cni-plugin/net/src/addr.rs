@@ -42,6 +42,19 @@ impl Netlink {
         Ok(answers.into_iter().filter_map(|answer| global_address(answer, index)).collect())
     }
 
+    /// `ip address show to ADDRESS`: the index of the link that has an address, and the address with its prefix length.
+    pub fn holder_of(&mut self, ip: IpAddr) -> NlResult<Option<(u32, IpNetwork)>> {
+        let mut query = AddressMessage::default();
+        query.header.family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let answers = self.socket.dump(&RouteNetlinkMessage::GetAddress(query))?;
+        Ok(answers.into_iter().find_map(|answer| {
+            let RouteNetlinkMessage::NewAddress(message) = &answer else { return None };
+            let index = message.header.index;
+            let address = global_address(answer, index)?;
+            (address.ip() == ip).then_some((index, address))
+        }))
+    }
+
     /// `ip -6 address show dev INDEX scope global`: how far duplicate address detection is.
     pub fn detection(&mut self, index: u32) -> NlResult<Vec<(IpAddr, Detection)>> {
         let mut query = AddressMessage::default();

@@ -26,6 +26,6 @@ pub use addr::Detection;
 pub use family::Family;
 pub use link::{BridgePort, Link, NewVeth, is_bridge_full};
 pub use neigh::Entry;
-pub use route::KernelRoute;
+pub use route::{KernelRoute, ROUTE_PROTOCOL};
 pub use socket::{NetError, Netlink, NlResult, Socket};
 pub use vxlan::Vxlan;

@@ -1,5 +1,6 @@
 //! Neighbours (`ip neigh`), forwarding entries of VXLAN devices (`bridge fdb`), and routes through them.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use cni_protocol::MacAddr;
@@ -8,14 +9,16 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::route::{RouteMessage, RouteProtocol};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::RouteMessageBuilder;
 
+use super::Family;
+use super::route::ROUTE_PROTOCOL;
 use super::socket::{NetError, Netlink, NlResult};
 
 /// A change of one object.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Entry {
     /// `ip neigh … ADDRESS lladdr MAC nud permanent dev INDEX`
     Neighbour { index: u32, address: IpAddr, mac: MacAddr },
@@ -23,6 +26,19 @@ pub enum Entry {
     Forward { index: u32, mac: MacAddr, remote: IpAddr },
     /// `ip route … DST via GATEWAY dev INDEX onlink`
     Route { index: u32, dst: IpNetwork, gateway: IpAddr },
+    /// `ip route … DST via GATEWAY dev INDEX proto 119`
+    Direct { index: u32, dst: IpNetwork, gateway: IpAddr },
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Neighbour { address, mac, .. } => write!(f, "neighbour {address} lladdr {mac}"),
+            Self::Forward { mac, remote, .. } => write!(f, "forwarding entry {mac} dst {remote}"),
+            Self::Route { dst, gateway, .. } => write!(f, "route {dst} via {gateway} onlink"),
+            Self::Direct { dst, gateway, .. } => write!(f, "route {dst} via {gateway}"),
+        }
+    }
 }
 
 impl Netlink {
@@ -30,9 +46,9 @@ impl Netlink {
     pub fn apply(&mut self, remove: &[Entry], set: &[Entry]) -> NlResult<()> {
         for entry in remove {
             let message = match entry {
-                Entry::Route { .. } => {
+                Entry::Route { .. } | Entry::Direct { .. } => {
                     let mut route = route(entry)?;
-                    route.header.protocol = netlink_packet_route::route::RouteProtocol::Unspec;
+                    route.header.protocol = RouteProtocol::Unspec;
                     route.header.scope = netlink_packet_route::route::RouteScope::NoWhere;
                     route.header.kind = netlink_packet_route::route::RouteType::Unspec;
                     RouteNetlinkMessage::DelRoute(route)
@@ -46,7 +62,7 @@ impl Netlink {
         }
         for entry in set {
             let message = match entry {
-                Entry::Route { .. } => RouteNetlinkMessage::NewRoute(route(entry)?),
+                Entry::Route { .. } | Entry::Direct { .. } => RouteNetlinkMessage::NewRoute(route(entry)?),
                 _ => RouteNetlinkMessage::NewNeighbour(neighbour(entry)),
             };
             self.request(message, NLM_F_CREATE | NLM_F_REPLACE)?;
@@ -55,9 +71,12 @@ impl Netlink {
     }
 
     /// `ip neigh show dev INDEX nud permanent` and `bridge fdb show dev INDEX`.
-    pub fn neighbours(&mut self, index: u32, v4: bool) -> NlResult<Vec<Entry>> {
+    pub fn neighbours(&mut self, index: u32, family: Family) -> NlResult<Vec<Entry>> {
         let mut found = Vec::new();
-        let inet = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let inet = match family {
+            Family::V4 => AddressFamily::Inet,
+            Family::V6 => AddressFamily::Inet6,
+        };
         for family in [inet, AddressFamily::Bridge] {
             let mut query = NeighbourMessage::default();
             query.header.family = family;
@@ -87,7 +106,7 @@ fn neighbour(entry: &Entry) -> NeighbourMessage {
                 if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
             (index, address, mac)
         }
-        Entry::Route { .. } => return message,
+        Entry::Route { .. } | Entry::Direct { .. } => return message,
     };
     message.header.ifindex = *index;
     message.attributes = vec![
@@ -98,15 +117,19 @@ fn neighbour(entry: &Entry) -> NeighbourMessage {
 }
 
 fn route(entry: &Entry) -> NlResult<RouteMessage> {
-    let Entry::Route { index, dst, gateway } = entry else { return Err(nix::errno::Errno::EINVAL.into()) };
-    Ok(RouteMessageBuilder::<IpAddr>::new()
+    let (Entry::Route { index, dst, gateway } | Entry::Direct { index, dst, gateway }) = entry else {
+        return Err(nix::errno::Errno::EINVAL.into());
+    };
+    let route = RouteMessageBuilder::<IpAddr>::new()
         .output_interface(*index)
         .destination_prefix(dst.network(), dst.prefix())
         .map_err(|error| invalid(&error))?
         .gateway(*gateway)
-        .map_err(|error| invalid(&error))?
-        .onlink()
-        .build())
+        .map_err(|error| invalid(&error))?;
+    Ok(match entry {
+        Entry::Direct { .. } => route.protocol(RouteProtocol::from(ROUTE_PROTOCOL)).build(),
+        _ => route.onlink().build(),
+    })
 }
 
 fn invalid(error: &impl std::error::Error) -> NetError {

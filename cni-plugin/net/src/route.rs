@@ -15,6 +15,10 @@ use super::socket::{NetError, Netlink, NlResult};
 /// `RT_TABLE_LOCAL` of linux/rtnetlink.h: the kernel's own routes to its addresses.
 const RT_TABLE_LOCAL: u32 = 255;
 
+/// The protocol of the plain routes that Weft makes to other hosts (`rtm_protocol` of linux/rtnetlink.h: numbers that
+/// the kernel only keeps), by which it knows them again.
+pub const ROUTE_PROTOCOL: u8 = 119;
+
 /// A route through one interface, as the kernel has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelRoute {
@@ -24,6 +28,7 @@ pub struct KernelRoute {
     pub priority: u32,
     pub mtu: Option<u32>,
     pub advmss: Option<u32>,
+    pub protocol: u8,
 }
 
 impl Netlink {
@@ -100,6 +105,7 @@ fn as_route(answer: RouteNetlinkMessage, index: u32) -> Option<KernelRoute> {
         priority: 0,
         mtu: None,
         advmss: None,
+        protocol: header.protocol.into(),
     };
     let mut through = None;
     for attribute in attributes {

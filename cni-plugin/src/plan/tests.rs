@@ -21,6 +21,8 @@ fn network(gateway: Gateway) -> Network {
         duplicate_detection: false,
         interface_down: false,
         dns: None,
+        data_dir: None,
+        all_hosts: Vec::new(),
         traces: Traces { ipam: Some("weft-ipam".into()), state_dir: PathBuf::from("/run/weft") },
     }
 }

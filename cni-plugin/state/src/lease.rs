@@ -169,12 +169,6 @@ impl Peers {
     pub fn write(&self, data_dir: &Path, network: &NetworkName) -> Result<(), Error> {
         write(&file(data_dir, network, "peers.json"), self)
     }
-
-    /// How long ago the hosts were seen. A moment in the future (the clock was set back) is long ago.
-    #[must_use]
-    pub fn age(&self) -> Duration {
-        since_1970().checked_sub(Duration::from_millis(self.seen)).unwrap_or(Duration::MAX)
-    }
 }
 
 /// Time since 1970 by the wall clock.
@@ -196,6 +190,13 @@ pub fn agent_lock(state_dir: &Path, network: &NetworkName) -> PathBuf {
 pub fn agent_lives(state_dir: &Path, network: &NetworkName) -> Result<bool, Error> {
     let path = agent_lock(state_dir, network);
     Ok(path.exists() && Lock::try_shared(&path)?.is_none())
+}
+
+/// The files of the lease and of the other hosts. Both are replaced whole, so they have changed when another file is
+/// there.
+#[must_use]
+pub fn lease_files(data_dir: &Path, network: &NetworkName) -> [PathBuf; 2] {
+    ["lease.json", "peers.json"].map(|name| file(data_dir, network, name))
 }
 
 fn file(data_dir: &Path, network: &NetworkName, name: &str) -> PathBuf {
@@ -302,8 +303,6 @@ mod tests {
         assert!((35..=40).contains(&left), "{left}");
         let ended = HostLease { renewed: 0, ..lease() };
         assert_eq!(ended.remaining(), Duration::ZERO);
-        let peers = Peers { seen: u64::MAX, ..Peers::default() };
-        assert_eq!(peers.age(), Duration::MAX);
     }
 
     #[test]

@@ -278,7 +278,7 @@ impl Network {
 
     fn tell(&self, overlay: &Overlay, rejected: &[Rejected]) {
         let mut truth = self.truth.borrow_mut();
-        truth.peers = overlay.devices.iter().map(|device| device.peers.len()).max().unwrap_or(0);
+        truth.peers = overlay.peers();
         truth.rejected.clear();
         for record in rejected {
             *truth.rejected.entry(record.kind).or_default() += 1;
@@ -346,7 +346,7 @@ pub(super) fn lock(all: &Conf, conf: &NetworkConf) -> Result<Lock, Error> {
 fn owned(overlay: &Overlay, report: &Report) -> Owned {
     let links = &report.changes.links_seen;
     // A device that could not be made has a name already.
-    let devices = overlay.devices.iter().map(|device| device.name.clone());
+    let devices = overlay.device_names().map(str::to_owned);
     Owned {
         names: links.iter().map(|(_, name)| name.clone()).chain(devices).collect(),
         indices: links.iter().map(|(index, _)| *index).collect(),

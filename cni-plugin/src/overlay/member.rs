@@ -1,0 +1,136 @@
+//! A host's part in a network that spans hosts, as ADD sees to it where no agent does.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use cni_protocol::{Code, Deadline, Error, NetworkName};
+use ipnetwork::IpNetwork;
+use weft_net::Netlink;
+use weft_state::lease::{HostLease, Peers, agent_lives, lease_files};
+use weft_state::{Lock, boot_dir, write_whole};
+
+use super::{Changes, Overlay, remove, sync};
+use crate::conf::Network;
+use crate::step::{Fault, failed};
+
+/// What an attachment has to know of the other hosts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Joined {
+    /// All hosts' addresses.
+    pub networks: Vec<IpNetwork>,
+    /// Of packets to other hosts, in bytes.
+    pub mtu: u32,
+    /// Whether this made what was not there.
+    pub made: bool,
+}
+
+/// Sees to it that this host reaches the others, as far as they are on file. Costs one look at the device when nothing
+/// has changed since the last time.
+///
+/// # Errors
+/// [`Code::TryAgain`] when there is no lease on file, what the kernel refused.
+pub fn join(
+    netlink: &mut Netlink,
+    (state_dir, data_dir): (&Path, &Path),
+    network: &NetworkName,
+    deadline: Deadline,
+) -> Result<(Overlay, Joined), Error> {
+    let lease = HostLease::read(data_dir, network)?.ok_or_else(|| {
+        let msg = "no lease of this host is on file: see whether ipam.dataDir and WEFT_DATA_DIR are the same everywhere";
+        Error::new(Code::TryAgain, format!("network {network}: {msg}"))
+    })?;
+    let stamp = Stamp::of(data_dir, network);
+    let marker = boot_dir(state_dir, network)?.join("overlay");
+    let (own, _) = Overlay::new(&lease, &Peers::default())?;
+    let unchanged =
+        || stamp.is_some() && fs::read_to_string(&marker).ok() == stamp.as_ref().map(|stamp| stamp.0.clone());
+    let joined = |overlay: Overlay, mtu, made| {
+        let networks = overlay.networks.clone();
+        (overlay, Joined { networks, mtu, made })
+    };
+    if (unchanged() || agent_lives(state_dir, network)?)
+        && let Some(mtu) = devices_mtu(netlink, &own)?
+    {
+        return Ok(joined(own, mtu, false));
+    }
+    // One at a time: of a hundred first ADDs one does the work.
+    let _lock = Lock::exclusive(&state_dir.join(network.as_str()).join("overlay.lock"), deadline)?;
+    if unchanged()
+        && let Some(mtu) = devices_mtu(netlink, &own)?
+    {
+        return Ok(joined(own, mtu, false));
+    }
+    let peers = Peers::read(data_dir, network)?.unwrap_or_default();
+    let (overlay, rejected) = Overlay::new(&lease, &peers)?;
+    for record in &rejected {
+        log::warn!(
+            "network {network}: {} is passed over: {}: {}",
+            record.key.escape_debug(),
+            record.kind,
+            record.reason.escape_debug()
+        );
+    }
+    let absent = devices_mtu(netlink, &own)?.is_none();
+    let Changes { links, mtu, unreachable, .. } = sync(netlink, &overlay).map_err(|error| {
+        if absent && let Err(left) = remove(netlink, &overlay) {
+            log::warn!("network {network}: the device to other hosts is left: {left}");
+        }
+        failed(&"connect with the other hosts", error.into())
+    })?;
+    for host in &unreachable {
+        log::warn!("network {network}: {host} is not on this host's link, so no plain route leads there");
+    }
+    if let Some(stamp) = &stamp {
+        write_whole(&marker, stamp.0.as_bytes())
+            .map_err(|error| failed(&"note what was connected", Fault::Io(error)))?;
+    }
+    Ok(joined(overlay, mtu.unwrap_or_default(), links > 0))
+}
+
+/// What a network that spans hosts ought to have here, by what is on file; `None` for a network of this host alone, or
+/// without a lease.
+///
+/// # Errors
+/// [`Code::Io`], [`Code::Decode`] when the files cannot be read.
+pub fn on_file(network: &Network) -> Result<Option<Overlay>, Error> {
+    let Some(data_dir) = &network.data_dir else { return Ok(None) };
+    let Some(lease) = HostLease::read(data_dir, &network.name)? else { return Ok(None) };
+    let peers = Peers::read(data_dir, &network.name)?.unwrap_or_default();
+    Overlay::new(&lease, &peers).map(|(overlay, _)| Some(overlay))
+}
+
+/// The smallest MTU of the devices, if all of them are there and up. Without any, hosts are reached by plain routes,
+/// of which only a look at all of them tells.
+fn devices_mtu(netlink: &mut Netlink, overlay: &Overlay) -> Result<Option<u32>, Error> {
+    let mut smallest: Option<u32> = None;
+    for side in &overlay.sides {
+        let Some(device) = &side.device else { return Ok(None) };
+        let link = netlink
+            .link(&device.name)
+            .map_err(|error| failed(&"look at the device to other hosts", error.into()))?;
+        match link {
+            Some(link) if link.up && link.mac == Some(device.mac) => {
+                smallest = Some(smallest.map_or(link.mtu, |mtu| mtu.min(link.mtu)));
+            }
+            _ => return Ok(None),
+        }
+    }
+    Ok(smallest)
+}
+
+/// Which lease and which other hosts are on file, without reading them: both files are written by renaming new ones
+/// into place.
+struct Stamp(String);
+
+impl Stamp {
+    fn of(data_dir: &Path, network: &NetworkName) -> Option<Self> {
+        let one = |path: PathBuf| -> io::Result<String> {
+            let file = fs::metadata(path)?;
+            Ok(format!("{}.{}.{}", file.ino(), file.mtime(), file.mtime_nsec()))
+        };
+        let parts: io::Result<Vec<String>> = lease_files(data_dir, network).map(one).into_iter().collect();
+        parts.ok().map(|parts| Self(parts.join(" ")))
+    }
+}

@@ -1,0 +1,117 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const VXLAN: &str = r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "vxlan"}}"#;
+
+fn record(public: &str, mac: &str) -> String {
+    let data = format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#);
+    format!(r#"{{"PublicIP":"{public}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{data}}}"#)
+}
+
+fn lease(config: &str) -> HostLease {
+    HostLease {
+        prefix: "/n".into(),
+        config: config.into(),
+        key: "10.240.1.0-24".into(),
+        value: record("192.0.2.1", "02:00:00:00:00:01"),
+        lease_id: 1,
+        ttl: 60,
+        renewed: 0,
+        local: Vec::new(),
+    }
+}
+
+fn peers(records: &[(&str, String)]) -> Peers {
+    let records = records.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+    Peers { revision: 1, seen: 0, records }
+}
+
+fn rejected(records: &[(&str, String)]) -> Vec<(String, &'static str)> {
+    let (_, rejected) = Overlay::new(&lease(VXLAN), &peers(records)).unwrap();
+    rejected.into_iter().map(|record| (record.key, record.kind)).collect()
+}
+
+#[test]
+fn a_device_like_flannels_and_a_peer() {
+    let other = ("10.240.2.0-24", record("192.0.2.2", "02:00:00:00:00:02"));
+    let (overlay, rejected) = Overlay::new(&lease(VXLAN), &peers(&[other])).unwrap();
+    assert!(rejected.is_empty());
+    let side = &overlay.sides[0];
+    let device = side.device.as_ref().unwrap();
+    assert_eq!((device.name.as_str(), device.vni, device.port, device.learning), ("weft.1", 1, 8472, false));
+    assert_eq!(device.address, "10.240.1.0/32".parse::<IpNetwork>().unwrap());
+    assert_eq!(
+        (side.local.to_string().as_str(), side.direct, overlay.peers()),
+        ("192.0.2.1", Direct::None, 1)
+    );
+}
+
+#[test]
+fn behind_a_router_packets_leave_with_the_interfaces_address() {
+    let behind = HostLease { local: vec![[10, 0, 0, 5].into()], ..lease(VXLAN) };
+    let (overlay, _) = Overlay::new(&behind, &Peers::default()).unwrap();
+    assert_eq!(overlay.sides[0].local, IpAddr::from([10, 0, 0, 5]));
+}
+
+#[test]
+fn nobody_takes_what_is_anothers() {
+    let mac = "02:00:00:00:00:02";
+    for (key, value, kind) in [
+        ("10.240.2.0-24", "{]".to_owned(), "unreadable"),
+        ("nonsense", record("192.0.2.2", mac), "unreadable"),
+        ("10.240.2.0-24", record("192.0.2.2", "02:00:00:00:02"), "unreadable"),
+        ("10.240.2.0-24", record("192.0.2.2", "01:00:00:00:00:02"), "unreadable"),
+        ("10.240.2.0-24", record("0.0.0.0", mac), "unreadable"),
+        ("10.240.2.0-24", record("127.0.0.1", mac), "unreadable"),
+        ("10.240.2.0-24", record("224.0.0.1", mac), "unreadable"),
+        ("10.240.2.0-24", record("192.0.2.2", mac).replace("\"VNI\":1", "\"VNI\":2"), "another backend"),
+        ("10.96.2.0-24", record("192.0.2.2", mac), "outside of the network"),
+        ("10.240.0.0-16", record("192.0.2.2", mac), "outside of the network"),
+        ("10.240.1.0-24&fd00::-64", record("192.0.2.2", mac), "unreadable"),
+        ("10.240.2.0-24", record("192.0.2.1", mac), "this host's address"),
+        ("10.240.2.0-24", record("192.0.2.2", "02:00:00:00:00:01"), "this host's VTEP"),
+    ] {
+        assert_eq!(rejected(&[(key, value.clone())]), [(key.to_owned(), kind)], "{value}");
+    }
+    let both = format!(
+        r#"{{"PublicIP":"192.0.2.9","PublicIPv6":"2001:db8::9","BackendType":"vxlan","BackendData":{0},"BackendV6Data":{0}}}"#,
+        r#"{"VNI":1,"VtepMAC":"02:00:00:00:00:09"}"#
+    );
+    assert_eq!(rejected(&[("10.240.1.0-24&fd00:0:0:1::-64", both)])[0].1, "this host's subnet");
+    let two = [("10.240.2.0-24", record("192.0.2.2", mac)), ("10.240.3.0-24", record("192.0.2.3", mac))];
+    assert_eq!(rejected(&two), [("10.240.3.0-24".to_owned(), "another host's VTEP")]);
+}
+
+#[test]
+fn a_lease_that_does_not_fit_its_network_is_an_error() {
+    let damaged = HostLease { key: "x".into(), ..lease(VXLAN) };
+    let other = lease(r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "host-gw"}}"#);
+    for lease in [damaged, other] {
+        assert_eq!(Overlay::new(&lease, &Peers::default()).unwrap_err().code, Code::Decode);
+    }
+}
+
+proptest! {
+    /// Whatever stands in the store: no panic, and no two hosts share anything that must be one's own.
+    #[test]
+    fn any_records(records in proptest::collection::btree_map(
+        prop_oneof!["[ -~]{0,30}", "10\\.24[0-9]\\.[0-9]{1,3}\\.0-24"],
+        prop_oneof![
+            "[ -~]{0,60}".boxed(),
+            (0..6_u8, 0..6_u8)
+                .prop_map(|(host, mac)| record(&format!("192.0.2.{host}"), &format!("02:00:00:00:00:0{mac}")))
+                .boxed(),
+        ],
+        0..40,
+    )) {
+        let total = records.keys().filter(|key| *key != "10.240.1.0-24").count();
+        let peers = Peers { revision: 1, seen: 0, records };
+        let (overlay, rejected) = Overlay::new(&lease(VXLAN), &peers).unwrap();
+        let side = &overlay.sides[0];
+        prop_assert_eq!(side.peers.len() + rejected.len(), total);
+        let macs: HashSet<_> = side.peers.values().filter_map(|peer| peer.vtep).collect();
+        prop_assert_eq!(macs.len(), side.peers.len());
+        prop_assert!(!macs.contains(&"02:00:00:00:00:01".parse().unwrap()));
+    }
+}
