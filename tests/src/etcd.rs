@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
+use crate::host::{Host, Outside};
 use crate::netns::NetNs;
 use crate::tools;
 
@@ -53,6 +54,17 @@ impl Etcd {
     /// One member that everybody may use, on the loopback interface of this thread's host.
     pub fn new() -> Self {
         Self::local(1, Access::Open)
+    }
+
+    /// What one host of a network that spans hosts needs beside it: a way to others, and one member on its loopback
+    /// interface with the network's configuration.
+    pub fn beside(host: &Host) -> (Outside, Self) {
+        let outside = host.outside();
+        tools::command(&format!("ip route add default via {}", Outside::PEER[0]));
+        let etcd = Self::new();
+        let config = r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+        etcd.put("/coreos.com/network/config", config);
+        (outside, etcd)
     }
 
     /// Several members on the loopback interface of this thread's host: 127.0.0.1, 127.0.0.2 and so on.

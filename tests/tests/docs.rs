@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
-use weft_tests::{Etcd, Host, Network, Outside, Pod, dist, peers};
+use weft_tests::{Etcd, Host, Network, Pod, dist, peers};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the workspace")
@@ -46,15 +46,6 @@ fn cnitool(directory: &Path, command: &str, network: &str, pod: &Pod) {
     assert!(output.status.success(), "cnitool {command} {network}: {}", String::from_utf8_lossy(&text));
 }
 
-/// What a network that spans hosts needs: an etcd with its configuration, and a way to other hosts.
-fn with_etcd(host: &Host) -> (Outside, Etcd) {
-    let outside = host.outside();
-    weft_tests::command(&format!("ip route add default via {}", Outside::PEER[0]));
-    let etcd = Etcd::new();
-    etcd.put("/coreos.com/network/config", r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#);
-    (outside, etcd)
-}
-
 /// The network that a JSON block shows, as a conflist: it is one, or it is the configuration of one plugin.
 fn conflist(json: Value) -> Option<Value> {
     let name = json.get("name")?.clone();
@@ -76,7 +67,7 @@ fn networks_in_the_documentation_work() {
             let Some(conflist) = conflist(json) else { continue };
             let name = conflist["name"].as_str().expect("a network's name is text");
             let host = Host::new();
-            let _store = conflist.to_string().contains("\"etcd\"").then(|| with_etcd(&host));
+            let _store = conflist.to_string().contains("\"etcd\"").then(|| Etcd::beside(&host));
             let pod = Pod::new();
             let directory = Path::new("/run/networks");
             fs::create_dir(directory).expect("make a directory");

@@ -12,7 +12,7 @@ use std::path::Path;
 use cri::Kubelet;
 use serde_json::Value;
 use weft_tests::runtime::{Containerd, Machine, Podman};
-use weft_tests::{CniTool, Host, Pod, World, ips};
+use weft_tests::{CniTool, Etcd, Host, Pod, World, ips};
 
 /// One echo request that must be answered.
 const PING: [&str; 5] = ["ping", "-c", "1", "-W", "3"];
@@ -35,6 +35,7 @@ fn cnitool_attaches_checks_and_detaches_with_every_sample() {
         let network = conflist["name"].as_str().expect("a network has a name");
 
         let host = Host::new();
+        let _store = conflist.to_string().contains("\"etcd\"").then(|| Etcd::beside(&host));
         let (a, b) = (Pod::new(), Pod::new());
         let cnitool = CniTool::new(conf());
         cnitool.run("status", network, &a);

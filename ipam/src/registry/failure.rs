@@ -86,9 +86,12 @@ fn trouble(text: &str) -> Option<&'static str> {
         ),
         ("CertificateExpired", "says that this host's certificate has expired: renew ipam.etcd.certFile"),
         ("InvalidContentType", "does not speak TLS: write http:// in ipam.etcd.endpoints, or enable its TLS"),
-        ("Connection refused", "refuses the connection: see whether etcd runs there"),
-        ("No route to host", "cannot be reached: no route to host: see the network between"),
-        ("Network is unreachable", "cannot be reached: network is unreachable: see this host's routes"),
+        ("(os error 111)", "refuses the connection: see whether etcd runs there"),
+        // By their numbers: C libraries word them differently. EHOSTUNREACH, ENETUNREACH, ECONNRESET, ECONNREFUSED.
+        ("(os error 113)", "cannot be reached: no route to host: see the network between"),
+        ("(os error 101)", "cannot be reached: network is unreachable: see this host's routes"),
+        ("(os error 104)", "ended the connection"),
+        ("broken pipe", "ended the connection"),
         ("failed to lookup address", "has a name that cannot be looked up: correct it, or see to DNS"),
         (
             "required revision has been compacted",
