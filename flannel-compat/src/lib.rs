@@ -1,5 +1,6 @@
 //! Weft beside and in place of flannel.
 
 pub mod agent;
+pub mod cni;
 
 pub use flannel_records::SubnetEnv;

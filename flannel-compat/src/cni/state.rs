@@ -1,0 +1,114 @@
+//! What a delegate was told when it made an attachment, for when it has to undo it: by container and interface, so that
+//! a container can be in a network twice.
+//!
+//! ```text
+//! <dataDir>/<container ID>@<ifname>    the delegate's configuration
+//! <dataDir>/<container ID>             the same, by flannel's own plugin: read, and removed with the attachment
+//! ```
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use cni_protocol::{Code, ContainerId, Error, IfName, NetworkName, ValidAttachment};
+use serde_json::{Map, Value};
+
+use super::conf::FlannelConf;
+
+/// One attachment's.
+pub(super) struct State {
+    own: PathBuf,
+    flannels: PathBuf,
+}
+
+impl State {
+    pub(super) fn of(conf: &FlannelConf, container: &ContainerId, ifname: &IfName) -> Self {
+        Self {
+            own: conf.data_dir.join(format!("{container}@{ifname}")),
+            flannels: conf.data_dir.join(container.as_str()),
+        }
+    }
+
+    /// What is known; `None` when nothing is, or when it is damaged: then the network's configuration has to do.
+    ///
+    /// # Errors
+    /// [`Code::Io`] when a file is there and cannot be read.
+    pub(super) fn read(&self) -> Result<Option<Map<String, Value>>, Error> {
+        Ok(read(&self.own)?.or(read(&self.flannels)?))
+    }
+
+    /// # Errors
+    /// [`Code::Io`] when it cannot be written.
+    pub(super) fn write(&self, delegate: &Map<String, Value>) -> Result<(), Error> {
+        let text = Value::Object(delegate.clone()).to_string();
+        let directory = self.own.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(directory)
+            .and_then(|()| weft_state::write_whole(&self.own, text.as_bytes()))
+            .map_err(|error| failed("write", &self.own, &error))
+    }
+
+    /// # Errors
+    /// [`Code::Io`] when it cannot be removed; that it is not there is none.
+    pub(super) fn remove(&self) -> Result<(), Error> {
+        remove(&self.own)?;
+        remove(&self.flannels)
+    }
+}
+
+/// Forgets the attachments of a network that are gone.
+///
+/// # Errors
+/// [`Code::Io`] when a file cannot be read or removed.
+pub(super) fn collect_garbage(
+    directory: &Path,
+    network: &NetworkName,
+    valid: &[ValidAttachment],
+) -> Result<(), Error> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed("read", directory, &error)),
+    };
+    for entry in entries {
+        let path = entry.map_err(|error| failed("read", directory, &error))?.path();
+        let Some((container, ifname)) = path.file_name().and_then(|name| name.to_str()?.split_once('@'))
+        else {
+            continue;
+        };
+        let is_valid =
+            valid.iter().any(|one| one.container_id.as_str() == container && one.ifname.as_str() == ifname);
+        let of_network =
+            read(&path)?.is_some_and(|known| known.get("name").is_some_and(|name| name == network.as_str()));
+        if of_network && !is_valid {
+            remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Option<Map<String, Value>>, Error> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("read", path, &error)),
+    };
+    match serde_json::from_slice(&bytes) {
+        Ok(known) => Ok(Some(known)),
+        Err(error) => {
+            log::warn!("{} is damaged and passed over: {error}", path.display());
+            Ok(None)
+        }
+    }
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", path, &error)),
+        _ => Ok(()),
+    }
+}
+
+fn failed(step: &str, path: &Path, error: &std::io::Error) -> Error {
+    let remedy = "see that dataDir is there, writable and not full";
+    Error::new(Code::Io, format!("{step} {}: {error}: {remedy}", path.display()))
+}

@@ -1,0 +1,205 @@
+//! The CNI plugin type `flannel`, with files as flanneld writes them, and with real flannelds beside Weft.
+
+mod flannel {
+    mod peers;
+}
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use weft_tests::{Call, Host, Pod, World, ips, merge};
+
+const ENV: &str =
+    "FLANNEL_NETWORK=10.240.0.0/12\nFLANNEL_SUBNET=10.240.34.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n";
+const DUAL: &str = "FLANNEL_NETWORK=10.240.0.0/12\nFLANNEL_SUBNET=10.240.34.1/24\nFLANNEL_IPV6_NETWORK=fd00:42::/48\n\
+                    FLANNEL_IPV6_SUBNET=fd00:42:0:31::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n";
+const FILE: &str = "/run/flannel/subnet.env";
+
+/// A host on which flanneld or weftd has written its file.
+fn leased(env: &str) -> Host {
+    let host = Host::new();
+    fs::create_dir_all("/run/flannel").expect("make a directory");
+    fs::write(FILE, env).expect("write subnet.env");
+    host
+}
+
+/// kube-flannel's own configuration, as it stands in its manifest, for one plugin.
+fn conf(changes: &Value) -> Value {
+    let mut conf = json!({
+        "name": "cbr0", "cniVersion": "1.1.0", "type": "flannel",
+        "delegate": { "hairpinMode": true, "isDefaultGateway": true }
+    });
+    merge(&mut conf, changes);
+    conf
+}
+
+fn call(command: &str, conf: &Value, pod: &Pod) -> Call {
+    Call::any("flannel", command, conf.to_string()).pod(pod)
+}
+
+#[test]
+fn kube_flannels_configuration() {
+    let host = leased(ENV);
+    let (one, two) = (Pod::new(), Pod::new());
+    let conf = conf(&json!({}));
+    let first = call("ADD", &conf, &one).run().result();
+    let second = call("ADD", &conf, &two).run().result();
+    assert_eq!(ips(&first)[0].to_string(), "10.240.34.2");
+    assert_eq!(host.addresses("cni0"), ["10.240.34.1/24"]);
+    assert_eq!(one.link("eth0").expect("an interface")["mtu"], 1450);
+    let routes = one.command("ip route");
+    assert!(
+        routes.contains("default via 10.240.34.1") && routes.contains("10.240.0.0/12 via 10.240.34.1"),
+        "{routes}"
+    );
+    one.assert_reaches(ips(&second)[0]);
+    assert!(host.ruleset().contains("masquerade"), "flanneld does not masquerade, so the delegate does");
+    let with_result = conf.clone().merged(&json!({ "prevResult": first }));
+    call("CHECK", &with_result, &one).run().done();
+    call("STATUS", &conf, &one).run().done();
+    // Nothing is kept beside Weft's own records.
+    assert!(!Path::new("/var/lib/cni").exists());
+    for pod in [&one, &two, &one] {
+        call("DEL", &conf, pod).run().done();
+    }
+    assert!(host.ports("cni0").is_empty());
+}
+
+/// `Value` with changes merged in.
+trait Merged {
+    fn merged(self, changes: &Value) -> Value;
+}
+
+impl Merged for Value {
+    fn merged(mut self, changes: &Value) -> Value {
+        merge(&mut self, changes);
+        self
+    }
+}
+
+#[test]
+fn both_families_and_masquerade_by_the_daemon() {
+    let host = leased(DUAL);
+    let pod = Pod::new();
+    let result = call("ADD", &conf(&json!({})), &pod).run().result();
+    let addresses: Vec<String> = ips(&result).iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["10.240.34.2", "fd00:42:0:31::2"]);
+    assert!(!host.ruleset().contains("masquerade"), "the daemon does it");
+    call("DEL", &conf(&json!({})), &pod).run().done();
+}
+
+/// A container that is deleted on a host whose daemon never came back.
+#[test]
+fn everything_but_add_works_without_the_file() {
+    let host = leased(ENV);
+    let pod = Pod::new();
+    let conf = conf(&json!({}));
+    let result = call("ADD", &conf, &pod).run().result();
+    fs::remove_file(FILE).expect("lose the file");
+    let error = call("ADD", &conf, &Pod::new()).run().error_code(11);
+    error.assert_names(&[FILE, "flanneld or weftd"]);
+    call("STATUS", &conf, &pod).run().error_code(50).assert_names(&[FILE]);
+    call("CHECK", &conf.clone().merged(&json!({ "prevResult": result })), &pod).run().done();
+    let valid = json!({ "cni.dev/valid-attachments": [{ "containerID": pod.id, "ifname": "eth0" }] });
+    call("GC", &conf.clone().merged(&valid), &pod).run().done();
+    assert_eq!(host.ports("cni0").len(), 1);
+    call("DEL", &conf, &pod).run().done();
+    assert!(host.ports("cni0").is_empty());
+}
+
+/// Another delegate is executed, told what flannel's plugin tells it, and told the same again at the end.
+#[test]
+fn another_delegate_is_executed() {
+    let _host = leased(ENV);
+    let pod = Pod::new();
+    let conf = conf(&json!({ "delegate": { "type": "ptp", "hairpinMode": null, "isDefaultGateway": null } }));
+    let missing = call("ADD", &conf, &pod).run().error_code(7);
+    missing.assert_names(&["ptp", "searched"]);
+    assert!(fs::read_dir("/var/lib/cni/flannel").expect("the directory of states").next().is_none());
+}
+
+#[test]
+fn a_network_of_host_local_goes_on_with_it() {
+    let host = leased(ENV);
+    let (old, new) = (Pod::new(), Pod::new());
+    let with_host_local = conf(&json!({ "ipam": { "type": "host-local" } }));
+    call("ADD", &with_host_local, &old).run().result();
+    let state = Path::new("/var/lib/cni/flannel").join(format!("{}@eth0", old.id));
+    assert!(state.is_file(), "host-local is told the same again at the end");
+    // The type is left out: two stores would give one address twice.
+    let second = call("ADD", &conf(&json!({})), &new).run().result();
+    assert_eq!(ips(&second)[0].to_string(), "10.240.34.3");
+    let held = || fs::read_dir("/var/lib/cni/networks/cbr0").expect("host-local's reservations").count();
+    let before = held();
+    fs::remove_file(FILE).expect("lose the file");
+    for pod in [&old, &new] {
+        call("DEL", &conf(&json!({})), pod).run().done();
+    }
+    assert_eq!(held(), before - 2);
+    assert!(!state.exists() && host.ports("cni0").is_empty());
+}
+
+/// A container that flannel's own plugin attached, before this one took its place.
+#[test]
+fn a_container_of_flannels_own_plugin_is_deleted_as_it_was_added() {
+    let host = leased(ENV);
+    let pod = Pod::new();
+    let delegate = json!({
+        "cniVersion": "1.0.0", "name": "cbr0", "type": "bridge", "bridge": "cni0", "isGateway": true,
+        "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.240.34.0/24" }]] }
+    });
+    Call::any("bridge", "ADD", delegate.to_string()).pod(&pod).run().result();
+    fs::create_dir_all("/var/lib/cni/flannel").expect("make a directory");
+    fs::write(Path::new("/var/lib/cni/flannel").join(&pod.id), delegate.to_string())
+        .expect("write flannel's state");
+    fs::remove_file(FILE).expect("lose the file");
+    call("DEL", &conf(&json!({})), &pod).run().done();
+    assert!(host.ports("cni0").is_empty());
+    assert!(!Path::new("/var/lib/cni/networks/cbr0/10.240.34.2").exists());
+    assert!(!Path::new("/var/lib/cni/flannel").join(&pod.id).exists());
+}
+
+#[test]
+fn gc_forgets_what_is_gone() {
+    let host = leased(ENV);
+    let conf = conf(&json!({ "ipam": { "type": "host-local" } }));
+    let (dead, living) = (Pod::new(), Pod::new());
+    for pod in [&dead, &living] {
+        call("ADD", &conf, pod).run().result();
+    }
+    let valid = json!({ "cni.dev/valid-attachments": [{ "containerID": living.id, "ifname": "eth0" }] });
+    call("GC", &conf.clone().merged(&valid), &living).run().done();
+    assert_eq!(host.ports("cni0").len(), 1);
+    let states = fs::read_dir("/var/lib/cni/flannel").expect("states").count();
+    assert_eq!(states, 1);
+    assert!(!Path::new("/var/lib/cni/networks/cbr0/10.240.34.2").exists());
+}
+
+#[test]
+fn damaged_files_and_wrong_keys_are_told() {
+    let host = leased(ENV);
+    let pod = Pod::new();
+    let before = World::of(&host, &[&pod]);
+    for (changes, code, parts) in [
+        (json!({ "subnetfile": "/x" }), 2, vec!["subnetfile", "subnetFile"]),
+        (json!({ "delegate": { "name": "x" } }), 7, vec!["delegate.name", "x"]),
+        (json!({ "delegate": { "ipam": {} } }), 7, vec!["delegate.ipam", "beside"]),
+        (json!({ "delegate": { "type": 1 } }), 7, vec!["delegate.type", "1"]),
+        (json!({ "delegate": { "isGatway": true } }), 2, vec!["isGatway", "isGateway"]),
+        (json!({ "delegate": [] }), 7, vec!["delegate is []"]),
+        (json!({ "subnetFile": "x" }), 7, vec!["subnetFile", "absolute"]),
+        (json!({ "delegate": { "type": "../bin/sh" } }), 7, vec!["is a path"]),
+    ] {
+        let error = call("ADD", &conf(&changes), &pod).run().error_code(code);
+        error.assert_names(&parts);
+    }
+    for (text, part) in
+        [("", "FLANNEL_SUBNET"), ("FLANNEL_MTU", "KEY=VALUE"), (&ENV.replace("/24", "/x"), "FLANNEL_SUBNET")]
+    {
+        fs::write(FILE, text).expect("damage the file");
+        call("ADD", &conf(&json!({})), &pod).run().error_code(11).assert_names(&[FILE, part]);
+    }
+    fs::write(FILE, ENV).expect("repair the file");
+    before.assert_unchanged(&host, &[&pod], "refused ADDs");
+}
