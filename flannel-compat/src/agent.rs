@@ -4,7 +4,7 @@
 //! everything as it ought to be ([`heal`]); the store is talked to beside it ([`store`]). What is true at any time
 //! ([`truth`]) is told to whoever asks ([`http`], [`metrics`]) and to systemd ([`service`]).
 
-mod addresses;
+pub(crate) mod addresses;
 mod backoff;
 pub mod cli;
 pub mod conf;

@@ -2,5 +2,6 @@
 
 pub mod agent;
 pub mod cni;
+pub mod ctl;
 
 pub use flannel_records::SubnetEnv;

@@ -2,11 +2,14 @@
 
 use std::fmt;
 use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use weft_state::short_hash;
+
+use crate::store::Held;
 
 /// Who holds addresses: one interface of one container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +58,13 @@ impl Record {
             reserved_at: u64::try_from(reserved_at.as_nanos()).unwrap_or(u64::MAX),
         };
         serde_json::to_vec(&record).unwrap_or_default()
+    }
+
+    /// For people.
+    pub(crate) fn held(self, address: IpAddr) -> Held {
+        let since = Duration::from_nanos(self.reserved_at);
+        let age = weft_state::monotonic().saturating_sub(since).as_secs();
+        Held { address, container_id: self.container_id, ifname: self.ifname, age }
     }
 
     /// `None` if there is no file or no whole record in it.

@@ -1,6 +1,7 @@
 //! etcd, as far as a network is in it: calls with time limits that go on at the next endpoint. No policy.
 
 mod failure;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -8,14 +9,14 @@ use std::time::Duration;
 
 use cni_protocol::{Code, Error};
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, EventType, GetOptions,
-    GetResponse, Identity, LeaseGrantOptions, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse,
-    WatchOptions, WatchStream,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, GetResponse,
+    Identity, LeaseGrantOptions, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchOptions,
 };
 use weft_state::lease::{Peers, since_1970};
 
 use crate::etcd_conf::EtcdConf;
 use failure::{Kind, explain, kind};
+pub use watch::{Watch, Watched};
 
 /// A network's part of etcd.
 pub struct Registry {
@@ -46,22 +47,6 @@ pub enum Attempt {
     Lost(Vec<String>),
     /// An endpoint may have done it before it failed, so that the answer of the next says nothing.
     Unsure,
-}
-
-/// What a watch says.
-#[derive(Debug)]
-pub enum Watched {
-    /// Values by key, `None` where it is gone.
-    Changes { revision: i64, records: Vec<(String, Option<String>)> },
-    /// History is gone: take everything anew.
-    Compacted,
-}
-
-/// The changes of a network's records.
-pub struct Watch {
-    stream: WatchStream,
-    prefix: String,
-    endpoint: String,
 }
 
 impl Registry {
@@ -139,6 +124,21 @@ impl Registry {
             leases: leases.collect(),
             hosts: self.peers(&hosts, revision),
         })
+    }
+
+    /// Puts the network's configuration, unless somebody has changed it meanwhile; whether it was put.
+    ///
+    /// # Errors
+    /// [`Code::TryAgain`].
+    pub async fn put_config(&mut self, before: Option<&str>, text: &str) -> Result<bool, Error> {
+        let key = self.config_key();
+        let same = match before {
+            Some(value) => Compare::value(key.as_str(), CompareOp::Equal, value),
+            None => Compare::create_revision(key.as_str(), CompareOp::Equal, 0),
+        };
+        let txn = Txn::new().when([same]).and_then([TxnOp::put(key.as_str(), text, None)]);
+        let call = async |mut client: Client| client.txn(txn.clone()).await;
+        Ok(self.call("put the network's configuration", call).await?.succeeded())
     }
 
     /// All hosts.
@@ -270,7 +270,7 @@ impl Registry {
         let options = WatchOptions::new().with_prefix().with_start_revision(from);
         let call = async |mut client: Client| client.watch(prefix.as_str(), Some(options.clone())).await;
         let stream = self.call("watch the hosts", call).await?;
-        Ok(Watch { stream, prefix, endpoint: self.endpoints[self.current].clone() })
+        Ok(Watch::new(stream, prefix, self.endpoints[self.current].clone()))
     }
 
     /// Asks one endpoint after the other, each once, beginning with that which answered last.
@@ -361,28 +361,4 @@ fn file(key: &str, path: &std::path::Path) -> Result<String, Error> {
         let msg = format!("ipam.etcd.{key}: read {}: {error}: name a file that is there", path.display());
         Error::new(Code::InvalidConfig, msg)
     })
-}
-
-impl Watch {
-    /// # Errors
-    /// [`Code::TryAgain`] when the watch ended.
-    pub async fn next(&mut self) -> Result<Watched, Error> {
-        let failed = |what: String| Error::new(Code::TryAgain, format!("watch the hosts: {what}"));
-        let message = self.stream.message().await.map_err(|error| failed(explain(&self.endpoint, &error)))?;
-        let Some(message) = message else { return Err(failed(format!("{} ended it", self.endpoint))) };
-        if message.compact_revision() > 0 {
-            return Ok(Watched::Compacted);
-        }
-        if message.canceled() {
-            return Err(failed(format!("{} ended it: {}", self.endpoint, message.cancel_reason())));
-        }
-        let records = message.events().iter().filter_map(|event| {
-            let kv = event.kv()?;
-            let key = kv.key_str().ok()?.strip_prefix(&self.prefix)?.to_owned();
-            let put = event.event_type() == EventType::Put;
-            Some((key, put.then(|| String::from_utf8_lossy(kv.value()).into_owned())))
-        });
-        let revision = message.header().map(etcd_client::ResponseHeader::revision).unwrap_or_default();
-        Ok(Watched::Changes { revision, records: records.collect() })
-    }
 }

@@ -26,6 +26,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 
 use cni_protocol::{Code, Deadline, Error, NetworkName};
+use serde::Serialize;
 use weft_state::{Lock, boot_dir, boot_path};
 
 use crate::record::{Owner, Record, repair_record};
@@ -235,6 +236,34 @@ impl Store {
 /// [`Code::Io`] when the directory cannot be read.
 pub fn glance(root: &Path, network: &NetworkName) -> Result<Vec<IpAddr>, Error> {
     addresses_in(&store_path(root, network)?.join("addr"))
+}
+
+/// An address that is held.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Held {
+    pub address: IpAddr,
+    /// Empty when the record is damaged, as is the interface's name.
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    pub ifname: String,
+    /// How long it has been held, in seconds.
+    pub age: u64,
+}
+
+/// The addresses held in `network` at a moment with their holders, in order: for people.
+///
+/// # Errors
+/// [`Code::Io`] when the directory cannot be read.
+pub fn list(root: &Path, network: &NetworkName) -> Result<Vec<Held>, Error> {
+    let mut addresses = glance(root, network)?;
+    addresses.sort();
+    let directory = store_path(root, network)?.join("addr");
+    let held = |address: IpAddr| match Record::read(&directory.join(address.to_string())) {
+        Some(record) => record.held(address),
+        None => Held { address, container_id: String::new(), ifname: String::new(), age: 0 },
+    };
+    Ok(addresses.into_iter().map(held).collect())
 }
 
 fn store_path(root: &Path, network: &NetworkName) -> Result<PathBuf, Error> {

@@ -2,24 +2,30 @@
 
 use std::path::Path;
 
+use cni_protocol::NetworkName;
 use flannel_records::HostRecord;
 use ipnetwork::IpNetwork;
+use weft_state::lease::HostLease;
 
 use super::truth::{Held, Truth};
 
 /// Addresses of a network's containers on this host.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Addresses {
-    pub(super) used: f64,
-    pub(super) free: f64,
+pub(crate) struct Addresses {
+    pub(crate) used: f64,
+    pub(crate) free: f64,
 }
 
 impl Addresses {
     /// As far as `weft-ipam` gives them; nothing without a subnet. Other IPAM plugins keep their own books.
     pub(super) fn of(truth: &Truth, state_dir: &Path) -> Option<Self> {
         let (Held::Lease(lease) | Held::Taken { lease, .. }) = &truth.lease else { return None };
+        Self::of_lease(lease, state_dir, &truth.network)
+    }
+
+    pub(crate) fn of_lease(lease: &HostLease, state_dir: &Path, network: &NetworkName) -> Option<Self> {
         let record = HostRecord::parse(&lease.key, &lease.value).ok()?;
-        let held = weft_ipam::store::glance(state_dir, &truth.network)
+        let held = weft_ipam::store::glance(state_dir, network)
             .inspect_err(|error| log::warn!("count addresses: {error}"))
             .ok()?;
         let subnets: Vec<IpNetwork> = record.segments().iter().map(|segment| segment.subnet).collect();

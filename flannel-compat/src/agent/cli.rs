@@ -15,24 +15,31 @@ use super::conf::{Conf, RawConf, RawNetwork};
 #[derive(Debug, Parser)]
 #[command(name = "weftd", version)]
 pub struct Cli {
-    /// The configuration; see docs/weftd.md
-    #[arg(long, value_name = "FILE", default_value = "/etc/weft/weftd.json")]
-    config: PathBuf,
+    #[command(flatten)]
+    source: Source,
     /// Read and check the configuration, and end
     #[arg(long)]
     pub check: bool,
     /// Where /metrics, /healthz and /readyz are: a loopback ADDRESS:PORT or unix:/PATH
     #[arg(long, value_name = "WHERE")]
     listen: Option<String>,
+    /// off, error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+/// Where it says which networks there are.
+#[derive(Debug, Args)]
+pub struct Source {
+    /// The configuration; see docs/weftd.md
+    #[arg(long, value_name = "FILE", default_value = "/etc/weft/weftd.json")]
+    config: PathBuf,
     /// Where reservations and locks are
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Where leases are; must survive a reboot
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// off, error, warn, info, debug or trace
-    #[arg(long, value_name = "LEVEL")]
-    log_level: Option<String>,
     #[command(flatten)]
     network: Option<NetworkFlags>,
 }
@@ -101,18 +108,29 @@ impl Cli {
     /// # Errors
     /// As for [`RawConf::read`] and [`RawConf::checked`].
     pub fn conf(self) -> Result<Conf, Error> {
+        let file = self.source.read()?;
+        RawConf { listen: self.listen.or(file.listen), log_level: self.log_level.or(file.log_level), ..file }
+            .checked()
+    }
+}
+
+impl Source {
+    /// # Errors
+    /// As for [`Cli::conf`].
+    pub fn conf(self) -> Result<Conf, Error> {
+        self.read()?.checked()
+    }
+
+    fn read(self) -> Result<RawConf, Error> {
         let file = match self.network {
             Some(flags) => RawConf { networks: vec![flags.into()], ..RawConf::default() },
             None => RawConf::read(&self.config)?,
         };
-        RawConf {
-            networks: file.networks,
-            listen: self.listen.or(file.listen),
+        Ok(RawConf {
             state_dir: self.state_dir.or(file.state_dir),
             data_dir: self.data_dir.or(file.data_dir),
-            log_level: self.log_level.or(file.log_level),
-        }
-        .checked()
+            ..file
+        })
     }
 }
 

@@ -1,0 +1,59 @@
+//! `weftctl leave`: this host is no part of the network any more.
+
+use cni_protocol::{Code, Deadline, Error};
+use weft::masquerade;
+use weft::overlay::{self, Overlay};
+use weft_ipam::lease::release;
+use weft_ipam::registry::Registry;
+use weft_net::Netlink;
+use weft_net::nft::Nft;
+use weft_state::lease::{HostLease, Peers, agent_lives};
+
+use super::{in_event_loop, printable};
+use crate::agent::conf::{Conf, NetworkConf};
+
+/// How long the kernel may take.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+pub(super) fn leave(conf: &Conf, network: &NetworkConf, force: bool) -> Result<String, Error> {
+    let name = &network.name;
+    if agent_lives(&conf.state_dir, name)? {
+        let msg = format!("leave network {name}: weftd looks after it and would lease anew: end weftd first");
+        return Err(Error::new(Code::Conflict, msg));
+    }
+    let held = weft_ipam::store::list(&conf.state_dir, name)?;
+    if !held.is_empty() && !force {
+        let containers: Vec<String> =
+            held.iter().map(|held| format!("{} ({})", printable(&held.container_id), held.address)).collect();
+        let msg = format!(
+            "leave network {name}: containers have addresses of it: {}: remove them, or --force to cut them off",
+            containers.join(", ")
+        );
+        return Err(Error::new(Code::Conflict, msg));
+    }
+    let Some(lease) = HostLease::read(&conf.data_dir, name)? else {
+        return Ok(format!("network {name}: this host has no lease in it\n"));
+    };
+    // First, so that others do not send here any more. A lease that another host has taken over is left alone.
+    in_event_loop(async { release(&mut Registry::connect(&network.etcd).await?, &lease).await })?;
+    let kernel = |error: weft_net::NetError| {
+        Error::new(
+            Code::Kernel,
+            format!("leave network {name}: remove device, routes and rules: {error}: is this root?"),
+        )
+    };
+    let (overlay, _) = Overlay::new(&lease, &Peers::default())?;
+    let deadline = Deadline::after(PATIENCE);
+    Netlink::open(deadline)
+        .and_then(|mut netlink| overlay::remove(&mut netlink, &overlay))
+        .map_err(kernel)?;
+    Nft::open(deadline).and_then(|mut nft| masquerade::remove(&mut nft, name)).map_err(kernel)?;
+    if let Err(error) = std::fs::remove_file(&network.subnet_file)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        log::warn!("remove {}: {error}", network.subnet_file.display());
+    }
+    // Last: whoever is killed before finds it again.
+    HostLease::forget(&conf.data_dir, name)?;
+    Ok(format!("network {name}: subnet {} is given up; device, routes and rules are gone\n", lease.key))
+}

@@ -1,0 +1,170 @@
+//! `weftctl status`.
+
+use std::time::Duration;
+
+use cni_protocol::{Deadline, Error};
+use serde::Serialize;
+use weft::overlay::{self, Overlay};
+use weft_ipam::registry::Registry;
+use weft_net::Netlink;
+use weft_state::lease::{HostLease, Peers, Taken, agent_lives};
+
+use super::{Output, in_event_loop, printable, table};
+use crate::agent::addresses::Addresses;
+use crate::agent::conf::{Conf, NetworkConf};
+
+/// How long the kernel may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    network: String,
+    lease: Option<Lease>,
+    /// The host that has this one's subnet.
+    taken_by: Option<String>,
+    /// Whether weftd looks after it.
+    agent: bool,
+    addresses: Option<Used>,
+    etcd: Etcd,
+    /// What the kernel has not as it ought to, in sentences.
+    damage: Vec<String>,
+    peers: Vec<Peer>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Lease {
+    key: String,
+    /// In seconds; `null` for one that never ends.
+    remaining: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Used {
+    used: f64,
+    free: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Etcd {
+    answers: bool,
+    /// Its revision, or why it does not answer.
+    what: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Peer {
+    subnet: String,
+    address: String,
+    /// `followed`, or why the record is passed over.
+    state: String,
+}
+
+pub(super) fn status(conf: &Conf, output: Output) -> Result<String, Error> {
+    let networks =
+        conf.networks.iter().map(|network| of(conf, network)).collect::<Result<Vec<_>, Error>>()?;
+    if output == Output::Json {
+        return Ok(serde_json::to_string_pretty(&networks).unwrap_or_default() + "\n");
+    }
+    Ok(networks.iter().map(text).collect::<Vec<_>>().join("\n"))
+}
+
+fn of(conf: &Conf, network: &NetworkConf) -> Result<Status, Error> {
+    let name = &network.name;
+    let lease = HostLease::read(&conf.data_dir, name)?;
+    let look = async { Registry::connect(&network.etcd).await?.hosts().await };
+    let (etcd, hosts) = match in_event_loop(look) {
+        Ok(hosts) => (Etcd { answers: true, what: format!("revision {}", hosts.revision) }, Some(hosts)),
+        Err(error) => (Etcd { answers: false, what: error.msg }, Peers::read(&conf.data_dir, name)?),
+    };
+    let mut status = Status {
+        network: name.to_string(),
+        taken_by: Taken::read(&conf.data_dir, name)?.map(|taken| taken.owner),
+        agent: agent_lives(&conf.state_dir, name)?,
+        addresses: None,
+        etcd,
+        damage: Vec::new(),
+        peers: Vec::new(),
+        lease: None,
+    };
+    let Some(lease) = lease else { return Ok(status) };
+    let used = Addresses::of_lease(&lease, &conf.state_dir, name);
+    status.addresses = used.map(|addresses| Used { used: addresses.used, free: addresses.free });
+    let (wanted, rejected) = Overlay::new(&lease, &hosts.unwrap_or_default())?;
+    let segments = wanted.sides.iter().flat_map(|side| side.peers.values());
+    status.peers = segments
+        .map(|peer| Peer {
+            subnet: peer.subnet.to_string(),
+            address: peer.public.to_string(),
+            state: "followed".into(),
+        })
+        .chain(rejected.iter().map(|record| Peer {
+            subnet: record.key.clone(),
+            address: String::new(),
+            state: format!("passed over, {}: {}", record.kind, record.reason),
+        }))
+        .collect();
+    let looked = Netlink::open(Deadline::after(PATIENCE))
+        .and_then(|mut netlink| overlay::differences(&mut netlink, &wanted));
+    status.damage = looked.unwrap_or_else(|error| vec![format!("the kernel does not tell: {error}")]);
+    let remaining = (lease.ttl != 0).then(|| lease.remaining().as_secs());
+    status.lease = Some(Lease { key: lease.key, remaining });
+    Ok(status)
+}
+
+fn text(status: &Status) -> String {
+    let mut text = format!("network {}\n", status.network);
+    let mut line = |name: &str, value: String| {
+        text += &format!("  {name:10} {value}\n");
+    };
+    let keeper = if status.agent { "weftd renews it" } else { "no weftd renews it" };
+    match &status.lease {
+        None => line("subnet", "none: no lease was taken yet".into()),
+        Some(Lease { key, remaining: None }) => line("subnet", format!("{key}, without an end")),
+        Some(Lease { key, remaining: Some(0) }) => {
+            line("subnet", format!("{key}, its lease has ended; {keeper}"));
+        }
+        Some(Lease { key, remaining: Some(left) }) => {
+            line("subnet", format!("{key}, leased for {}; {keeper}", duration(*left)));
+        }
+    }
+    if let Some(owner) = &status.taken_by {
+        line(
+            "",
+            format!("TAKEN by {owner}: the containers here are cut off; move them away, then weftctl leave"),
+        );
+    }
+    if let Some(Used { used, free }) = &status.addresses {
+        line("addresses", format!("{used} used, {free} free"));
+    }
+    line(
+        "etcd",
+        if status.etcd.answers { format!("answers, {}", status.etcd.what) } else { status.etcd.what.clone() },
+    );
+    if status.lease.is_some() {
+        let first = status.damage.first().map_or("as it ought to be".into(), |first| printable(first));
+        line("kernel", first);
+        for more in status.damage.iter().skip(1) {
+            line("", printable(more));
+        }
+    }
+    let rows: Vec<Vec<String>> = status
+        .peers
+        .iter()
+        .map(|peer| [&peer.subnet, &peer.address, &peer.state].map(|value| printable(value)).into())
+        .collect();
+    if !rows.is_empty() {
+        text += "\n";
+        text += &table(&["SUBNET", "HOST", "STATE"], &rows);
+    }
+    text
+}
+
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3600),
+    }
+}

@@ -1,0 +1,187 @@
+//! `weftctl` on hosts of a network, with and without the agent.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+use weft_tests::{Access, Cluster, Etcd, Node, Weftd, dist, eventually};
+
+const CONFIG: &str = "/coreos.com/network/config";
+const SUBNETS: &str = "/coreos.com/network/subnets/";
+const V4: &str = r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "vxlan"}}"#;
+
+struct Fleet {
+    cluster: Cluster,
+    etcd: Etcd,
+}
+
+impl Fleet {
+    fn new(hosts: u8) -> Self {
+        let cluster = Cluster::new(hosts);
+        let etcd = cluster.etcd(1, Access::Open);
+        etcd.put(CONFIG, V4);
+        Self { cluster, etcd }
+    }
+
+    fn node(&self, index: usize) -> &Node {
+        self.cluster.node(index)
+    }
+
+    /// Runs it on a host with words as a shell would split them.
+    fn weftctl(&self, node: usize, words: &str) -> Output {
+        let node = self.node(node);
+        let mut command = Command::new(dist().join("weftctl"));
+        command.args(["--name", Weftd::NETWORK, "--etcd-endpoints", &self.etcd.endpoints()[0]]);
+        command.arg("--subnet-file").arg(node.subnet_file());
+        command.args(words.split_whitespace()).envs(node.env());
+        node.inside(|| command.output().expect("run weftctl"))
+    }
+
+    #[track_caller]
+    fn says(&self, node: usize, words: &str) -> String {
+        let output = self.weftctl(node, words);
+        assert!(output.status.success(), "weftctl {words}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    #[track_caller]
+    fn refuses(&self, node: usize, words: &str, parts: &[&str]) {
+        let output = self.weftctl(node, words);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "weftctl {words} succeeded");
+        for part in parts {
+            assert!(text.contains(part), "weftctl {words}: {text} lacks {part}");
+        }
+    }
+
+    fn status(&self, node: usize) -> Value {
+        let all: Value = serde_json::from_str(&self.says(node, "status -o json")).expect("JSON");
+        all[0].clone()
+    }
+}
+
+#[test]
+fn status_of_hosts_with_agents() {
+    let fleet = Fleet::new(2);
+    let agents: Vec<Weftd> = fleet.cluster.nodes().iter().map(|node| Weftd::up(node, &fleet.etcd)).collect();
+    let network = Weftd::network(&fleet.etcd);
+    let (pod, _result) = fleet.node(0).attach(&network);
+    let status = eventually(std::time::Duration::from_secs(10), "all is well", || {
+        let status = fleet.status(0);
+        (status["damage"] == json!([]) && status["peers"].as_array()?.len() == 1).then_some(status)
+    });
+    assert_eq!((&status["agent"], &status["etcd"]["answers"]), (&json!(true), &json!(true)));
+    assert_eq!((&status["addresses"]["used"], &status["addresses"]["free"]), (&json!(1.0), &json!(252.0)));
+    assert_eq!(
+        (&status["peers"][0]["address"], &status["peers"][0]["state"]),
+        (&json!("172.30.0.12"), &json!("followed"))
+    );
+    assert!(status["lease"]["remaining"].as_u64() > Some(86_000), "{status}");
+    let text = fleet.says(0, "status");
+    for part in [
+        "network pods", "weftd renews it", "1 used, 252 free", "answers, revision", "as it ought to be",
+        "172.30.0.12",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    let held = fleet.says(0, "ipam ls");
+    assert!(held.contains(&pod.id) && held.contains("eth0") && held.contains("1 addresses held"), "{held}");
+    let held: Value = serde_json::from_str(&fleet.says(0, "ipam ls -o json")).expect("JSON");
+    assert_eq!(held["pods"][0]["containerID"], json!(pod.id));
+
+    // A record that is none, a device that is gone, a store that is away.
+    fleet.etcd.put(&format!("{SUBNETS}10.250.1.0-24"), "{]\u{1b}[2J");
+    let passed_over = |status: &Value| {
+        let peers = status["peers"].as_array().cloned().unwrap_or_default();
+        peers.iter().any(|peer| peer["state"].as_str().is_some_and(|state| state.contains("passed over")))
+    };
+    assert!(passed_over(&fleet.status(0)));
+    assert!(!fleet.says(0, "status").contains('\u{1b}'), "what others wrote moves no cursor");
+    drop(agents);
+    fleet.node(0).command("ip link delete weft.1");
+    fleet.etcd.kill();
+    let text = fleet.says(0, "status");
+    for part in ["no weftd renews it", "device weft.1 is gone", "refuses the connection"] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn a_host_leaves() {
+    let fleet = Fleet::new(2);
+    let network = Weftd::network(&fleet.etcd);
+    assert!(fleet.says(0, "leave").contains("no lease"));
+    let agent = Weftd::up(fleet.node(0), &fleet.etcd);
+    fleet.refuses(0, "leave", &["weftd looks after it", "end weftd first"]);
+    agent.daemon().stop();
+    let (pod, _result) = fleet.node(0).attach(&network);
+    fleet.refuses(0, "leave", &[&pod.id, "--force"]);
+    assert_eq!(fleet.etcd.keys(SUBNETS).len(), 1);
+    network.call("DEL").pod(&pod).on(fleet.node(0)).run().done();
+    assert!(fleet.says(0, "leave").contains("is given up"));
+    assert!(fleet.etcd.keys(SUBNETS).is_empty() && fleet.etcd.leases().is_empty());
+    assert!(fleet.node(0).link("weft.1").is_none());
+    assert!(!fleet.node(0).subnet_file().exists());
+    assert!(fleet.says(0, "leave").contains("no lease"));
+    // By force, and back.
+    let (_cut_off, _result) = fleet.node(0).attach(&network);
+    assert!(fleet.says(0, "leave --force").contains("is given up"));
+    drop(fleet.node(1).attach(&network));
+    fleet.etcd.kill();
+    fleet.refuses(1, "leave --force", &["refuses the connection"]);
+    assert!(fleet.node(1).link("weft.1").is_some(), "the lease is given up first, or nothing");
+}
+
+#[test]
+fn the_networks_configuration() {
+    let fleet = Fleet::new(1);
+    assert_eq!(fleet.says(0, "config get").trim(), V4);
+    drop(fleet.node(0).attach(&Weftd::network(&fleet.etcd)));
+    let file = fleet.node(0).directory().join("config.json");
+    let put = |text: &str| std::fs::write(&file, text).expect("write a configuration");
+    let command = format!("config put {}", file.display());
+    put("{");
+    fleet.refuses(0, &command, &["JSON", "etcdctl put"]);
+    put(r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "udp"}}"#);
+    fleet.refuses(0, &command, &["Backend.Type", "udp"]);
+    put(r#"{"Network": "10.96.0.0/12", "Backend": {"Type": "vxlan"}}"#);
+    let key = fleet.etcd.keys(SUBNETS)[0].trim_start_matches(SUBNETS).to_owned();
+    fleet.refuses(0, &command, &["cut off", &key, "--force"]);
+    assert_eq!(fleet.etcd.get(CONFIG).as_deref(), Some(V4));
+    let wider = r#"{"Network": "10.240.0.0/12", "SubnetMin": "10.241.0.0", "Backend": {"Type": "vxlan"}}"#;
+    put(wider);
+    fleet.says(0, &command);
+    assert_eq!(fleet.etcd.get(CONFIG).as_deref(), Some(wider));
+    // The first one.
+    fleet.etcd.del(CONFIG);
+    fleet.refuses(0, "config get", &["is not in etcd"]);
+    fleet.says(0, &command);
+    assert_eq!(fleet.etcd.get(CONFIG).as_deref(), Some(wider));
+    fleet.refuses(0, "config put /nowhere.json", &["/nowhere.json"]);
+}
+
+#[test]
+fn wrong_words_are_told() {
+    let fleet = Fleet::new(1);
+    fleet.refuses(0, "--network other status", &["other", "pods"]);
+    fleet.refuses(0, "statsu", &["status"]);
+    let output = Command::new(dist().join("weftctl")).args(["--config", "/nowhere.json", "status"]).output();
+    let text = String::from_utf8_lossy(&output.expect("run weftctl").stderr).into_owned();
+    assert!(text.contains("/nowhere.json") && text.contains("docs/weftd.md"), "{text}");
+}
+
+#[test]
+fn completions_and_manual_pages() {
+    let fleet = Fleet::new(1);
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(fleet.says(0, &format!("completions {shell}")).contains("weftctl"));
+    }
+    let directory = fleet.node(0).directory().join("man");
+    std::fs::create_dir_all(&directory).expect("make a directory");
+    fleet.says(0, &format!("man {}", directory.display()));
+    for page in ["weftctl.1", "weftctl-status.1", "weftd.1"] {
+        let text = std::fs::read_to_string(Path::new(&directory).join(page)).expect(page);
+        assert!(text.contains(".TH"), "{page}");
+    }
+    fleet.refuses(0, "man /nowhere", &["/nowhere"]);
+}
