@@ -163,7 +163,7 @@ impl Attachment {
                 Sysctl::forwarding(*family).ensure("1").map(|changed| ((), Change::from(changed)))
             })?;
         }
-        if !plan.masquerade.is_empty() {
+        if !plan.masquerade.prefixes.is_empty() {
             let ensured = self.journal.run(Step::Shared(Shared::Masquerade(Ensured::Nothing)), || {
                 let mut nft = Nft::open(self.args.call.deadline)?;
                 let ensured = masquerade::ensure(&mut nft, &network.name, &plan.masquerade)?;

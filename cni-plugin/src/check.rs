@@ -234,7 +234,7 @@ impl Checker {
             let value = key.get()?;
             self.require(value.as_deref() == Some("1"), || format!("{key} is {value:?} instead of 1"));
         }
-        if !self.plan.masquerade.is_empty() {
+        if !self.plan.masquerade.prefixes.is_empty() {
             let mut nft = Nft::open(args.call.deadline)?;
             if let Err(difference) = masquerade::check(&mut nft, &self.network.name, &self.plan.masquerade) {
                 self.found.push(format!("masquerade: {difference}"));

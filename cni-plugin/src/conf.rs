@@ -18,8 +18,8 @@ const KEYS: &[&str] = &[
     "args", "bridge", "capabilities", "cniVersion", "cni.dev/attachments", "cni.dev/valid-attachments",
     "dataDir", "disableContainerInterface", "dns", "enabledad", "forceAddress", "hairpinMode", "ipMasq",
     "ipMasqBackend", "ipam", "isDefaultGateway", "isGateway", "logFile", "logLevel", "mtu", "name",
-    "portIsolation", "preserveDefaultVlan", "prevResult", "promiscMode", "runtimeConfig", "stateDir",
-    "timeout", "type",
+    "noMasquerade", "portIsolation", "preserveDefaultVlan", "prevResult", "promiscMode", "runtimeConfig",
+    "stateDir", "timeout", "type",
 ];
 
 /// Keys of the reference plugins that ask for what Weft does not do yet: accepted while they ask for nothing.
@@ -43,6 +43,7 @@ struct NetConf {
     force_address: bool,
     ip_masq: bool,
     ip_masq_backend: Option<String>,
+    no_masquerade: Vec<IpNetwork>,
     mtu: i64,
     hairpin_mode: bool,
     promisc_mode: bool,
@@ -94,6 +95,8 @@ pub struct Network {
     /// Whether another address of a bridge's subnet is replaced instead of refused.
     pub force_address: bool,
     pub masquerade: bool,
+    /// Destinations that see containers' own addresses all the same.
+    pub no_masquerade: Vec<IpNetwork>,
     /// In bytes; `None` leaves the kernel's default.
     pub mtu: Option<u32>,
     pub hairpin: bool,
@@ -143,6 +146,7 @@ impl Network {
             },
             force_address: raw.force_address,
             masquerade: raw.ip_masq,
+            no_masquerade: no_masquerade(&raw)?,
             mtu: mtu(raw.mtu)?,
             hairpin: raw.hairpin_mode,
             promiscuous: raw.promisc_mode,
@@ -278,6 +282,23 @@ fn refuse_contradictions(raw: &NetConf, ipam: Option<&str>) -> Result<(), Error>
             &Value::String(other.to_owned()),
             "Weft masquerades by nftables only; set \"nftables\" or leave the key out",
         )),
+    }
+}
+
+fn no_masquerade(raw: &NetConf) -> Result<Vec<IpNetwork>, Error> {
+    if !raw.no_masquerade.is_empty() && !raw.ip_masq {
+        let msg = "noMasquerade has prefixes, but ipMasq is false: set ipMasq to true or take them out";
+        return Err(Error::new(Code::InvalidConfig, msg));
+    }
+    match raw.no_masquerade.iter().find(|prefix| prefix.ip() != prefix.network()) {
+        Some(wrong) => {
+            let whole = format!("{}/{}", wrong.network(), wrong.prefix());
+            Err(Error::new(
+                Code::InvalidConfig,
+                format!("noMasquerade has {wrong}, with host bits: write {whole}"),
+            ))
+        }
+        None => Ok(raw.no_masquerade.clone()),
     }
 }
 

@@ -7,6 +7,9 @@
 //! ip saddr @masq-N-v4 ip daddr != @masq-N-v4 ip daddr != 224.0.0.0/4 masquerade fully-random
 //! ```
 //!
+//! Destinations that are exempt (`noMasquerade`) are further conditions of the rule: they are the network's, not a
+//! container's, and few.
+//!
 //! What is there is compared with what ought to be there before anything is written, and the writing is one
 //! batch that fails when somebody else was faster; then it all starts over. So it does not matter how many
 //! processes do this at once, or where one of them is killed. Nothing is deleted on the way to a new or an
@@ -33,6 +36,15 @@ const PRIORITY: i32 = 100;
 const ATTEMPTS: usize = 16;
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
+/// What a network wants of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Masquerade {
+    /// The network's own prefixes; without any, nothing is masqueraded.
+    pub prefixes: Vec<IpNetwork>,
+    /// Destinations that see containers' own addresses all the same.
+    pub exempt: Vec<IpNetwork>,
+}
+
 /// What [`ensure`] added, so that [`undo`] can take it back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ensured {
@@ -52,16 +64,16 @@ enum State {
     Altered(String),
 }
 
-/// Makes sure that traffic from these prefixes of the network to anywhere else is masqueraded. Prefixes that
+/// Makes sure that traffic from the network's prefixes to anywhere else is masqueraded. Prefixes that
 /// are in the sets already stay. A chain or a set that is not as Weft makes it is made anew.
 ///
 /// # Errors
 /// What the kernel refused; the explanation names the object.
-pub fn ensure(nft: &mut Nft, network: &NetworkName, prefixes: &[IpNetwork]) -> NlResult<Ensured> {
-    let outcome = retry(|| match state(nft, network)? {
-        State::Intact => extend(nft, network, prefixes),
-        State::Absent => build(nft, network, prefixes, None),
-        State::Altered(_) => build(nft, network, prefixes, Some(Change::delete_chain(&chain_name(network)))),
+pub fn ensure(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> NlResult<Ensured> {
+    let outcome = retry(|| match state(nft, network, wanted)? {
+        State::Intact => extend(nft, network, &wanted.prefixes),
+        State::Absent => build(nft, network, wanted, None),
+        State::Altered(_) => build(nft, network, wanted, Some(Change::delete_chain(&chain_name(network)))),
     });
     outcome.map_err(|mut error| {
         // Every object that the batch needs is made by the batch: what is not there is the kernel's part.
@@ -103,13 +115,13 @@ pub fn undo(nft: &mut Nft, network: &NetworkName, ensured: &Ensured) -> NlResult
     }
 }
 
-/// Compares the kernel's state with what [`ensure`] makes of these prefixes.
+/// Compares the kernel's state with what [`ensure`] makes.
 ///
 /// # Errors
 /// The first difference, as a sentence that names the object and what was found.
-pub fn check(nft: &mut Nft, network: &NetworkName, prefixes: &[IpNetwork]) -> Result<(), String> {
+pub fn check(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> Result<(), String> {
     let unreadable = |error| format!("table inet {TABLE} cannot be read: {error}");
-    match state(nft, network).map_err(unreadable)? {
+    match state(nft, network, wanted).map_err(unreadable)? {
         State::Intact => {}
         State::Absent => {
             return Err(format!("chain {} of table inet {TABLE} is missing", chain_name(network)));
@@ -121,7 +133,7 @@ pub fn check(nft: &mut Nft, network: &NetworkName, prefixes: &[IpNetwork]) -> Re
         if nft.set(&set).map_err(unreadable)? != Some(SetKind::intervals_of(family)) {
             return Err(format!("set {set} of table inet {TABLE} does not hold {family} intervals"));
         }
-        let wanted = intervals_of(prefixes, family);
+        let wanted = intervals_of(&wanted.prefixes, family);
         let present = nft.intervals(&set).map_err(unreadable)?;
         if let Some(missing) = wanted.iter().find(|wanted| !present.iter().any(|one| one.covers(wanted))) {
             return Err(format!("set {set} of table inet {TABLE} lacks {missing}"));
@@ -158,17 +170,17 @@ fn remove_empty_table(nft: &mut Nft) -> NlResult<()> {
 }
 
 /// Compares chain and rules with what Weft makes. The rules hold the sets: no set goes while they are there.
-fn state(nft: &mut Nft, network: &NetworkName) -> NlResult<State> {
+fn state(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> NlResult<State> {
     let name = chain_name(network);
     let Some(found) = nft.chain(&name)? else {
         return Ok(State::Absent);
     };
-    let wanted = chain();
-    if found != wanted {
-        let difference = format!("chain {name} of table inet {TABLE} is \"{found}\", not \"{wanted}\"");
+    let placed = chain();
+    if found != placed {
+        let difference = format!("chain {name} of table inet {TABLE} is \"{found}\", not \"{placed}\"");
         return Ok(State::Altered(difference));
     }
-    let wanted = FAMILIES.map(|family| rule(network, family));
+    let wanted = FAMILIES.map(|family| rule(network, family, &wanted.exempt));
     let found = nft.rules(&name)?;
     if found.len() != wanted.len() {
         let (found, wanted) = (found.len(), wanted.len());
@@ -212,7 +224,7 @@ fn extend(nft: &mut Nft, network: &NetworkName, prefixes: &[IpNetwork]) -> NlRes
 fn build(
     nft: &mut Nft,
     network: &NetworkName,
-    prefixes: &[IpNetwork],
+    wanted: &Masquerade,
     delete_chain: Option<Change>,
 ) -> NlResult<Ensured> {
     let mut changes: Vec<Change> = delete_chain.into_iter().collect();
@@ -224,13 +236,13 @@ fn build(
     for family in FAMILIES {
         let set = set_name(network, family);
         let mut present = of_family(&nft.intervals(&set)?, family);
-        let added = uncovered(&present, intervals_of(prefixes, family));
+        let added = uncovered(&present, intervals_of(&wanted.prefixes, family));
         let replaced = overlapped(present.clone(), &added);
         present.retain(|interval| !replaced.contains(interval));
         present.extend(&added);
 
         changes.push(Change::create_set(&set, SetKind::intervals_of(family)));
-        changes.push(Change::add_rule(&chain_name(network), &rule(network, family)));
+        changes.push(Change::add_rule(&chain_name(network), &rule(network, family, &wanted.exempt)));
         changes.extend(edit(&set, &[], &present));
         all_added.extend(added);
         all_replaced.extend(replaced);
@@ -325,7 +337,7 @@ fn chain() -> Chain {
 }
 
 /// Multicast is exempt, as with the reference plugins: its receivers tell senders apart by their addresses.
-fn rule(network: &NetworkName, family: Family) -> Rule {
+fn rule(network: &NetworkName, family: Family, exempt: &[IpNetwork]) -> Rule {
     let set = set_name(network, family);
     let destination = Field::destination(family);
     // All multicast addresses: 224.0.0.0/4 (RFC 5771 §3) and ff00::/8 (RFC 4291 §2.7).
@@ -333,9 +345,10 @@ fn rule(network: &NetworkName, family: Family) -> Rule {
         Family::V4 => ([224, 0, 0, 0].into(), 4),
         Family::V6 => ([0xff00, 0, 0, 0, 0, 0, 0, 0].into(), 8),
     };
-    Rule::of(family)
+    let exempt = exempt.iter().filter(|prefix| Family::of(prefix.ip()) == family);
+    let rule = Rule::of(family)
         .in_set(Field::source(family), &set)
         .not_in_set(destination, &set)
-        .not_in(destination, multicast, length)
-        .masquerade()
+        .not_in(destination, multicast, length);
+    exempt.fold(rule, |rule, prefix| rule.not_in(destination, prefix.network(), prefix.prefix())).masquerade()
 }

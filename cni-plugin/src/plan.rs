@@ -8,6 +8,7 @@ use ipnetwork::IpNetwork;
 use weft_net::Family;
 
 use crate::conf::{Gateway, Network};
+use crate::masquerade::Masquerade;
 
 /// The smallest MTU that IPv6 works over (RFC 8200 §5).
 const IPV6_MTU_MIN: u32 = 1280;
@@ -21,8 +22,7 @@ pub struct Plan {
     pub routes: Vec<Route>,
     /// What the bridge answers to.
     pub gateways: Vec<IpNetwork>,
-    /// The network's prefixes, from which traffic to anywhere else is masqueraded.
-    pub masquerade: Vec<IpNetwork>,
+    pub masquerade: Masquerade,
     /// The families that the host forwards.
     pub forwarding: Vec<Family>,
     pub ipv6: Ipv6,
@@ -64,7 +64,7 @@ impl Plan {
         let mut plan = Self {
             routes: all_routes(network, &ips, routes),
             gateways: Vec::new(),
-            masquerade: Vec::new(),
+            masquerade: Masquerade { prefixes: Vec::new(), exempt: network.no_masquerade.clone() },
             forwarding: Vec::new(),
             ipv6: ipv6(network, &ips),
             ips,
@@ -80,12 +80,12 @@ impl Plan {
             {
                 plan.gateways.push(address);
             }
-            if network.masquerade && !plan.masquerade.contains(&prefix(ip.address)) {
-                plan.masquerade.push(prefix(ip.address));
+            if network.masquerade && !plan.masquerade.prefixes.contains(&prefix(ip.address)) {
+                plan.masquerade.prefixes.push(prefix(ip.address));
             }
         }
         if network.masquerade && !network.all_hosts.is_empty() {
-            plan.masquerade.clone_from(&network.all_hosts);
+            plan.masquerade.prefixes.clone_from(&network.all_hosts);
         }
         Ok(plan)
     }

@@ -206,6 +206,13 @@ fn traffic_that_leaves_the_network_is_masqueraded_and_traffic_within_is_not() {
     let router: IpAddr = [172, 30, 0, 1].into();
     let seen = sees(&pods[0].0, router, &|| std::net::UdpSocket::bind("172.30.0.1:0").expect("a socket"));
     assert_eq!(seen, IpAddr::from([172, 30, 0, 11]), "the outside sees the host's");
+    // Unless it is exempt, and has a way back.
+    let exempt = fleet.network.clone().with(&json!({ "noMasquerade": ["172.30.0.0/24"] }));
+    let (late, result) = fleet.node(0).attach(&exempt);
+    let subnet = fleet.node(0).addresses("weft0")[0].replace(".1/24", ".0/24");
+    weft_tests::command(&format!("ip route add {subnet} via 172.30.0.11"));
+    let seen = sees(&late, router, &|| std::net::UdpSocket::bind("172.30.0.1:0").expect("a socket"));
+    assert_eq!(seen, ips(&result)[0]);
 }
 
 /// flanneld's device, on a host that changes over without having it removed.

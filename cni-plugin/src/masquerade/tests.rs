@@ -82,12 +82,12 @@ fn network(name: &str) -> NetworkName {
     name.parse().unwrap()
 }
 
-fn prefixes(texts: &[&str]) -> Vec<IpNetwork> {
-    texts.iter().map(|text| text.parse().unwrap()).collect()
+fn prefixes(texts: &[&str]) -> Masquerade {
+    Masquerade { prefixes: texts.iter().map(|text| text.parse().unwrap()).collect(), exempt: Vec::new() }
 }
 
 fn intervals(texts: &[&str]) -> Vec<Interval> {
-    prefixes(texts).into_iter().map(Interval::from).collect()
+    prefixes(texts).prefixes.into_iter().map(Interval::from).collect()
 }
 
 #[test]
@@ -122,7 +122,9 @@ fn what_is_there_is_not_touched() {
     let (name, all) = (network("net.a"), prefixes(&["10.88.0.0/16", "fd00:88::/64"]));
     ensure(&mut kernel, &name, &all).unwrap();
     let before = handles();
-    for again in [all, prefixes(&["10.88.7.0/24", "10.88.0.9/32"]), prefixes(&["fd00:88::/80"]), Vec::new()] {
+    for again in
+        [all, prefixes(&["10.88.7.0/24", "10.88.0.9/32"]), prefixes(&["fd00:88::/80"]), prefixes(&[])]
+    {
         assert_eq!(ensure(&mut kernel, &name, &again).unwrap(), Ensured::Nothing);
         check(&mut kernel, &name, &again).unwrap();
     }
@@ -324,4 +326,27 @@ proptest! {
             prop_assert!(result.iter().any(|other| other.covers(one)));
         }
     }
+}
+
+#[test]
+fn exempt_destinations_are_conditions_of_the_rule() {
+    let mut kernel = fresh_host();
+    let name = network("n");
+    let exempt = Masquerade {
+        exempt: prefixes(&["192.0.2.0/24", "198.51.100.128/25", "2001:db8::/33"]).prefixes,
+        ..prefixes(&["10.0.0.0/8", "fd00::/64"])
+    };
+    assert_eq!(ensure(&mut kernel, &name, &exempt).unwrap(), Ensured::Network);
+    assert_eq!(ensure(&mut kernel, &name, &exempt).unwrap(), Ensured::Nothing);
+    check(&mut kernel, &name, &exempt).unwrap();
+    let rules = ruleset();
+    for part in ["ip daddr != 192.0.2.0/24", "ip daddr != 198.51.100.128/25", "ip6 daddr != 2001:db8::/33"] {
+        assert!(rules.contains(part), "{rules}");
+    }
+    // Taken out of the configuration: the rules are made anew, the prefixes stay.
+    let none = prefixes(&["10.0.0.0/8"]);
+    assert!(check(&mut kernel, &name, &none).unwrap_err().contains("differs"));
+    ensure(&mut kernel, &name, &none).unwrap();
+    check(&mut kernel, &name, &none).unwrap();
+    assert!(!ruleset().contains("192.0.2.0/24") && ruleset().contains("fd00::/64"));
 }

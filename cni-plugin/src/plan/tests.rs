@@ -14,6 +14,7 @@ fn network(gateway: Gateway) -> Network {
         gateway,
         force_address: false,
         masquerade: true,
+        no_masquerade: Vec::new(),
         mtu: None,
         hairpin: false,
         promiscuous: false,
@@ -46,7 +47,10 @@ fn dual_stack_gets_a_gateway_and_a_default_route_of_each_family() {
     assert_eq!(plan.gateways, ["10.1.0.1/16".parse().unwrap(), "fd00::1/64".parse::<IpNetwork>().unwrap()]);
     assert_eq!(plan.routes, [route("0.0.0.0/0", Some("10.1.0.1")), route("::/0", Some("fd00::1"))]);
     assert_eq!(plan.forwarding, [Family::V4, Family::V6]);
-    assert_eq!(plan.masquerade, ["10.1.0.0/16".parse().unwrap(), "fd00::/64".parse::<IpNetwork>().unwrap()]);
+    assert_eq!(
+        plan.masquerade.prefixes,
+        ["10.1.0.0/16".parse().unwrap(), "fd00::/64".parse::<IpNetwork>().unwrap()]
+    );
     assert_eq!(plan.ipv6, Ipv6::On);
 }
 
@@ -55,7 +59,7 @@ fn an_ipv4_network_has_no_ipv6_and_one_of_layer_2_is_left_alone() {
     let plan = Plan::new(&network(Gateway::None), &[ip("10.1.0.2/16", None)], &[]).unwrap();
     assert_eq!((plan.ipv6, plan.gateways.len(), plan.routes.len()), (Ipv6::Off, 0, 0));
     let plan = Plan::new(&network(Gateway::DefaultRoute), &[], &[]).unwrap();
-    assert_eq!((plan.ipv6, plan.masquerade.len()), (Ipv6::Untouched, 0));
+    assert_eq!((plan.ipv6, plan.masquerade.prefixes.len()), (Ipv6::Untouched, 0));
 }
 
 #[test]
@@ -117,7 +121,7 @@ proptest! {
             let gateway = ip.gateway.unwrap();
             prop_assert!(prefix(ip.address).contains(gateway));
             prop_assert_ne!(gateway, ip.address.ip());
-            prop_assert!(plan.masquerade.contains(&prefix(ip.address)));
+            prop_assert!(plan.masquerade.prefixes.contains(&prefix(ip.address)));
             prop_assert!(plan.gateways.iter().any(|on_bridge| on_bridge.ip() == gateway));
         }
         let defaults = plan.kernel_routes().iter().filter(|route| route.dst.prefix() == 0).count();

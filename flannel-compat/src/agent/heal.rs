@@ -4,14 +4,14 @@ use std::fmt::Display;
 use std::io;
 use std::time::Duration;
 
-use cni_protocol::{Deadline, NetworkName};
+use cni_protocol::Deadline;
 use flannel_records::{HostRecord, Leased, NetworkConfig, SubnetEnv};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
-use weft::masquerade::{self, Ensured};
+use weft::masquerade::{self, Ensured, Masquerade};
 use weft::overlay::{self, Changes, Overlay};
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
-use weft_net::{Family, Netlink, NlResult};
+use weft_net::{Family, Netlink};
 use weft_state::lease::HostLease;
 
 use super::conf::NetworkConf;
@@ -60,11 +60,11 @@ pub(super) fn heal(conf: &NetworkConf, lease: &HostLease, wanted: &Overlay) -> R
         Err(error) => report.failed("set up device and peers", &error),
     }
     forward(&wanted.networks, &mut report);
-    if !conf.no_masquerade.is_empty() {
-        report.failures.push("noMasquerade is not possible yet: take it out".into());
-    }
     if conf.ip_masq {
-        match masquerade(&conf.name, &wanted.networks, deadline) {
+        let masquerade = Masquerade { prefixes: wanted.networks.clone(), exempt: conf.no_masquerade.clone() };
+        let ensured =
+            Nft::open(deadline).and_then(|mut nft| masquerade::ensure(&mut nft, &conf.name, &masquerade));
+        match ensured {
             Ok(Ensured::Nothing) => {}
             Ok(Ensured::Elements { .. } | Ensured::Network) => report.count("table", 1),
             Err(error) => report.failed("masquerade", &error),
@@ -90,10 +90,6 @@ fn forward(networks: &[IpNetwork], report: &mut Report) {
             }
         }
     }
-}
-
-fn masquerade(network: &NetworkName, prefixes: &[IpNetwork], deadline: Deadline) -> NlResult<Ensured> {
-    masquerade::ensure(&mut Nft::open(deadline)?, network, prefixes)
 }
 
 /// Writes the file for flannel's consumers unless it says so already; whether it did not.
