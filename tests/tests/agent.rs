@@ -204,10 +204,19 @@ fn records_that_are_no_hosts_are_rejected() {
         ("10.255.12.0-24", "{\"BackendType\": \"x\\n2026-01-01 ERROR forged\"}".to_owned()),
         ("not-a-subnet", record("172.30.0.97", "8e:00:00:00:00:03")),
         ("192.0.2.0-24", record("172.30.0.96", "8e:00:00:00:00:04")),
+        ("10.255.13.0-24", record("172.30.0.11", "8e:00:00:00:00:06")),
+        // After the good one, in the order of keys.
+        ("10.255.70.0-24", record("172.30.0.94", "8e:00:00:00:00:01")),
     ];
     for (key, value) in bad.iter().chain([&good]) {
         fleet.etcd.put(&format!("{SUBNETS}{key}"), value);
     }
+    // Two keys that share a subnet: this host's own.
+    let data = r#"{"VNI":1,"VtepMAC":"8e:00:00:00:00:07"}"#;
+    let both = format!(
+        r#"{{"PublicIP":"172.30.0.93","PublicIPv6":"fd30::93","BackendType":"vxlan","BackendData":{data},"BackendV6Data":{data}}}"#
+    );
+    fleet.etcd.put(&format!("{SUBNETS}{own}&fd00:42:0:1::-64"), both);
     assert_learns(node, REPAIR, "8e:00:00:00:00:01 dst 172.30.0.99", true);
     assert_eq!(forwarding_entries(node), 1);
     let text = fleet.agents[0].ask("/metrics").unwrap().body;
@@ -216,7 +225,7 @@ fn records_that_are_no_hosts_are_rejected() {
         .filter(|line| line.starts_with("weft_peers{") && !line.contains(r#"state="valid""#))
         .map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap())
         .sum();
-    assert_eq!(rejected, 6.0, "{text}");
+    assert_eq!(rejected, 9.0, "{text}");
     assert_eq!(subnet(node), own);
     // Later records do not make it say so again.
     fleet.etcd.put(&format!("{SUBNETS}10.255.11.0-24"), record("172.30.0.95", "8e:00:00:00:00:05"));
@@ -227,6 +236,22 @@ fn records_that_are_no_hosts_are_rejected() {
     for (key, _) in &bad {
         assert_eq!(log.lines().filter(|line| line.contains(key)).count(), 1, "{key}: {log}");
     }
+}
+
+/// Keys of anybody, as many as a store may have: the others are followed all the same, and the log stays readable.
+#[test]
+fn ten_thousand_keys_that_do_not_belong_there() {
+    let fleet = Fleet::new(1);
+    let node = fleet.node(0);
+    let keys: Vec<String> = (0..10_000).map(|number| format!("{SUBNETS}10.240.{number}-nonsense")).collect();
+    for part in keys.chunks(100) {
+        fleet.etcd.put_all(part.iter().map(|key| (key.as_str(), "{]")));
+    }
+    fleet.etcd.put(&format!("{SUBNETS}10.255.7.0-24"), record("172.30.0.99", "8e:00:00:00:00:01"));
+    assert_learns(node, PATIENCE, "8e:00:00:00:00:01 dst 172.30.0.99", true);
+    let lines = fleet.agents[0].daemon().log().lines().count();
+    assert!(lines < 40, "{lines} lines");
+    fleet.agents[0].ready();
 }
 
 /// One agent for two networks, each with its own device, file and state.

@@ -1,9 +1,10 @@
 //! Networks that span hosts, without an agent: each host learns of the others when it attaches a container.
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use weft_tests::{Access, Cluster, Etcd, Network, Node, Pod, Weftd, ips, transfer};
+use weft_tests::{Access, Cluster, Etcd, Network, Node, Pod, Random, Weftd, ips, transfer};
 
 const CONFIG: &str = "/coreos.com/network/config";
 const SUBNETS: &str = "/coreos.com/network/subnets/";
@@ -190,7 +191,7 @@ fn traffic_that_leaves_the_network_is_masqueraded_and_traffic_within_is_not() {
     let pods = fleet.pods();
     let sees = |from: &Pod, to: IpAddr, listener: &dyn Fn() -> std::net::UdpSocket| {
         let socket = listener();
-        socket.set_read_timeout(Some(std::time::Duration::from_secs(5))).expect("a limit");
+        socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a limit");
         let port = socket.local_addr().expect("an address").port();
         from.inside(|| {
             let client = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
@@ -242,4 +243,61 @@ fn two_networks_of_several_hosts() {
     let pods: Vec<_> = fleet.cluster.nodes().iter().map(|node| node.attach(&other)).collect();
     drop(fleet.node(0).attach(&other));
     pods[0].0.assert_reaches(ips(&pods[1].1)[0]);
+}
+
+/// A first ADD that fails takes the device back; one beside containers leaves it to them.
+#[test]
+fn a_failed_add_takes_back_what_it_alone_made() {
+    let fleet = Fleet::new(&[2], V4);
+    let node = fleet.node(0);
+    let taken = Pod::new();
+    taken.command("ip link add eth0 type bridge");
+    let before: Value = node.json("ip -j link show");
+    fleet.network.add_call(&taken).on(node).run().error_code(103).assert_names(&["eth0"]);
+    assert_eq!(node.json("ip -j link show"), before);
+    assert!(node.command("ip route show").lines().all(|route| !route.contains("weft")));
+    let pods = fleet.all_reach(1);
+    fleet.network.add_call(&taken).on(node).run().error_code(103);
+    pods[0].0.assert_reaches(pods[1].1[0]);
+}
+
+/// Killed anywhere on a fresh host, alone or with the IPAM plugin: DEL and the next ADD find everything as they need
+/// it, and however often it happens, etcd has one record and one lease of this host.
+#[test]
+fn a_killed_first_add() {
+    let fleet = Fleet::new(&[1], V4);
+    let node = fleet.node(0);
+    let mut random = Random::new();
+    for _ in 0..60 {
+        let pod = Pod::new();
+        let running = fleet.network.add_call(&pod).on(node).start();
+        let moment = Duration::from_micros(random.below(15_000));
+        let start = Instant::now();
+        while start.elapsed() < moment {
+            std::hint::spin_loop();
+        }
+        if random.below(2) == 0 {
+            running.kill_group()
+        } else {
+            running.kill()
+        }
+        drop(running.finish());
+        fleet.network.call("DEL").pod(&pod).on(node).run().done();
+        let links = node.command("ip -o link show type veth");
+        assert_eq!(links.lines().count(), 1, "only eth0 is left: {links}");
+        // Fresh again, as far as the host knows; etcd keeps what it has.
+        if node.link("weft.1").is_some() {
+            node.command("ip link delete weft.1");
+        }
+        for directory in [node.data_dir(), node.state_dir()] {
+            if directory.exists() {
+                std::fs::remove_dir_all(directory).expect("forget everything");
+            }
+        }
+    }
+    let (pod, result) = node.attach(&fleet.network);
+    assert_eq!((fleet.etcd.keys(SUBNETS).len(), fleet.etcd.leases().len()), (1, 1));
+    let gateway: IpAddr =
+        result["ips"][0]["gateway"].as_str().expect("a gateway").parse().expect("an address");
+    pod.assert_reaches(gateway);
 }

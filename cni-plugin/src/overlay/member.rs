@@ -7,13 +7,16 @@ use std::path::{Path, PathBuf};
 
 use cni_protocol::{Code, Deadline, Error, NetworkName};
 use ipnetwork::IpNetwork;
-use weft_net::Netlink;
+use weft_net::{NetError, Netlink, NlResult};
 use weft_state::lease::{HostLease, Peers, agent_lives, lease_files};
 use weft_state::{Lock, boot_dir, write_whole};
 
-use super::{Changes, Overlay, remove, sync};
+use super::{Overlay, Rejected, remove, sync};
 use crate::conf::Network;
 use crate::step::{Fault, failed};
+
+/// So many of the records that are passed over are named: there may be thousands.
+const NAMED: usize = 5;
 
 /// What an attachment has to know of the other hosts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +25,7 @@ pub struct Joined {
     pub networks: Vec<IpNetwork>,
     /// Of packets to other hosts, in bytes.
     pub mtu: u32,
-    /// Whether this made what was not there.
+    /// Whether this made the devices.
     pub made: bool,
 }
 
@@ -64,29 +67,47 @@ pub fn join(
     }
     let peers = Peers::read(data_dir, network)?.unwrap_or_default();
     let (overlay, rejected) = Overlay::new(&lease, &peers)?;
-    for record in &rejected {
-        log::warn!(
-            "network {network}: {} is passed over: {}: {}",
-            record.key.escape_debug(),
-            record.kind,
-            record.reason.escape_debug()
-        );
-    }
-    let absent = devices_mtu(netlink, &own)?.is_none();
-    let Changes { links, mtu, unreachable, .. } = sync(netlink, &overlay).map_err(|error| {
+    tell(network, &rejected);
+    let absent = is_absent(netlink, &own).map_err(unlooked)?;
+    let changes = sync(netlink, &overlay).map_err(|error| {
         if absent && let Err(left) = remove(netlink, &overlay) {
             log::warn!("network {network}: the device to other hosts is left: {left}");
         }
         failed(&"connect with the other hosts", error.into())
     })?;
-    for host in &unreachable {
+    for host in &changes.unreachable {
         log::warn!("network {network}: {host} is not on this host's link, so no plain route leads there");
     }
     if let Some(stamp) = &stamp {
         write_whole(&marker, stamp.0.as_bytes())
             .map_err(|error| failed(&"note what was connected", Fault::Io(error)))?;
     }
-    Ok(joined(overlay, mtu.unwrap_or_default(), links > 0))
+    Ok(joined(overlay, changes.mtu.unwrap_or_default(), absent))
+}
+
+fn tell(network: &NetworkName, rejected: &[Rejected]) {
+    for Rejected { key, kind, reason } in rejected.iter().take(NAMED) {
+        // Anybody may have written them: they are not to look like lines of the log.
+        let (key, reason) = (key.escape_debug(), reason.escape_debug());
+        log::warn!("network {network}: {key} is passed over: {kind}: {reason}");
+    }
+    if rejected.len() > NAMED {
+        log::warn!("network {network}: {} more records are passed over", rejected.len() - NAMED);
+    }
+}
+
+/// Whether there is none of the devices: then taking back means to remove them.
+fn is_absent(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<bool> {
+    for name in overlay.device_names() {
+        if netlink.link(name)?.is_some() {
+            return Ok(false);
+        }
+    }
+    Ok(overlay.device_names().next().is_some())
+}
+
+fn unlooked(error: NetError) -> Error {
+    failed(&"look at the device to other hosts", error.into())
 }
 
 /// What a network that spans hosts ought to have here, by what is on file; `None` for a network of this host alone, or
@@ -107,9 +128,7 @@ fn devices_mtu(netlink: &mut Netlink, overlay: &Overlay) -> Result<Option<u32>, 
     let mut smallest: Option<u32> = None;
     for side in &overlay.sides {
         let Some(device) = &side.device else { return Ok(None) };
-        let link = netlink
-            .link(&device.name)
-            .map_err(|error| failed(&"look at the device to other hosts", error.into()))?;
+        let link = netlink.link(&device.name).map_err(unlooked)?;
         match link {
             Some(link) if link.up && link.mac == Some(device.mac) => {
                 smallest = Some(smallest.map_or(link.mtu, |mtu| mtu.min(link.mtu)));

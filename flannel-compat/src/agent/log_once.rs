@@ -8,7 +8,7 @@ use weft::overlay::Rejected;
 
 /// How often an outage that goes on is spoken of.
 const REMINDER: Duration = Duration::from_secs(60);
-/// Ten thousand bad records are not ten thousand lines.
+/// Ten thousand bad records are not ten thousand lines: so many are named within [`REMINDER`].
 const LINES: usize = 20;
 /// The longest part of a reason that is logged, in characters.
 const LENGTH: usize = 200;
@@ -64,11 +64,13 @@ impl Outage {
 pub(super) struct Rejections {
     network: NetworkName,
     said: BTreeSet<(String, String)>,
+    /// How many more may be named, since when.
+    budget: (usize, Instant),
 }
 
 impl Rejections {
     pub(super) fn new(network: NetworkName) -> Self {
-        Self { network, said: BTreeSet::new() }
+        Self { network, said: BTreeSet::new(), budget: (LINES, Instant::now()) }
     }
 
     pub(super) fn tell(&mut self, rejected: &[Rejected]) {
@@ -76,15 +78,23 @@ impl Rejections {
             .iter()
             .map(|record| (record.key.clone(), format!("{}: {}", record.kind, record.reason)))
             .collect();
-        for (key, reason) in now.difference(&self.said).take(LINES) {
+        if self.budget.1.elapsed() >= REMINDER {
+            self.budget = (LINES, Instant::now());
+        }
+        let mut left = self.budget.0;
+        for (key, reason) in now.difference(&self.said) {
+            if left == 0 {
+                break;
+            }
+            left -= 1;
             // Anybody may have written it: it is not to look like lines of the log, and not to fill it.
             let reason: String = reason.escape_debug().take(LENGTH).collect();
             log::warn!("network {}: record {key:?} is passed over: {reason}", self.network);
         }
-        let more = now.difference(&self.said).count().saturating_sub(LINES);
-        if more > 0 {
-            log::warn!("network {}: {more} more records are passed over", self.network);
+        if left == 0 && self.budget.0 > 0 {
+            log::warn!("network {}: more records are passed over: weftctl status lists them", self.network);
         }
+        self.budget.0 = left;
         self.said = now;
     }
 }
