@@ -22,10 +22,10 @@ use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
 use weft_net::Family;
-use weft_net::NlResult;
 use weft_net::nft::{
     Chain, Change, Field, InetHookNumber, Interval, Nft, POLICY_ACCEPT, Rule, SetKind, TABLE,
 };
+use weft_net::{NetError, NlResult};
 
 #[cfg(test)]
 mod tests;
@@ -75,15 +75,34 @@ pub fn ensure(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> NlRe
         State::Absent => build(nft, network, wanted, None),
         State::Altered(_) => build(nft, network, wanted, Some(Change::delete_chain(&chain_name(network)))),
     });
-    outcome.map_err(|mut error| {
-        // Every object that the batch needs is made by the batch: what is not there is the kernel's part.
-        if error.errno == Errno::ENOENT {
-            let object = error.explanation.unwrap_or_default();
-            error.explanation = Some(format!("{object}: the kernel has no nft_chain_nat or no nft_masq"));
-            error.errno = Errno::EOPNOTSUPP;
-        }
-        error
-    })
+    outcome.map_err(explain)
+}
+
+/// Whether [`ensure`] would succeed, without a change to anything.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn rehearse(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> NlResult<()> {
+    let outcome = retry(|| {
+        let delete_chain = match state(nft, network, wanted)? {
+            State::Intact => return Ok(()),
+            State::Absent => None,
+            State::Altered(_) => Some(Change::delete_chain(&chain_name(network))),
+        };
+        let (changes, _) = blueprint(nft, network, wanted, delete_chain)?;
+        nft.rehearse(changes)
+    });
+    outcome.map_err(explain)
+}
+
+/// Every object that the batch needs is made by the batch: what is not there is the kernel's part.
+fn explain(mut error: NetError) -> NetError {
+    if error.errno == Errno::ENOENT {
+        let object = error.explanation.unwrap_or_default();
+        error.explanation = Some(format!("{object}: the kernel has no nft_chain_nat or no nft_masq"));
+        error.errno = Errno::EOPNOTSUPP;
+    }
+    error
 }
 
 /// Takes back what [`ensure`] added. Nothing else of the network may have come to rely on it in between: the
@@ -227,6 +246,18 @@ fn build(
     wanted: &Masquerade,
     delete_chain: Option<Change>,
 ) -> NlResult<Ensured> {
+    let (changes, ensured) = blueprint(nft, network, wanted, delete_chain)?;
+    commit(nft, changes)?;
+    Ok(ensured)
+}
+
+/// What [`build`] does, and what comes of it.
+fn blueprint(
+    nft: &mut Nft,
+    network: &NetworkName,
+    wanted: &Masquerade,
+    delete_chain: Option<Change>,
+) -> NlResult<(Vec<Change>, Ensured)> {
     let mut changes: Vec<Change> = delete_chain.into_iter().collect();
     changes.extend(delete_sets(nft, network)?);
     let fresh = changes.is_empty();
@@ -247,8 +278,9 @@ fn build(
         all_added.extend(added);
         all_replaced.extend(replaced);
     }
-    commit(nft, changes)?;
-    Ok(if fresh { Ensured::Network } else { Ensured::Elements { added: all_added, replaced: all_replaced } })
+    let ensured =
+        if fresh { Ensured::Network } else { Ensured::Elements { added: all_added, replaced: all_replaced } };
+    Ok((changes, ensured))
 }
 
 fn delete_sets(nft: &mut Nft, network: &NetworkName) -> NlResult<Vec<Change>> {

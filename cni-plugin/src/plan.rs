@@ -161,7 +161,7 @@ fn with_gateway(network: &Network, ip: &IpConfig) -> Result<IpConfig, Error> {
 }
 
 /// The first address after the network's own, where one is.
-fn first_host(address: IpNetwork) -> Option<IpAddr> {
+pub fn first_host(address: IpNetwork) -> Option<IpAddr> {
     let first = match address.network() {
         IpAddr::V4(network) => IpAddr::V4(u32::from(network).checked_add(1)?.into()),
         IpAddr::V6(network) => IpAddr::V6(u128::from(network).checked_add(1)?.into()),
@@ -171,7 +171,7 @@ fn first_host(address: IpNetwork) -> Option<IpAddr> {
 
 /// The gateway with the subnet's prefix length, as the bridge has it. A gateway outside of the subnet is
 /// somebody else's machine.
-fn bridge_address(gateway: IpAddr, address: IpNetwork) -> Option<IpNetwork> {
+pub fn bridge_address(gateway: IpAddr, address: IpNetwork) -> Option<IpNetwork> {
     prefix(address).contains(gateway).then(|| IpNetwork::new(gateway, address.prefix()).ok())?
 }
 

@@ -1,12 +1,18 @@
 //! STATUS: whether an ADD would succeed now.
 
 use std::fs;
+use std::net::IpAddr;
 
 use cni_protocol::{Code, Error, Outcome, StatusArgs, Verb};
+use ipnetwork::IpNetwork;
+use serde_json::Value;
+use weft_state::lease::HostLease;
 
 use crate::bridge;
-use crate::conf::Network;
+use crate::conf::{Gateway, Network};
 use crate::ipam;
+use crate::masquerade::{self, Masquerade};
+use crate::plan;
 use crate::step::failed;
 use weft_net::Netlink;
 use weft_net::nft::Nft;
@@ -27,8 +33,11 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
     check_state_dir(&network).map_err(not_available)?;
     check_bridge(args, &network).map_err(not_available)?;
     if network.masquerade {
+        let wanted = Masquerade { prefixes: Vec::new(), exempt: network.no_masquerade.clone() };
         Nft::open(call.deadline)
-            .and_then(|mut nft| nft.available())
+            .and_then(|mut nft| {
+                nft.available().and_then(|()| masquerade::rehearse(&mut nft, &network.name, &wanted))
+            })
             .map_err(|error| not_available(failed(&"ask for nftables, which ipMasq needs", error.into())))?;
     }
     if let Some(plugin) = &network.traces.ipam {
@@ -83,5 +92,39 @@ fn check_bridge(args: &StatusArgs, network: &Network) -> Result<(), Error> {
     if netlink.links(Some(link.index)).map_err(read)?.len() >= bridge::MAX_PORTS {
         return Err(bridge::full(&network.bridge));
     }
+    for gateway in gateways(args, network)? {
+        bridge::in_the_way(&mut netlink, network, &link, gateway).map_err(|fault| {
+            failed(&format!("give bridge {} the gateway address {gateway}", network.bridge), fault)
+        })?;
+    }
     Ok(())
+}
+
+/// The addresses that the bridge is to have, as far as they are known before an ADD: of ranges as weft-ipam and host-local
+/// have them, and of the subnet that this host has leased.
+fn gateways(args: &StatusArgs, network: &Network) -> Result<Vec<IpNetwork>, Error> {
+    if network.gateway == Gateway::None {
+        return Ok(Vec::new());
+    }
+    let mut subnets: Vec<(IpNetwork, Option<IpAddr>)> = Vec::new();
+    if let Some(data_dir) = &network.data_dir
+        && let Some(lease) = HostLease::read(data_dir, &network.name)?
+        && let Some(leased) = flannel_records::parse_key(&lease.key)
+    {
+        subnets.extend(leased.into_iter().map(|subnet| (subnet, None)));
+    }
+    let ipam = args.call.conf.get("ipam");
+    let sets = ipam.and_then(|ipam| ipam.get("ranges")).and_then(Value::as_array);
+    let ranges = sets.into_iter().flatten().filter_map(Value::as_array).flatten();
+    // What cannot be read is for the IPAM plugin to refuse.
+    let text = |range: &Value, key| range.get(key).and_then(Value::as_str).map(str::to_owned);
+    for range in ranges.chain(ipam) {
+        let subnet = text(range, "subnet").and_then(|subnet| subnet.parse().ok());
+        let gateway = text(range, "gateway").and_then(|gateway| gateway.parse().ok());
+        subnets.extend(subnet.map(|subnet| (subnet, gateway)));
+    }
+    let of_subnet = |(subnet, gateway): (IpNetwork, Option<IpAddr>)| {
+        plan::bridge_address(gateway.or_else(|| plan::first_host(subnet))?, subnet)
+    };
+    Ok(subnets.into_iter().filter_map(of_subnet).collect())
 }

@@ -277,9 +277,9 @@ fn a_killed_first_add() {
             std::hint::spin_loop();
         }
         if random.below(2) == 0 {
-            running.kill_group()
+            running.kill_group();
         } else {
-            running.kill()
+            running.kill();
         }
         drop(running.finish());
         fleet.network.call("DEL").pod(&pod).on(node).run().done();

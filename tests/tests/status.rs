@@ -55,6 +55,24 @@ fn a_bridge_of_another_kind() {
 }
 
 #[test]
+fn another_address_of_the_bridge() {
+    let _host = Host::new();
+    command("ip link add weft0 type bridge");
+    command("ip addr add 10.88.0.9/24 dev weft0");
+    let network = Network::v4();
+    network.status().error_code(50).assert_names(&["weft0", "10.88.0.1/24", "10.88.0.9/24", "forceAddress"]);
+    network.clone().with(&json!({ "forceAddress": true })).status().done();
+    network.clone().with(&json!({ "isGateway": false, "isDefaultGateway": false })).status().done();
+    // The gateway's own is none, nor is one of another network.
+    command("ip addr del 10.88.0.9/24 dev weft0");
+    command("ip addr add 10.88.0.1/24 dev weft0");
+    command("ip addr add 192.0.2.1/24 dev weft0");
+    network.status().done();
+    let other = json!({ "ipam": { "ranges": [[{ "subnet": "10.88.0.0/24", "gateway": "10.88.0.254" }]] } });
+    network.with(&other).status().error_code(50).assert_names(&["10.88.0.254/24", "10.88.0.1/24"]);
+}
+
+#[test]
 fn a_full_bridge() {
     let host = Host::new();
     let mut batch = String::from("link add weft0 type bridge\n");

@@ -101,6 +101,18 @@ impl Nft {
     /// # Errors
     /// The first refusal; the explanation names the change.
     pub fn batch(&mut self, changes: Vec<Change>) -> NlResult<()> {
+        self.submit(changes, true)
+    }
+
+    /// `nft -c -f`: whether the kernel would carry out all changes. Nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Nft::batch`].
+    pub fn rehearse(&mut self, changes: Vec<Change>) -> NlResult<()> {
+        self.submit(changes, false)
+    }
+
+    fn submit(&mut self, changes: Vec<Change>, for_real: bool) -> NlResult<()> {
         let count = changes.len();
         let mut texts = Vec::with_capacity(count);
         let mut messages = Vec::with_capacity(count + 2);
@@ -113,8 +125,10 @@ impl Nft {
         if let Some((_, flags)) = messages.last_mut() {
             *flags |= NLM_F_ACK;
         }
-        messages.push((frame(ControlMessage::BatchEnd), NLM_F_REQUEST));
-        let Err(refusal) = self.socket.batch(messages) else {
+        if for_real {
+            messages.push((frame(ControlMessage::BatchEnd), NLM_F_REQUEST));
+        }
+        let Err(refusal) = self.socket.batch(messages, for_real) else {
             return Ok(());
         };
         let mut error = refusal.error;

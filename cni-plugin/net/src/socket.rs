@@ -190,17 +190,18 @@ impl Socket {
     }
 
     /// Sends messages that take effect together or not at all (`NFNL_MSG_BATCH_BEGIN` … `NFNL_MSG_BATCH_END`)
-    /// and waits for the answers. The last but one asks for an acknowledgement.
+    /// and waits for the answers. The last but one asks for an acknowledgement, or the last one where the batch has no
+    /// end: then the kernel looks at all of it and does nothing.
     ///
     /// # Errors
     /// The first message that the kernel refused.
-    pub(super) fn batch<M>(&mut self, messages: Vec<(M, u16)>) -> Result<(), Refusal>
+    pub(super) fn batch<M>(&mut self, messages: Vec<(M, u16)>, has_end: bool) -> Result<(), Refusal>
     where
         M: NetlinkDeserializable + NetlinkSerializable,
     {
         let first = self.sequence + 1;
         self.send(messages).map_err(Refusal::whole)?;
-        let last = self.sequence - 1;
+        let last = self.sequence - u32::from(has_end);
         let mut refusal = None;
         loop {
             self.next_datagram().map_err(Refusal::whole)?;

@@ -350,3 +350,22 @@ fn exempt_destinations_are_conditions_of_the_rule() {
     check(&mut kernel, &name, &none).unwrap();
     assert!(!ruleset().contains("192.0.2.0/24") && ruleset().contains("fd00::/64"));
 }
+
+#[test]
+fn a_rehearsal_changes_nothing_and_is_refused_like_the_real_thing() {
+    let mut kernel = fresh_host();
+    let name = network("n");
+    let wanted = prefixes(&["10.0.0.0/8", "fd00::/64"]);
+    let before = ruleset();
+    rehearse(&mut kernel, &name, &wanted).unwrap();
+    assert_eq!(ruleset(), before);
+    ensure(&mut kernel, &name, &wanted).unwrap();
+    nft(&["add", "rule", "inet", "weft", "masq-n", "accept"], "");
+    let before = ruleset();
+    rehearse(&mut kernel, &name, &wanted).unwrap();
+    assert_eq!(ruleset(), before);
+    // A chain that is missing is refused as an expression would be that the kernel has not.
+    let missing = Change::add_rule("not-there", &Rule::of(Family::V4).masquerade());
+    assert_eq!(kernel.rehearse(vec![missing]).unwrap_err().errno, Errno::ENOENT);
+    assert_eq!(ruleset(), before);
+}
