@@ -101,10 +101,15 @@ impl Host {
             .expect("mount another boot id");
         for link in tools::json("ip -j link").as_array().expect("a list") {
             let name = link["ifname"].as_str().expect("a name");
-            // A veth's other end goes with the first one.
-            if name != "lo" && self.link(name).is_some() {
-                tools::command(&format!("ip link delete {name}"));
+            if name == "lo" {
+                continue;
             }
+            // A veth goes with its other end, and with a namespace that the kernel is just clearing away.
+            let deleted = tools::attempt(&format!("ip link delete {name}"));
+            assert!(
+                deleted.status.success() || self.link(name).is_none(),
+                "{name} cannot be deleted: {deleted:?}"
+            );
         }
         tools::command("nft flush ruleset");
         for setting in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
