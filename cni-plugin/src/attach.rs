@@ -6,8 +6,9 @@ use cni_protocol::{AddArgs, AddResult, Code, Error, Interface, IpConfig, MacAddr
 use weft_state::{Lock, boot_dir};
 
 use crate::bridge;
-use crate::conf::{Network, requested_mac};
+use crate::conf::{Asked, Network, requested_mac};
 use crate::detach;
+use crate::holdings::{Holdings, hold};
 use crate::ipam::Reserving;
 use crate::key::{AttachmentKey, VethEnd};
 use crate::masquerade::{self, Ensured};
@@ -36,6 +37,7 @@ pub fn add(args: AddArgs) -> Result<Outcome, Error> {
 struct Attachment {
     args: Rc<AddArgs>,
     network: Network,
+    asked: Asked,
     key: AttachmentKey,
     mac: MacAddr,
     host: Netlink,
@@ -50,8 +52,9 @@ impl Attachment {
         let network = Network::parse(&call.network, &call.conf)?;
         let key = AttachmentKey::new(&call.network, &args.container_id, &args.ifname);
         log::info!("ADD {key}");
-        let asked = requested_mac(&call.conf, &args.args)?;
-        let mac = asked.unwrap_or_else(|| key.mac(VethEnd::Container));
+        let asked = Asked::parse(&call.conf)?;
+        let mac = requested_mac(&call.conf, &args.args)?;
+        let mac = mac.unwrap_or_else(|| key.mac(VethEnd::Container));
         let pod = Pod::open(&args.netns, call.deadline).map_err(|fault| failed(&"open CNI_NETNS", fault))?;
         let host = Netlink::open(call.deadline).map_err(|e| failed(&"open a netlink socket", e.into()))?;
         let state_dir = &network.traces.state_dir;
@@ -63,7 +66,7 @@ impl Attachment {
         let home =
             NetNs::current().map_err(|error| failed(&"open the host's network namespace", error.into()))?;
         let journal = Journal::new(args.clone(), key.clone(), (host_lock, network_lock), record, home);
-        Ok(Self { args, network, key, mac, host, pod, journal })
+        Ok(Self { args, network, asked, key, mac, host, pod, journal })
     }
 
     /// The steps, in their order. The bridge and the pair do not depend on the addresses: the IPAM plugin
@@ -85,6 +88,8 @@ impl Attachment {
         }
         let plan = Plan::new(&self.network, &given.ips, &given.routes)?;
         self.ensure_routing(&bridge, &plan)?;
+        let holdings = Holdings::new(&self.network, &self.asked, &plan)?;
+        hold(&mut self.journal, &self.args.call, &self.key, &self.network.traces, holdings)?;
         let container = self.configure(&plan, peer_of(&veth)?)?;
         let result = self.result(&plan, given, [bridge, veth, container]);
         self.journal.write_record(true)?;
@@ -191,7 +196,10 @@ impl Attachment {
             let made = host.add_veth(&veth).map_err(|error| explain(&error, network, key, pod));
             made.map(|()| ((), Change::Made))
         })?;
-        let port = BridgePort { hairpin: self.network.hairpin, isolated: self.network.isolated };
+        let port = BridgePort {
+            hairpin: self.network.hairpin_for(!self.asked.mappings.is_empty()),
+            isolated: self.network.isolated,
+        };
         self.journal.within(Step::Port(name.clone()), || {
             self.host.configure_port(&name, self.key.alias().as_deref(), port)
         })?;
@@ -259,7 +267,7 @@ fn refuse_or_clean(
         Found::Damaged => held(&format!("has a damaged record, {}", record.path().display())),
         Found::Begun(_) => {
             log::warn!("{key}: an ADD was killed; removing what it left");
-            detach::remove(&args.call, key, &network.traces)
+            detach::remove(&args.call, key, &network.traces, None)
         }
     }
 }

@@ -5,13 +5,16 @@
 
 use cni_protocol::{AddResult, CheckArgs, Code, Error, Interface, IpConfig, Outcome, Verb};
 
-use crate::conf::{Gateway, Network};
+use crate::conf::{Asked, Gateway, Network};
+use crate::holdings::Holdings;
 use crate::ipam;
 use crate::key::AttachmentKey;
 use crate::masquerade;
 use crate::overlay;
 use crate::plan::{Ipv6, Plan};
 use crate::pod::Pod;
+use crate::record::{self, Found};
+use crate::ruleset;
 use crate::step::{Fault, failed};
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
@@ -35,6 +38,12 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     let own = |ip: &&IpConfig| ip.gateway.is_some() || network.gateway == Gateway::None;
     let own: Vec<IpConfig> = promised.ips.iter().filter(own).cloned().collect();
     let plan = Plan::new(&network, &own, &args.prev_result.routes)?;
+    let asked = Asked::parse(&call.conf)?;
+    // The record has what was asked for when the container was attached.
+    let holdings = match record::peek(&network.traces.state_dir, &key.network, &key.hash())? {
+        Found::Attached(content) => content.holdings,
+        _ => Holdings::new(&network, &asked, &plan)?,
+    };
     let mut checker = Checker {
         host: Netlink::open(call.deadline).map_err(|error| failed(&"open a netlink socket", error.into()))?,
         pod: Pod::open(&args.netns, call.deadline).map_err(|fault| failed(&"open CNI_NETNS", fault))?,
@@ -42,6 +51,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         key,
         promised,
         plan,
+        holdings,
         found: Vec::new(),
     };
     if let Some(overlay) = &overlay {
@@ -100,6 +110,7 @@ struct Checker {
     key: AttachmentKey,
     promised: Promised,
     plan: Plan,
+    holdings: Holdings,
     found: Vec<String>,
 }
 
@@ -151,7 +162,10 @@ impl Checker {
             };
             self.found.push(format!("{name} is no port of bridge {}, its master is {master}", bridge.name));
         }
-        let wanted = BridgePort { hairpin: self.network.hairpin, isolated: self.network.isolated };
+        let wanted = BridgePort {
+            hairpin: self.network.hairpin_for(self.holdings.ports.is_some()),
+            isolated: self.network.isolated,
+        };
         self.require(veth.port.is_none_or(|port| port == wanted), || {
             format!("bridge port {name} has {:?} instead of {wanted:?}", veth.port.unwrap_or_default())
         });
@@ -239,6 +253,26 @@ impl Checker {
             if let Err(difference) = masquerade::check(&mut nft, &self.network.name, &self.plan.masquerade) {
                 self.found.push(format!("masquerade: {difference}"));
             }
+        }
+        self.check_rules(args)?;
+        Ok(())
+    }
+}
+
+impl Checker {
+    fn check_rules(&mut self, args: &CheckArgs) -> Result<(), Fault> {
+        let elements = self.holdings.elements(&self.key);
+        if elements.is_empty() {
+            return Ok(());
+        }
+        let mut nft = Nft::open(args.call.deadline)?;
+        if let Err(difference) = ruleset::check(&mut nft, &self.key, &elements) {
+            self.found.push(format!("ruleset: {difference}"));
+        }
+        if let Some(bridge) = self.holdings.ports.as_ref().and_then(|ports| ports.localnet()) {
+            let key = Sysctl::route_localnet(bridge);
+            let value = key.get()?;
+            self.require(value.as_deref() == Some("1"), || format!("{key} is {value:?} instead of 1"));
         }
         Ok(())
     }

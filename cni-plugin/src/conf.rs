@@ -8,6 +8,13 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use weft_state::lease::data_dir;
 
+use ports::PortPolicy;
+
+mod asked;
+pub mod ports;
+
+pub use asked::Asked;
+
 /// The default bridge.
 const DEFAULT_BRIDGE: &str = "weft0";
 /// Where state goes unless `stateDir` or `WEFT_STATE_DIR` says otherwise: a tmpfs on most hosts.
@@ -17,16 +24,16 @@ const DEFAULT_STATE_DIR: &str = "/run/weft";
 const KEYS: &[&str] = &[
     "args", "bridge", "capabilities", "cniVersion", "cni.dev/attachments", "cni.dev/valid-attachments",
     "dataDir", "disableContainerInterface", "dns", "enabledad", "forceAddress", "hairpinMode", "ipMasq",
-    "ipMasqBackend", "ipam", "isDefaultGateway", "isGateway", "logFile", "logLevel", "mtu", "name",
-    "noMasquerade", "portIsolation", "preserveDefaultVlan", "prevResult", "promiscMode", "runtimeConfig",
-    "stateDir", "timeout", "type",
+    "ipMasqBackend", "ipam", "isDefaultGateway", "isGateway", "logFile", "logLevel", "masqAll", "mtu",
+    "name", "noMasquerade", "portIsolation", "preserveDefaultVlan", "prevResult", "promiscMode",
+    "runtimeConfig", "snat", "sources", "stateDir", "timeout", "type",
 ];
 
 /// Keys of the reference plugins that ask for what Weft does not do yet: accepted while they ask for nothing.
-const UNBUILT_KEYS: &[&str] = &["bandwidth", "macspoofchk", "portMappings", "vlan", "vlanTrunk"];
+const UNBUILT_KEYS: &[&str] = &["bandwidth", "macspoofchk", "vlan", "vlanTrunk"];
 
 /// What a runtime may pass in `runtimeConfig`; `ipRanges` is for the IPAM plugin.
-const CAPABILITIES: &[&str] = &["ipRanges", "ips", "mac"];
+const CAPABILITIES: &[&str] = &["ipRanges", "ips", "mac", "portMappings"];
 
 /// Interfaces below this MTU carry no IPv4 (RFC 791).
 const MTU_MIN: i64 = 68;
@@ -112,6 +119,7 @@ pub struct Network {
     pub data_dir: Option<PathBuf>,
     /// All hosts' addresses in a network that spans hosts, once they are known.
     pub all_hosts: Vec<IpNetwork>,
+    pub ports: PortPolicy,
     /// What is there of the network also when its configuration is wrong.
     pub traces: Traces,
 }
@@ -156,8 +164,17 @@ impl Network {
             dns: raw.dns.filter(|dns| *dns != Dns::default()),
             data_dir: if spans_hosts(conf) { Some(data_dir(conf)?) } else { None },
             all_hosts: Vec::new(),
+            ports: PortPolicy::parse(conf)?,
             traces,
         })
+    }
+}
+
+impl Network {
+    /// Whether a container's frames may come back by the port they left. With br_netfilter a frame to a host port
+    /// of the container itself is turned round on the bridge.
+    pub fn hairpin_for(&self, has_ports: bool) -> bool {
+        self.hairpin || (has_ports && !self.promiscuous)
     }
 }
 
@@ -222,7 +239,9 @@ fn spans_hosts(conf: &Map<String, Value>) -> bool {
 
 fn refuse_unknown(conf: &Map<String, Value>) -> Result<(), Error> {
     for (key, value) in conf {
-        if UNBUILT_KEYS.contains(&key.as_str()) {
+        if ports::is_known(key) {
+            ports::refuse_instead(key, value)?;
+        } else if UNBUILT_KEYS.contains(&key.as_str()) {
             if asks_for_something(value) {
                 return Err(unsupported(key, value, "Weft does not do this yet; leave the key out"));
             }
@@ -300,6 +319,17 @@ fn no_masquerade(raw: &NetConf) -> Result<Vec<IpNetwork>, Error> {
         }
         None => Ok(raw.no_masquerade.clone()),
     }
+}
+
+/// Prefixes in a list; an address is a prefix of its own.
+fn prefixes(key: &str, texts: &[String]) -> Result<Vec<IpNetwork>, Error> {
+    let parse = |(at, text): (usize, &String)| {
+        text.parse::<IpNetwork>().ok().ok_or_else(|| {
+            let remedy = "give an address or a prefix, like 192.0.2.0/24";
+            invalid(&format!("{key}[{at}]"), &Value::String(text.clone()), remedy)
+        })
+    };
+    texts.iter().enumerate().map(parse).collect()
 }
 
 fn bridge_name(name: Option<&str>) -> Result<IfName, Error> {

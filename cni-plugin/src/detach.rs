@@ -5,9 +5,10 @@ use cni_protocol::{Call, DelArgs, Error, Outcome};
 use log::warn;
 
 use crate::conf::Traces;
+use crate::holdings::{Erasure, Holdings};
 use crate::ipam;
 use crate::key::AttachmentKey;
-use crate::record::Record;
+use crate::record::{Found, Record};
 use crate::step::{Fault, failed};
 use crate::veth::Removal;
 
@@ -17,20 +18,34 @@ pub fn del(args: &DelArgs) -> Result<Outcome, Error> {
     let key = AttachmentKey::new(&args.call.network, &args.container_id, &args.ifname);
     log::info!("DEL {key}");
     let record = Record::lock_existing(&traces.state_dir, &key, args.call.deadline)?;
-    remove(&args.call, &key, &traces)?;
+    let known = match record.as_ref().map(Record::read).transpose()? {
+        Some(Found::Attached(content)) => Some(content.holdings),
+        _ => None,
+    };
+    remove(&args.call, &key, &traces, known.as_ref())?;
     record.map_or(Ok(()), Record::remove)?;
     Ok(Outcome::Done)
 }
 
-/// Removes everything of an attachment but its record. The address is given back after the link is gone:
-/// before, two containers could answer to it.
-pub fn remove(call: &Call, key: &AttachmentKey, traces: &Traces) -> Result<(), Error> {
+/// Removes everything of an attachment but its record. The address is given back after link and rules are gone:
+/// before, two containers could answer to it. Without `known` holdings the ruleset is searched for them.
+pub fn remove(
+    call: &Call,
+    key: &AttachmentKey,
+    traces: &Traces,
+    known: Option<&Holdings>,
+) -> Result<(), Error> {
     let link_error = |error| failed(&format!("delete veth {}", key.host_veth()), Fault::Net(error));
+    let rules_error = |error| failed(&"remove the attachment from the ruleset", Fault::Net(error));
+    let erasure = Erasure::prepare(key, known, call.deadline).map_err(rules_error)?;
     // The IPAM plugin's process starts while the kernel removes the link, and gets its input after that.
-    let removal = Removal::begin(&key.host_veth(), call.deadline).map_err(link_error);
+    let removal = Removal::begin(&key.host_veth(), erasure.is_some(), call.deadline).map_err(link_error);
     let release = traces.ipam.as_ref().map(|plugin| ipam::begin_release(plugin, call, key)).transpose();
-    let removed =
-        removal.and_then(|removal| removal.map_or(Ok(()), |removal| removal.wait().map_err(link_error)));
+    let removed = removal.and_then(|mut removal| {
+        removal.as_mut().map_or(Ok(()), |removal| removal.wait().map_err(link_error))?;
+        // Its socket is closed before the child is let go.
+        erasure.map_or(Ok(()), |erasure| erasure.carry_out(key).map_err(rules_error))
+    });
     let released = match (&removed, release) {
         // Its address stays reserved as long as the container may use it.
         (Err(_), _) | (_, Ok(None)) => Ok(()),

@@ -6,14 +6,16 @@ use cni_protocol::{
     Call, Code, Deadline, Error, GcArgs, NetworkName, Outcome, VALID_ATTACHMENTS, ValidAttachment,
 };
 use log::{info, warn};
+use nix::errno::Errno;
 use serde_json::{Value, json};
 use weft_state::{Lock, started};
 
 use crate::conf::Traces;
 use crate::ipam;
-use crate::key::{AttachmentKey, is_host_veth};
+use crate::key::{AttachmentKey, VETH_PREFIX, is_host_veth};
 use crate::masquerade;
 use crate::record::{self, Found, Record};
+use crate::ruleset;
 use crate::step::{Fault, failed};
 use weft_net::Netlink;
 use weft_net::nft::Nft;
@@ -58,6 +60,7 @@ impl Collector<'_> {
         let (stale, kept) = self.find(&mut netlink)?;
         // An address is given back after its link is gone, or not at all.
         remove_links(&mut netlink, &stale)?;
+        self.remove_elements(&mut netlink, &stale)?;
         for (hash, stale) in stale {
             info!("removing attachment {hash}");
             if let Err(error) = self.release(stale) {
@@ -115,7 +118,7 @@ impl Collector<'_> {
         for link in links.into_iter().filter(is_host_veth) {
             let key =
                 link.alias.as_deref().and_then(|alias| AttachmentKey::from_alias(self.network(), alias));
-            let hash = link.name[crate::key::VETH_PREFIX.len()..].to_owned();
+            let hash = link.name[VETH_PREFIX.len()..].to_owned();
             if let Some(known) = stale.get_mut(&hash) {
                 known.link = Some(link.name);
             } else if let Some(key) = key.filter(|key| key.hash() == hash && !keep.contains(&hash)) {
@@ -152,6 +155,23 @@ impl Collector<'_> {
             (None, _) => {}
         }
         stale.record.map_or(Ok(()), Record::remove)
+    }
+
+    /// Takes out of the ruleset what is the stale attachments', and what is nobody's any more.
+    fn remove_elements(&self, netlink: &mut Netlink, stale: &BTreeMap<String, Stale>) -> Result<(), Error> {
+        let remove = |netlink: &mut Netlink| {
+            let mut nft = match Nft::open(self.args.call.deadline) {
+                Err(error) if error.errno == Errno::EPROTONOSUPPORT => return Ok(()),
+                other => other?,
+            };
+            let links: BTreeSet<String> = netlink.links(None)?.into_iter().map(|link| link.name).collect();
+            ruleset::sweep(&mut nft, |hash| {
+                stale.contains_key(hash)
+                    || !links.contains(&format!("{VETH_PREFIX}{hash}"))
+                        && !record::exists(&self.traces.state_dir, hash)
+            })
+        };
+        remove(netlink).map_err(|error| failed(&"remove stale elements from the ruleset", error.into()))
     }
 
     fn remove_rules(&self) -> Result<(), Error> {

@@ -8,7 +8,7 @@ use weft_net::Link;
 /// The host ends of Weft's veths start with this.
 pub const VETH_PREFIX: &str = "weft";
 /// The length of [`short_hash`].
-const HASH_LEN: usize = 11;
+pub const HASH_LEN: usize = 11;
 /// `IFALIASZ` of linux/if.h, less the terminating zero.
 const ALIAS_MAX: usize = 255;
 

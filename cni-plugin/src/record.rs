@@ -13,6 +13,7 @@ use cni_protocol::{Code, Deadline, Error, NetworkName};
 use serde::{Deserialize, Serialize};
 use weft_state::{Lock, boot_dir, boot_path, monotonic};
 
+use crate::holdings::Holdings;
 use crate::key::AttachmentKey;
 
 /// The directory of the records, below that of the boot.
@@ -29,6 +30,9 @@ pub struct Content {
     pub netns: String,
     /// Set when all is done.
     pub attached: bool,
+    /// What it has in the host's rules, once all is done.
+    #[serde(default, skip_serializing_if = "Holdings::is_empty")]
+    pub holdings: Holdings,
     /// When that was written: nanoseconds of the monotonic clock, of twenty digits so that the content
     /// has one length.
     since: String,
@@ -42,6 +46,7 @@ impl Content {
             ifname: key.ifname.to_string(),
             netns: netns.display().to_string(),
             attached,
+            holdings: Holdings::default(),
             since: format!("{:020}", monotonic().as_nanos()),
         }
     }
@@ -136,6 +141,7 @@ impl Record {
 
     /// Writes the content, in place, as the file is the lock. "false" is a byte longer than "true": the
     /// content is filled up to one length, so that a kill leaves the old record or the new one.
+    /// With holdings it is longer; cut off in the middle of that, it counts as damaged, and DEL works without it.
     pub fn write(&self, content: &Content) -> Result<(), Error> {
         let written = serde_json::to_vec(content).map_err(io::Error::from).and_then(|mut bytes| {
             if content.attached {
@@ -192,6 +198,35 @@ pub fn peek(state_dir: &Path, network: &NetworkName, hash: &str) -> Result<Found
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("read", &path, &error)),
         read => Ok(Found::parse(&read.unwrap_or_default())),
     }
+}
+
+/// The attachments of all networks of the host that are attached and in nobody's hands, locked.
+pub fn attached(state_dir: &Path) -> Vec<(AttachmentKey, Holdings, Record)> {
+    let mut found = Vec::new();
+    for network in networks(state_dir) {
+        for hash in hashes(state_dir, &network).unwrap_or_default() {
+            let Ok(Some(record)) = try_lock(state_dir, &network, &hash) else { continue };
+            if let Ok(content @ Found::Attached(_)) = record.read()
+                && let Some(key) = content.key(&network)
+                && let Found::Attached(content) = content
+            {
+                found.push((key, content.holdings, record));
+            }
+        }
+    }
+    found
+}
+
+/// Whether an attachment of any network of the host has this hash.
+pub fn exists(state_dir: &Path, hash: &str) -> bool {
+    let path = |network: NetworkName| boot_path(state_dir, &network).map(|dir| dir.join(RECORDS).join(hash));
+    networks(state_dir).into_iter().filter_map(|network| path(network).ok()).any(|path| path.exists())
+}
+
+/// The networks that have state on this host.
+fn networks(state_dir: &Path) -> Vec<NetworkName> {
+    let entries = fs::read_dir(state_dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 fn io_error(what: &str, path: &Path, error: &io::Error) -> Error {

@@ -15,11 +15,13 @@ use log::{debug, warn};
 use nix::errno::Errno;
 use weft_state::Lock;
 
+use crate::holdings::Holdings;
 use crate::key::AttachmentKey;
 use crate::masquerade::{self, Ensured};
 use crate::overlay::{self, Overlay};
 use crate::pod::Pod;
 use crate::record::{Content, Record};
+use crate::ruleset::{self, Group};
 use crate::{bridge, ipam, veth};
 use weft_net::Family;
 use weft_net::netns::NetNs;
@@ -38,6 +40,8 @@ pub enum Step {
     Shared(Shared),
     Veth(String),
     Port(String),
+    /// The attachment's elements in the ruleset.
+    Rules,
     Settings(IfName),
     Loopback,
     Address(IpNetwork),
@@ -60,6 +64,10 @@ pub enum Shared {
     Masquerade(Ensured),
     /// Device and routes to the network's other hosts.
     Overlay(Overlay),
+    /// The static rules that came with their first use.
+    Ruleset(Vec<&'static Group>),
+    /// 127.0.0.1 of the host reaches containers of this bridge.
+    RouteLocalnet(IfName),
 }
 
 impl fmt::Display for Step {
@@ -70,6 +78,7 @@ impl fmt::Display for Step {
             Self::Shared(shared) => shared.fmt(f),
             Self::Veth(name) => write!(f, "create veth {name}"),
             Self::Port(name) => write!(f, "configure bridge port {name}"),
+            Self::Rules => f.write_str("add the attachment to the ruleset"),
             Self::Settings(name) => write!(f, "set IPv6 settings of {name} in the container"),
             Self::Loopback => f.write_str("set lo up in the container"),
             Self::Address(address) => write!(f, "add address {address} in the container"),
@@ -93,6 +102,8 @@ impl fmt::Display for Shared {
             Self::Forwarding(family) => write!(f, "enable {family} forwarding"),
             Self::Masquerade(_) => f.write_str("masquerade the network"),
             Self::Overlay(_) => f.write_str("connect with the other hosts"),
+            Self::Ruleset(_) => f.write_str("ensure the static rules"),
+            Self::RouteLocalnet(name) => write!(f, "route 127.0.0.1 to bridge {name}"),
         }
     }
 }
@@ -173,6 +184,8 @@ pub struct Journal {
     /// Where the host's links are.
     home: NetNs,
     done: Vec<Step>,
+    /// What the record will say that the attachment has in the host's rules.
+    pub holdings: Holdings,
     /// Whether dropping the journal takes everything back.
     armed: bool,
 }
@@ -194,6 +207,7 @@ impl Journal {
             record: Some(record),
             home,
             done: vec![Step::Record],
+            holdings: Holdings::default(),
             armed: true,
         }
     }
@@ -238,9 +252,11 @@ impl Journal {
     /// Writes on record how far the attachment is.
     pub fn write_record(&self, attached: bool) -> Result<(), Error> {
         let Some(record) = &self.record else { return Ok(()) };
-        record
-            .write(&Content::now(&self.key, &self.args.netns, attached))
-            .map_err(|error| failed(&Step::Record, error.into()))
+        let mut content = Content::now(&self.key, &self.args.netns, attached);
+        if attached {
+            content.holdings.clone_from(&self.holdings);
+        }
+        record.write(&content).map_err(|error| failed(&Step::Record, error.into()))
     }
 
     /// Takes back all that was done, the last first, and goes on after a failure. Returns what is left. The
@@ -283,6 +299,9 @@ impl Journal {
                 // Other ADDs are under way and may rely on it by now; theirs it is then.
                 false => Ok(()),
             },
+            Step::Rules => Nft::open(deadline)
+                .and_then(|mut nft| ruleset::remove(&mut nft, &self.key, None))
+                .map_err(Fault::from),
             Step::Veth(name) => veth::remove(name, deadline).map_err(Fault::from),
             Step::Loopback => {
                 Pod::open(&self.args.netns, deadline).and_then(|mut pod| Ok(pod.netlink.set_down("lo")?))
@@ -311,6 +330,8 @@ impl Journal {
                 Ok(masquerade::undo(&mut Nft::open(deadline)?, &self.key.network, ensured)?)
             }
             Shared::Overlay(made) => Ok(overlay::remove(&mut Netlink::open(deadline)?, made)?),
+            Shared::Ruleset(made) => Ok(ruleset::undo(&mut Nft::open(deadline)?, made)?),
+            Shared::RouteLocalnet(name) => Ok(Sysctl::route_localnet(name.as_str()).set("0")?),
         }
     }
 

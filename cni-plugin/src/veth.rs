@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
-use nix::unistd::{ForkResult, fork, pipe, setsid};
+use nix::unistd::{ForkResult, fork, pipe, pipe2, setsid};
 
 use weft_net::{Link, NetError, Netlink, NlResult, Socket};
 
@@ -25,39 +25,49 @@ const RTNLGRP_LINK: u32 = 1;
 /// kernel drops notifications.
 const RECHECK: Duration = Duration::from_millis(2);
 
-/// A removal that has begun.
+/// A removal that has begun. While it lives, the child keeps every socket open that was open when it began: whoever
+/// closes a netfilter socket last, after nftables objects were deleted, waits ~16 ms for RCU.
 pub struct Removal {
     netlink: Netlink,
     notifications: Socket,
-    link: Link,
+    link: Option<Link>,
     report: OwnedFd,
     deadline: Deadline,
+    _keeps_child: OwnedFd,
 }
 
 impl Removal {
-    /// Begins to delete the link and its peer. `None`: there is no such link.
-    pub fn begin(name: &str, deadline: Deadline) -> NlResult<Option<Self>> {
+    /// Begins to delete the link and its peer. `None`: there is no such link, and no `socket` to be kept open.
+    pub fn begin(name: &str, socket: bool, deadline: Deadline) -> NlResult<Option<Self>> {
         let mut netlink = Netlink::open(deadline)?;
-        let Some(link) = netlink.link(name)? else {
+        let link = netlink.link(name)?;
+        if link.is_none() && !socket {
             return Ok(None);
-        };
+        }
         let mut notifications = Socket::open(NETLINK_ROUTE, deadline)?;
         notifications.subscribe(&[RTNLGRP_LINK])?;
         let (report, from_child) = pipe()?;
+        let (parent_lives, keeps_child) = pipe2(OFlag::O_CLOEXEC)?;
         #[expect(unsafe_code, reason = "only a process of its own can wait in the caller's place")]
         // SAFETY: this process has one thread, so no lock can be held by another that the child lacks.
         let forked = unsafe { fork() }?;
         match forked {
             ForkResult::Child => {
-                drop(report);
-                delete_and_exit(name, from_child, deadline)
+                drop((report, keeps_child));
+                let name = link.as_ref().map(|link| link.name.as_str());
+                delete_and_exit(name, from_child, parent_lives, deadline)
             }
-            ForkResult::Parent { .. } => Ok(Some(Self { netlink, notifications, link, report, deadline })),
+            ForkResult::Parent { .. } => {
+                Ok(Some(Self { netlink, notifications, link, report, deadline, _keeps_child: keeps_child }))
+            }
         }
     }
 
     /// Waits until the link is gone from its namespace, and with it its peer.
-    pub fn wait(mut self) -> NlResult<()> {
+    pub fn wait(&mut self) -> NlResult<()> {
+        if self.link.is_none() {
+            return Ok(());
+        }
         loop {
             if self.deadline.expired() {
                 return Err(Errno::ETIMEDOUT.into());
@@ -91,39 +101,43 @@ impl Removal {
     }
 
     /// The child has ended: with its verdict, or killed without one.
-    fn finish(mut self) -> NlResult<()> {
+    fn finish(&mut self) -> NlResult<()> {
         let mut verdict = [0; 4];
-        let told = File::from(self.report).read_exact(&mut verdict).is_ok();
-        match i32::from_ne_bytes(verdict) {
-            0 if told => Ok(()),
-            errno if told => Err(Errno::from_raw(errno).into()),
-            _ => self.netlink.delete_link(&self.link.name),
+        let told = File::from(self.report.try_clone()?).read_exact(&mut verdict).is_ok();
+        match (i32::from_ne_bytes(verdict), &self.link) {
+            (0, _) if told => Ok(()),
+            (errno, _) if told => Err(Errno::from_raw(errno).into()),
+            (_, Some(link)) => self.netlink.delete_link(&link.name),
+            (_, None) => Ok(()),
         }
     }
 
     fn is_gone(&mut self) -> NlResult<bool> {
-        Ok(self.netlink.link(&self.link.name)?.is_none_or(|found| found.index != self.link.index))
+        let Some(link) = &self.link else { return Ok(true) };
+        Ok(self.netlink.link(&link.name)?.is_none_or(|found| found.index != link.index))
     }
 }
 
 /// Deletes a link and waits until it is gone; a link that is not there is gone.
 pub fn remove(name: &str, deadline: Deadline) -> NlResult<()> {
-    Removal::begin(name, deadline)?.map_or(Ok(()), Removal::wait)
+    Removal::begin(name, false, deadline)?.map_or(Ok(()), |mut removal| removal.wait())
 }
 
 /// The child's life. It must not keep the runtime waiting: a runtime reads a plugin's output to its end,
 /// and signals its process group.
-fn delete_and_exit(name: &str, report: OwnedFd, deadline: Deadline) -> ! {
+fn delete_and_exit(name: Option<&str>, report: OwnedFd, parent_lives: OwnedFd, deadline: Deadline) -> ! {
     let verdict = detach_from_caller()
         .map_err(NetError::from)
-        .and_then(|()| Netlink::open(deadline)?.delete_link(name))
+        .and_then(|()| name.map_or(Ok(()), |name| Netlink::open(deadline)?.delete_link(name)))
         .map_or_else(|error| error.errno as i32, |()| 0);
     // The parent may have seen the link go and ended: then nobody reads this, and nobody needs it.
     let told = File::from(report).write_all(&verdict.to_ne_bytes()).is_ok();
+    // Nothing is ever written there: the end comes when the parent has done all, or has been killed.
+    let parent_is_done = File::from(parent_lives).read(&mut [0]).is_ok();
     #[expect(unsafe_code, reason = "exit(3) would run the parent's exit handlers and flush its buffers")]
     // SAFETY: _exit(2) only ends the process.
     unsafe {
-        nix::libc::_exit(i32::from(!told))
+        nix::libc::_exit(i32::from(!(told && parent_is_done)))
     }
 }
 

@@ -66,6 +66,10 @@ const STEPS: &[&str] = &[
 
 fn network() -> Network {
     Network::dual().with(&json!({
+        "runtimeConfig": { "portMappings": [
+            { "hostPort": 8080, "containerPort": 80, "protocol": "tcp" },
+            { "hostPort": 5353, "containerPort": 53, "protocol": "udp" },
+        ] },
         "ipMasq": true,
         "hairpinMode": true,
         "ipam": { "routes": [{ "dst": "192.0.2.0/24" }] },

@@ -146,7 +146,6 @@ fn configurations() {
         (json!({ "vlan": 5 }), 2, &["vlan", "5"]),
         (json!({ "vlanTrunk": [{ "id": 5 }] }), 2, &["vlanTrunk"]),
         (json!({ "macspoofchk": true }), 2, &["macspoofchk"]),
-        (json!({ "portMappings": [{ "hostPort": 80, "containerPort": 80 }] }), 2, &["portMappings"]),
         (json!({ "bandwidth": { "ingressRate": 1 } }), 2, &["bandwidth"]),
         (json!({ "ipMasqBackend": "iptables" }), 2, &["ipMasqBackend", "iptables", "nftables"]),
         (json!({ "noMasquerade": ["192.0.2.0/24"], "ipMasq": false }), 7, &["noMasquerade", "ipMasq"]),

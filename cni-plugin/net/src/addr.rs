@@ -55,6 +55,23 @@ impl Netlink {
         }))
     }
 
+    /// `ip address show`: every address of the network namespace.
+    pub fn all_addresses(&mut self) -> NlResult<Vec<IpAddr>> {
+        let answers = self.socket.dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        let addresses = answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewAddress(message) => Some(message.attributes),
+            _ => None,
+        });
+        let local = |attributes: Vec<AddressAttribute>| {
+            let address = |attribute: &AddressAttribute| match attribute {
+                AddressAttribute::Address(ip) | AddressAttribute::Local(ip) => Some(*ip),
+                _ => None,
+            };
+            attributes.iter().filter_map(address).collect::<Vec<_>>()
+        };
+        Ok(addresses.flat_map(local).collect())
+    }
+
     /// `ip -6 address show dev INDEX scope global`: how far duplicate address detection is.
     pub fn detection(&mut self, index: u32) -> NlResult<Vec<(IpAddr, Detection)>> {
         let mut query = AddressMessage::default();

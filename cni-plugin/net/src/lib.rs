@@ -11,6 +11,7 @@
 
 mod addr;
 mod attribute;
+pub mod conntrack;
 pub mod events;
 mod family;
 mod link;

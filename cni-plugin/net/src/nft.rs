@@ -1,12 +1,18 @@
-//! nftables: `nft`, for the table `inet weft` and no other.
+//! nftables: `nft`, for the tables `inet weft` and `bridge weft` and no other.
 //!
-//! Every verb names that table, so nobody else's objects can be read or changed by mistake. Sources:
+//! Every verb names one of them, so nobody else's objects can be read or changed by mistake. Sources:
 //! linux/netfilter/nf_tables.h and nfnetlink.h; what `nft --debug=netlink` sends for the same text.
 
 mod answer;
+mod bytes;
+mod chain;
 mod change;
+mod element;
 mod interval;
+mod matches;
 mod rule;
+mod set;
+mod table;
 
 use std::fmt;
 
@@ -22,14 +28,18 @@ use netlink_sys::protocols;
 use nix::errno::Errno;
 
 use super::socket::{NetError, NlResult, Socket};
-use crate::Family;
-use answer::Answer;
-
-use crate::attribute;
+use crate::{Family, attribute};
+pub(crate) use answer::Answer;
+pub(crate) use bytes::{nested, put};
+pub use chain::ChainKind;
 pub use change::Change;
+pub use element::{Element, Tuple, ends};
 pub use interval::Interval;
+pub use matches::Load;
 pub use netlink_packet_netfilter::nftables::InetHookNumber;
 pub use rule::{Field, Rule};
+pub use set::{Set, Type};
+pub use table::Table;
 
 /// The table that holds everything of Weft's, in the family `inet`.
 pub const TABLE: &str = "weft";
@@ -80,6 +90,16 @@ impl Nft {
         Ok(Self { socket: Socket::open(protocols::NETLINK_NETFILTER, deadline)? })
     }
 
+    /// When the command's time is over.
+    pub fn deadline(&self) -> Deadline {
+        self.socket.deadline()
+    }
+
+    /// For what else the kernel tells over such a socket.
+    pub(crate) fn socket_mut(&mut self) -> &mut Socket {
+        &mut self.socket
+    }
+
     /// Whether the kernel has nf_tables and lets this process use it.
     ///
     /// # Errors
@@ -118,7 +138,7 @@ impl Nft {
         let mut messages = Vec::with_capacity(count + 2);
         messages.push((frame(ControlMessage::BatchBegin), NLM_F_REQUEST));
         for change in changes {
-            messages.push((message(change.message), NLM_F_REQUEST | change.flags));
+            messages.push((message_of(change.table, change.message), NLM_F_REQUEST | change.flags));
             texts.push(change.text);
         }
         // One answer is enough: the kernel answers every message that it refuses, asked or not.
@@ -231,7 +251,11 @@ impl SetKind {
 }
 
 fn message(inner: NfTablesMessage) -> NetfilterMessage {
-    NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0), inner)
+    message_of(Table::Inet, inner)
+}
+
+fn message_of(table: Table, inner: NfTablesMessage) -> NetfilterMessage {
+    NetfilterMessage::new(NetfilterHeader::new(table.family(), 0, 0), inner)
 }
 
 /// Begin or end of a batch; its header says for which subsystem.

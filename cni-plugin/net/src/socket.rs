@@ -13,11 +13,16 @@ use netlink_sys::{Socket as RawSocket, protocols};
 use nix::errno::Errno;
 use nix::libc::MSG_DONTWAIT;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::SndBufForce;
 
 /// `NLMSGERR_ATTR_MSG` of linux/netlink.h: the kernel's own words for what it refused.
 const NLMSGERR_ATTR_MSG: u16 = 1;
 /// Larger than any single datagram the kernel builds for a dump (linux/netlink.h caps them at 32 KiB).
 const RECEIVE_BUFFER: usize = 64 * 1024;
+/// What a socket sends at once without being asked for more: net.core.wmem_default, half of it for the kernel's
+/// own use.
+const SEND_BUFFER: usize = 100 * 1024;
 /// How often a dump that the kernel marked as inconsistent is asked for again.
 const DUMP_ATTEMPTS: usize = 8;
 
@@ -91,6 +96,11 @@ impl Socket {
         Ok(Self { raw, sequence: 0, deadline, buffer: Vec::with_capacity(RECEIVE_BUFFER) })
     }
 
+    /// When the command's time is over.
+    pub fn deadline(&self) -> Deadline {
+        self.deadline
+    }
+
     /// Sends one request and waits for its acknowledgement. Returns what the kernel answered before it.
     ///
     /// # Errors
@@ -104,6 +114,26 @@ impl Socket {
         let mut answers = Vec::new();
         self.receive(self.sequence, &mut answers)?;
         Ok(answers)
+    }
+
+    /// Sends several requests, of which the last asks for an acknowledgement, and waits for that. After a refusal
+    /// the answers to the others are thrown away.
+    ///
+    /// # Errors
+    /// The first refusal; `ETIMEDOUT` at the command's deadline.
+    pub(super) fn request_all<Q, A>(&mut self, messages: Vec<(Q, u16)>) -> NlResult<Vec<A>>
+    where
+        Q: NetlinkSerializable,
+        A: NetlinkDeserializable,
+    {
+        self.send(messages)?;
+        let mut answers = Vec::new();
+        let outcome = self.receive(self.sequence, &mut answers);
+        if outcome.is_err() {
+            // The kernel answers while the requests are sent: whatever comes is there.
+            self.discard_events()?;
+        }
+        outcome.map(|_| answers)
     }
 
     /// Asks for all objects that `filter` names, again when the kernel says that they changed meanwhile.
@@ -141,6 +171,9 @@ impl Socket {
             let start = datagram.len();
             datagram.resize(start + packet.buffer_len().next_multiple_of(usize::from(NLMSG_ALIGNTO)), 0);
             packet.serialize(&mut datagram[start..]);
+        }
+        if datagram.len() > SEND_BUFFER {
+            setsockopt(self, SndBufForce, &(2 * datagram.len()))?;
         }
         self.raw.send(&datagram, 0)?;
         Ok(())

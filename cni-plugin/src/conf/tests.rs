@@ -52,7 +52,8 @@ fn unbuilt_keys_are_refused_unless_they_ask_for_nothing() {
         json!({"vlan": 100}),
         json!({"vlanTrunk": [{"id": 1}]}),
         json!({"macspoofchk": true}),
-        json!({"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80}]}}),
+        json!({"portMappings": [{"hostPort": 80, "containerPort": 80}]}),
+        json!({"conditionsV4": ["-s", "10.0.0.0/8"]}),
         json!({"runtimeConfig": {"bandwidth": {"ingressRate": 1}}}),
         json!({"ipMasqBackend": "iptables"}),
     ] {

@@ -24,6 +24,7 @@ fn network(gateway: Gateway) -> Network {
         dns: None,
         data_dir: None,
         all_hosts: Vec::new(),
+        ports: crate::conf::ports::PortPolicy { snat: true, masquerade_all: false, sources: Vec::new() },
         traces: Traces { ipam: Some("weft-ipam".into()), state_dir: PathBuf::from("/run/weft") },
     }
 }

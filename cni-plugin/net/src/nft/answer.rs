@@ -13,7 +13,7 @@ const HEADER_LEN: usize = 4;
 
 /// An object's attributes.
 #[derive(Debug)]
-pub(super) struct Answer(Vec<u8>);
+pub(crate) struct Answer(Vec<u8>);
 
 impl NetlinkDeserializable for Answer {
     type Error = DecodeError;
@@ -26,7 +26,7 @@ impl NetlinkDeserializable for Answer {
 
 impl Answer {
     /// The value of the object's attribute of this type.
-    pub(super) fn get(&self, kind: u16) -> Option<&[u8]> {
+    pub(crate) fn get(&self, kind: u16) -> Option<&[u8]> {
         find(&self.0, kind)
     }
 }

@@ -6,20 +6,22 @@ use netlink_packet_netfilter::nftables::{
     SetAttribute, SetElementList, SetElementMessage, SetMessage, TableAttribute, TableMessage,
 };
 
-use super::{Chain, Interval, Rule, SetKind, TABLE, interval};
+use super::bytes::user_data;
+use super::{Chain, Interval, Rule, SetKind, TABLE, Table, interval};
 
 /// The comment that `nft list ruleset` shows at what Weft made.
-const COMMENT: &str = "managed by weft";
+pub(super) const COMMENT: &str = "managed by weft";
 /// `NFTNL_UDATA_CHAIN_COMMENT` of libnftnl's udata.h.
-const CHAIN_COMMENT: u8 = 0;
+pub(super) const CHAIN_COMMENT: u8 = 0;
 /// `NFTNL_UDATA_SET_KEYBYTEORDER` of libnftnl's udata.h.
-const SET_KEYBYTEORDER: u8 = 0;
+pub(super) const SET_KEYBYTEORDER: u8 = 0;
 /// `BYTEORDER_BIG_ENDIAN` of nft's datatype.h: how nft has to read the keys to print them.
-const BIG_ENDIAN: u32 = 2;
+pub(super) const BIG_ENDIAN: u32 = 2;
 
-/// One change to the table `inet weft`; [`super::Nft::batch`] carries it out.
+/// One change to Weft's tables; [`super::Nft::batch`] carries it out. Those of this file are to `inet weft`.
 #[derive(Debug, Clone)]
 pub struct Change {
+    pub(super) table: Table,
     pub(super) message: NfTablesMessage,
     pub(super) flags: u16,
     /// Names step and object in an error.
@@ -31,6 +33,7 @@ impl Change {
     pub fn add_table() -> Self {
         let attributes = vec![TableAttribute::Name(TABLE.into())];
         Self {
+            table: Table::Inet,
             message: NfTablesMessage::NewTable(TableMessage { attributes }),
             flags: NLM_F_CREATE,
             text: format!("add table inet {TABLE}"),
@@ -41,6 +44,7 @@ impl Change {
     pub fn delete_empty_table() -> Self {
         let attributes = vec![TableAttribute::Name(TABLE.into())];
         Self {
+            table: Table::Inet,
             message: NfTablesMessage::DeleteTable(TableMessage { attributes }),
             flags: NLM_F_NONREC,
             text: format!("delete table inet {TABLE}"),
@@ -62,6 +66,7 @@ impl Change {
             ChainAttribute::UserData(user_data(CHAIN_COMMENT, format!("{COMMENT}\0").as_bytes())),
         ];
         Self {
+            table: Table::Inet,
             message: NfTablesMessage::NewChain(ChainMessage { attributes }),
             flags: NLM_F_CREATE | NLM_F_EXCL,
             text: format!("create chain {name} in table inet {TABLE}"),
@@ -72,6 +77,7 @@ impl Change {
     pub fn delete_chain(name: &str) -> Self {
         let attributes = vec![ChainAttribute::Table(TABLE.into()), ChainAttribute::Name(name.into())];
         Self {
+            table: Table::Inet,
             message: NfTablesMessage::DeleteChain(ChainMessage { attributes }),
             flags: 0,
             text: format!("delete chain {name} of table inet {TABLE}"),
@@ -83,6 +89,7 @@ impl Change {
         let attributes =
             vec![RuleAttribute::Table(TABLE.into()), RuleAttribute::Chain(chain.into()), rule.to_attribute()];
         Self {
+            table: Table::Inet,
             message: NfTablesMessage::NewRule(RuleMessage { attributes }),
             flags: NLM_F_CREATE | NLM_F_APPEND,
             text: format!("add rule to chain {chain} of table inet {TABLE}"),
@@ -103,6 +110,7 @@ impl Change {
             SetAttribute::UserData(user_data(SET_KEYBYTEORDER, &BIG_ENDIAN.to_ne_bytes())),
         ];
         Self {
+            table: Table::Inet,
             message: NfTablesMessage::NewSet(SetMessage { attributes }),
             flags: NLM_F_CREATE | NLM_F_EXCL,
             text: format!("create set {name} in table inet {TABLE}"),
@@ -113,6 +121,7 @@ impl Change {
     pub fn delete_set(name: &str) -> Self {
         let attributes = vec![SetAttribute::Table(TABLE.into()), SetAttribute::Name(name.into())];
         Self {
+            table: Table::Inet,
             message: NfTablesMessage::DeleteSet(SetMessage { attributes }),
             flags: 0,
             text: format!("delete set {name} of table inet {TABLE}"),
@@ -123,6 +132,7 @@ impl Change {
     /// the batch fail with `ENOTEMPTY` or `EEXIST`.
     pub fn add_elements(set: &str, intervals: &[Interval]) -> Self {
         Self {
+            table: Table::Inet,
             message: NfTablesMessage::NewSetElement(elements(set, intervals)),
             flags: NLM_F_CREATE,
             text: format!("add {} to set {set} of table inet {TABLE}", joined(intervals)),
@@ -132,6 +142,7 @@ impl Change {
     /// `nft delete element inet weft SET { … }`. One that is not there makes the batch fail with `ENOENT`.
     pub fn delete_elements(set: &str, intervals: &[Interval]) -> Self {
         Self {
+            table: Table::Inet,
             message: NfTablesMessage::DeleteSetElement(elements(set, intervals)),
             flags: 0,
             text: format!("delete {} from set {set} of table inet {TABLE}", joined(intervals)),
@@ -150,12 +161,4 @@ fn elements(set: &str, intervals: &[Interval]) -> SetElementMessage {
 
 fn joined(intervals: &[Interval]) -> String {
     intervals.iter().map(Interval::to_string).collect::<Vec<_>>().join(", ")
-}
-
-/// One field of the data that the kernel keeps for nft: type, length, value.
-fn user_data(kind: u8, value: &[u8]) -> Vec<u8> {
-    let length = u8::try_from(value.len()).unwrap_or(u8::MAX);
-    let mut data = vec![kind, length];
-    data.extend_from_slice(&value[..usize::from(length)]);
-    data
 }

@@ -6,11 +6,12 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_core::{DefaultNla, NLA_ALIGNTO, NLA_F_NESTED};
+use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
 use netlink_packet_netfilter::NetfilterProtoFamily;
 use netlink_packet_netfilter::nftables::{MetaKey, Operator, Register, RuleAttribute};
 
 use super::answer::Answer;
+use super::bytes::put;
 use super::interval::octets;
 use crate::Family;
 use crate::attribute::{attributes, find};
@@ -58,7 +59,7 @@ pub struct Rule {
 
 /// What an expression is given.
 #[derive(Clone, Copy)]
-enum Parameter<'a> {
+pub(super) enum Parameter<'a> {
     Number(u32),
     Text(&'a str),
     Value(&'a [u8]),
@@ -92,20 +93,32 @@ impl Field {
 impl Rule {
     /// Begins a rule for the packets of one family.
     pub fn of(family: Family) -> Self {
+        Self::empty().and_of(family)
+    }
+
+    /// `meta nfproto ipv4|ipv6`
+    #[must_use]
+    pub fn and_of(self, family: Family) -> Self {
         let protocol = match family {
             Family::V4 => NetfilterProtoFamily::IPv4,
             Family::V6 => NetfilterProtoFamily::IPv6,
         };
-        let empty = Self { expressions: Vec::with_capacity(CAPACITY) };
-        empty
-            .then(
-                "meta",
-                &[
-                    (NFTA_META_KEY, Parameter::Number(MetaKey::Nfproto.into())),
-                    (NFTA_META_DREG, Parameter::Number(Register::Reg1.into())),
-                ],
-            )
-            .compare(Operator::Equal, &[protocol.into()])
+        self.then(
+            "meta",
+            &[
+                (NFTA_META_KEY, Parameter::Number(MetaKey::Nfproto.into())),
+                (NFTA_META_DREG, Parameter::Number(Register::Reg1.into())),
+            ],
+        )
+        .compare(Operator::Equal, &[protocol.into()])
+    }
+
+    pub(super) fn empty() -> Self {
+        Self { expressions: Vec::with_capacity(CAPACITY) }
+    }
+
+    pub(super) fn expressions_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.expressions
     }
 
     /// `… saddr @SET`
@@ -188,7 +201,7 @@ impl Rule {
         )
     }
 
-    fn then(mut self, name: &str, parameters: &[(u16, Parameter<'_>)]) -> Self {
+    pub(super) fn then(mut self, name: &str, parameters: &[(u16, Parameter<'_>)]) -> Self {
         put(&mut self.expressions, NFTA_LIST_ELEM | NLA_F_NESTED, |element| {
             put(element, NFTA_EXPR_NAME, |bytes| Parameter::Text(name).write(bytes));
             put(element, NFTA_EXPR_DATA | NLA_F_NESTED, |data| {
@@ -205,8 +218,11 @@ impl Rule {
     }
 
     pub(super) fn to_attribute(&self) -> RuleAttribute {
-        let kind = NFTA_RULE_EXPRESSIONS | NLA_F_NESTED;
-        RuleAttribute::Other(DefaultNla::new(kind, self.expressions.clone()))
+        RuleAttribute::Other(self.to_nla())
+    }
+
+    pub(super) fn to_nla(&self) -> DefaultNla {
+        DefaultNla::new(NFTA_RULE_EXPRESSIONS | NLA_F_NESTED, self.expressions.clone())
     }
 }
 
@@ -252,15 +268,4 @@ impl Parameter<'_> {
             Self::Value(value) => put(bytes, NFTA_DATA_VALUE, |bytes| bytes.extend(value)),
         }
     }
-}
-
-/// Appends an attribute whose value `write` appends: length, type, value, padding (linux/netlink.h).
-fn put(bytes: &mut Vec<u8>, kind: u16, write: impl FnOnce(&mut Vec<u8>)) {
-    let start = bytes.len();
-    bytes.extend([0; 2]);
-    bytes.extend(kind.to_ne_bytes());
-    write(bytes);
-    let length = u16::try_from(bytes.len() - start).unwrap_or(u16::MAX);
-    bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
-    bytes.resize(bytes.len().next_multiple_of(NLA_ALIGNTO), 0);
 }

@@ -1,0 +1,262 @@
+//! Elements of sets and maps: what an attachment adds and takes back.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use cni_protocol::MacAddr;
+use ipnetwork::IpNetwork;
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_netfilter::nftables::NfTablesMessage;
+
+use super::answer::Answer;
+use super::bytes::{nest, nested, put, text, user_data};
+use super::interval::octets;
+use super::set::{Set, padded};
+use super::{Change, Nft, NlResult, TABLE, message_of, unless_missing};
+use crate::attribute::{self, attributes, find};
+
+// linux/netfilter/nf_tables.h
+const NFT_MSG_NEWSETELEM: u8 = 12;
+const NFT_MSG_GETSETELEM: u8 = 13;
+const NFT_MSG_DELSETELEM: u8 = 14;
+const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
+const NFTA_SET_ELEM_LIST_SET: u16 = 2;
+const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+const NFTA_LIST_ELEM: u16 = 1;
+const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_SET_ELEM_DATA: u16 = 2;
+const NFTA_SET_ELEM_USERDATA: u16 = 6;
+const NFTA_SET_ELEM_KEY_END: u16 = 10;
+const NFTA_DATA_VALUE: u16 = 1;
+/// `NFTNL_UDATA_SET_ELEM_COMMENT` of libnftnl's udata.h.
+const ELEMENT_COMMENT: u8 = 0;
+/// `NFTNL_UDATA_COMMENT_MAXLEN` of libnftnl's udata.h, less the terminating zero.
+const COMMENT_MAX: usize = 127;
+/// `IFNAMSIZ` of linux/if.h.
+const IFNAMSIZ: usize = 16;
+
+/// The values of a key's or of data's fields, each at a multiple of four bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tuple(Vec<u8>);
+
+impl Tuple {
+    pub fn address(self, address: IpAddr) -> Self {
+        self.then(&octets(address))
+    }
+
+    pub fn mac(self, mac: MacAddr) -> Self {
+        self.then(&mac.octets())
+    }
+
+    /// An IP protocol's number.
+    pub fn protocol(self, protocol: u8) -> Self {
+        self.then(&[protocol])
+    }
+
+    pub fn port(self, port: u16) -> Self {
+        self.then(&port.to_be_bytes())
+    }
+
+    pub fn ifname(self, ifname: &str) -> Self {
+        let mut name = [0; IFNAMSIZ];
+        for (byte, letter) in name[..IFNAMSIZ - 1].iter_mut().zip(ifname.bytes()) {
+            *byte = letter;
+        }
+        self.then(&name)
+    }
+
+    /// The fields' bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn then(mut self, value: &[u8]) -> Self {
+        self.0.extend(value);
+        self.0.resize(padded(self.0.len()), 0);
+        self
+    }
+}
+
+/// One element of a set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Element {
+    pub set: Set,
+    pub key: Tuple,
+    /// The last key, in a set of intervals.
+    pub end: Option<Tuple>,
+    /// What a map gives for the key.
+    pub data: Option<Tuple>,
+    /// Whose it is, as `nft list ruleset` shows it.
+    pub comment: String,
+    /// For errors: the values as text.
+    pub text: String,
+}
+
+impl Element {
+    /// An element of a set of single keys.
+    pub fn new(set: &Set, key: Tuple, text: String) -> Self {
+        Self { set: *set, key, end: None, data: None, comment: String::new(), text }
+    }
+
+    /// An element of a set of intervals: the first and the last key.
+    pub fn between(set: &Set, (first, last): (Tuple, Tuple), text: String) -> Self {
+        Self { end: Some(last), ..Self::new(set, first, text) }
+    }
+
+    /// The data of a map's element.
+    #[must_use]
+    pub fn with(self, data: Tuple) -> Self {
+        Self { data: Some(data), ..self }
+    }
+
+    fn write(&self, bytes: &mut Vec<u8>, whole: bool) {
+        let value = |bytes: &mut Vec<u8>, kind, tuple: &Tuple| {
+            nest(bytes, kind, |data| put(data, NFTA_DATA_VALUE, |bytes| bytes.extend(self.cut(tuple))));
+        };
+        nest(bytes, NFTA_LIST_ELEM, |element| {
+            value(element, NFTA_SET_ELEM_KEY, &self.key);
+            if let Some(end) = &self.end {
+                value(element, NFTA_SET_ELEM_KEY_END, end);
+            }
+            if let (Some(Tuple(data)), true) = (&self.data, whole) {
+                nest(element, NFTA_SET_ELEM_DATA, |nest| {
+                    put(nest, NFTA_DATA_VALUE, |bytes| bytes.extend(data));
+                });
+            }
+            if whole && !self.comment.is_empty() {
+                let comment = &self.comment.as_bytes()[..self.comment.len().min(COMMENT_MAX)];
+                let comment = user_data(ELEMENT_COMMENT, &[comment, &[0]].concat());
+                put(element, NFTA_SET_ELEM_USERDATA, |bytes| bytes.extend(comment));
+            }
+        });
+    }
+
+    /// A key of one field has no padding.
+    fn cut<'a>(&self, tuple: &'a Tuple) -> &'a [u8] {
+        match self.set.key {
+            [one] => &tuple.0[..one.len().min(tuple.0.len())],
+            _ => &tuple.0,
+        }
+    }
+}
+
+impl fmt::Display for Element {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of set {} of table {}", self.text, self.set.name, self.set.table)
+    }
+}
+
+/// The two ends of a prefix.
+pub fn ends(prefix: IpNetwork) -> (IpAddr, IpAddr) {
+    (prefix.network(), prefix.broadcast())
+}
+
+/// How many elements go into one message: the length of their list has 16 bits.
+const AT_ONCE: usize = 256;
+
+impl Change {
+    /// Changes of one kind for elements of several sets, in as few messages as can be.
+    pub fn for_elements(elements: &[Element], change: impl Fn(&[&Element]) -> Option<Self>) -> Vec<Self> {
+        let mut sets: Vec<Set> = Vec::new();
+        for element in elements {
+            if !sets.contains(&element.set) {
+                sets.push(element.set);
+            }
+        }
+        let mut changes = Vec::new();
+        for set in sets {
+            let of_set: Vec<&Element> = elements.iter().filter(|element| element.set == set).collect();
+            changes.extend(of_set.chunks(AT_ONCE).filter_map(&change));
+        }
+        changes
+    }
+
+    /// `nft create element FAMILY weft SET { … }`: elements of one set. One that is there makes the batch fail
+    /// with `EEXIST`.
+    pub fn create_elements(elements: &[&Element]) -> Option<Self> {
+        Self::of_elements(NFT_MSG_NEWSETELEM, NLM_F_CREATE | NLM_F_EXCL, "add", elements)
+    }
+
+    /// `nft add element FAMILY weft SET { … }`: one that is there is no error.
+    pub fn ensure_elements(elements: &[&Element]) -> Option<Self> {
+        Self::of_elements(NFT_MSG_NEWSETELEM, NLM_F_CREATE, "add", elements)
+    }
+
+    /// `nft delete element FAMILY weft SET { … }`. One that is not there makes the batch fail with `ENOENT`.
+    pub fn remove_elements(elements: &[&Element]) -> Option<Self> {
+        Self::of_elements(NFT_MSG_DELSETELEM, 0, "delete", elements)
+    }
+
+    fn of_elements(message_type: u8, flags: u16, verb: &str, elements: &[&Element]) -> Option<Self> {
+        let first = elements.first()?;
+        let whole = message_type == NFT_MSG_NEWSETELEM;
+        let others = if elements.len() > 1 { " and others" } else { "" };
+        Some(Self {
+            table: first.set.table,
+            message: NfTablesMessage::Other { message_type, attributes: list(&first.set, elements, whole) },
+            flags,
+            text: format!("{verb} {first}{others}"),
+        })
+    }
+}
+
+fn list(set: &Set, elements: &[&Element], whole: bool) -> Vec<DefaultNla> {
+    let mut attributes = vec![text(NFTA_SET_ELEM_LIST_TABLE, TABLE), text(NFTA_SET_ELEM_LIST_SET, set.name)];
+    if !elements.is_empty() {
+        attributes.push(nested(NFTA_SET_ELEM_LIST_ELEMENTS, |bytes| {
+            elements.iter().for_each(|element| element.write(bytes, whole));
+        }));
+    }
+    attributes
+}
+
+impl Nft {
+    /// `nft get element FAMILY weft SET { KEY }`: the element that has the key, of a set of intervals the one
+    /// that the key is in.
+    ///
+    /// # Errors
+    /// What the kernel says to the query; that there is none is none.
+    pub fn element(&mut self, key: &Element) -> NlResult<Option<Element>> {
+        let query = NfTablesMessage::Other {
+            message_type: NFT_MSG_GETSETELEM,
+            attributes: list(&key.set, &[key], false),
+        };
+        let answers = unless_missing(self.socket.request(message_of(key.set.table, query), 0))?;
+        Ok(elements_of(&key.set, &answers).next())
+    }
+
+    /// `nft list set FAMILY weft SET`, its elements. None where the set is not there.
+    ///
+    /// # Errors
+    /// What the kernel says to the query.
+    pub fn elements(&mut self, set: &Set) -> NlResult<Vec<Element>> {
+        let query =
+            NfTablesMessage::Other { message_type: NFT_MSG_GETSETELEM, attributes: list(set, &[], false) };
+        let answers = unless_missing(self.socket.dump(&message_of(set.table, query)))?;
+        Ok(elements_of(set, &answers).collect())
+    }
+}
+
+fn elements_of<'a>(set: &'a Set, answers: &'a [Answer]) -> impl Iterator<Item = Element> + 'a {
+    let lists = answers.iter().filter_map(|answer| answer.get(NFTA_SET_ELEM_LIST_ELEMENTS));
+    lists.flat_map(attributes).filter_map(|(_, element)| read(set, element))
+}
+
+fn read(set: &Set, element: &[u8]) -> Option<Element> {
+    let value = |kind| {
+        let value = find(find(element, kind)?, NFTA_DATA_VALUE)?;
+        Some(Tuple(value.to_vec()).then(&[]))
+    };
+    let comment = find(element, NFTA_SET_ELEM_USERDATA).and_then(|data| match data {
+        [ELEMENT_COMMENT, _, comment @ ..] => Some(attribute::text(comment)),
+        _ => None,
+    });
+    Some(Element {
+        set: *set,
+        key: value(NFTA_SET_ELEM_KEY)?,
+        end: value(NFTA_SET_ELEM_KEY_END),
+        data: value(NFTA_SET_ELEM_DATA),
+        comment: comment.unwrap_or_default(),
+        text: "an element".to_owned(),
+    })
+}

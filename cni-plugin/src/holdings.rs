@@ -1,0 +1,191 @@
+//! What an attachment holds in the host's rules: how ADD gets it, how its record keeps it, how DEL takes it back, and
+//! how an ADD that finds the rules flushed puts it back for all.
+
+use std::fs;
+
+use cni_protocol::{Call, Code, Deadline, Error, IfName};
+use serde::{Deserialize, Serialize};
+use weft_net::nft::Nft;
+use weft_net::sysctl::Sysctl;
+use weft_net::{Netlink, NlResult, conntrack};
+use weft_state::Lock;
+
+use crate::conf::{Asked, Network, Traces};
+use crate::hostport::Ports;
+use crate::key::{AttachmentKey, VETH_PREFIX};
+use crate::plan::Plan;
+use crate::record;
+use crate::ruleset::{self, Elements};
+use crate::step::{Change, Journal, Shared, Step, failed};
+
+/// The directory of the lock that an ADD with host ports holds while it looks whether they are free. No network
+/// has such a name.
+const PORTS_DIR: &str = ".hostport";
+
+/// What an attachment holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Holdings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ports: Option<Ports>,
+}
+
+impl Holdings {
+    /// Works out what an attachment needs. Pure.
+    pub fn new(network: &Network, asked: &Asked, plan: &Plan) -> Result<Self, Error> {
+        Ok(Self { ports: Ports::new(network, &asked.mappings, asked.sources.clone(), plan)? })
+    }
+
+    /// The elements that stand for it.
+    pub fn elements(&self, key: &AttachmentKey) -> Elements {
+        let mut all = Elements::default();
+        for part in [self.ports.as_ref().map(Ports::elements)].into_iter().flatten() {
+            all.own.extend(part.own);
+            all.shared.extend(part.shared);
+        }
+        all.of(key)
+    }
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Puts an attachment into the host's rules: before its link is up, so that there is no open moment.
+pub fn hold(
+    journal: &mut Journal,
+    call: &Call,
+    key: &AttachmentKey,
+    traces: &Traces,
+    holdings: Holdings,
+) -> Result<(), Error> {
+    let elements = holdings.elements(key);
+    if elements.is_empty() {
+        return Ok(());
+    }
+    let mut nft = Nft::open(call.deadline).map_err(|error| failed(&Step::Rules, error.into()))?;
+    let _only_one = holdings.ports.as_ref().map(|_| lock_ports(traces, call.deadline)).transpose()?;
+    let made = journal.run(Step::Shared(Shared::Ruleset(Vec::new())), || {
+        // Their locks are held until their elements are back: no DEL can come in between.
+        let mut locked = Vec::new();
+        let made = ruleset::ensure(&mut nft, &elements, &mut || {
+            record::attached(&traces.state_dir)
+                .into_iter()
+                .map(|(key, holdings, lock)| {
+                    locked.push(lock);
+                    holdings.elements(&key)
+                })
+                .collect()
+        });
+        made.map(|made| (made, Change::Found))
+    })?;
+    if !made.is_empty() {
+        journal.note(Step::Shared(Shared::Ruleset(made)));
+    }
+    journal.run(Step::Rules, || {
+        let alive = |hash: &str| is_alive(traces, hash);
+        if let Some(ports) = &holdings.ports {
+            ports.refuse_conflicts(&mut nft, key, &alive)?;
+        }
+        ruleset::add(&mut nft, key, &elements, &alive).map(|()| ((), Change::Made))
+    })?;
+    if let Some(ports) = &holdings.ports {
+        open_ports(journal, &mut nft, ports)?;
+    }
+    journal.holdings = holdings;
+    Ok(())
+}
+
+/// What ports need besides their elements.
+fn open_ports(journal: &mut Journal, nft: &mut Nft, ports: &Ports) -> Result<(), Error> {
+    if let Some(bridge) = ports.localnet() {
+        let name: IfName = bridge.parse()?;
+        journal.run(Step::Shared(Shared::RouteLocalnet(name)), || {
+            Sysctl::route_localnet(bridge).ensure("1").map(|changed| ((), Change::from(changed)))
+        })?;
+    }
+    ports.warn_of_listeners();
+    forgotten(ports.forget_flows_of_others(nft));
+    Ok(())
+}
+
+/// A kernel without the record of flows has none that could be wrong; whatever else goes wrong with them delays a
+/// client that keeps sending, and is not worth a container.
+fn forgotten(outcome: NlResult<()>) {
+    match outcome {
+        Err(error) if !conntrack::is_untracked(&error) => {
+            log::warn!("flows of UDP that conntrack knows could not be forgotten: {error}");
+        }
+        _ => {}
+    }
+}
+
+fn lock_ports(traces: &Traces, deadline: Deadline) -> Result<Lock, Error> {
+    let dir = traces.state_dir.join(PORTS_DIR);
+    if !dir.is_dir() {
+        fs::create_dir_all(&dir).map_err(|error| {
+            let remedy = "see that the state directory is writable and not full";
+            Error::new(Code::Io, format!("create {}: {error}: {remedy}", dir.display()))
+        })?;
+    }
+    Lock::exclusive(&dir.join("lock"), deadline)
+}
+
+/// Whether anything is left of an attachment but elements in the ruleset. When that cannot be told, it lives.
+fn is_alive(traces: &Traces, hash: &str) -> bool {
+    let link = || {
+        let deadline = Deadline::after(std::time::Duration::from_secs(5));
+        let found = Netlink::open(deadline).and_then(|mut host| host.link(&format!("{VETH_PREFIX}{hash}")));
+        !matches!(found, Ok(None))
+    };
+    record::exists(&traces.state_dir, hash) || link()
+}
+
+/// The end of what an attachment holds.
+pub struct Erasure {
+    nft: Nft,
+    what: What,
+}
+
+enum What {
+    Known(Box<Holdings>),
+    Searched,
+}
+
+impl Erasure {
+    /// Opens the socket for it, unless there is nothing to erase.
+    pub fn prepare(
+        key: &AttachmentKey,
+        known: Option<&Holdings>,
+        deadline: Deadline,
+    ) -> NlResult<Option<Self>> {
+        if known.is_some_and(Holdings::is_empty) {
+            return Ok(None);
+        }
+        let mut nft = match Nft::open(deadline) {
+            Ok(nft) => nft,
+            // A kernel without netfilter has no elements.
+            Err(error) if error.errno == nix::errno::Errno::EPROTONOSUPPORT => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if let Some(known) = known {
+            return Ok(Some(Self { nft, what: What::Known(Box::new(known.clone())) }));
+        }
+        let hash = key.hash();
+        let found = ruleset::find(&mut nft, |of| of == hash)?;
+        Ok((!found.is_empty()).then_some(Self { nft, what: What::Searched }))
+    }
+
+    /// Erases it. Who closes the socket last waits for RCU, so a child should have it too.
+    pub fn carry_out(mut self, key: &AttachmentKey) -> NlResult<()> {
+        let What::Known(holdings) = &self.what else {
+            return ruleset::remove(&mut self.nft, key, None);
+        };
+        ruleset::remove(&mut self.nft, key, Some(&holdings.elements(key)))?;
+        if let Some(ports) = &holdings.ports {
+            forgotten(ports.forget_own_flows(&mut self.nft));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,424 @@
+//! Host ports: `-p 8080:80`. Traffic to a port of this host goes to a container.
+//!
+//! Three maps per family say where to: for a port of every address, for a port of one address, and for ranges
+//! of ports. No two elements of the three may meet, so it does not matter which one is asked first; who wants a
+//! port looks into the two others under a lock, and the kernel refuses a second element of the same key.
+//!
+//! Only what is addressed to this host is caught (`fib daddr type local`; CVE-2025-67499), after the rules of the
+//! host's own services, which stand at `dstnat` (CVE-2019-9946).
+
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+
+use cni_protocol::{Code, Error};
+use ipnetwork::IpNetwork;
+use log::warn;
+use serde::{Deserialize, Serialize};
+use weft_net::nft::{Element, Nft, Set, Tuple, ends};
+use weft_net::{Family, Netlink, NlResult};
+
+use crate::conf::Network;
+use crate::conf::ports::{Mapping, Protocol};
+use crate::key::AttachmentKey;
+use crate::plan::{Plan, prefix};
+use crate::ruleset::{self, Elements};
+use crate::step::Fault;
+
+mod rules;
+#[cfg(test)]
+mod tests;
+
+pub use rules::GROUP;
+use rules::{ANY, AT, LIMITED, LOCALNET, MASQUERADED, RANGES, SAME, SOURCES};
+
+/// From how many ports in a row on a range is one element. The kernel copies the map of ranges at every change,
+/// so a few single ports are cheaper.
+const RANGE_MIN: u16 = 8;
+/// How many ports are tried for a listener at most, one socket each.
+const PROBES: usize = 64;
+
+/// Ports of the host that go to the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The container's address.
+    to: IpAddr,
+    /// The host's address; `None` is every one of the family.
+    at: Option<IpAddr>,
+    protocol: Protocol,
+    first: u16,
+    last: u16,
+    /// The container's port for the first; a range keeps its numbers.
+    port: u16,
+}
+
+/// What an attachment holds of host ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports {
+    claims: Vec<Claim>,
+    /// The prefixes within which a client has to be masqueraded, as the answer would not pass the host.
+    same: Vec<IpNetwork>,
+    /// The container's addresses, all of whose clients are masqueraded.
+    masquerade: Vec<IpAddr>,
+    sources: Vec<IpNetwork>,
+    /// The bridge, where 127.0.0.1 of the host has ports.
+    localnet: Option<String>,
+}
+
+impl Ports {
+    /// Works out what these mappings need. Pure.
+    ///
+    /// # Errors
+    /// [`Code::InvalidConfig`] when the container has no address for a mapping, or the host is not its gateway.
+    pub fn new(
+        network: &Network,
+        mappings: &[Mapping],
+        sources: Option<Vec<IpNetwork>>,
+        plan: &Plan,
+    ) -> Result<Option<Self>, Error> {
+        if mappings.is_empty() {
+            return Ok(None);
+        }
+        if plan.gateways.is_empty() {
+            return Err(Error::new(
+                Code::InvalidConfig,
+                "portMappings are asked for, but the host is not the containers' gateway: set isGateway or isDefaultGateway",
+            ));
+        }
+        let mut claims: Vec<Claim> = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            let to = plan.ips.iter().map(|ip| ip.address.ip()).find(|ip| Family::of(*ip) == family);
+            for mapping in mappings.iter().filter(|mapping| concerns(mapping, family)) {
+                match to {
+                    Some(to) => claim(&mut claims, mapping, to),
+                    None => refuse_without_address(mapping, family)?,
+                }
+            }
+        }
+        let claims = single_ports(claims);
+        let reached: Vec<IpNetwork> = plan
+            .ips
+            .iter()
+            .map(|ip| ip.address)
+            .filter(|ip| claims.iter().any(|claim| claim.to == ip.ip()))
+            .collect();
+        let all =
+            |ip: &&IpNetwork| network.ports.masquerade_all || !has_default_route(plan, Family::of(ip.ip()));
+        Ok(Some(Self {
+            same: if network.ports.snat {
+                reached.iter().map(|ip| prefix(*ip)).collect()
+            } else {
+                Vec::new()
+            },
+            masquerade: reached.iter().filter(all).map(IpNetwork::ip).collect(),
+            sources: sources.unwrap_or_else(|| network.ports.sources.clone()),
+            localnet: claims
+                .iter()
+                .any(|claim| network.ports.snat && claim.is_at_localhost())
+                .then(|| network.bridge.to_string()),
+            claims,
+        }))
+    }
+
+    /// The elements that stand for it.
+    pub fn elements(&self) -> Elements {
+        let mut own: Vec<Element> = self.claims.iter().map(Claim::element).collect();
+        for address in &self.masquerade {
+            own.push(Element::new(
+                by(&MASQUERADED, *address),
+                Tuple::default().address(*address),
+                address.to_string(),
+            ));
+        }
+        if !self.sources.is_empty() {
+            let mut targets: Vec<IpAddr> = self.claims.iter().map(|claim| claim.to).collect();
+            targets.dedup();
+            for to in targets {
+                own.push(Element::new(by(&LIMITED, to), Tuple::default().address(to), to.to_string()));
+                let of_family = |source: &&IpNetwork| source.is_ipv4() == to.is_ipv4();
+                own.extend(self.sources.iter().filter(of_family).map(|source| {
+                    let key = |end| Tuple::default().address(to).address(end);
+                    let (first, last) = ends(*source);
+                    Element::between(by(&SOURCES, to), (key(first), key(last)), format!("{to} from {source}"))
+                }));
+            }
+        }
+        let mut shared: Vec<Element> = self.same.iter().map(|prefix| same(*prefix)).collect();
+        if let Some(bridge) = &self.localnet {
+            shared.push(Element::new(&LOCALNET, Tuple::default().ifname(bridge), bridge.clone()));
+        }
+        Elements { own, shared }
+    }
+
+    /// The bridge that must route 127.0.0.1.
+    pub fn localnet(&self) -> Option<&str> {
+        self.localnet.as_deref()
+    }
+
+    /// Has the kernel forget the flows of UDP to these ports that go anywhere else.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn forget_flows_of_others(&self, nft: &mut Nft) -> NlResult<()> {
+        let mut own_addresses = None;
+        for family in self.udp_families() {
+            let own_addresses = match &own_addresses {
+                Some(known) => known,
+                None => own_addresses.insert(Netlink::open(nft.deadline())?.all_addresses()?),
+            };
+            // A flow that only passes this host is none of its ports'.
+            nft.forget_udp(family, |flow| {
+                own_addresses.contains(&flow.destination)
+                    && self.udp(family).any(|claim| {
+                        (claim.first..=claim.last).contains(&flow.port)
+                            && claim.at.is_none_or(|at| at == flow.destination)
+                            && claim.to != flow.answered_by
+                    })
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Has the kernel forget the container's flows of UDP, either way: the next packet may be another's.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn forget_own_flows(&self, nft: &mut Nft) -> NlResult<()> {
+        for family in self.udp_families() {
+            nft.forget_udp(family, |flow| {
+                self.udp(family).any(|claim| claim.to == flow.answered_by || claim.to == flow.source)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn udp(&self, family: Family) -> impl Iterator<Item = &Claim> {
+        let of_family = move |claim: &&Claim| Family::of(claim.to) == family;
+        self.claims.iter().filter(of_family).filter(|claim| claim.protocol == Protocol::Udp)
+    }
+
+    fn udp_families(&self) -> impl Iterator<Item = Family> {
+        [Family::V4, Family::V6].into_iter().filter(|family| self.udp(*family).next().is_some())
+    }
+
+    /// Sees that nobody else has one of the ports, in any of the three ways to have one. The caller holds the lock
+    /// of the host's ports.
+    ///
+    /// # Errors
+    /// [`Code::Conflict`] naming the holder's container.
+    pub fn refuse_conflicts(
+        &self,
+        nft: &mut Nft,
+        key: &AttachmentKey,
+        alive: &dyn Fn(&str) -> bool,
+    ) -> Result<(), Fault> {
+        for family in [Family::V4, Family::V6] {
+            let wanted: Vec<&Claim> =
+                self.claims.iter().filter(|claim| Family::of(claim.to) == family).collect();
+            if wanted.is_empty() {
+                continue;
+            }
+            // Single ports of every address are what there is many of: only a range looks through them.
+            let mut taken = nft.elements(of(&RANGES, family))?;
+            if wanted.iter().any(|claim| claim.at.is_none() || claim.is_range()) {
+                taken.extend(nft.elements(of(&AT, family))?);
+            }
+            if wanted.iter().any(|claim| claim.is_range()) {
+                taken.extend(nft.elements(of(&ANY, family))?);
+            }
+            for claim in wanted {
+                let holder = match claim.at_every_address() {
+                    Some(query) => nft.element(&query)?,
+                    None => None,
+                };
+                let met = taken.iter().filter(|element| meets(claim, element));
+                for holder in holder.iter().chain(met) {
+                    ruleset::give_way(nft, key, &claim.text(), holder, alive)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells in the log where a process of the host listens on a port: it will not be reached there any more.
+    pub fn warn_of_listeners(&self) {
+        let ports =
+            self.claims.iter().flat_map(|claim| (claim.first..=claim.last).map(move |port| (claim, port)));
+        for (claim, port) in ports.take(PROBES) {
+            let any: IpAddr = match Family::of(claim.to) {
+                Family::V4 => std::net::Ipv4Addr::UNSPECIFIED.into(),
+                Family::V6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
+            };
+            let address = SocketAddr::new(claim.at.unwrap_or(any), port);
+            let probe = match claim.protocol {
+                Protocol::Tcp => TcpListener::bind(address).map(drop),
+                Protocol::Udp => UdpSocket::bind(address).map(drop),
+                Protocol::Sctp => continue,
+            };
+            if probe.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse) {
+                warn!(
+                    "a process of the host listens on {} port {port}; from now on the container gets what comes there",
+                    claim.protocol
+                );
+            }
+        }
+    }
+}
+
+impl Claim {
+    fn is_range(&self) -> bool {
+        self.first != self.last
+    }
+
+    fn is_at_localhost(&self) -> bool {
+        self.to.is_ipv4() && self.at.is_none_or(|at| at.is_loopback())
+    }
+
+    fn text(&self) -> String {
+        let ports = if self.is_range() {
+            format!("ports {}-{}", self.first, self.last)
+        } else {
+            format!("port {}", self.first)
+        };
+        match self.at {
+            Some(at) => format!("{} {ports} of the host's address {at}", self.protocol),
+            None => format!("{} {ports} of the host", self.protocol),
+        }
+    }
+
+    fn element(&self) -> Element {
+        let protocol = self.protocol as u8;
+        let target = Tuple::default().address(self.to);
+        if self.is_range() {
+            let (low, high) = self.at.map_or_else(|| ends(everything(Family::of(self.to))), |at| (at, at));
+            let key = |at, port| Tuple::default().address(at).protocol(protocol).port(port);
+            let keys = (key(low, self.first), key(high, self.last));
+            return Element::between(by(&RANGES, self.to), keys, self.text()).with(target);
+        }
+        let target = target.port(self.port);
+        match self.at {
+            Some(at) => {
+                let key = Tuple::default().address(at).protocol(protocol).port(self.first);
+                Element::new(by(&AT, self.to), key, self.text()).with(target)
+            }
+            None => self.any_element().with(target),
+        }
+    }
+
+    fn any_element(&self) -> Element {
+        let key = Tuple::default().protocol(self.protocol as u8).port(self.first);
+        Element::new(by(&ANY, self.to), key, self.text())
+    }
+
+    /// Who may have the port of one address at every address.
+    fn at_every_address(&self) -> Option<Element> {
+        (self.at.is_some() && !self.is_range()).then(|| self.any_element())
+    }
+}
+
+/// Whether a claim and an element of one of the maps have a port in common.
+fn meets(claim: &Claim, element: &Element) -> bool {
+    let bytes = |tuple: &Tuple| tuple.bytes().to_vec();
+    let (first, last) = (bytes(&element.key), bytes(element.end.as_ref().unwrap_or(&element.key)));
+    // The key ends with protocol and port, in four bytes each; an address stands before them in two maps.
+    let split = |bytes: &[u8]| {
+        let (address, rest) = bytes.split_at(bytes.len().saturating_sub(8));
+        let port = rest.get(4..6).and_then(|port| port.try_into().ok()).map(u16::from_be_bytes);
+        (address.to_vec(), rest.first().copied(), port.unwrap_or_default())
+    };
+    let ((low, protocol, from), (high, _, to)) = (split(&first), split(&last));
+    let at = claim.at.map(|at| Tuple::default().address(at));
+    let address_meets =
+        low.is_empty() || at.is_none_or(|at| low.as_slice() <= at.bytes() && at.bytes() <= high.as_slice());
+    address_meets && protocol == Some(claim.protocol as u8) && from <= claim.last && claim.first <= to
+}
+
+fn concerns(mapping: &Mapping, family: Family) -> bool {
+    mapping.host_ip.is_none_or(|ip| Family::of(ip) == family)
+}
+
+fn refuse_without_address(mapping: &Mapping, family: Family) -> Result<(), Error> {
+    match mapping.host_ip {
+        // Every address, as far as there is one.
+        None => Ok(()),
+        Some(ip) if ip.is_unspecified() => {
+            warn!("{mapping} is asked for, but the container has no {family} address");
+            Ok(())
+        }
+        Some(_) => Err(Error::new(
+            Code::InvalidConfig,
+            format!(
+                "{mapping} is asked for, but the container has no {family} address: give the network a {family} range, or leave hostIP out"
+            ),
+        )),
+    }
+}
+
+/// Adds a mapping to the claims, which are in the order of addresses, protocols and ports.
+fn claim(claims: &mut Vec<Claim>, mapping: &Mapping, to: IpAddr) {
+    let at = mapping.host_ip.filter(|ip| !ip.is_unspecified());
+    let port = mapping.host_port;
+    let kept = mapping.container_port == port;
+    if let Some(last) = claims.last_mut()
+        && kept
+        && (last.to, last.at, last.protocol) == (to, at, mapping.protocol)
+        && last.port == last.first
+        && last.last.checked_add(1) == Some(port)
+    {
+        last.last = port;
+        return;
+    }
+    // The same port of every address may come twice, as "" and as 0.0.0.0.
+    let new =
+        Claim { to, at, protocol: mapping.protocol, first: port, last: port, port: mapping.container_port };
+    if !claims.contains(&new) {
+        claims.push(new);
+    }
+}
+
+/// Ranges that are too short to be an element as single ports.
+fn single_ports(claims: Vec<Claim>) -> Vec<Claim> {
+    let mut singles = Vec::with_capacity(claims.len());
+    for claim in claims {
+        if !claim.is_range() || claim.last - claim.first + 1 >= RANGE_MIN {
+            singles.push(claim);
+        } else {
+            singles.extend((claim.first..=claim.last).map(|port| Claim {
+                first: port,
+                last: port,
+                port,
+                ..claim
+            }));
+        }
+    }
+    singles
+}
+
+fn has_default_route(plan: &Plan, family: Family) -> bool {
+    plan.routes.iter().any(|route| route.dst.prefix() == 0 && Family::of(route.dst.ip()) == family)
+}
+
+/// The element that says: both ends are in this prefix.
+fn same(prefix: IpNetwork) -> Element {
+    let (first, last) = ends(prefix);
+    let key = |end| Tuple::default().address(end).address(end);
+    Element::between(by(&SAME, first), (key(first), key(last)), format!("{prefix} . {prefix}"))
+}
+
+fn everything(family: Family) -> IpNetwork {
+    let any: IpAddr = match family {
+        Family::V4 => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    };
+    IpNetwork::new(any, 0).unwrap_or_else(|_| IpNetwork::from(any))
+}
+
+/// The set of a pair for an address's family.
+fn by(sets: &'static [Set; 2], address: IpAddr) -> &'static Set {
+    of(sets, Family::of(address))
+}
+
+fn of(sets: &'static [Set; 2], family: Family) -> &'static Set {
+    match family {
+        Family::V4 => &sets[0],
+        Family::V6 => &sets[1],
+    }
+}

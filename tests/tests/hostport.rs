@@ -1,0 +1,344 @@
+//! Host ports: who reaches a container by a port of its host, from where, and who does not. Real connections.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use weft_tests::{Host, NetNs, Network, Outside, Pod, command, eventually, ips};
+
+const PATIENCE: Duration = Duration::from_secs(3);
+
+fn network() -> Network {
+    Network::dual().with(&json!({ "ipMasq": true }))
+}
+
+fn mapping(host: u16, container: u16) -> Value {
+    json!({ "hostPort": host, "containerPort": container, "protocol": "tcp" })
+}
+
+fn with(network: &Network, mappings: &[Value]) -> Network {
+    network.clone().with(&json!({ "runtimeConfig": { "portMappings": mappings } }))
+}
+
+/// Where connections come from.
+trait Place {
+    fn there<T>(&self, work: impl FnOnce() -> T) -> T;
+}
+
+impl Place for Pod {
+    fn there<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.inside(work)
+    }
+}
+
+impl Place for Outside {
+    fn there<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.inside(work)
+    }
+}
+
+impl Place for NetNs {
+    fn there<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.inside(work)
+    }
+}
+
+/// A server, and what it sees of its clients.
+struct Mirror {
+    listener: TcpListener,
+}
+
+impl Mirror {
+    fn on(place: &impl Place, port: u16) -> Self {
+        // Of both families: where only IPv6 is asked for, a host has to be set so (bindv6only).
+        let listener = place.there(|| TcpListener::bind(("::", port)));
+        let listener = listener.unwrap_or_else(|error| panic!("listen at {port}: {error}"));
+        listener.set_nonblocking(true).expect("do not wait");
+        Self { listener }
+    }
+
+    /// Connects from a place; what the server saw.
+    fn seen(&self, from: &impl Place, target: (IpAddr, u16)) -> Option<IpAddr> {
+        let stream = from.there(|| TcpStream::connect_timeout(&SocketAddr::from(target), PATIENCE)).ok()?;
+        let (mut server, client) =
+            eventually(PATIENCE, "a connection arrives", || self.listener.accept().ok());
+        server.set_nonblocking(false).expect("wait");
+        server.write_all(b"hello").expect("answer");
+        drop(server);
+        let mut text = String::new();
+        (&stream).read_to_string(&mut text).expect("an answer");
+        assert_eq!(text, "hello");
+        Some(client.ip().to_canonical())
+    }
+}
+
+fn addr(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+#[test]
+fn from_everywhere_in_both_families() {
+    let host = Host::new();
+    let outside = host.outside();
+    let (web, neighbour, stranger) = (Pod::new(), Pod::new(), Pod::new());
+    let network = network();
+    let result = with(&network, &[mapping(8080, 80)]).add(&web);
+    let own = ips(&result);
+    network.add(&neighbour);
+    let other = Network::new("other", &["10.99.0.0/24", "fd00:99::/64"])
+        .with(&json!({ "bridge": "weft1", "isDefaultGateway": true, "ipMasq": true }));
+    other.add(&stranger);
+    let mirror = Mirror::on(&web, 80);
+    for (at, peer) in Outside::HOST.iter().zip(Outside::PEER) {
+        let at = addr(at);
+        assert_eq!(mirror.seen(&outside, (at, 8080)), Some(addr(peer)), "the client's address is kept");
+        assert!(mirror.seen(host.netns(), (at, 8080)).is_some(), "from the host to its own address");
+        assert!(mirror.seen(&neighbour, (at, 8080)).is_some(), "from the same network");
+        assert!(mirror.seen(&stranger, (at, 8080)).is_some(), "from another network");
+        assert!(mirror.seen(&web, (at, 8080)).is_some(), "from the container itself");
+    }
+    assert!(mirror.seen(host.netns(), (addr("127.0.0.1"), 8080)).is_some(), "by the host's loopback address");
+    assert!(mirror.seen(&neighbour, (addr("10.88.0.1"), 8080)).is_some(), "by the gateway's address");
+    assert!(mirror.seen(&neighbour, (own[0], 80)).is_some(), "its own address is there as before");
+    with(&network, &[mapping(8080, 80)]).del(&web);
+    for at in Outside::HOST {
+        let gone =
+            outside.inside(|| TcpStream::connect_timeout(&SocketAddr::from((addr(at), 8080)), PATIENCE));
+        assert!(gone.is_err(), "after DEL nobody answers at {at}");
+    }
+}
+
+/// A packet that only passes the host is none of its ports' (CVE-2025-67499).
+#[test]
+fn ports_of_other_machines_pass() {
+    let host = Host::new();
+    let outside = host.outside();
+    let (web, client) = (Pod::new(), Pod::new());
+    with(&network(), &[mapping(8080, 80)]).add(&web);
+    network().add(&client);
+    let theirs = Mirror::on(&outside, 8080);
+    for (at, host) in Outside::PEER.iter().zip(Outside::HOST) {
+        assert_eq!(theirs.seen(&client, (addr(at), 8080)), Some(addr(host)), "masqueraded, not redirected");
+    }
+}
+
+/// Rules that the host has for its own services come first (CVE-2019-9946).
+#[test]
+fn the_hosts_own_services_come_first() {
+    let host = Host::new();
+    let outside = host.outside();
+    let (web, service) = (Pod::new(), Pod::new());
+    with(&network(), &[mapping(8080, 80)]).add(&web);
+    let result = network().add(&service);
+    let theirs = Mirror::on(&service, 9000);
+    host.nft(&format!(
+        "table ip services {{ chain in {{ type nat hook prerouting priority dstnat\n tcp dport 8080 dnat to {}:9000\n }}\n }}\n",
+        ips(&result)[0]
+    ));
+    assert_eq!(theirs.seen(&outside, (addr(Outside::HOST[0]), 8080)), Some(addr(Outside::PEER[0])));
+}
+
+#[test]
+fn a_second_claimant_hears_who_has_the_port() {
+    let _host = Host::new();
+    let holder = Pod::new();
+    let at = |ip: &str, port: u16| json!({ "hostPort": port, "containerPort": 80, "protocol": "tcp", "hostIP": ip });
+    let range: Vec<Value> = (9000..9100).map(|port| mapping(port, port)).collect();
+    let mut held = vec![mapping(8080, 80), at("10.88.0.1", 8081)];
+    held.extend(range);
+    with(&network(), &held).add(&holder);
+    for wanted in [
+        mapping(8080, 81),
+        at("10.88.0.1", 8080),
+        at("10.88.0.1", 8081),
+        mapping(8081, 80),
+        mapping(9050, 80),
+        at("127.0.0.1", 9099),
+    ] {
+        let pod = Pod::new();
+        let error = with(&network(), std::slice::from_ref(&wanted)).add_call(&pod).run().error_code(103);
+        error.assert_names(&[&holder.id, &wanted["hostPort"].to_string()]);
+    }
+    // What does not meet, and what is free again.
+    let pod = Pod::new();
+    let udp = json!({ "hostPort": 8080, "containerPort": 80, "protocol": "udp" });
+    with(&network(), &[udp, at("127.0.0.1", 8081), mapping(8999, 80), mapping(9100, 80)]).add(&pod);
+    with(&network(), &held).del(&holder);
+    let next = Pod::new();
+    with(&network(), &[mapping(8080, 80)]).add(&next);
+}
+
+/// A thousand ports are one element of the map, in each family.
+#[test]
+fn a_range_is_one_element() {
+    let host = Host::new();
+    let outside = host.outside();
+    let pod = Pod::new();
+    let range: Vec<Value> = (20_000..21_000).map(|port| mapping(port, port)).collect();
+    with(&network(), &range).add(&pod);
+    let elements = command("nft list map inet weft hostport-range-v4");
+    assert_eq!(elements.matches("comment").count(), 1, "{elements}");
+    for port in [20_000, 20_500, 20_999] {
+        let mirror = Mirror::on(&pod, port);
+        assert!(mirror.seen(&outside, (addr(Outside::HOST[0]), port)).is_some(), "port {port}");
+    }
+}
+
+/// A client that keeps sending reaches the new container: the kernel's record of the old one's flow is gone.
+#[test]
+fn udp_follows_the_container() {
+    let host = Host::new();
+    let outside = host.outside();
+    let udp = json!({ "hostPort": 5353, "containerPort": 53, "protocol": "udp" });
+    let network = with(&network(), &[udp]);
+    let client = outside.inside(|| UdpSocket::bind("0.0.0.0:0").expect("a socket"));
+    client.set_read_timeout(Some(Duration::from_millis(50))).expect("a limit");
+    let answers = |pod: &Pod, text: &'static [u8]| {
+        let server = pod.inside(|| UdpSocket::bind("0.0.0.0:53").expect("a socket"));
+        server.set_read_timeout(Some(Duration::from_millis(50))).expect("a limit");
+        let start = Instant::now();
+        eventually(Duration::from_secs(1), "the new container answers", || {
+            client.send_to(b"?", (addr(Outside::HOST[0]), 5353)).expect("send");
+            let (_, from) = server.recv_from(&mut [0; 8]).ok()?;
+            server.send_to(text, from).expect("answer");
+            let mut buffer = [0; 8];
+            let length = client.recv(&mut buffer).ok()?;
+            (&buffer[..length] == text).then_some(())
+        });
+        start.elapsed()
+    };
+    let mut pods = Vec::new();
+    for text in [b"one".as_slice(), b"two", b"three"] {
+        let pod = Pod::new();
+        network.add(&pod);
+        answers(&pod, text);
+        network.del(&pod);
+        // It also sends while nobody is there.
+        client.send_to(b"?", (addr(Outside::HOST[0]), 5353)).expect("send");
+        pods.push(pod);
+    }
+}
+
+#[test]
+fn sources_that_may_use_a_port() {
+    let host = Host::new();
+    let outside = host.outside();
+    let (web, second) = (Pod::new(), Pod::new());
+    let limited = network().with(&json!({ "sources": ["198.51.100.2/32", "2001:db8:ffff::2"] }));
+    with(&limited, &[mapping(8080, 80)]).add(&web);
+    let mirror = Mirror::on(&web, 80);
+    for (at, peer) in Outside::HOST.iter().zip(Outside::PEER) {
+        assert_eq!(mirror.seen(&outside, (addr(at), 8080)), Some(addr(peer)));
+    }
+    outside.inside(|| command("ip addr add 198.51.100.3/24 dev eth0"));
+    let stranger = outside.inside(|| {
+        let socket = UdpSocket::bind("198.51.100.3:0").expect("the second address");
+        drop(socket);
+        command("ip route add 198.51.100.1/32 dev eth0 src 198.51.100.3");
+        TcpStream::connect_timeout(
+            &SocketAddr::from((addr(Outside::HOST[0]), 8080)),
+            Duration::from_millis(300),
+        )
+    });
+    assert!(stranger.is_err(), "another source is not served");
+    // A container's own list takes the place of the network's.
+    let own = with(&limited, &[mapping(8081, 80)])
+        .with(&json!({ "args": { "weft": { "sources": ["198.51.100.3"] } } }));
+    own.add(&second);
+    let mirror = Mirror::on(&second, 80);
+    assert_eq!(mirror.seen(&outside, (addr(Outside::HOST[0]), 8081)), Some(addr("198.51.100.3")));
+}
+
+/// 127.0.0.1 is reached by this host, and by nobody who sends packets for it.
+#[test]
+fn the_hosts_loopback_is_closed_to_neighbours() {
+    let host = Host::new();
+    let (web, attacker) = (Pod::new(), Pod::new());
+    with(&network(), &[mapping(8080, 80)]).add(&web);
+    network().add(&attacker);
+    assert_eq!(host.sysctl("net/ipv4/conf/weft0/route_localnet"), "1");
+    let local = TcpListener::bind("127.0.0.1:7000").expect("a service of the host alone");
+    local.set_nonblocking(true).expect("do not wait");
+    attacker.inside(|| {
+        command("ip addr flush dev lo");
+        std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1").expect("let 127.0.0.0/8 out");
+        command("ip route add 127.0.0.1/32 via 10.88.0.1");
+        for port in [7000, 8080] {
+            let reached = TcpStream::connect_timeout(
+                &SocketAddr::from((addr("127.0.0.1"), port)),
+                Duration::from_millis(300),
+            );
+            assert!(reached.is_err(), "port {port} of the host's loopback answers a container");
+        }
+    });
+    assert!(local.accept().is_err());
+}
+
+/// What DEL, GC and CHECK have to know of it.
+#[test]
+fn nothing_is_left_and_what_is_flushed_comes_back() {
+    let host = Host::new();
+    let outside = host.outside();
+    let network = network();
+    let (first, second, third) = (Pod::new(), Pod::new(), Pod::new());
+    let one = with(&network, &[mapping(8080, 80)]);
+    with(&network, &[mapping(8082, 80)]).add(&third);
+    with(&network, &[mapping(8082, 80)]).del(&third);
+    let before = host.ruleset();
+    let result = one.add(&first);
+    let check = one.clone().with(&json!({ "prevResult": result })).call("CHECK").pod(&first);
+    check.clone().run().done();
+    command("nft flush ruleset");
+    check.clone().run().error_code(105).assert_names(&["hostport"]);
+    with(&network, &[mapping(8081, 80)]).add(&second);
+    check.clone().run().done();
+    let mirror = Mirror::on(&first, 80);
+    assert!(mirror.seen(&outside, (addr(Outside::HOST[0]), 8080)).is_some(), "the next ADD restored it");
+    // One element altered by hand.
+    command("nft delete element inet weft hostport-v4 { tcp . 8080 }");
+    check.run().error_code(105).assert_names(&["hostport-v4", "8080"]);
+    // The record is lost: what names the attachment is found all the same.
+    with(&network, &[mapping(8081, 80)]).del(&second);
+    let valid = json!({ "cni.dev/valid-attachments": [] });
+    network.clone().with(&valid).call("GC").run().done();
+    assert!(!host.ruleset().contains("8080") && !host.ruleset().contains("8081"), "{}", host.ruleset());
+    drop((before, third));
+}
+
+#[test]
+fn what_cannot_be_meant() {
+    let _host = Host::new();
+    let pod = Pod::new();
+    for (wanted, code, parts) in [
+        (json!({ "hostPort": 70000, "containerPort": 80, "protocol": "tcp" }), 7, vec!["hostPort", "70000"]),
+        (mapping(0, 80), 7, vec!["hostPort", "0"]),
+        (json!({ "hostPort": 80, "containerPort": 0, "protocol": "tcp" }), 7, vec!["containerPort"]),
+        (
+            json!({ "hostPort": 80, "containerPort": 80, "protocol": "icmp" }),
+            7,
+            vec!["protocol", "icmp", "sctp"],
+        ),
+        (
+            json!({ "hostPort": 80, "containerPort": 80, "protocol": "tcp", "hostIP": "here" }),
+            7,
+            vec!["hostIP", "here"],
+        ),
+    ] {
+        with(&network(), &[wanted]).add_call(&pod).run().error_code(code).assert_names(&parts);
+    }
+    for (key, value, parts) in [
+        ("conditionsV4", json!(["-s", "192.0.2.0/24"]), vec!["conditionsV4", "sources"]),
+        ("conditionsV6", json!(["-s", "2001:db8::/32"]), vec!["conditionsV6", "sources"]),
+        ("source", json!([]), vec!["source", "sources"]),
+    ] {
+        let wrong = network().with(&json!({ key: value }));
+        with(&wrong, &[mapping(8080, 80)]).add_call(&pod).run().error_code(2).assert_names(&parts);
+    }
+    let flat = Network::new("flat", &[]);
+    with(&flat, &[mapping(8080, 80)])
+        .add_call(&pod)
+        .run()
+        .error_code(7)
+        .assert_names(&["portMappings", "isGateway"]);
+}
