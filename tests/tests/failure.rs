@@ -22,6 +22,7 @@ const FAILURES: &[(&str, &str)] = &[
     ("ftruncate", "ENOSPC"),
     ("getdents64", "EIO"),
     ("link", "ENOSPC"),
+    ("listen", "EADDRINUSE"),
     ("linkat", "ENOSPC"),
     ("lseek", "EIO"),
     ("lstat", "EIO"),
@@ -139,7 +140,8 @@ impl Stage {
     /// All that containers share is there, and in use.
     fn in_use() -> Self {
         let (host, pod, neighbour) = (Host::new(), Pod::new(), Pod::new());
-        network().add(&neighbour);
+        // The port is the other container's.
+        network().with(&json!({ "runtimeConfig": { "portMappings": null } })).add(&neighbour);
         let before = World::of(&host, &[&pod, &neighbour]);
         Self { host, pod, neighbour: Some(neighbour), before }
     }
