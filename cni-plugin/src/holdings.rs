@@ -2,12 +2,13 @@
 //! how an ADD that finds the rules flushed puts it back for all.
 
 use std::fs;
+use std::path::Path;
 
 use cni_protocol::{Call, Code, Deadline, Error, IfName};
 use serde::{Deserialize, Serialize};
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
-use weft_net::{Netlink, NlResult, conntrack};
+use weft_net::{NetError, Netlink, NlResult, conntrack};
 use weft_state::Lock;
 
 use crate::conf::{Asked, Network, Traces};
@@ -95,6 +96,34 @@ pub fn hold(
     }
     journal.holdings = holdings;
     Ok(())
+}
+
+/// Puts back what attachments hold in rules that were flushed or altered; whether there was anything to put back. For
+/// whoever looks after the host while no container comes.
+///
+/// # Errors
+/// [`Code::Kernel`].
+pub fn restore(state_dir: &Path, deadline: Deadline) -> Result<bool, Error> {
+    let refused = |error: NetError| failed(&"put back what containers hold in the ruleset", error.into());
+    let mut nft = Nft::open(deadline).map_err(refused)?;
+    if ruleset::is_whole(&mut nft).map_err(refused)? {
+        return Ok(false);
+    }
+    // Their locks are held until their elements are back: no DEL can come in between.
+    let attached = record::attached(state_dir);
+    let held: Vec<Elements> = attached.iter().map(|(key, holdings, _lock)| holdings.elements(key)).collect();
+    let mut all = Elements::default();
+    for elements in &held {
+        all.own.extend_from_slice(&elements.own);
+        all.shared.extend_from_slice(&elements.shared);
+    }
+    let mut lost = false;
+    ruleset::ensure(&mut nft, &all, &mut || {
+        lost = true;
+        held.clone()
+    })
+    .map_err(refused)?;
+    Ok(lost)
 }
 
 /// What ports need besides their elements.

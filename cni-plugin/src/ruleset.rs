@@ -317,6 +317,19 @@ fn is_hash(text: &str) -> bool {
     text.len() == crate::key::HASH_LEN && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
+/// Whether all groups are there, as Weft makes them.
+///
+/// # Errors
+/// What the kernel says to the query.
+pub fn is_whole(nft: &mut Nft) -> NlResult<bool> {
+    for group in GROUPS {
+        if !is_intact(nft, group)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn is_intact(nft: &mut Nft, group: &Group) -> NlResult<bool> {
     let names: Vec<&str> = group.chains.iter().map(|chain| chain.name).collect();
     let wanted: Vec<u32> = group.chains.iter().map(|chain| chain.uses).collect();

@@ -2,11 +2,13 @@
 
 use std::fmt::Display;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use cni_protocol::Deadline;
 use flannel_records::{HostRecord, Leased, NetworkConfig, SubnetEnv};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use weft::holdings;
 use weft::masquerade::{self, Ensured, Masquerade};
 use weft::overlay::{self, Changes, Overlay};
 use weft_net::nft::Nft;
@@ -43,7 +45,7 @@ impl Report {
 
 /// Compares everything with what it ought to be, and changes what differs. One failure keeps nothing else from being
 /// repaired.
-pub(super) fn heal(conf: &NetworkConf, lease: &HostLease, wanted: &Overlay) -> Report {
+pub(super) fn heal(conf: &NetworkConf, state_dir: &Path, lease: &HostLease, wanted: &Overlay) -> Report {
     let mut report = Report::default();
     let deadline = Deadline::after(PATIENCE);
     match Netlink::open(deadline).and_then(|mut netlink| overlay::sync(&mut netlink, wanted)) {
@@ -69,6 +71,10 @@ pub(super) fn heal(conf: &NetworkConf, lease: &HostLease, wanted: &Overlay) -> R
             Ok(Ensured::Elements { .. } | Ensured::Network) => report.count("table", 1),
             Err(error) => report.failed("masquerade", &error),
         }
+    }
+    match holdings::restore(state_dir, deadline) {
+        Ok(restored) => report.count("table", usize::from(restored)),
+        Err(error) => report.failures.push(error.msg),
     }
     if let Some(mtu) = report.changes.mtu {
         match write_subnet_env(conf, lease, mtu) {

@@ -31,6 +31,7 @@ const LEASE_AGE: u64 = 60;
 pub(super) struct Network {
     conf: NetworkConf,
     data_dir: PathBuf,
+    state_dir: PathBuf,
     lease: Option<HostLease>,
     on_file: Option<HostLease>,
     hosts: Hosts,
@@ -91,6 +92,7 @@ impl Network {
         tokio::task::spawn_local(Store { conf: etcd, lease: lease.clone(), unused, news: sender }.run());
         let network = Self {
             data_dir: all.data_dir.clone(),
+            state_dir: all.state_dir.clone(),
             on_file: lease.clone(),
             lease,
             hosts,
@@ -260,7 +262,7 @@ impl Network {
             Ok(wanted) => wanted,
             Err(error) => return self.judge(Some(error.msg)),
         };
-        let report = heal(&self.conf, lease, &overlay);
+        let report = heal(&self.conf, &self.state_dir, lease, &overlay);
         let duration = began.elapsed();
         let network = self.conf.name.as_str();
         self.metrics.synced(network, duration);

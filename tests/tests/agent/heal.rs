@@ -236,3 +236,22 @@ fn stale_entries_go_at_the_start() {
     }
     assert_eq!(node.link(DEVICE).expect("the device")["ifindex"], index, "the device is the same");
 }
+
+/// Host ports of containers, after a firewall's reload.
+#[test]
+fn flushed_host_ports_come_back() {
+    let fleet = Fleet::new(1);
+    let node = fleet.node(0);
+    let mapping = json!({ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" });
+    let network = fleet.network(0).with(&json!({ "runtimeConfig": { "portMappings": [mapping] } }));
+    let (pod, result) = node.attach(&network);
+    let check = || {
+        let with_result = network.clone().with(&json!({ "prevResult": result }));
+        with_result.call("CHECK").pod(&pod).on(node).run().succeeded()
+    };
+    assert!(check());
+    for damage in ["nft flush ruleset", "nft delete chain inet weft hostport-in"] {
+        node.command(damage);
+        eventually(REPAIR, damage, || check().then_some(()));
+    }
+}
