@@ -94,6 +94,8 @@ impl Host {
 /// A container: an ID and an empty network namespace.
 pub(crate) struct Container {
     pub(crate) id: String,
+    /// A port of the host that no other container of the benchmark has.
+    pub(crate) port: u32,
     netns: NetNs,
 }
 
@@ -102,7 +104,7 @@ impl Container {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let new = |_| {
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-            Self { id: format!("bench-{number}"), netns: NetNs::create() }
+            Self { id: format!("bench-{number}"), port: 10_000 + number % 50_000, netns: NetNs::create() }
         };
         (0..count).map(new).collect()
     }

@@ -22,6 +22,8 @@ pub(crate) enum Backend {
 pub(crate) struct Shape {
     /// Masquerade; the reference plugins do it by this backend.
     pub(crate) masquerade: Option<Backend>,
+    /// A host port for each container; the reference plugins do it by this backend.
+    pub(crate) port: Option<Backend>,
     pub(crate) dual_stack: bool,
 }
 
@@ -40,6 +42,9 @@ pub(crate) struct Network<'a> {
     directory: &'a Path,
     plugin: &'static str,
     conf: Value,
+    /// The configuration of portmap, where it follows in the chain.
+    portmap: Option<Value>,
+    has_port: bool,
 }
 
 impl<'a> Network<'a> {
@@ -68,14 +73,40 @@ impl<'a> Network<'a> {
             (Suite::Reference, Some(Backend::Nftables)) => conf["ipMasqBackend"] = json!("nftables"),
             (Suite::Reference, None) => {}
         }
-        Self { host, directory, plugin, conf }
+        let portmap = shape.port.filter(|_| suite == Suite::Reference).map(|backend| {
+            let backend = match backend {
+                Backend::Iptables => "iptables",
+                Backend::Nftables => "nftables",
+            };
+            json!({ "cniVersion": "1.1.0", "name": "bench", "type": "portmap", "backend": backend })
+        });
+        Self { host, directory, plugin, conf, portmap, has_port: shape.port.is_some() }
+    }
+
+    /// The configuration with a container's host port in it.
+    fn conf_for(&self, conf: &Value, container: &Container) -> Value {
+        let mut conf = conf.clone();
+        if self.has_port {
+            let mapping = json!({ "hostPort": container.port, "containerPort": 80, "protocol": "tcp" });
+            conf["runtimeConfig"] = json!({ "portMappings": [mapping] });
+        }
+        conf
     }
 
     /// Attaches a container.
     pub(crate) fn add<'n>(&'n self, container: &'n Container) -> Attached<'n, 'a> {
         let program = self.directory.join(self.plugin);
-        let (cost, result) = self.call(Command::new(program), "ADD", container, &self.conf);
-        let result = serde_json::from_slice(&result).expect("a result");
+        // The bridge plugin is not told of ports.
+        let conf =
+            if self.portmap.is_some() { self.conf.clone() } else { self.conf_for(&self.conf, container) };
+        let (mut cost, result) = self.call(Command::new(program), "ADD", container, &conf);
+        let result: Value = serde_json::from_slice(&result).expect("a result");
+        if let Some(portmap) = &self.portmap {
+            let mut conf = self.conf_for(portmap, container);
+            conf["prevResult"] = result.clone();
+            let program = self.directory.join("portmap");
+            cost = cost.and(self.call(Command::new(program), "ADD", container, &conf).0);
+        }
         Attached { network: self, container, cost, result }
     }
 
@@ -113,9 +144,17 @@ pub(crate) struct Attached<'n, 'a> {
 impl Attached<'_, '_> {
     /// Detaches the container, giving the plugin the result of its ADD as runtimes do.
     pub(crate) fn del(self) -> Cost {
-        let mut conf = self.network.conf.clone();
+        let Self { network, container, .. } = self;
+        let portmap = network.portmap.as_ref().map(|portmap| {
+            let mut conf = network.conf_for(portmap, container);
+            conf["prevResult"] = self.result.clone();
+            network.call(Command::new(network.directory.join("portmap")), "DEL", container, &conf).0
+        });
+        let mut conf =
+            if portmap.is_some() { network.conf.clone() } else { network.conf_for(&network.conf, container) };
         conf["prevResult"] = self.result;
-        let program = self.network.directory.join(self.network.plugin);
-        self.network.call(Command::new(program), "DEL", self.container, &conf).0
+        let program = network.directory.join(network.plugin);
+        let cost = network.call(Command::new(program), "DEL", container, &conf).0;
+        portmap.map_or(cost, |portmap| portmap.and(cost))
     }
 }

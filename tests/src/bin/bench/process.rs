@@ -25,6 +25,15 @@ pub(crate) struct Cost {
 }
 
 impl Cost {
+    /// One after the other.
+    pub(crate) fn and(self, next: Self) -> Self {
+        Self {
+            wall: self.wall + next.wall,
+            cpu: self.cpu + next.cpu,
+            peak_kib: self.peak_kib.max(next.peak_kib),
+        }
+    }
+
     /// Wall-clock time in milliseconds.
     pub(crate) fn milliseconds(self) -> f64 {
         self.wall.as_secs_f64() * 1e3

@@ -1,5 +1,7 @@
 //! What is compared with what, and the targets.
 
+mod ports;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -26,9 +28,10 @@ const MANY: usize = 1000;
 pub(crate) type Part = (&'static str, fn(&Peers) -> Vec<Row>);
 
 /// In this order: what leaves namespaces behind for the kernel to clear away comes last.
-pub(crate) const PARTS: [Part; 7] = [
+pub(crate) const PARTS: [Part; 8] = [
     ("plain", plain),
     ("masq", masquerade),
+    ("ports", ports::ports),
     ("memory", memory),
     ("floor", floor),
     ("burst", burst),
@@ -61,7 +64,7 @@ impl Peers {
                 std::fs::read(&binary).unwrap_or_else(|error| panic!("{}: {error}", binary.display()));
             assert!(is_stripped(&bytes), "{} is not a release build: run hack/build", binary.display());
         }
-        for name in ["bridge", "host-local"] {
+        for name in ["bridge", "host-local", "portmap"] {
             let path = peers.reference.join(name);
             assert!(path.is_file(), "{} is missing: run hack/peers", path.display());
         }
