@@ -16,6 +16,7 @@ use crate::etcd_conf::EtcdConf;
 use crate::lease::{self, Lease};
 use crate::registry::Registry;
 use crate::store;
+use crate::underlay::Found;
 
 /// How long an ADD waits for news of other hosts, which it can do without.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -62,12 +63,13 @@ impl<'c> Host<'c> {
 
     fn is_ours(&self, lease: &HostLease) -> bool {
         let Ok(record) = HostRecord::parse(&lease.key, &lease.value) else { return false };
-        // While the underlay is down nothing can be said against it.
-        let same = |segment: &flannel_records::Segment| {
-            let found = self.etcd.underlay.find(segment.public.is_ipv4());
-            found.is_ok_and(|found| found.public != segment.public)
+        let is_still = |segment: &flannel_records::Segment| {
+            let local = lease.local.iter().copied().find(|ip| ip.is_ipv4() == segment.public.is_ipv4());
+            self.etcd
+                .underlay
+                .is_still(Found { public: segment.public, local: local.unwrap_or(segment.public) })
         };
-        lease.prefix == self.etcd.prefix && !record.segments().iter().any(same)
+        lease.prefix == self.etcd.prefix && record.segments().iter().all(is_still)
     }
 
     /// The lease for an ADD: that on file, with news of the other hosts where they are due; else one taken now.

@@ -59,62 +59,90 @@ impl Underlay {
     /// [`Code::InvalidConfig`] when it has none, with what to configure.
     pub fn find(&self, v4: bool) -> Result<Found, Error> {
         let given = self.public.iter().copied().find(|ip| ip.is_ipv4() == v4);
-        let family = if v4 { "IPv4" } else { "IPv6" };
-        let addresses = addresses(v4)?;
-        let has = |ip: IpAddr| addresses.iter().any(|(_, other)| *other == ip);
         // An address of an interface that is given as the public one says everything.
         if let (Choice::DefaultRoute, Some(public)) = (&self.choice, given)
-            && has(public)
+            && is_here(public)
         {
             return Ok(Found { public, local: public });
         }
-        let none = |what: String| {
+        let family = if v4 { "IPv4" } else { "IPv6" };
+        let local = self.choice.local(v4).map_err(|what| {
             let remedy = "set ipam.iface, ifaceCanReach or publicIP to what leads to the other hosts";
             Error::new(Code::InvalidConfig, format!("find this host's {family} address: {what}: {remedy}"))
-        };
-        let first = |matches: &dyn Fn(&str, IpAddr) -> bool| {
-            addresses.iter().find(|(name, ip)| matches(name, *ip)).map(|(_, ip)| *ip)
-        };
-        let local = match &self.choice {
-            Choice::DefaultRoute => {
-                source_towards(anywhere(v4)).map_err(|error| none(format!("no default route ({error})")))?
-            }
-            Choice::CanReach(ip) if ip.is_ipv4() == v4 => {
-                source_towards(*ip).map_err(|error| none(format!("no route to {ip} ({error})")))?
-            }
-            Choice::CanReach(target) => {
-                let source = source_towards(*target)
-                    .map_err(|error| none(format!("no route to {target} ({error})")))?;
-                let name = name_of(source).ok_or_else(|| none(format!("{source} is on no interface")))?;
-                first(&|other, _| other == name).ok_or_else(|| none(format!("{name} has none")))?
-            }
-            Choice::Interface(iface) => {
-                let name = iface.parse::<IpAddr>().ok().and_then(name_of).unwrap_or_else(|| iface.clone());
-                let wanted = iface.parse::<IpAddr>().ok().filter(|ip| has(*ip));
-                wanted
-                    .or_else(|| first(&|other, _| other == name))
-                    .ok_or_else(|| none(format!("{iface} has none")))?
-            }
-            Choice::Matching(regex) => first(&|_, ip| regex.is_match(&ip.to_string()))
-                .or_else(|| first(&|name, _| regex.is_match(name)))
-                .ok_or_else(|| none(format!("nothing matches {regex}")))?,
-        };
+        })?;
         Ok(Found { public: given.unwrap_or(local), local })
+    }
+
+    /// Whether addresses that were found before are still these, as far as can be told without a look at all
+    /// interfaces, of which there is one per container. While the way to other hosts is down nothing is said against
+    /// them.
+    #[must_use]
+    pub fn is_still(&self, before: Found) -> bool {
+        let v4 = before.public.is_ipv4();
+        if self.public.iter().any(|ip| ip.is_ipv4() == v4 && *ip != before.public) {
+            return false;
+        }
+        let way = match &self.choice {
+            Choice::DefaultRoute if before.public != before.local => None,
+            Choice::DefaultRoute => Some(anywhere(v4)),
+            Choice::CanReach(target) if target.is_ipv4() == v4 => Some(*target),
+            Choice::CanReach(_) | Choice::Interface(_) | Choice::Matching(_) => None,
+        };
+        match way.map(source_towards) {
+            Some(Ok(source)) if self.public.is_empty() => source == before.local,
+            Some(Err(_)) => true,
+            _ => is_here(before.local),
+        }
     }
 }
 
-/// Whether an interface of this host has an address.
-///
-/// # Errors
-/// [`Code::Kernel`] when the kernel does not tell.
-pub fn is_here(ip: IpAddr) -> Result<bool, Error> {
-    Ok(addresses(ip.is_ipv4())?.iter().any(|(_, other)| *other == ip))
+impl Choice {
+    /// The address that packets to other hosts leave with, or why there is none.
+    fn local(&self, v4: bool) -> Result<IpAddr, String> {
+        let towards =
+            |target| source_towards(target).map_err(|error| format!("no route to {target} ({error})"));
+        match self {
+            Self::DefaultRoute => {
+                source_towards(anywhere(v4)).map_err(|error| format!("no default route ({error})"))
+            }
+            Self::CanReach(target) if target.is_ipv4() == v4 => towards(*target),
+            Self::CanReach(target) => {
+                let source = towards(*target)?;
+                let name = name_of(source)?.ok_or_else(|| format!("{source} is on no interface"))?;
+                first(v4, |other, _| other == name)?.ok_or_else(|| format!("{name} has none"))
+            }
+            Self::Interface(iface) => {
+                let address = iface.parse::<IpAddr>().ok();
+                if let Some(address) = address.filter(|ip| ip.is_ipv4() == v4 && is_here(*ip)) {
+                    return Ok(address);
+                }
+                let name = address.map_or(Ok(None), name_of)?.unwrap_or_else(|| iface.clone());
+                first(v4, |other, _| other == name)?.ok_or_else(|| format!("{iface} has none"))
+            }
+            Self::Matching(regex) => {
+                let by_address = first(v4, |_, ip| regex.is_match(&ip.to_string()))?;
+                let found = by_address
+                    .map_or_else(|| first(v4, |name, _| regex.is_match(name)), |ip| Ok(Some(ip)))?;
+                found.ok_or_else(|| format!("nothing matches {regex}"))
+            }
+        }
+    }
+}
+
+/// Whether an interface of this host has an address: only then it is its own source.
+#[must_use]
+pub fn is_here(ip: IpAddr) -> bool {
+    source_towards(ip).is_ok_and(|source| source == ip)
+}
+
+/// The first address of a family that fits.
+fn first(v4: bool, fits: impl Fn(&str, IpAddr) -> bool) -> Result<Option<IpAddr>, String> {
+    Ok(addresses(v4)?.into_iter().find(|(name, ip)| fits(name, *ip)).map(|(_, ip)| ip))
 }
 
 /// The addresses of a family that other hosts may know, with their interfaces' names.
-fn addresses(v4: bool) -> Result<Vec<(String, IpAddr)>, Error> {
-    let found = getifaddrs()
-        .map_err(|error| Error::new(Code::Kernel, format!("list this host's addresses: {error}")))?;
+fn addresses(v4: bool) -> Result<Vec<(String, IpAddr)>, String> {
+    let found = getifaddrs().map_err(|error| format!("the kernel lists no addresses ({error})"))?;
     let usable = |ip: IpAddr| match ip {
         IpAddr::V4(ip) => v4 && !ip.is_loopback() && !ip.is_link_local(),
         IpAddr::V6(ip) => !v4 && !ip.is_loopback() && !ip.is_unicast_link_local(),
@@ -128,8 +156,8 @@ fn addresses(v4: bool) -> Result<Vec<(String, IpAddr)>, Error> {
     Ok(of_family.collect())
 }
 
-fn name_of(ip: IpAddr) -> Option<String> {
-    addresses(ip.is_ipv4()).ok()?.into_iter().find(|(_, other)| *other == ip).map(|(name, _)| name)
+fn name_of(ip: IpAddr) -> Result<Option<String>, String> {
+    Ok(addresses(ip.is_ipv4())?.into_iter().find(|(_, other)| *other == ip).map(|(name, _)| name))
 }
 
 /// An address that only the default route leads to: one of those for documentation (RFC 5737, RFC 3849).
@@ -175,7 +203,9 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_nobodys_way_to_this_host() {
-        assert!(!is_here([127, 0, 0, 1].into()).unwrap());
+    fn addresses_that_no_interface_has_are_not_here() {
+        for ip in ["192.0.2.1", "2001:db8::1"] {
+            assert!(!is_here(ip.parse().unwrap()), "{ip}");
+        }
     }
 }

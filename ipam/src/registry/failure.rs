@@ -34,7 +34,7 @@ pub(super) fn kind(error: &Error) -> Kind {
 /// In one line: whose error, what it is, what helps.
 pub(super) fn explain(endpoint: &str, error: &Error) -> String {
     let text = chain(error);
-    let found = refusal(&text).or_else(|| trouble(&text));
+    let found = refusal(&text).or_else(|| trouble(&text)).or_else(|| ended(endpoint, &text));
     match found {
         Some(meaning) => format!("{endpoint} {meaning}"),
         None => format!("{endpoint}: {text}"),
@@ -87,11 +87,9 @@ fn trouble(text: &str) -> Option<&'static str> {
         ("CertificateExpired", "says that this host's certificate has expired: renew ipam.etcd.certFile"),
         ("InvalidContentType", "does not speak TLS: write http:// in ipam.etcd.endpoints, or enable its TLS"),
         ("(os error 111)", "refuses the connection: see whether etcd runs there"),
-        // By their numbers: C libraries word them differently. EHOSTUNREACH, ENETUNREACH, ECONNRESET, ECONNREFUSED.
+        // By their numbers: C libraries word them differently. EHOSTUNREACH, ENETUNREACH, ECONNREFUSED.
         ("(os error 113)", "cannot be reached: no route to host: see the network between"),
         ("(os error 101)", "cannot be reached: network is unreachable: see this host's routes"),
-        ("(os error 104)", "ended the connection"),
-        ("broken pipe", "ended the connection"),
         ("failed to lookup address", "has a name that cannot be looked up: correct it, or see to DNS"),
         (
             "required revision has been compacted",
@@ -113,6 +111,19 @@ fn trouble(text: &str) -> Option<&'static str> {
         ),
     ];
     known.into_iter().find_map(|(part, meaning)| text.contains(part).then_some(meaning))
+}
+
+/// A connection that is gone. In TLS 1.3 the server's reason is lost when it closes before the reason was read.
+fn ended(endpoint: &str, text: &str) -> Option<&'static str> {
+    let gone = ["(os error 104)", "broken pipe", "connection closed", "operation was canceled"];
+    if !gone.iter().any(|part| text.contains(part)) {
+        return None;
+    }
+    Some(if endpoint.starts_with("https:") {
+        "ended the connection, perhaps as it does not accept this host's certificate: see ipam.etcd.certFile and keyFile"
+    } else {
+        "ended the connection: see its log"
+    })
 }
 
 /// All that the error and its causes say.
