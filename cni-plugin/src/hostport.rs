@@ -23,32 +23,17 @@ use crate::plan::{Plan, prefix};
 use crate::ruleset::{self, Elements};
 use crate::step::Fault;
 
+mod claim;
 mod rules;
 #[cfg(test)]
 mod tests;
 
+use claim::{Claim, claim, meets, single_ports};
 pub use rules::GROUP;
 use rules::{ANY, AT, LIMITED, LOCALNET, MASQUERADED, RANGES, SAME, SOURCES};
 
-/// From how many ports in a row on a range is one element. The kernel copies the map of ranges at every change,
-/// so a few single ports are cheaper.
-const RANGE_MIN: u16 = 8;
 /// How many ports are tried for a listener at most, one socket each.
 const PROBES: usize = 64;
-
-/// Ports of the host that go to the container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Claim {
-    /// The container's address.
-    to: IpAddr,
-    /// The host's address; `None` is every one of the family.
-    at: Option<IpAddr>,
-    protocol: Protocol,
-    first: u16,
-    last: u16,
-    /// The container's port for the first; a range keeps its numbers.
-    port: u16,
-}
 
 /// What an attachment holds of host ports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -263,74 +248,6 @@ impl Ports {
     }
 }
 
-impl Claim {
-    fn is_range(&self) -> bool {
-        self.first != self.last
-    }
-
-    fn is_at_localhost(&self) -> bool {
-        self.to.is_ipv4() && self.at.is_none_or(|at| at.is_loopback())
-    }
-
-    fn text(&self) -> String {
-        let ports = if self.is_range() {
-            format!("ports {}-{}", self.first, self.last)
-        } else {
-            format!("port {}", self.first)
-        };
-        match self.at {
-            Some(at) => format!("{} {ports} of the host's address {at}", self.protocol),
-            None => format!("{} {ports} of the host", self.protocol),
-        }
-    }
-
-    fn element(&self) -> Element {
-        let protocol = self.protocol as u8;
-        let target = Tuple::default().address(self.to);
-        if self.is_range() {
-            let (low, high) = self.at.map_or_else(|| ends(everything(Family::of(self.to))), |at| (at, at));
-            let key = |at, port| Tuple::default().address(at).protocol(protocol).port(port);
-            let keys = (key(low, self.first), key(high, self.last));
-            return Element::between(by(&RANGES, self.to), keys, self.text()).with(target);
-        }
-        let target = target.port(self.port);
-        match self.at {
-            Some(at) => {
-                let key = Tuple::default().address(at).protocol(protocol).port(self.first);
-                Element::new(by(&AT, self.to), key, self.text()).with(target)
-            }
-            None => self.any_element().with(target),
-        }
-    }
-
-    fn any_element(&self) -> Element {
-        let key = Tuple::default().protocol(self.protocol as u8).port(self.first);
-        Element::new(by(&ANY, self.to), key, self.text())
-    }
-
-    /// Who may have the port of one address at every address.
-    fn at_every_address(&self) -> Option<Element> {
-        (self.at.is_some() && !self.is_range()).then(|| self.any_element())
-    }
-}
-
-/// Whether a claim and an element of one of the maps have a port in common.
-fn meets(claim: &Claim, element: &Element) -> bool {
-    let bytes = |tuple: &Tuple| tuple.bytes().to_vec();
-    let (first, last) = (bytes(&element.key), bytes(element.end.as_ref().unwrap_or(&element.key)));
-    // The key ends with protocol and port, in four bytes each; an address stands before them in two maps.
-    let split = |bytes: &[u8]| {
-        let (address, rest) = bytes.split_at(bytes.len().saturating_sub(8));
-        let port = rest.get(4..6).and_then(|port| port.try_into().ok()).map(u16::from_be_bytes);
-        (address.to_vec(), rest.first().copied(), port.unwrap_or_default())
-    };
-    let ((low, protocol, from), (high, _, to)) = (split(&first), split(&last));
-    let at = claim.at.map(|at| Tuple::default().address(at));
-    let address_meets =
-        low.is_empty() || at.is_none_or(|at| low.as_slice() <= at.bytes() && at.bytes() <= high.as_slice());
-    address_meets && protocol == Some(claim.protocol as u8) && from <= claim.last && claim.first <= to
-}
-
 fn concerns(mapping: &Mapping, family: Family) -> bool {
     mapping.host_ip.is_none_or(|ip| Family::of(ip) == family)
 }
@@ -352,46 +269,6 @@ fn refuse_without_address(mapping: &Mapping, family: Family) -> Result<(), Error
     }
 }
 
-/// Adds a mapping to the claims, which are in the order of addresses, protocols and ports.
-fn claim(claims: &mut Vec<Claim>, mapping: &Mapping, to: IpAddr) {
-    let at = mapping.host_ip.filter(|ip| !ip.is_unspecified());
-    let port = mapping.host_port;
-    let kept = mapping.container_port == port;
-    if let Some(last) = claims.last_mut()
-        && kept
-        && (last.to, last.at, last.protocol) == (to, at, mapping.protocol)
-        && last.port == last.first
-        && last.last.checked_add(1) == Some(port)
-    {
-        last.last = port;
-        return;
-    }
-    // The same port of every address may come twice, as "" and as 0.0.0.0.
-    let new =
-        Claim { to, at, protocol: mapping.protocol, first: port, last: port, port: mapping.container_port };
-    if !claims.contains(&new) {
-        claims.push(new);
-    }
-}
-
-/// Ranges that are too short to be an element as single ports.
-fn single_ports(claims: Vec<Claim>) -> Vec<Claim> {
-    let mut singles = Vec::with_capacity(claims.len());
-    for claim in claims {
-        if !claim.is_range() || claim.last - claim.first + 1 >= RANGE_MIN {
-            singles.push(claim);
-        } else {
-            singles.extend((claim.first..=claim.last).map(|port| Claim {
-                first: port,
-                last: port,
-                port,
-                ..claim
-            }));
-        }
-    }
-    singles
-}
-
 fn has_default_route(plan: &Plan, family: Family) -> bool {
     plan.routes.iter().any(|route| route.dst.prefix() == 0 && Family::of(route.dst.ip()) == family)
 }
@@ -401,14 +278,6 @@ fn same(prefix: IpNetwork) -> Element {
     let (first, last) = ends(prefix);
     let key = |end| Tuple::default().address(end).address(end);
     Element::between(by(&SAME, first), (key(first), key(last)), format!("{prefix} . {prefix}"))
-}
-
-fn everything(family: Family) -> IpNetwork {
-    let any: IpAddr = match family {
-        Family::V4 => std::net::Ipv4Addr::UNSPECIFIED.into(),
-        Family::V6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
-    };
-    IpNetwork::new(any, 0).unwrap_or_else(|_| IpNetwork::from(any))
 }
 
 /// The set of a pair for an address's family.

@@ -22,6 +22,8 @@ pub mod masquerade;
 pub mod overlay;
 pub mod plan;
 pub mod pod;
+#[cfg(test)]
+mod real_nft;
 pub mod record;
 pub mod ruleset;
 pub mod status;

@@ -23,7 +23,7 @@ use nix::errno::Errno;
 
 use weft_net::Family;
 use weft_net::nft::{
-    Chain, Change, Field, InetHookNumber, Interval, Nft, POLICY_ACCEPT, Rule, SetKind, TABLE,
+    Chain, Change, Field, InetHookNumber, Interval, Nft, POLICY_ACCEPT, Rule, SetKind, TABLE, retry,
 };
 use weft_net::{NetError, NlResult};
 
@@ -32,8 +32,6 @@ mod tests;
 
 /// `NF_IP_PRI_NAT_SRC` of linux/netfilter_ipv4.h: `srcnat`.
 const PRIORITY: i32 = 100;
-/// How often others may be faster, one after the other, before it is reported.
-const ATTEMPTS: usize = 16;
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// What a network wants of it.
@@ -291,19 +289,6 @@ fn delete_sets(nft: &mut Nft, network: &NetworkName) -> NlResult<Vec<Change>> {
         }
     }
     Ok(changes)
-}
-
-/// Tries again when the state that the changes were made for has changed meanwhile.
-fn retry<T>(mut attempt: impl FnMut() -> NlResult<T>) -> NlResult<T> {
-    for _ in 1..ATTEMPTS {
-        match attempt() {
-            Err(error)
-                if matches!(error.errno, Errno::EEXIST | Errno::ENOENT | Errno::EBUSY | Errno::ENOTEMPTY) => {
-            }
-            other => return other,
-        }
-    }
-    attempt()
 }
 
 /// Carries out the changes, if there are any: an empty batch would still count as a new ruleset.

@@ -10,7 +10,7 @@ use std::fmt;
 
 use cni_protocol::{Code, Error};
 use nix::errno::Errno;
-use weft_net::nft::{ChainKind, Change, Element, Nft, Rule, Set, Table};
+use weft_net::nft::{ATTEMPTS, ChainKind, Change, Element, Nft, Rule, Set, Table, retry};
 use weft_net::{NetError, NlResult};
 
 use crate::hostport;
@@ -20,8 +20,6 @@ use crate::step::Fault;
 #[cfg(test)]
 mod tests;
 
-/// How often others may be faster, one after the other, before it is reported.
-const ATTEMPTS: usize = 16;
 /// How many elements of other attachments are put back by one batch.
 const AT_ONCE: usize = 512;
 
@@ -413,17 +411,4 @@ fn explain(group: &Group, error: NetError) -> NetError {
     let object = error.explanation.unwrap_or_default();
     let lacks = format!("{object}: the kernel lacks a module for the {} rules", group.name);
     NetError { errno: Errno::EOPNOTSUPP, explanation: Some(lacks) }
-}
-
-/// Tries again when the state that the changes were made for has changed meanwhile.
-fn retry<T>(mut attempt: impl FnMut() -> NlResult<T>) -> NlResult<T> {
-    for _ in 1..ATTEMPTS {
-        match attempt() {
-            Err(error)
-                if matches!(error.errno, Errno::EEXIST | Errno::ENOENT | Errno::EBUSY | Errno::ENOTEMPTY) => {
-            }
-            other => return other,
-        }
-    }
-    attempt()
 }

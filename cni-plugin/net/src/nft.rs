@@ -41,6 +41,22 @@ pub use rule::{Field, Rule};
 pub use set::{Set, Type};
 pub use table::Table;
 
+/// How often others may be faster, one after the other, before it is reported.
+pub const ATTEMPTS: usize = 16;
+
+/// Tries again when the state that changes were made for has changed meanwhile.
+pub fn retry<T>(mut attempt: impl FnMut() -> NlResult<T>) -> NlResult<T> {
+    for _ in 1..ATTEMPTS {
+        match attempt() {
+            Err(error)
+                if matches!(error.errno, Errno::EEXIST | Errno::ENOENT | Errno::EBUSY | Errno::ENOTEMPTY) => {
+            }
+            other => return other,
+        }
+    }
+    attempt()
+}
+
 /// The table that holds everything of Weft's, in the family `inet`.
 pub const TABLE: &str = "weft";
 /// `NF_ACCEPT` of linux/netfilter.h.

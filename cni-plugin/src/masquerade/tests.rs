@@ -1,14 +1,9 @@
 //! Against the real kernel, each test in a network namespace of its own, and seen through the real nft.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
-use std::time::Duration;
-
-use cni_protocol::Deadline;
-use nix::sched::{CloneFlags, unshare};
 use proptest::prelude::*;
 
 use super::*;
+use crate::real_nft::{fresh_host, nft, open, ruleset};
 
 mod tampering;
 
@@ -34,36 +29,6 @@ table inet weft {
 	}
 }
 ";
-
-fn open() -> Nft {
-    Nft::open(Deadline::after(Duration::from_secs(30))).unwrap()
-}
-
-/// Moves this test's thread to a fresh network namespace.
-fn fresh_host() -> Nft {
-    unshare(CloneFlags::CLONE_NEWNET).unwrap();
-    open()
-}
-
-/// Runs `nft -f -`, or `nft ARGS` when there is no script.
-fn nft(args: &[&str], script: &str) -> String {
-    let mut child = Command::new("nft")
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("these tests need the tool nft");
-    child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "nft {args:?} {script:?}: {stderr}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn ruleset() -> String {
-    nft(&["list", "ruleset"], "")
-}
 
 /// With the handles, which tell whether an object was made anew.
 fn handles() -> String {

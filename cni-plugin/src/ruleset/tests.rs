@@ -1,40 +1,9 @@
 //! Against the real kernel, each test in a network namespace of its own, and seen through the real nft.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
-use std::time::Duration;
-
-use cni_protocol::Deadline;
-use nix::sched::{CloneFlags, unshare};
 use weft_net::nft::Tuple;
 
 use super::*;
-
-/// Moves this test's thread to a fresh network namespace.
-fn fresh_host() -> Nft {
-    unshare(CloneFlags::CLONE_NEWNET).unwrap();
-    Nft::open(Deadline::after(Duration::from_secs(30))).unwrap()
-}
-
-/// Runs `nft ARGS` with a script on its standard input.
-fn nft(args: &[&str], script: &str) -> String {
-    let mut child = Command::new("nft")
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("these tests need the tool nft");
-    child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "nft {args:?}: {stderr}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn ruleset() -> String {
-    nft(&["list", "ruleset"], "")
-}
+use crate::real_nft::{fresh_host, nft, ruleset};
 
 fn key(container: &str) -> AttachmentKey {
     AttachmentKey {
