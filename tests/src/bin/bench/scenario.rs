@@ -30,10 +30,10 @@ pub(crate) type Part = (&'static str, fn(&Peers) -> Vec<Row>);
 /// In this order: what leaves namespaces behind for the kernel to clear away comes last.
 pub(crate) const PARTS: [Part; 8] = [
     ("plain", plain),
-    ("masq", masquerade),
-    ("ports", ports::ports),
-    ("memory", memory),
     ("floor", floor),
+    ("masq", masquerade),
+    ("memory", memory),
+    ("ports", ports::ports),
     ("burst", burst),
     ("overlay", overlay),
     ("many", many),
