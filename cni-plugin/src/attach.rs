@@ -227,6 +227,11 @@ impl Attachment {
         if !self.network.interface_down {
             journal.within(Step::Up(ifname.clone()), || pod.netlink.set_up(ifname.as_str()))?;
         }
+        if plan.ipv6 == Ipv6::On && !self.network.interface_down {
+            // The kernel makes the routes of IPv6 addresses when the carrier is settled, which it puts off on a busy
+            // host, and refuses a route by a gateway until then (EHOSTUNREACH). Being asked for the link it does it.
+            journal.within(Step::ReadBack(ifname.to_string()), || pod.interface(ifname).map(drop))?;
+        }
         if plan.ipv6 == Ipv6::OnAfterDetection {
             journal.within(Step::Detection(ifname.clone()), || pod.wait_for_detection(index))?;
         }
