@@ -120,13 +120,12 @@ impl Attachment {
     fn join_hosts(&mut self) -> Result<(), Error> {
         let Some(data_dir) = &self.network.data_dir else { return Ok(()) };
         let dirs = (self.network.traces.state_dir.as_path(), data_dir.as_path());
-        let (overlay, joined) =
-            overlay::join(&mut self.host, dirs, &self.network.name, self.args.call.deadline)?;
-        if joined.made {
-            self.journal.note(Step::Shared(Shared::Overlay(overlay)));
-        }
-        self.network.all_hosts = joined.networks;
+        let joined = overlay::join(&mut self.host, dirs, &self.network.name, self.args.call.deadline)?;
+        self.network.all_hosts.clone_from(&joined.overlay.networks);
         self.network.mtu = self.network.mtu.or(Some(joined.mtu));
+        if joined.made {
+            self.journal.note(Step::Shared(Shared::Overlay(joined.overlay)));
+        }
         Ok(())
     }
 

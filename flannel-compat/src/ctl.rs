@@ -5,7 +5,6 @@ mod ipam;
 mod leave;
 mod status;
 
-use std::future::Future;
 use std::path::PathBuf;
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
@@ -125,14 +124,6 @@ fn only(conf: &Conf) -> Result<&NetworkConf, Error> {
             Err(Error::new(Code::InvalidConfig, msg))
         }
     }
-}
-
-fn in_event_loop<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Error::new(Code::Io, format!("start an event loop: {error}")))?;
-    runtime.block_on(work)
 }
 
 fn completions(shell: Shell) -> String {

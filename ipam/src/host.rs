@@ -2,7 +2,6 @@
 //! when the lease is missing, or when the other hosts have not been looked at for a while and no agent does that.
 
 use std::fs;
-use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +13,7 @@ use weft_state::lease::{HostLease, Peers, Taken, agent_lives, data_dir, lease_fi
 
 use crate::etcd_conf::EtcdConf;
 use crate::lease::{self, Lease};
-use crate::registry::Registry;
+use crate::registry::{Registry, in_event_loop};
 use crate::store;
 use crate::underlay::Found;
 
@@ -105,7 +104,7 @@ impl<'c> Host<'c> {
         let before = HostLease::read(&self.data_dir, self.network)?;
         let unused = self.is_unused();
         let attempt = async || {
-            let mut registry = Registry::connect(&self.etcd).await?;
+            let mut registry = Registry::new(&self.etcd)?;
             let lease = lease::acquire(&mut registry, &self.etcd, before.as_ref(), unused).await?;
             Ok::<_, Error>((lease, registry.hosts().await?))
         };
@@ -152,7 +151,7 @@ impl<'c> Host<'c> {
         }
         let news = in_event_loop(async {
             let look = async {
-                let mut registry = Registry::connect(&self.etcd).await?;
+                let mut registry = Registry::new(&self.etcd)?;
                 let hosts = registry.hosts().await?;
                 let renewed = if hosts.records.get(&lease.key) != Some(&lease.value) {
                     None
@@ -205,7 +204,7 @@ impl<'c> Host<'c> {
     pub(crate) fn status(&self) -> Result<Option<HostLease>, Error> {
         let Some(lease) = self.on_file()? else {
             let look = async {
-                let mut registry = Registry::connect(&self.etcd).await?;
+                let mut registry = Registry::new(&self.etcd)?;
                 lease::parse_config(&self.etcd.prefix, &registry.config().await?).map(drop)
             };
             in_event_loop(look).map_err(|error| Error { code: Code::NotAvailable, ..error })?;
@@ -267,16 +266,4 @@ fn cut_off(code: Code, Taken { key, owner, .. }: &Taken) -> Error {
 fn state_dir(call: &Call) -> PathBuf {
     let told = call.conf.get("stateDir").and_then(Value::as_str).map(PathBuf::from);
     told.filter(|path| path.is_absolute()).unwrap_or_else(crate::conf::default_state_dir)
-}
-
-/// Runs what talks with etcd. Only who has to talk with it comes here: an event loop costs a part of an ADD.
-fn in_event_loop<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Error::new(Code::Io, format!("start an event loop: {error}")))?;
-    let outcome = runtime.block_on(work);
-    // Its threads, such as one that looks up a name, are not waited for.
-    runtime.shutdown_background();
-    outcome
 }

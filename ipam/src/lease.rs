@@ -84,6 +84,15 @@ pub fn parse_config(prefix: &str, text: &str) -> Result<NetworkConfig, Error> {
     })
 }
 
+/// What became of an attempt at certain subnets.
+enum Take {
+    Held(Lease),
+    /// Somebody was faster; the keys that are taken.
+    Lost(Vec<String>),
+    /// Others changed something meanwhile: everything is to be looked at again.
+    Again,
+}
+
 /// What is looked for, and by whom.
 struct Search<'a> {
     conf: &'a EtcdConf,
@@ -117,7 +126,10 @@ impl<'a> Search<'a> {
                 Ok(None)
             }
             Place::Taken { key, owner } => Ok(Some(Lease::Taken { key, owner })),
-            Place::Before(subnets) => self.take(registry, &subnets).await.map(|(lease, _)| lease),
+            Place::Before(subnets) => match self.take(registry, &subnets).await? {
+                Take::Held(lease) => Ok(Some(lease)),
+                Take::Lost(_) | Take::Again => Ok(None),
+            },
             Place::Anywhere => self.take_any(registry, snapshot).await,
         }
     }
@@ -142,12 +154,8 @@ impl<'a> Search<'a> {
         Ok(Some(self.held(key.to_owned(), value, lease_id)))
     }
 
-    /// Puts a record for subnets that looked free; else, what is taken.
-    async fn take(
-        &self,
-        registry: &mut Registry,
-        subnets: &[IpNetwork],
-    ) -> Result<(Option<Lease>, Option<Vec<String>>), Error> {
+    /// Puts a record for subnets that looked free.
+    async fn take(&self, registry: &mut Registry, subnets: &[IpNetwork]) -> Result<Take, Error> {
         let record = self.record(subnets)?;
         let (key, value) = (record.key(), record.value());
         let lease_id = self.lease_id();
@@ -159,13 +167,13 @@ impl<'a> Search<'a> {
             Attempt::Done => {
                 if !Self::is_alone(registry, &key).await? {
                     registry.remove(&key, &value, 0).await?;
-                    return Ok((None, None));
+                    return Ok(Take::Again);
                 }
             }
-            Attempt::Lost(keys) => return Ok((None, Some(keys))),
-            Attempt::Unsure => return Ok((None, None)),
+            Attempt::Lost(keys) => return Ok(Take::Lost(keys)),
+            Attempt::Unsure => return Ok(Take::Again),
         }
-        Ok((Some(self.held(key, value, lease_id)), None))
+        Ok(Take::Held(self.held(key, value, lease_id)))
     }
 
     /// Takes a free one, at random: the loser of a race learns what is taken and tries again at once.
@@ -174,8 +182,9 @@ impl<'a> Search<'a> {
         for _ in 0..ATTEMPTS {
             let subnets = free(&self.config, &keys)?;
             match self.take(registry, &subnets).await? {
-                (None, Some(taken)) => keys = taken,
-                (lease, _) => return Ok(lease),
+                Take::Held(lease) => return Ok(Some(lease)),
+                Take::Lost(taken) => keys = taken,
+                Take::Again => return Ok(None),
             }
         }
         Ok(None)

@@ -12,7 +12,7 @@ use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, GetResponse,
     Identity, LeaseGrantOptions, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchOptions,
 };
-use weft_state::lease::{Peers, since_1970};
+use weft_state::lease::Peers;
 
 use crate::etcd_conf::EtcdConf;
 use failure::{Kind, explain, kind};
@@ -54,8 +54,7 @@ impl Registry {
     ///
     /// # Errors
     /// [`Code::InvalidConfig`] when a file cannot be read or used.
-    #[expect(clippy::unused_async, reason = "what it returns is of use in an event loop only")]
-    pub async fn connect(conf: &EtcdConf) -> Result<Self, Error> {
+    pub fn new(conf: &EtcdConf) -> Result<Self, Error> {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(conf.timeout)
             .with_keep_alive(Duration::from_secs(6), Duration::from_secs(2))
@@ -338,13 +337,28 @@ impl Registry {
             let value = String::from_utf8_lossy(kv.value()).into_owned();
             Some((self.own_part(kv.key())?, value))
         });
-        let seen = u64::try_from(since_1970().as_millis()).unwrap_or(u64::MAX);
-        Peers { revision, seen, records: records.collect() }
+        Peers { revision, records: records.collect() }
     }
 
     fn revisions(&self, answer: &GetResponse) -> BTreeMap<String, i64> {
         answer.kvs().iter().filter_map(|kv| Some((self.own_part(kv.key())?, kv.create_revision()))).collect()
     }
+}
+
+/// Runs what talks with etcd to its end, for who has no event loop. Only who has to talk with it comes here: an event loop
+/// costs a part of an ADD.
+///
+/// # Errors
+/// [`Code::Io`] when there can be none; those of the work.
+pub fn in_event_loop<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(Code::Io, format!("start an event loop: {error}")))?;
+    let outcome = runtime.block_on(work);
+    // Its threads, such as one that looks up a name, are not waited for.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// The command that puts a network's configuration.

@@ -4,10 +4,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use cni_protocol::Deadline;
-use netlink_packet_core::{NLMSG_ALIGNTO, NlaBuffer, NlasIterator};
+use netlink_packet_core::NLMSG_ALIGNTO;
 use netlink_sys::protocols;
 use nix::errno::Errno;
 
+use super::attribute::{find, text};
 use super::socket::{NlResult, Socket};
 
 // Groups of linux/rtnetlink.h (`enum rtnetlink_groups`) and linux/netfilter/nfnetlink.h.
@@ -131,22 +132,22 @@ fn of_interface(message: &[u8]) -> Option<Event> {
     let index = || Some(u32::from_ne_bytes(body.get(4..8)?.try_into().ok()?));
     match u16::from_ne_bytes(message.get(4..6)?.try_into().ok()?) {
         RTM_NEWLINK | RTM_DELLINK => {
-            let name = attribute(body.get(16..)?, IFLA_IFNAME).unwrap_or_default();
-            Some(Event::Link { index: index()?, name: text(&name) })
+            let name = find(body.get(16..)?, IFLA_IFNAME).unwrap_or_default();
+            Some(Event::Link { index: index()?, name: text(name) })
         }
         RTM_NEWADDR | RTM_DELADDR => Some(Event::Address { index: index()? }),
         RTM_NEWNEIGH | RTM_DELNEIGH => Some(Event::Neighbour { index: index()? }),
         RTM_NEWROUTE | RTM_DELROUTE => {
             let attributes = body.get(12..)?;
-            let oif = attribute(attributes, RTA_OIF).and_then(|bytes| bytes.try_into().ok());
+            let oif = find(attributes, RTA_OIF).and_then(|bytes| bytes.try_into().ok());
             Some(Event::Route {
-                destination: attribute(attributes, RTA_DST).and_then(|bytes| address(&bytes)),
+                destination: find(attributes, RTA_DST).and_then(address),
                 index: oif.map(u32::from_ne_bytes),
             })
         }
         RTM_NEWNETCONF => {
             // After netconfmsg, which is one byte, the attributes begin at the next multiple of four.
-            let index = attribute(body.get(4..)?, NETCONFA_IFINDEX)?;
+            let index = find(body.get(4..)?, NETCONFA_IFINDEX)?;
             let index = i32::from_ne_bytes(index.try_into().ok()?);
             (index == NETCONFA_IFINDEX_ALL).then_some(Event::Forwarding)
         }
@@ -157,17 +158,8 @@ fn of_interface(message: &[u8]) -> Option<Event> {
 fn of_table(message: &[u8]) -> Option<Event> {
     // After the header nfgenmsg, whose first byte is the family. The message that ends a batch names no table.
     let family = *message.get(HEADER)?;
-    let name = attribute(message.get(HEADER + 4..)?, NFTA_TABLE)?;
-    (family == NFPROTO_INET).then(|| Event::Table(text(&name)))
-}
-
-fn attribute(bytes: &[u8], kind: u16) -> Option<Vec<u8>> {
-    let mut attributes = NlasIterator::new(bytes).map_while(Result::ok);
-    attributes.find(|nla: &NlaBuffer<&[u8]>| nla.kind() == kind).map(|nla| nla.value().to_vec())
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()
+    let name = find(message.get(HEADER + 4..)?, NFTA_TABLE)?;
+    (family == NFPROTO_INET).then(|| Event::Table(text(name)))
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {

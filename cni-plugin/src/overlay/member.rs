@@ -6,7 +6,6 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use cni_protocol::{Code, Deadline, Error, NetworkName};
-use ipnetwork::IpNetwork;
 use weft_net::{NetError, Netlink, NlResult};
 use weft_state::lease::{HostLease, Peers, agent_lives, lease_files};
 use weft_state::{Lock, boot_dir, write_whole};
@@ -18,11 +17,10 @@ use crate::step::{Fault, failed};
 /// So many of the records that are passed over are named: there may be thousands.
 const NAMED: usize = 5;
 
-/// What an attachment has to know of the other hosts.
+/// What an attachment has to know of the way to other hosts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Joined {
-    /// All hosts' addresses.
-    pub networks: Vec<IpNetwork>,
+    pub overlay: Overlay,
     /// Of packets to other hosts, in bytes.
     pub mtu: u32,
     /// Whether this made the devices.
@@ -39,31 +37,28 @@ pub fn join(
     (state_dir, data_dir): (&Path, &Path),
     network: &NetworkName,
     deadline: Deadline,
-) -> Result<(Overlay, Joined), Error> {
+) -> Result<Joined, Error> {
+    // Before the files are read: what changes in between is looked at again by the next one.
+    let stamp = Stamp::of(data_dir, network);
     let lease = HostLease::read(data_dir, network)?.ok_or_else(|| {
         let msg = "no lease of this host is on file: see whether ipam.dataDir and WEFT_DATA_DIR are the same everywhere";
         Error::new(Code::TryAgain, format!("network {network}: {msg}"))
     })?;
-    let stamp = Stamp::of(data_dir, network);
     let marker = boot_dir(state_dir, network)?.join("overlay");
     let (own, _) = Overlay::new(&lease, &Peers::default())?;
     let unchanged =
         || stamp.is_some() && fs::read_to_string(&marker).ok() == stamp.as_ref().map(|stamp| stamp.0.clone());
-    let joined = |overlay: Overlay, mtu, made| {
-        let networks = overlay.networks.clone();
-        (overlay, Joined { networks, mtu, made })
-    };
     if (unchanged() || agent_lives(state_dir, network)?)
         && let Some(mtu) = devices_mtu(netlink, &own)?
     {
-        return Ok(joined(own, mtu, false));
+        return Ok(Joined { overlay: own, mtu, made: false });
     }
     // One at a time: of a hundred first ADDs one does the work.
     let _lock = Lock::exclusive(&state_dir.join(network.as_str()).join("overlay.lock"), deadline)?;
     if unchanged()
         && let Some(mtu) = devices_mtu(netlink, &own)?
     {
-        return Ok(joined(own, mtu, false));
+        return Ok(Joined { overlay: own, mtu, made: false });
     }
     let peers = Peers::read(data_dir, network)?.unwrap_or_default();
     let (overlay, rejected) = Overlay::new(&lease, &peers)?;
@@ -82,7 +77,7 @@ pub fn join(
         write_whole(&marker, stamp.0.as_bytes())
             .map_err(|error| failed(&"note what was connected", Fault::Io(error)))?;
     }
-    Ok(joined(overlay, changes.mtu.unwrap_or_default(), absent))
+    Ok(Joined { overlay, mtu: changes.mtu.unwrap_or_default(), made: absent })
 }
 
 fn tell(network: &NetworkName, rejected: &[Rejected]) {

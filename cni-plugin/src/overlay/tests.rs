@@ -24,7 +24,7 @@ fn lease(config: &str) -> HostLease {
 
 fn peers(records: &[(&str, String)]) -> Peers {
     let records = records.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
-    Peers { revision: 1, seen: 0, records }
+    Peers { revision: 1, records }
 }
 
 fn rejected(records: &[(&str, String)]) -> Vec<(String, &'static str)> {
@@ -106,7 +106,7 @@ proptest! {
         0..40,
     )) {
         let total = records.keys().filter(|key| *key != "10.240.1.0-24").count();
-        let peers = Peers { revision: 1, seen: 0, records };
+        let peers = Peers { revision: 1, records };
         let (overlay, rejected) = Overlay::new(&lease(VXLAN), &peers).unwrap();
         let side = &overlay.sides[0];
         prop_assert_eq!(side.peers.len() + rejected.len(), total);

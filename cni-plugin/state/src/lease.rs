@@ -74,8 +74,6 @@ pub struct HostLease {
 pub struct Peers {
     /// The store's revision of this state.
     pub revision: i64,
-    /// When it was seen, in milliseconds since 1970.
-    pub seen: u64,
     /// Values by the last part of their keys.
     pub records: BTreeMap<String, String>,
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use weft_state::lease::{Peers, since_1970};
+use weft_state::lease::Peers;
 
 /// How long hosts stay that went with the store's data: each of them will put its record back, and until it has, its
 /// containers are where they were.
@@ -60,7 +60,6 @@ impl Hosts {
     /// Takes in changes, of which each is a wish.
     pub(super) fn change(&mut self, revision: i64, records: BTreeMap<String, Option<String>>) {
         self.known.revision = revision;
-        self.known.seen = u64::try_from(since_1970().as_millis()).unwrap_or(u64::MAX);
         for (key, value) in records {
             if let Some((lost, _)) = &mut self.lost {
                 lost.retain(|other| *other != key);
@@ -94,7 +93,7 @@ mod tests {
 
     fn peers(revision: i64, keys: &[&str]) -> Peers {
         let records = keys.iter().map(|key| ((*key).to_owned(), "{}".to_owned())).collect();
-        Peers { revision, seen: 0, records }
+        Peers { revision, records }
     }
 
     fn keys(hosts: &Hosts) -> Vec<&str> {

@@ -77,7 +77,7 @@ impl Store {
 
     /// One connection: takes the lease, and follows the hosts until something fails.
     async fn session(&mut self, backoff: &mut Backoff) -> Result<End, Error> {
-        let mut registry = Registry::connect(&self.conf).await?;
+        let mut registry = Registry::new(&self.conf)?;
         let lease = match lease::acquire(&mut registry, &self.conf, self.lease.as_ref(), self.unused).await? {
             Lease::Held(lease) => lease,
             Lease::Taken { key, owner } => return self.look_on(registry, News::Taken { key, owner }).await,
@@ -114,10 +114,7 @@ impl Store {
             let told = tokio::select! {
                 watched = watch.next() => match watched? {
                     Watched::Changes { revision, records } => {
-                        let lost = records
-                            .iter()
-                            .any(|(key, value)| *key == lease.key && value.as_ref() != Some(&lease.value));
-                        if lost {
+                        if loses(&records, &lease) {
                             return Ok(End::Lost);
                         }
                         known = known.max(revision);
@@ -198,6 +195,11 @@ async fn renew(registry: &mut Registry, lease: &HostLease) -> Result<Option<Host
 /// Whether the own record is there as it was written.
 fn owns(hosts: &Peers, lease: &HostLease) -> bool {
     hosts.records.get(&lease.key) == Some(&lease.value)
+}
+
+/// Whether changes make it gone or another's.
+fn loses(records: &[(String, Option<String>)], lease: &HostLease) -> bool {
+    records.iter().any(|(key, value)| *key == lease.key && value.as_ref() != Some(&lease.value))
 }
 
 fn every(period: Duration) -> Interval {

@@ -6,13 +6,13 @@ use std::path::Path;
 use cni_protocol::{Code, Error};
 use flannel_records::{NetworkConfig, parse_key};
 use weft_ipam::lease::parse_config;
-use weft_ipam::registry::Registry;
+use weft_ipam::registry::{Registry, in_event_loop};
 
-use super::{in_event_loop, printable};
+use super::printable;
 use crate::agent::conf::NetworkConf;
 
 pub(super) fn get(network: &NetworkConf) -> Result<String, Error> {
-    in_event_loop(async { Registry::connect(&network.etcd).await?.config().await })
+    in_event_loop(async { Registry::new(&network.etcd)?.config().await })
         .map(|text| text.trim_end().to_owned() + "\n")
 }
 
@@ -21,7 +21,7 @@ pub(super) fn put(network: &NetworkConf, file: &Path, force: bool) -> Result<Str
     let prefix = &network.etcd.prefix;
     let config = parse_config(prefix, &text)?;
     in_event_loop(async {
-        let mut registry = Registry::connect(&network.etcd).await?;
+        let mut registry = Registry::new(&network.etcd)?;
         let before = match registry.config().await {
             Ok(before) => Some(before),
             // None is there yet.
@@ -43,7 +43,7 @@ pub(super) fn put(network: &NetworkConf, file: &Path, force: bool) -> Result<Str
                 format!("put {prefix}/config: somebody has changed it meanwhile: look at it and try again");
             return Err(Error::new(Code::TryAgain, msg));
         }
-        Ok(format!("{prefix}/config is put; hosts follow within a minute\n"))
+        Ok(format!("{prefix}/config is put; hosts with weftd look at it within a minute\n"))
     })
 }
 

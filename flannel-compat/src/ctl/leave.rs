@@ -4,12 +4,12 @@ use cni_protocol::{Code, Deadline, Error};
 use weft::masquerade;
 use weft::overlay::{self, Overlay};
 use weft_ipam::lease::release;
-use weft_ipam::registry::Registry;
+use weft_ipam::registry::{Registry, in_event_loop};
 use weft_net::Netlink;
 use weft_net::nft::Nft;
 use weft_state::lease::{HostLease, Peers, agent_lives};
 
-use super::{in_event_loop, printable};
+use super::printable;
 use crate::agent::conf::{Conf, NetworkConf};
 
 /// How long the kernel may take.
@@ -35,7 +35,7 @@ pub(super) fn leave(conf: &Conf, network: &NetworkConf, force: bool) -> Result<S
         return Ok(format!("network {name}: this host has no lease in it\n"));
     };
     // First, so that others do not send here any more. A lease that another host has taken over is left alone.
-    in_event_loop(async { release(&mut Registry::connect(&network.etcd).await?, &lease).await })?;
+    in_event_loop(async { release(&mut Registry::new(&network.etcd)?, &lease).await })?;
     let kernel = |error: weft_net::NetError| {
         Error::new(
             Code::Kernel,

@@ -5,11 +5,11 @@ use std::time::Duration;
 use cni_protocol::{Deadline, Error};
 use serde::Serialize;
 use weft::overlay::{self, Overlay};
-use weft_ipam::registry::Registry;
+use weft_ipam::registry::{Registry, in_event_loop};
 use weft_net::Netlink;
 use weft_state::lease::{HostLease, Peers, Taken, agent_lives};
 
-use super::{Output, in_event_loop, printable, table};
+use super::{Output, printable, table};
 use crate::agent::addresses::Addresses;
 use crate::agent::conf::{Conf, NetworkConf};
 
@@ -73,7 +73,7 @@ pub(super) fn status(conf: &Conf, output: Output) -> Result<String, Error> {
 fn of(conf: &Conf, network: &NetworkConf) -> Result<Status, Error> {
     let name = &network.name;
     let lease = HostLease::read(&conf.data_dir, name)?;
-    let look = async { Registry::connect(&network.etcd).await?.hosts().await };
+    let look = async { Registry::new(&network.etcd)?.hosts().await };
     let (etcd, hosts) = match in_event_loop(look) {
         Ok(hosts) => (Etcd { answers: true, what: format!("revision {}", hosts.revision) }, Some(hosts)),
         Err(error) => (Etcd { answers: false, what: error.msg }, Peers::read(&conf.data_dir, name)?),

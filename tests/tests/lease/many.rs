@@ -32,7 +32,7 @@ fn take_all(etcd: &Etcd, hosts: u16) -> Vec<String> {
         for number in 1..=hosts {
             let conf = conf(etcd, number);
             takers.spawn(async move {
-                let mut registry = Registry::connect(&conf).await.expect("connect");
+                let mut registry = Registry::new(&conf).expect("a registry");
                 match acquire(&mut registry, &conf, None, true).await.expect("take a subnet") {
                     Lease::Held(lease) => lease.key,
                     Lease::Taken { key, owner } => panic!("{key} is {owner}'s"),
@@ -88,8 +88,8 @@ fn two_hosts_race_for_one_subnet_two_hundred_times() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an event loop");
     runtime.block_on(async {
         let confs = [conf(&etcd, 1), conf(&etcd, 2)];
-        let mut one = Registry::connect(&confs[0]).await.expect("connect");
-        let mut other = Registry::connect(&confs[1]).await.expect("connect");
+        let mut one = Registry::new(&confs[0]).expect("a registry");
+        let mut other = Registry::new(&confs[1]).expect("a registry");
         for round in 0..200 {
             let both = tokio::join!(
                 acquire(&mut one, &confs[0], None, true),
