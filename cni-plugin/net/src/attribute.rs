@@ -22,9 +22,9 @@ pub(super) fn find(nest: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(nest).find_map(|(found, value)| (found == kind).then_some(value))
 }
 
-/// A string that ends with a zero.
+/// A string, which may end with zeros.
 pub(super) fn text(value: &[u8]) -> String {
-    String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
+    String::from_utf8_lossy(value).trim_end_matches('\0').to_owned()
 }
 
 #[cfg(test)]
