@@ -16,6 +16,7 @@ use crate::overlay;
 use crate::plan::{Ipv6, Plan};
 use crate::pod::Pod;
 use crate::record::{self, Content, Found, Record};
+use crate::shaping;
 use crate::step::{Change, Fault, Journal, Shared, Step, failed};
 use weft_net::netns::NetNs;
 use weft_net::nft::Nft;
@@ -83,6 +84,8 @@ impl Attachment {
         }
         let bridge = self.ensure_bridge()?;
         let veth = self.connect(&bridge)?;
+        let limits = self.network.shaping.or(&self.asked.shaping);
+        let detours = shaping::apply(&mut self.journal, &mut self.host, &self.key, &veth, &limits)?;
         if let Some(reserving) = reserving {
             given = self.finish_reservation(reserving)?;
         }
@@ -91,7 +94,7 @@ impl Attachment {
         let holdings = Holdings::new(&self.network, &self.asked, &plan)?;
         hold(&mut self.journal, &self.args.call, &self.key, &self.network.traces, holdings)?;
         let container = self.configure(&plan, peer_of(&veth)?)?;
-        let result = self.result(&plan, given, [bridge, veth, container]);
+        let result = self.result(&plan, given, [bridge, veth, container], detours);
         self.journal.write_record(true)?;
         Ok(result)
     }
@@ -241,11 +244,18 @@ impl Attachment {
     }
 
     /// The result, with the interfaces as the kernel has them.
-    fn result(&self, plan: &Plan, given: AddResult, [bridge, veth, container]: [Link; 3]) -> AddResult {
+    fn result(
+        &self,
+        plan: &Plan,
+        given: AddResult,
+        [bridge, veth, container]: [Link; 3],
+        detours: Vec<Link>,
+    ) -> AddResult {
         let sandbox = self.args.netns.display().to_string();
-        let interfaces =
+        let mut interfaces =
             vec![describe(bridge, None), describe(veth, None), describe(container, Some(sandbox))];
         let of_container = Some(interfaces.len() - 1);
+        interfaces.extend(detours.into_iter().map(|ifb| describe(ifb, None)));
         AddResult {
             interfaces,
             ips: plan.ips.iter().map(|ip| IpConfig { interface: of_container, ..ip.clone() }).collect(),

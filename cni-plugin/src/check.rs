@@ -5,6 +5,7 @@
 
 use cni_protocol::{AddResult, CheckArgs, Code, Error, Interface, IpConfig, Outcome, Verb};
 
+use crate::conf::shaping::Shaping;
 use crate::conf::{Asked, Gateway, Network};
 use crate::holdings::Holdings;
 use crate::ipam;
@@ -15,6 +16,7 @@ use crate::plan::{Ipv6, Plan};
 use crate::pod::Pod;
 use crate::record::{self, Found};
 use crate::ruleset;
+use crate::shaping;
 use crate::step::{Fault, failed};
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
@@ -40,9 +42,9 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     let plan = Plan::new(&network, &own, &args.prev_result.routes)?;
     let asked = Asked::parse(&call.conf)?;
     // The record has what was asked for when the container was attached.
-    let holdings = match record::peek(&network.traces.state_dir, &key.network, &key.hash())? {
-        Found::Attached(content) => content.holdings,
-        _ => Holdings::new(&network, &asked, &plan)?,
+    let (holdings, limits) = match record::peek(&network.traces.state_dir, &key.network, &key.hash())? {
+        Found::Attached(content) => (content.holdings, content.shaping),
+        _ => (Holdings::new(&network, &asked, &plan)?, network.shaping.or(&asked.shaping)),
     };
     let mut checker = Checker {
         host: Netlink::open(call.deadline).map_err(|error| failed(&"open a netlink socket", error.into()))?,
@@ -52,6 +54,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         promised,
         plan,
         holdings,
+        limits,
         found: Vec::new(),
     };
     if let Some(overlay) = &overlay {
@@ -111,6 +114,7 @@ struct Checker {
     promised: Promised,
     plan: Plan,
     holdings: Holdings,
+    limits: Shaping,
     found: Vec<String>,
 }
 
@@ -172,6 +176,8 @@ impl Checker {
         if let Some(promised) = self.promised.host.clone().filter(|promised| promised.name == name) {
             self.check_link(&promised, &veth);
         }
+        let found = shaping::differences(&mut self.host, &self.key, &veth, &self.limits)?;
+        self.found.extend(found);
         Ok(Some(veth))
     }
 

@@ -2,16 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
-use cni_protocol::{CniArgs, Code, Dns, Error, IfName, MacAddr, NetworkName, decode, nearest};
+use cni_protocol::{CniArgs, Code, Dns, Error, IfName, MacAddr, NetworkName, decode};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use weft_state::lease::data_dir;
 
 use ports::PortPolicy;
+use shaping::Shaping;
 
 mod asked;
+mod keys;
 pub mod ports;
+pub mod shaping;
 
 pub use asked::Asked;
 
@@ -19,21 +22,6 @@ pub use asked::Asked;
 const DEFAULT_BRIDGE: &str = "weft0";
 /// Where state goes unless `stateDir` or `WEFT_STATE_DIR` says otherwise: a tmpfs on most hosts.
 const DEFAULT_STATE_DIR: &str = "/run/weft";
-
-/// Every key that may stand in the configuration.
-const KEYS: &[&str] = &[
-    "args", "bridge", "capabilities", "cniVersion", "cni.dev/attachments", "cni.dev/valid-attachments",
-    "dataDir", "disableContainerInterface", "dns", "enabledad", "forceAddress", "hairpinMode", "ipMasq",
-    "ipMasqBackend", "ipam", "isDefaultGateway", "isGateway", "logFile", "logLevel", "masqAll", "mtu",
-    "name", "noMasquerade", "portIsolation", "preserveDefaultVlan", "prevResult", "promiscMode",
-    "runtimeConfig", "snat", "sources", "stateDir", "timeout", "type",
-];
-
-/// Keys of the reference plugins that ask for what Weft does not do yet: accepted while they ask for nothing.
-const UNBUILT_KEYS: &[&str] = &["bandwidth", "macspoofchk", "vlan", "vlanTrunk"];
-
-/// What a runtime may pass in `runtimeConfig`; `ipRanges` is for the IPAM plugin.
-const CAPABILITIES: &[&str] = &["ipRanges", "ips", "mac", "portMappings"];
 
 /// Interfaces below this MTU carry no IPv4 (RFC 791).
 const MTU_MIN: i64 = 68;
@@ -120,6 +108,7 @@ pub struct Network {
     /// All hosts' addresses in a network that spans hosts, once they are known.
     pub all_hosts: Vec<IpNetwork>,
     pub ports: PortPolicy,
+    pub shaping: Shaping,
     /// What is there of the network also when its configuration is wrong.
     pub traces: Traces,
 }
@@ -140,7 +129,7 @@ impl Network {
     /// An unknown or unbuilt key: [`Code::UnsupportedField`]; a value that is wrong by itself or beside
     /// another: [`Code::InvalidConfig`]. Both name key, value and remedy.
     pub fn parse(name: &NetworkName, conf: &Map<String, Value>) -> Result<Self, Error> {
-        refuse_unknown(conf)?;
+        keys::refuse_unknown(conf)?;
         let raw: NetConf = decode(conf)?;
         let traces = Traces::parse(conf)?;
         refuse_contradictions(&raw, traces.ipam.as_deref())?;
@@ -165,6 +154,7 @@ impl Network {
             data_dir: if spans_hosts(conf) { Some(data_dir(conf)?) } else { None },
             all_hosts: Vec::new(),
             ports: PortPolicy::parse(conf)?,
+            shaping: Shaping::of_network(conf)?,
             traces,
         })
     }
@@ -235,47 +225,6 @@ fn spans_hosts(conf: &Map<String, Value>) -> bool {
     let ipam = conf.get("ipam");
     let of_weft = ipam.and_then(|ipam| ipam.get("type")).is_some_and(|kind| kind == "weft-ipam");
     of_weft && ipam.and_then(|ipam| ipam.get("etcd")).is_some_and(|etcd| !etcd.is_null())
-}
-
-fn refuse_unknown(conf: &Map<String, Value>) -> Result<(), Error> {
-    for (key, value) in conf {
-        if ports::is_known(key) {
-            ports::refuse_instead(key, value)?;
-        } else if UNBUILT_KEYS.contains(&key.as_str()) {
-            if asks_for_something(value) {
-                return Err(unsupported(key, value, "Weft does not do this yet; leave the key out"));
-            }
-        } else if !KEYS.contains(&key.as_str()) {
-            return Err(unknown(key, value, KEYS));
-        }
-    }
-    let Some(Value::Object(runtime)) = conf.get("runtimeConfig") else {
-        return Ok(());
-    };
-    for (key, value) in runtime {
-        if !CAPABILITIES.contains(&key.as_str()) && asks_for_something(value) {
-            return Err(unsupported(
-                &format!("runtimeConfig.{key}"),
-                value,
-                &format!(
-                    "of capabilities Weft has {}; take {key} out of \"capabilities\"",
-                    CAPABILITIES.join(", ")
-                ),
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Whether a value differs from "no" in all its forms.
-fn asks_for_something(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => false,
-        Value::Number(number) => number.as_i64() != Some(0),
-        Value::Array(items) => !items.is_empty(),
-        Value::Object(fields) => !fields.is_empty(),
-        Value::Bool(true) | Value::String(_) => true,
-    }
 }
 
 fn refuse_contradictions(raw: &NetConf, ipam: Option<&str>) -> Result<(), Error> {
@@ -368,14 +317,6 @@ fn invalid(key: &str, value: &Value, remedy: &str) -> Error {
 
 fn unsupported(key: &str, value: &Value, remedy: &str) -> Error {
     Error::new(Code::UnsupportedField, format!("key {key} with value {value} is not supported: {remedy}"))
-}
-
-fn unknown(key: &str, value: &Value, known: &[&str]) -> Error {
-    let remedy = match nearest(key, known) {
-        Some(near) => format!("did you mean {near}?"),
-        None => "take it out; docs/configuration.md lists every key".to_owned(),
-    };
-    Error::new(Code::UnsupportedField, format!("unknown key {key} with value {value}: {remedy}"))
 }
 
 #[cfg(test)]

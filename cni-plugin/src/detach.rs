@@ -5,10 +5,10 @@ use cni_protocol::{Call, DelArgs, Error, Outcome};
 use log::warn;
 
 use crate::conf::Traces;
-use crate::holdings::{Erasure, Holdings};
+use crate::holdings::Erasure;
 use crate::ipam;
 use crate::key::AttachmentKey;
-use crate::record::{Found, Record};
+use crate::record::{Content, Found, Record};
 use crate::step::{Fault, failed};
 use crate::veth::Removal;
 
@@ -19,7 +19,7 @@ pub fn del(args: &DelArgs) -> Result<Outcome, Error> {
     log::info!("DEL {key}");
     let record = Record::lock_existing(&traces.state_dir, &key, args.call.deadline)?;
     let known = match record.as_ref().map(Record::read).transpose()? {
-        Some(Found::Attached(content)) => Some(content.holdings),
+        Some(Found::Attached(content)) => Some(content),
         _ => None,
     };
     remove(&args.call, &key, &traces, known.as_ref())?;
@@ -28,18 +28,23 @@ pub fn del(args: &DelArgs) -> Result<Outcome, Error> {
 }
 
 /// Removes everything of an attachment but its record. The address is given back after link and rules are gone:
-/// before, two containers could answer to it. Without `known` holdings the ruleset is searched for them.
+/// before, two containers could answer to it. Without its record known, what it may have is searched for.
 pub fn remove(
     call: &Call,
     key: &AttachmentKey,
     traces: &Traces,
-    known: Option<&Holdings>,
+    known: Option<&Content>,
 ) -> Result<(), Error> {
-    let link_error = |error| failed(&format!("delete veth {}", key.host_veth()), Fault::Net(error));
+    let links = match known {
+        Some(content) if content.shaping.is_none() => vec![key.host_veth()],
+        _ => key.links(),
+    };
+    let link_error = |error| failed(&format!("delete {}", links.join(", ")), Fault::Net(error));
     let rules_error = |error| failed(&"remove the attachment from the ruleset", Fault::Net(error));
-    let erasure = Erasure::prepare(key, known, call.deadline).map_err(rules_error)?;
+    let holdings = known.map(|content| &content.holdings);
+    let erasure = Erasure::prepare(key, holdings, call.deadline).map_err(rules_error)?;
     // The IPAM plugin's process starts while the kernel removes the link, and gets its input after that.
-    let removal = Removal::begin(&key.host_veth(), erasure.is_some(), call.deadline).map_err(link_error);
+    let removal = Removal::begin(&links, erasure.is_some(), call.deadline).map_err(link_error);
     let release = traces.ipam.as_ref().map(|plugin| ipam::begin_release(plugin, call, key)).transpose();
     let removed = removal.and_then(|mut removal| {
         removal.as_mut().map_or(Ok(()), |removal| removal.wait().map_err(link_error))?;

@@ -12,13 +12,13 @@ use weft_state::{Lock, started};
 
 use crate::conf::Traces;
 use crate::ipam;
-use crate::key::{AttachmentKey, VETH_PREFIX, is_host_veth};
+use crate::key::{AttachmentKey, VETH_PREFIX, hash_of_ifb, is_host_veth};
 use crate::masquerade;
 use crate::record::{self, Found, Record};
 use crate::ruleset;
 use crate::step::{Fault, failed};
-use weft_net::Netlink;
 use weft_net::nft::Nft;
+use weft_net::{Link, Netlink};
 
 /// Collects the network's garbage. Goes on after an error and reports all of them.
 pub fn gc(args: &GcArgs) -> Result<Outcome, Error> {
@@ -45,7 +45,7 @@ struct Collector<'a> {
 struct Stale {
     key: Option<AttachmentKey>,
     record: Option<Record>,
-    link: Option<String>,
+    links: Vec<String>,
 }
 
 impl Collector<'_> {
@@ -103,7 +103,7 @@ impl Collector<'_> {
                         kept.extend(key);
                         keep.insert(hash);
                     } else {
-                        stale.insert(hash, Stale { key, record: Some(record), link: None });
+                        stale.insert(hash, Stale { key, record: Some(record), links: Vec::new() });
                     }
                 }
                 // A DEL is at work on it, or the IPAM plugin of an ADD that was killed: theirs it is.
@@ -115,17 +115,31 @@ impl Collector<'_> {
             }
         }
         let links = netlink.links(None).map_err(|error| failed(&"list links", error.into()))?;
-        for link in links.into_iter().filter(is_host_veth) {
+        for link in links.iter().filter(|link| is_host_veth(link)) {
             let key =
                 link.alias.as_deref().and_then(|alias| AttachmentKey::from_alias(self.network(), alias));
             let hash = link.name[VETH_PREFIX.len()..].to_owned();
             if let Some(known) = stale.get_mut(&hash) {
-                known.link = Some(link.name);
+                known.links.push(link.name.clone());
             } else if let Some(key) = key.filter(|key| key.hash() == hash && !keep.contains(&hash)) {
-                stale.insert(hash, Stale { key: Some(key), record: None, link: Some(link.name) });
+                stale.insert(hash, Stale { key: Some(key), record: None, links: vec![link.name.clone()] });
             }
         }
+        self.find_detours(&links, &mut stale);
         Ok((stale, kept))
+    }
+
+    /// Adds the links that traffic of stale attachments takes a detour through, and those of no attachment of the host.
+    fn find_detours(&self, links: &[Link], stale: &mut BTreeMap<String, Stale>) {
+        for link in links {
+            let Some(hash) = hash_of_ifb(link) else { continue };
+            let has_veth = || links.iter().any(|veth| veth.name.strip_prefix(VETH_PREFIX) == Some(hash));
+            if let Some(known) = stale.get_mut(hash) {
+                known.links.push(link.name.clone());
+            } else if !has_veth() && !record::exists(&self.traces.state_dir, hash) {
+                stale.entry(hash.to_owned()).or_default().links.push(link.name.clone());
+            }
+        }
     }
 
     /// The call as the IPAM plugin gets it: what this GC keeps is in the list. The plugin cannot tell by its own
@@ -151,6 +165,7 @@ impl Collector<'_> {
                 ipam::release(plugin, &self.args.call, key, self.args.call.deadline)?;
             }
             // The plugin's own GC finds what nobody can name.
+            (Some(_), None) if stale.record.is_none() => {}
             (Some(_), None) => warn!("a damaged record does not tell whose it is"),
             (None, _) => {}
         }
@@ -194,7 +209,7 @@ fn open(deadline: Deadline) -> Result<Netlink, Error> {
 
 /// Deletes the links as one group: one by one, each waits ~15 ms for RCU.
 fn remove_links(netlink: &mut Netlink, stale: &BTreeMap<String, Stale>) -> Result<(), Error> {
-    let links: Vec<&str> = stale.values().filter_map(|stale| stale.link.as_deref()).collect();
+    let links: Vec<&str> = stale.values().flat_map(|stale| &stale.links).map(String::as_str).collect();
     netlink
         .delete_links(&links)
         .map_err(|error| failed(&format!("delete links {}", links.join(", ")), Fault::Net(error)))

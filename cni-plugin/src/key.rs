@@ -5,8 +5,12 @@ use weft_state::short_hash;
 
 use weft_net::Link;
 
+use crate::conf::shaping::Direction;
+
 /// The host ends of Weft's veths start with this.
 pub const VETH_PREFIX: &str = "weft";
+/// The links that traffic takes a detour through start with this, and a letter for the direction.
+const IFB_PREFIX: &str = "wef";
 /// The length of [`short_hash`].
 pub const HASH_LEN: usize = 11;
 /// `IFALIASZ` of linux/if.h, less the terminating zero.
@@ -34,6 +38,21 @@ impl AttachmentKey {
     /// The name of the veth's host end: 15 bytes, the most that an interface name may have.
     pub fn host_veth(&self) -> String {
         format!("{VETH_PREFIX}{}", self.hash())
+    }
+
+    /// The name of the link that one direction takes a detour through where it is limited.
+    pub fn ifb(&self, direction: Direction) -> String {
+        let letter = match direction {
+            Direction::Ingress => 'i',
+            Direction::Egress => 'e',
+        };
+        format!("{IFB_PREFIX}{letter}{}", self.hash())
+    }
+
+    /// Every link of the host that the attachment can have.
+    pub fn links(&self) -> Vec<String> {
+        let ifbs = Direction::BOTH.map(|direction| self.ifb(direction));
+        std::iter::once(self.host_veth()).chain(ifbs).collect()
     }
 
     /// The text by which the kernel's own tables tell whose link it is, as `ip link` shows it.
@@ -82,6 +101,12 @@ pub fn is_host_veth(link: &Link) -> bool {
     link.name.len() == VETH_PREFIX.len() + HASH_LEN
         && link.name.starts_with(VETH_PREFIX)
         && link.kind.as_deref() == Some("veth")
+}
+
+/// The hash of the attachment that a link is a detour of.
+pub fn hash_of_ifb(link: &Link) -> Option<&str> {
+    let hash = link.name.strip_prefix(IFB_PREFIX)?.strip_prefix(['e', 'i'])?;
+    (link.kind.as_deref() == Some("ifb") && hash.len() == HASH_LEN).then_some(hash)
 }
 
 /// The two ends of a veth.

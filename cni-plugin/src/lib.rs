@@ -26,6 +26,7 @@ pub mod pod;
 mod real_nft;
 pub mod record;
 pub mod ruleset;
+pub mod shaping;
 pub mod status;
 pub mod step;
 pub mod veth;

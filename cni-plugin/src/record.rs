@@ -13,6 +13,7 @@ use cni_protocol::{Code, Deadline, Error, NetworkName};
 use serde::{Deserialize, Serialize};
 use weft_state::{Lock, boot_dir, boot_path, monotonic};
 
+use crate::conf::shaping::Shaping;
 use crate::holdings::Holdings;
 use crate::key::AttachmentKey;
 
@@ -33,6 +34,9 @@ pub struct Content {
     /// What it has in the host's rules, once all is done.
     #[serde(default, skip_serializing_if = "Holdings::is_empty")]
     pub holdings: Holdings,
+    /// How its traffic is limited, once all is done.
+    #[serde(default, skip_serializing_if = "Shaping::is_none")]
+    pub shaping: Shaping,
     /// When that was written: nanoseconds of the monotonic clock, of twenty digits so that the content
     /// has one length.
     since: String,
@@ -47,6 +51,7 @@ impl Content {
             netns: netns.display().to_string(),
             attached,
             holdings: Holdings::default(),
+            shaping: Shaping::default(),
             since: format!("{:020}", monotonic().as_nanos()),
         }
     }

@@ -11,8 +11,10 @@ use weft_state::lease::HostLease;
 use crate::bridge;
 use crate::conf::{Gateway, Network};
 use crate::ipam;
+use crate::key::AttachmentKey;
 use crate::masquerade::{self, Masquerade};
 use crate::plan;
+use crate::shaping;
 use crate::step::failed;
 use weft_net::Netlink;
 use weft_net::nft::Nft;
@@ -39,6 +41,11 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
                 nft.available().and_then(|()| masquerade::rehearse(&mut nft, &network.name, &wanted))
             })
             .map_err(|error| not_available(failed(&"ask for nftables, which ipMasq needs", error.into())))?;
+    }
+    if !network.shaping.is_none() {
+        let key = AttachmentKey::new(&call.network, &"status".parse()?, &"eth0".parse()?);
+        shaping::rehearse(&key, &network.shaping, call.deadline)
+            .map_err(|fault| not_available(failed(&"limit traffic in a namespace made for that", fault)))?;
     }
     if let Some(plugin) = &network.traces.ipam {
         ipam::forward(Verb::Status, plugin, call).map_err(|error| match error.code {

@@ -15,6 +15,7 @@ use log::{debug, warn};
 use nix::errno::Errno;
 use weft_state::Lock;
 
+use crate::conf::shaping::Shaping;
 use crate::holdings::Holdings;
 use crate::key::AttachmentKey;
 use crate::masquerade::{self, Ensured};
@@ -40,6 +41,9 @@ pub enum Step {
     Shared(Shared),
     Veth(String),
     Port(String),
+    /// A link that traffic takes a detour through.
+    Ifb(String),
+    Shape(String),
     /// The attachment's elements in the ruleset.
     Rules,
     Settings(IfName),
@@ -78,6 +82,8 @@ impl fmt::Display for Step {
             Self::Shared(shared) => shared.fmt(f),
             Self::Veth(name) => write!(f, "create veth {name}"),
             Self::Port(name) => write!(f, "configure bridge port {name}"),
+            Self::Ifb(name) => write!(f, "create ifb {name}"),
+            Self::Shape(name) => write!(f, "limit the traffic of {name}"),
             Self::Rules => f.write_str("add the attachment to the ruleset"),
             Self::Settings(name) => write!(f, "set IPv6 settings of {name} in the container"),
             Self::Loopback => f.write_str("set lo up in the container"),
@@ -186,6 +192,8 @@ pub struct Journal {
     done: Vec<Step>,
     /// What the record will say that the attachment has in the host's rules.
     pub holdings: Holdings,
+    /// … and how its traffic is limited.
+    pub shaping: Shaping,
     /// Whether dropping the journal takes everything back.
     armed: bool,
 }
@@ -208,6 +216,7 @@ impl Journal {
             home,
             done: vec![Step::Record],
             holdings: Holdings::default(),
+            shaping: Shaping::default(),
             armed: true,
         }
     }
@@ -255,6 +264,7 @@ impl Journal {
         let mut content = Content::now(&self.key, &self.args.netns, attached);
         if attached {
             content.holdings.clone_from(&self.holdings);
+            content.shaping.clone_from(&self.shaping);
         }
         record.write(&content).map_err(|error| failed(&Step::Record, error.into()))
     }
@@ -302,12 +312,13 @@ impl Journal {
             Step::Rules => Nft::open(deadline)
                 .and_then(|mut nft| ruleset::remove(&mut nft, &self.key, None))
                 .map_err(Fault::from),
-            Step::Veth(name) => veth::remove(name, deadline).map_err(Fault::from),
+            Step::Veth(name) | Step::Ifb(name) => veth::remove(name, deadline).map_err(Fault::from),
             Step::Loopback => {
                 Pod::open(&self.args.netns, deadline).and_then(|mut pod| Ok(pod.netlink.set_down("lo")?))
             }
             // Gone with the veth pair.
             Step::Port(_)
+            | Step::Shape(_)
             | Step::Settings(_)
             | Step::Address(_)
             | Step::Up(_)

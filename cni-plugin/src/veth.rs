@@ -30,18 +30,21 @@ const RECHECK: Duration = Duration::from_millis(2);
 pub struct Removal {
     netlink: Netlink,
     notifications: Socket,
-    link: Option<Link>,
+    links: Vec<Link>,
     report: OwnedFd,
     deadline: Deadline,
     _keeps_child: OwnedFd,
 }
 
 impl Removal {
-    /// Begins to delete the link and its peer. `None`: there is no such link, and no `socket` to be kept open.
-    pub fn begin(name: &str, socket: bool, deadline: Deadline) -> NlResult<Option<Self>> {
+    /// Begins to delete the links and their peers. `None`: there is no such link, and no `socket` to be kept open.
+    pub fn begin(names: &[String], socket: bool, deadline: Deadline) -> NlResult<Option<Self>> {
         let mut netlink = Netlink::open(deadline)?;
-        let link = netlink.link(name)?;
-        if link.is_none() && !socket {
+        let mut links = Vec::new();
+        for name in names {
+            links.extend(netlink.link(name)?);
+        }
+        if links.is_empty() && !socket {
             return Ok(None);
         }
         let mut notifications = Socket::open(NETLINK_ROUTE, deadline)?;
@@ -54,18 +57,17 @@ impl Removal {
         match forked {
             ForkResult::Child => {
                 drop((report, keeps_child));
-                let name = link.as_ref().map(|link| link.name.as_str());
-                delete_and_exit(name, from_child, parent_lives, deadline)
+                delete_and_exit(&links, from_child, parent_lives, deadline)
             }
             ForkResult::Parent { .. } => {
-                Ok(Some(Self { netlink, notifications, link, report, deadline, _keeps_child: keeps_child }))
+                Ok(Some(Self { netlink, notifications, links, report, deadline, _keeps_child: keeps_child }))
             }
         }
     }
 
-    /// Waits until the link is gone from its namespace, and with it its peer.
+    /// Waits until the links are gone from their namespace, and with them their peers.
     pub fn wait(&mut self) -> NlResult<()> {
-        if self.link.is_none() {
+        if self.links.is_empty() {
             return Ok(());
         }
         loop {
@@ -104,31 +106,43 @@ impl Removal {
     fn finish(&mut self) -> NlResult<()> {
         let mut verdict = [0; 4];
         let told = File::from(self.report.try_clone()?).read_exact(&mut verdict).is_ok();
-        match (i32::from_ne_bytes(verdict), &self.link) {
-            (0, _) if told => Ok(()),
-            (errno, _) if told => Err(Errno::from_raw(errno).into()),
-            (_, Some(link)) => self.netlink.delete_link(&link.name),
-            (_, None) => Ok(()),
+        match i32::from_ne_bytes(verdict) {
+            0 if told => Ok(()),
+            errno if told => Err(Errno::from_raw(errno).into()),
+            _ => delete(&mut self.netlink, &self.links),
         }
     }
 
     fn is_gone(&mut self) -> NlResult<bool> {
-        let Some(link) = &self.link else { return Ok(true) };
-        Ok(self.netlink.link(&link.name)?.is_none_or(|found| found.index != link.index))
+        while let Some(link) = self.links.last() {
+            if self.netlink.link(&link.name)?.is_some_and(|found| found.index == link.index) {
+                return Ok(false);
+            }
+            self.links.pop();
+        }
+        Ok(true)
     }
 }
 
 /// Deletes a link and waits until it is gone; a link that is not there is gone.
 pub fn remove(name: &str, deadline: Deadline) -> NlResult<()> {
-    Removal::begin(name, false, deadline)?.map_or(Ok(()), |mut removal| removal.wait())
+    Removal::begin(&[name.to_owned()], false, deadline)?.map_or(Ok(()), |mut removal| removal.wait())
+}
+
+/// Several at once wait for RCU once; one alone needs no group.
+fn delete(netlink: &mut Netlink, links: &[Link]) -> NlResult<()> {
+    match links {
+        [link] => netlink.delete_link(&link.name),
+        links => netlink.delete_links(&links.iter().map(|link| link.name.as_str()).collect::<Vec<_>>()),
+    }
 }
 
 /// The child's life. It must not keep the runtime waiting: a runtime reads a plugin's output to its end,
 /// and signals its process group.
-fn delete_and_exit(name: Option<&str>, report: OwnedFd, parent_lives: OwnedFd, deadline: Deadline) -> ! {
+fn delete_and_exit(links: &[Link], report: OwnedFd, parent_lives: OwnedFd, deadline: Deadline) -> ! {
     let verdict = detach_from_caller()
         .map_err(NetError::from)
-        .and_then(|()| name.map_or(Ok(()), |name| Netlink::open(deadline)?.delete_link(name)))
+        .and_then(|()| delete(&mut Netlink::open(deadline)?, links))
         .map_or_else(|error| error.errno as i32, |()| 0);
     // The parent may have seen the link go and ended: then nobody reads this, and nobody needs it.
     let told = File::from(report).write_all(&verdict.to_ne_bytes()).is_ok();

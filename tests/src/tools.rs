@@ -9,9 +9,12 @@ use std::sync::LazyLock;
 use serde_json::Value;
 
 /// What the testbed needs beside the plugins: the program and the Debian package that has it.
-const NEEDED: [(&str, &str); 6] = [
+const NEEDED: [(&str, &str); 9] = [
     ("ip", "iproute2"),
     ("bridge", "iproute2"),
+    ("ss", "iproute2"),
+    ("tc", "iproute2"),
+    ("iperf3", "iperf3"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
     ("strace", "strace"),

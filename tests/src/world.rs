@@ -10,7 +10,7 @@ use crate::host::Host;
 use crate::pod::Pod;
 use crate::tools;
 
-/// Links, addresses, routes, permanent neighbours, forwarding, rules of the host and of containers, and
+/// Links, addresses, routes, permanent neighbours, queueing disciplines, forwarding, rules of the host and of containers, and
 /// the host's files below `/run` and `/var/lib`, each as a line.
 ///
 /// Left out, as nobody's promise: what the kernel makes by itself and in its own time (link-local and loopback addresses, local
@@ -68,6 +68,12 @@ fn namespace(label: &str, lines: &mut BTreeSet<String>) {
     }
     for neighbour in list(&tools::json("ip -j neigh show nud permanent")) {
         lines.insert(format!("{label} neighbour {neighbour}"));
+    }
+    for qdisc in list(&tools::json("tc -j qdisc show")) {
+        // What a link has by default is nobody's.
+        if qdisc["kind"] != "noqueue" {
+            lines.insert(format!("{label} qdisc {qdisc}"));
+        }
     }
     for setting in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
         let value = fs::read_to_string(Path::new("/proc/sys").join(setting)).expect("read a kernel setting");

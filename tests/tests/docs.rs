@@ -140,7 +140,7 @@ fn keys_are_documented_with_values_that_weft_takes() {
         })
         .collect();
 
-    let source = fs::read_to_string(root().join("cni-plugin/src/conf.rs")).expect("conf.rs");
+    let source = fs::read_to_string(root().join("cni-plugin/src/conf/keys.rs")).expect("keys.rs");
     let list = source.split("const KEYS: &[&str] = &[").nth(1).and_then(|rest| rest.split("];").next());
     let known: Vec<&str> = list.expect("the list of keys").split('"').skip(1).step_by(2).collect();
     assert!(known.len() > 10, "{known:?}");

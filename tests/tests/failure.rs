@@ -60,9 +60,9 @@ const FAILURES: &[(&str, &str)] = &[
 /// What the trace must show to have failed at least once: every kind of step that ADD takes. strace does not decode
 /// what goes to another namespace's socket: there 0x18 is `RTM_NEWROUTE`.
 const STEPS: &[&str] = &[
-    "RTM_NEWLINK", "RTM_NEWADDR", "nlmsg_type=0x18 ", "RTM_GETLINK", "NFNL_SUBSYS_NFTABLES",
-    "NETLINK_NETFILTER", "NETLINK_ROUTE", "ip_forward", "/proc/sys/net/ipv6", "attachments", "ipam",
-    "setns(", "flock(",
+    "RTM_NEWLINK", "RTM_NEWADDR", "RTM_NEWQDISC", "RTM_NEWTFILTER", "nlmsg_type=0x18 ", "RTM_GETLINK",
+    "NFNL_SUBSYS_NFTABLES", "NETLINK_NETFILTER", "NETLINK_ROUTE", "ip_forward", "/proc/sys/net/ipv6",
+    "attachments", "ipam", "setns(", "flock(",
 ];
 
 fn network() -> Network {
@@ -70,7 +70,7 @@ fn network() -> Network {
         "runtimeConfig": { "portMappings": [
             { "hostPort": 8080, "containerPort": 80, "protocol": "tcp" },
             { "hostPort": 5353, "containerPort": 53, "protocol": "udp" },
-        ] },
+        ], "bandwidth": { "ingressRate": 10_000_000, "egressRate": 10_000_000 } },
         "ipMasq": true,
         "hairpinMode": true,
         "ipam": { "routes": [{ "dst": "192.0.2.0/24" }] },

@@ -11,7 +11,9 @@ const KILLS: u32 = 200;
 
 fn network() -> Network {
     let mapping = json!({ "hostPort": 8080, "containerPort": 80, "protocol": "udp" });
-    Network::dual().with(&json!({ "ipMasq": true, "runtimeConfig": { "portMappings": [mapping] } }))
+    let limits = json!({ "ingressRate": 10_000_000, "egressRate": 10_000_000 });
+    Network::dual()
+        .with(&json!({ "ipMasq": true, "runtimeConfig": { "portMappings": [mapping], "bandwidth": limits } }))
 }
 
 /// A host on which the network was used once, and how long a call of ADD and of DEL usually takes there.
@@ -92,7 +94,7 @@ fn first_add_of_a_host_then_del() {
         kill(network().add_call(&pod), usual, &mut random);
         network().del(&pod);
         let left = World::of(&host, &[&pod]);
-        for trace in ["kind veth", "/attachments/", "/ipam/addr", "/ipam/owner"] {
+        for trace in ["kind veth", "kind ifb", "/attachments/", "/ipam/addr", "/ipam/owner"] {
             assert!(
                 left.matching(trace).is_empty(),
                 "number {number}, after DEL: {:?}",

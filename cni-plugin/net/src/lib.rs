@@ -21,6 +21,7 @@ pub mod nft;
 mod route;
 mod socket;
 pub mod sysctl;
+mod tc;
 mod vxlan;
 
 pub use addr::Detection;
@@ -29,4 +30,5 @@ pub use link::{BridgePort, Link, NewVeth, is_bridge_full};
 pub use neigh::Entry;
 pub use route::{KernelRoute, ROUTE_PROTOCOL};
 pub use socket::{NetError, Netlink, NlResult, Socket};
+pub use tc::{Filter, FoundBucket, Hook, TokenBucket};
 pub use vxlan::Vxlan;

@@ -1,12 +1,13 @@
 //! What is asked for one container: by the runtime in `runtimeConfig`, by a user in `args.weft`.
 
-use cni_protocol::{Code, Error, decode, nearest};
+use cni_protocol::{Error, decode};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::ports::{Mapping, requested_mappings};
-use super::prefixes;
+use super::shaping::Shaping;
+use super::{keys, prefixes};
 
 /// Every key that may stand in `args.weft`.
 const KEYS: &[&str] = &["sources"];
@@ -17,6 +18,7 @@ pub struct Asked {
     pub mappings: Vec<Mapping>,
     /// Who may use its host ports, in place of the network's `sources`.
     pub sources: Option<Vec<IpNetwork>>,
+    pub shaping: Shaping,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -29,24 +31,16 @@ impl Asked {
     /// Reads it out of a configuration.
     ///
     /// # Errors
-    /// [`Code::UnsupportedField`] for an unknown key, [`Code::InvalidConfig`] for a value that cannot be meant.
+    /// An unknown key; a value that cannot be meant.
     pub fn parse(conf: &Map<String, Value>) -> Result<Self, Error> {
         let mappings = requested_mappings(conf)?;
+        let shaping = Shaping::requested(conf)?;
         let Some(Value::Object(own)) = conf.get("args").and_then(|args| args.get("weft")) else {
-            return Ok(Self { mappings, ..Self::default() });
+            return Ok(Self { mappings, shaping, ..Self::default() });
         };
-        if let Some((key, value)) = own.iter().find(|(key, _)| !KEYS.contains(&key.as_str())) {
-            let near = nearest(key, KEYS).map_or_else(
-                || format!("args.weft has {}", KEYS.join(", ")),
-                |near| format!("did you mean {near}?"),
-            );
-            return Err(Error::new(
-                Code::UnsupportedField,
-                format!("unknown key args.weft.{key} with value {value}: {near}"),
-            ));
-        }
+        keys::refuse_others("args.weft", own, KEYS)?;
         let raw: Raw = decode(own)?;
         let sources = raw.sources.map(|sources| prefixes("args.weft.sources", &sources)).transpose()?;
-        Ok(Self { mappings, sources })
+        Ok(Self { mappings, sources, shaping })
     }
 }

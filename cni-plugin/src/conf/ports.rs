@@ -8,16 +8,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{invalid, prefixes, unsupported};
-
-/// Keys of portmap that Weft does not have, with what to use instead.
-const INSTEAD: &[(&str, &str)] = &[
-    ("conditionsV4", "name the source prefixes that may use the ports in the key sources"),
-    ("conditionsV6", "name the source prefixes that may use the ports in the key sources"),
-    ("portMappings", "it comes in runtimeConfig: add \"portMappings\": true to \"capabilities\""),
-    ("markMasqBit", "Weft needs no mark to masquerade; leave the key out"),
-    ("externalSetMarkChain", "Weft needs no mark to masquerade; leave the key out"),
-];
+use super::{invalid, prefixes};
 
 /// A transport protocol with ports, by its IP protocol number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -102,19 +93,6 @@ struct RawMapping {
     protocol: Option<String>,
     #[serde(default, rename = "hostIP")]
     host_ip: Option<String>,
-}
-
-/// Refuses what portmap has and Weft has not.
-pub(super) fn refuse_instead(key: &str, value: &Value) -> Result<(), Error> {
-    match INSTEAD.iter().find(|(name, _)| *name == key) {
-        Some((_, instead)) if super::asks_for_something(value) => Err(unsupported(key, value, instead)),
-        _ => Ok(()),
-    }
-}
-
-/// Whether a key is one that [`refuse_instead`] knows.
-pub(super) fn is_known(key: &str) -> bool {
-    INSTEAD.iter().any(|(name, _)| *name == key)
 }
 
 impl PortPolicy {

@@ -54,7 +54,7 @@ fn unbuilt_keys_are_refused_unless_they_ask_for_nothing() {
         json!({"macspoofchk": true}),
         json!({"portMappings": [{"hostPort": 80, "containerPort": 80}]}),
         json!({"conditionsV4": ["-s", "10.0.0.0/8"]}),
-        json!({"runtimeConfig": {"bandwidth": {"ingressRate": 1}}}),
+        json!({"bandwidth": {"ingressRate": 1000}}),
         json!({"ipMasqBackend": "iptables"}),
     ] {
         assert_eq!(refused(&conf).code, Code::UnsupportedField, "{conf}");

@@ -25,6 +25,7 @@ fn network(gateway: Gateway) -> Network {
         data_dir: None,
         all_hosts: Vec::new(),
         ports: crate::conf::ports::PortPolicy { snat: true, masquerade_all: false, sources: Vec::new() },
+        shaping: crate::conf::shaping::Shaping::default(),
         traces: Traces { ipam: Some("weft-ipam".into()), state_dir: PathBuf::from("/run/weft") },
     }
 }

@@ -1,0 +1,218 @@
+//! Limits on a container's traffic: a token bucket for each direction.
+//!
+//! What goes to the container waits on the host's end of the pair, and is gone with it. What comes from it has no queue
+//! there, so a filter sends it through a link of its own (ifb), whose queue is the bucket. Where only some subnets count,
+//! filters choose what takes such a detour, in both directions: the bucket is always the same.
+
+use cni_protocol::{Code, Deadline, Error};
+use ipnetwork::IpNetwork;
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use weft_net::netns::NetNs;
+use weft_net::{Family, Filter, Hook, Link, NetError, Netlink, NlResult, TokenBucket};
+
+use crate::conf::shaping::{Direction, Limit, Shaping, Subnets};
+use crate::key::AttachmentKey;
+use crate::step::{Change, Fault, Journal, Step};
+
+/// How long what is waiting takes at the limit's rate, in milliseconds. Longer queues have TCP overshoot by so much when it
+/// starts that one connection in ten stood still for its first half second (measured with 80 ms, cubic and bbr).
+const QUEUE_MS: u64 = 50;
+/// No packet, and no burst that nobody asked for, is more than this part of the queue.
+const SHARE: u64 = 8;
+/// What Ethernet and two VLAN tags add to the MTU.
+const HEADERS: u32 = 22;
+/// What a missing part of the kernel is called.
+const MODULES: &str = "modprobe -a sch_tbf sch_ingress cls_u32 act_mirred ifb";
+
+/// One direction of an attachment.
+#[derive(Debug, PartialEq, Eq)]
+struct Way {
+    bucket: TokenBucket,
+    /// The ifb that has the bucket; without, the host's end of the pair has it.
+    detour: Option<Detour>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Detour {
+    ifb: String,
+    hook: Hook,
+    subnets: Subnets,
+}
+
+/// What limits need in the kernel. Pure.
+fn ways(key: &AttachmentKey, shaping: &Shaping, mtu: u32) -> Vec<Way> {
+    let way =
+        |direction: Direction| {
+            let bucket = bucket(shaping.limit(direction)?, mtu);
+            let hook = match direction {
+                Direction::Ingress => Hook::Egress,
+                Direction::Egress => Hook::Ingress,
+            };
+            let detour = (direction == Direction::Egress || shaping.subnets != Subnets::All)
+                .then(|| Detour { ifb: key.ifb(direction), hook, subnets: shaping.subnets.clone() });
+            Some(Way { bucket, detour })
+        };
+    Direction::BOTH.into_iter().filter_map(way).collect()
+}
+
+fn bucket(limit: Limit, mtu: u32) -> TokenBucket {
+    let frame = mtu.saturating_add(HEADERS);
+    let bytes = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
+    let rate = limit.rate / 8;
+    let two_frames = frame.saturating_mul(2);
+    let queue = bytes(rate.saturating_mul(QUEUE_MS) / 1000).max(two_frames);
+    let share = bytes(u64::from(queue) / SHARE).max(two_frames);
+    // With less than a packet, nothing would ever pass.
+    let burst = limit.burst.map_or(share, |bits| bytes(bits / 8).max(frame));
+    TokenBucket { rate, burst, queue, packet: share.min(burst) }
+}
+
+impl Detour {
+    fn filters(&self, through: u32) -> Vec<Filter> {
+        let first = match self.hook {
+            Hook::Ingress => 1,
+            Hook::Egress => 4,
+        };
+        let all = Filter { priority: first + 2, remote: None, through: Some(through) };
+        let of = |through: Option<u32>, subnets: &[IpNetwork]| -> Vec<Filter> {
+            let filter = |remote: &IpNetwork| Filter {
+                priority: first + u16::from(Family::of(remote.ip()) == Family::V6),
+                remote: Some(*remote),
+                through,
+            };
+            subnets.iter().map(filter).collect()
+        };
+        match &self.subnets {
+            Subnets::All => vec![all],
+            Subnets::Only(subnets) => of(Some(through), subnets),
+            Subnets::Except(subnets) => {
+                let mut filters = of(None, subnets);
+                filters.push(all);
+                filters
+            }
+        }
+    }
+}
+
+/// Limits an attachment's traffic. Returns the links that it took.
+pub fn apply(
+    journal: &mut Journal,
+    host: &mut Netlink,
+    key: &AttachmentKey,
+    veth: &Link,
+    shaping: &Shaping,
+) -> Result<Vec<Link>, Error> {
+    let mut links = Vec::new();
+    for way in ways(key, shaping, veth.mtu) {
+        let Some(detour) = &way.detour else {
+            journal.within(Step::Shape(veth.name.clone()), || {
+                host.add_token_bucket(veth.index, &way.bucket).map_err(|error| explain(&error))
+            })?;
+            continue;
+        };
+        journal.run(Step::Ifb(detour.ifb.clone()), || {
+            let made = host.add_ifb(&detour.ifb, veth.mtu).map_err(|error| explain(&error));
+            made.map(|()| ((), Change::Made))
+        })?;
+        let link = journal.run(Step::Shape(veth.name.clone()), || {
+            let link = redirect(host, veth.index, &way.bucket, detour).map_err(|error| explain(&error))?;
+            Ok::<_, Fault>((link, Change::Found))
+        })?;
+        links.push(link);
+    }
+    journal.shaping = shaping.clone();
+    Ok(links)
+}
+
+/// Gives an ifb its bucket, and sends through it what counts.
+fn redirect(host: &mut Netlink, veth: u32, bucket: &TokenBucket, detour: &Detour) -> NlResult<Link> {
+    let ifb = host.link(&detour.ifb)?.ok_or(Errno::ENODEV)?;
+    host.add_token_bucket(ifb.index, bucket)?;
+    host.ensure_hooks(veth)?;
+    for filter in detour.filters(ifb.index) {
+        host.add_filter(veth, detour.hook, &filter)?;
+    }
+    Ok(ifb)
+}
+
+/// What is different from what [`apply`] made.
+pub fn differences(
+    host: &mut Netlink,
+    key: &AttachmentKey,
+    veth: &Link,
+    shaping: &Shaping,
+) -> NlResult<Vec<String>> {
+    let mut found = Vec::new();
+    for way in ways(key, shaping, veth.mtu) {
+        let (name, index) = match &way.detour {
+            None => (&veth.name, Some(veth.index)),
+            Some(detour) => {
+                let ifb = host.link(&detour.ifb)?;
+                if ifb.as_ref().is_some_and(|ifb| !ifb.up) {
+                    found.push(format!("{}, through which traffic is limited, is down", detour.ifb));
+                }
+                (&detour.ifb, ifb.map(|ifb| ifb.index))
+            }
+        };
+        let Some(index) = index else {
+            found.push(format!("{name}, through which traffic is limited, is gone"));
+            continue;
+        };
+        match host.token_bucket(index)? {
+            None => found.push(format!("the token bucket of {name} is gone")),
+            Some(other) if !way.bucket.is(&other) => {
+                found.push(format!("the token bucket of {name} is {other:?} instead of {:?}", way.bucket));
+            }
+            Some(_) => {}
+        }
+        if let Some(detour) = &way.detour
+            && !host.has_filters(veth.index, detour.hook, &detour.filters(index))?
+        {
+            found.push(format!("the filters of {} that send traffic through {name} are altered", veth.name));
+        }
+    }
+    Ok(found)
+}
+
+/// Does what [`apply`] does where it harms nobody: in a network namespace that goes away again.
+///
+/// # Errors
+/// What the kernel refuses, with its remedy.
+pub fn rehearse(key: &AttachmentKey, shaping: &Shaping, deadline: Deadline) -> Result<(), Fault> {
+    let home = NetNs::current()?;
+    unshare(CloneFlags::CLONE_NEWNET).map_err(NetError::from)?;
+    let rehearsed = Netlink::open(deadline).and_then(|mut host| {
+        let lo = host.link("lo")?.ok_or(Errno::ENODEV)?;
+        for way in ways(key, shaping, lo.mtu) {
+            match &way.detour {
+                None => host.add_token_bucket(lo.index, &way.bucket)?,
+                Some(detour) => {
+                    host.add_ifb(&detour.ifb, lo.mtu)?;
+                    redirect(&mut host, lo.index, &way.bucket, detour)?;
+                }
+            }
+        }
+        Ok(())
+    });
+    home.enter()?;
+    rehearsed.map_err(|error| explain(&error))
+}
+
+/// The kernel says in several ways that a part of it is missing.
+fn explain(error: &NetError) -> Fault {
+    match error.errno {
+        Errno::ENOENT | Errno::EOPNOTSUPP => {
+            Error::new(Code::Kernel, format!("{error}: the kernel lacks a part that limits need: {MODULES}")).into()
+        }
+        Errno::EEXIST => Error::new(
+            Code::Conflict,
+            format!("{error}: an attachment of this name is there although its record is lost: call DEL for it first"),
+        )
+        .into(),
+        _ => error.clone().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests;
