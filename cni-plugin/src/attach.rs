@@ -2,10 +2,11 @@
 
 use std::rc::Rc;
 
-use cni_protocol::{AddArgs, AddResult, Code, Error, Interface, IpConfig, MacAddr, Outcome};
+use cni_protocol::{AddArgs, AddResult, Code, Dns, Error, Interface, IpConfig, MacAddr, Outcome};
 use weft_state::{Lock, boot_dir};
 
 use crate::bridge;
+use crate::conf::names::Names;
 use crate::conf::{Asked, Network, requested_mac};
 use crate::detach;
 use crate::holdings::{Holdings, hold};
@@ -18,6 +19,7 @@ use crate::pod::Pod;
 use crate::record::{self, Content, Found, Record};
 use crate::shaping;
 use crate::step::{Change, Fault, Journal, Shared, Step, failed};
+use crate::tuning;
 use weft_net::netns::NetNs;
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
@@ -54,6 +56,7 @@ impl Attachment {
         let key = AttachmentKey::new(&call.network, &args.container_id, &args.ifname);
         log::info!("ADD {key}");
         let asked = Asked::parse(&call.conf)?;
+        let names = Names::parse(&call.conf, &args.args)?;
         let mac = requested_mac(&call.conf, &args.args)?;
         let mac = mac.unwrap_or_else(|| key.mac(VethEnd::Container));
         let pod = Pod::open(&args.netns, call.deadline).map_err(|fault| failed(&"open CNI_NETNS", fault))?;
@@ -66,7 +69,8 @@ impl Attachment {
         refuse_or_clean(&record, &args, &key, &network)?;
         let home =
             NetNs::current().map_err(|error| failed(&"open the host's network namespace", error.into()))?;
-        let journal = Journal::new(args.clone(), key.clone(), (host_lock, network_lock), record, home);
+        let mut journal = Journal::new(args.clone(), key.clone(), (host_lock, network_lock), record, home);
+        journal.names = names;
         Ok(Self { args, network, asked, key, mac, host, pod, journal })
     }
 
@@ -83,13 +87,15 @@ impl Attachment {
             self.join_hosts()?;
         }
         let bridge = self.ensure_bridge()?;
+        self.network.mtu = self.asked.tuning.mtu.or(self.network.mtu);
         let veth = self.connect(&bridge)?;
         let limits = self.network.shaping.or(&self.asked.shaping);
         let detours = shaping::apply(&mut self.journal, &mut self.host, &self.key, &veth, &limits)?;
         if let Some(reserving) = reserving {
             given = self.finish_reservation(reserving)?;
         }
-        let plan = Plan::new(&self.network, &given.ips, &given.routes)?;
+        let metric = self.network.metrics.get(self.key.ifname.as_str()).copied();
+        let plan = Plan::new(&self.network, &given.ips, &given.routes)?.with_metric(metric);
         self.ensure_routing(&bridge, &plan)?;
         let holdings = Holdings::new(&self.network, &self.asked, &plan)?;
         hold(&mut self.journal, &self.args.call, &self.key, &self.network.traces, holdings)?;
@@ -217,6 +223,7 @@ impl Attachment {
         if plan.ipv6 != Ipv6::Untouched {
             journal.within(Step::Settings(ifname.clone()), || pod.set_ipv6(ifname, plan.ipv6))?;
         }
+        tuning::apply(journal, pod, ifname, &self.asked.tuning)?;
         journal.run(Step::Loopback, || pod.ensure_loopback().map(|changed| ((), Change::from(changed))))?;
         for IpConfig { address, .. } in &plan.ips {
             let nodad = plan.ipv6 != Ipv6::OnAfterDetection;
@@ -260,8 +267,19 @@ impl Attachment {
             interfaces,
             ips: plan.ips.iter().map(|ip| IpConfig { interface: of_container, ..ip.clone() }).collect(),
             routes: plan.routes.clone(),
-            dns: self.network.dns.clone().unwrap_or(given.dns),
+            dns: merged(self.network.dns.clone().unwrap_or(given.dns), &self.asked.dns),
         }
+    }
+}
+
+/// What is asked for one container, and the network's settings where it asks for nothing.
+fn merged(network: Dns, own: &Dns) -> Dns {
+    let either = |network: Vec<String>, own: &Vec<String>| if own.is_empty() { network } else { own.clone() };
+    Dns {
+        nameservers: either(network.nameservers, &own.nameservers),
+        domain: network.domain,
+        search: either(network.search, &own.search),
+        options: either(network.options, &own.options),
     }
 }
 

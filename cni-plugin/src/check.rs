@@ -6,6 +6,7 @@
 use cni_protocol::{AddResult, CheckArgs, Code, Error, Interface, IpConfig, Outcome, Verb};
 
 use crate::conf::shaping::Shaping;
+use crate::conf::tuning::Tuning;
 use crate::conf::{Asked, Gateway, Network};
 use crate::holdings::Holdings;
 use crate::ipam;
@@ -18,6 +19,7 @@ use crate::record::{self, Found};
 use crate::ruleset;
 use crate::shaping;
 use crate::step::{Fault, failed};
+use crate::tuning;
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
 use weft_net::{BridgePort, Link, Netlink};
@@ -39,8 +41,10 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     // Where the bridge is the gateway, ADD's result names it with every address: one without is a later plugin's.
     let own = |ip: &&IpConfig| ip.gateway.is_some() || network.gateway == Gateway::None;
     let own: Vec<IpConfig> = promised.ips.iter().filter(own).cloned().collect();
-    let plan = Plan::new(&network, &own, &args.prev_result.routes)?;
     let asked = Asked::parse(&call.conf)?;
+    network.mtu = asked.tuning.mtu.or(network.mtu);
+    let metric = network.metrics.get(key.ifname.as_str()).copied();
+    let plan = Plan::new(&network, &own, &args.prev_result.routes)?.with_metric(metric);
     // The record has what was asked for when the container was attached.
     let (holdings, limits) = match record::peek(&network.traces.state_dir, &key.network, &key.hash())? {
         Found::Attached(content) => (content.holdings, content.shaping),
@@ -55,6 +59,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         plan,
         holdings,
         limits,
+        tuning: asked.tuning,
         found: Vec::new(),
     };
     if let Some(overlay) = &overlay {
@@ -115,6 +120,7 @@ struct Checker {
     plan: Plan,
     holdings: Holdings,
     limits: Shaping,
+    tuning: Tuning,
     found: Vec<String>,
 }
 
@@ -204,10 +210,12 @@ impl Checker {
             });
         }
         if self.plan.ipv6 != Ipv6::Untouched
-            && let Some(difference) = self.pod.ipv6_difference(&ifname, self.plan.ipv6)?
+            && let Some(difference) = self.pod.ipv6_difference(&ifname, self.plan.ipv6, &self.tuning)?
         {
             self.found.push(difference);
         }
+        let found = tuning::differences(&self.pod, &ifname, &link, &self.tuning)?;
+        self.found.extend(found);
         self.check_routes(link.index)
     }
 

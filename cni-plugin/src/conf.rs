@@ -1,8 +1,9 @@
 //! The network configuration: raw as the runtime gives it, and checked.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use cni_protocol::{CniArgs, Code, Dns, Error, IfName, MacAddr, NetworkName, decode};
+use cni_protocol::{CniArgs, Code, Dns, Error, IfName, MacAddr, NetworkName, Route, decode};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -13,8 +14,10 @@ use shaping::Shaping;
 
 mod asked;
 mod keys;
+pub mod names;
 pub mod ports;
 pub mod shaping;
+pub mod tuning;
 
 pub use asked::Asked;
 
@@ -47,21 +50,10 @@ struct NetConf {
     disable_container_interface: bool,
     ipam: Option<Map<String, Value>>,
     dns: Option<Dns>,
-    args: Option<Args>,
-    runtime_config: Option<RuntimeConfig>,
-}
-
-/// `args`, of which only the conventions' `cni` concerns Weft.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Args {
-    cni: Option<CniConventions>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct CniConventions {
     mac: Option<String>,
+    routes: Vec<Route>,
+    interface_metrics: BTreeMap<String, u32>,
+    runtime_config: Option<RuntimeConfig>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -103,6 +95,10 @@ pub struct Network {
     pub interface_down: bool,
     /// Takes the place of what the IPAM plugin says about DNS.
     pub dns: Option<Dns>,
+    /// Routes of containers besides those of the IPAM plugin.
+    pub routes: Vec<Route>,
+    /// By the name of the container's interface: how its routes compare with others'.
+    pub metrics: BTreeMap<String, u32>,
     /// Where the leases are of a network that spans hosts; `None` for one of this host alone.
     pub data_dir: Option<PathBuf>,
     /// All hosts' addresses in a network that spans hosts, once they are known.
@@ -144,13 +140,15 @@ impl Network {
             force_address: raw.force_address,
             masquerade: raw.ip_masq,
             no_masquerade: no_masquerade(&raw)?,
-            mtu: mtu(raw.mtu)?,
+            mtu: mtu("mtu", raw.mtu)?,
             hairpin: raw.hairpin_mode,
             promiscuous: raw.promisc_mode,
             isolated: raw.port_isolation,
             duplicate_detection: raw.enabledad,
             interface_down: raw.disable_container_interface,
             dns: raw.dns.filter(|dns| *dns != Dns::default()),
+            routes: routes(raw.routes)?,
+            metrics: raw.interface_metrics,
             data_dir: if spans_hosts(conf) { Some(data_dir(conf)?) } else { None },
             all_hosts: Vec::new(),
             ports: PortPolicy::parse(conf)?,
@@ -192,19 +190,21 @@ impl Traces {
     }
 }
 
-/// The MAC address asked for, by the conventions' order: `runtimeConfig.mac`, `args.cni.mac`, `CNI_ARGS` MAC.
+/// The MAC address asked for, by the conventions' order: `runtimeConfig.mac`, `args.cni.mac`, `CNI_ARGS` MAC; then the
+/// tuning plugin's `mac`.
 ///
 /// # Errors
 /// [`Code::InvalidConfig`] for text that is no unicast MAC address.
 pub fn requested_mac(conf: &Map<String, Value>, args: &CniArgs) -> Result<Option<MacAddr>, Error> {
     let raw: NetConf = decode(conf)?;
-    let convention = raw.args.and_then(|args| args.cni).and_then(|cni| cni.mac);
+    let convention = conventions(conf).and_then(|cni| cni.get("mac")?.as_str()).map(str::to_owned);
     let asked = [
         ("runtimeConfig.mac", raw.runtime_config.and_then(|config| config.mac)),
         ("args.cni.mac", convention),
     ];
     let asked = asked.into_iter().find_map(|(key, mac)| Some((key, mac.filter(|mac| !mac.is_empty())?)));
-    let mac = match asked {
+    let of_network = raw.mac.filter(|mac| args.mac.is_none() && !mac.is_empty()).map(|mac| ("mac", mac));
+    let mac = match asked.or(of_network) {
         None => args.mac,
         Some((key, text)) => Some(
             text.parse::<MacAddr>()
@@ -218,6 +218,20 @@ pub fn requested_mac(conf: &Map<String, Value>, args: &CniArgs) -> Result<Option
         )),
         mac => Ok(mac),
     }
+}
+
+/// What the CNI conventions have for one container, `args.cni`.
+fn conventions(conf: &Map<String, Value>) -> Option<&Map<String, Value>> {
+    conf.get("args")?.get("cni")?.as_object()
+}
+
+fn routes(routes: Vec<Route>) -> Result<Vec<Route>, Error> {
+    for (at, route) in routes.iter().enumerate() {
+        if let Some((field, value, reason)) = route.problem() {
+            return Err(Error::new(Code::InvalidConfig, format!("routes[{at}].{field} {value} {reason}")));
+        }
+    }
+    Ok(routes)
 }
 
 /// Whether Weft's IPAM plugin leases a subnet of the network from etcd.
@@ -288,11 +302,11 @@ fn bridge_name(name: Option<&str>) -> Result<IfName, Error> {
     })
 }
 
-fn mtu(mtu: i64) -> Result<Option<u32>, Error> {
+fn mtu(key: &str, mtu: i64) -> Result<Option<u32>, Error> {
     match mtu {
         0 => Ok(None),
         MTU_MIN..=MTU_MAX => Ok(u32::try_from(mtu).ok()),
-        _ => Err(invalid("mtu", &mtu.into(), "give 68 to 65535 bytes, or 0 for the kernel's default")),
+        _ => Err(invalid(key, &mtu.into(), "give 68 to 65535 bytes, or 0 for the kernel's default")),
     }
 }
 

@@ -29,6 +29,7 @@ pub mod ruleset;
 pub mod shaping;
 pub mod status;
 pub mod step;
+pub mod tuning;
 pub mod veth;
 
 use cni_protocol::{Command, Error, Outcome};

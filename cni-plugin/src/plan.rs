@@ -90,6 +90,15 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Gives routes of which nobody said how they compare with others this metric.
+    #[must_use]
+    pub fn with_metric(mut self, metric: Option<u32>) -> Self {
+        for route in &mut self.routes {
+            route.priority = route.priority.or(metric);
+        }
+        self
+    }
+
     /// The routes as the kernel is to have them: next hops filled in, and of two to the same destination
     /// only the first, as the reference plugins do.
     pub fn kernel_routes(&self) -> Vec<Route> {
@@ -175,8 +184,12 @@ pub fn bridge_address(gateway: IpAddr, address: IpNetwork) -> Option<IpNetwork> 
     prefix(address).contains(gateway).then(|| IpNetwork::new(gateway, address.prefix()).ok())?
 }
 
+/// The network's own routes go before those of the IPAM plugin to the same destination.
 fn all_routes(network: &Network, ips: &[IpConfig], given: &[Route]) -> Vec<Route> {
-    let mut routes = given.to_vec();
+    let key = |route: &Route| (prefix(route.dst), route.table, route.priority);
+    let is_new = |route: &&Route| !network.routes.iter().any(|own| key(own) == key(route));
+    let mut routes: Vec<Route> = given.iter().filter(is_new).cloned().collect();
+    routes.extend_from_slice(&network.routes);
     if network.gateway == Gateway::DefaultRoute {
         for gateway in ips.iter().filter_map(|ip| ip.gateway) {
             let is_default =

@@ -5,6 +5,7 @@ use std::path::Path;
 use cni_protocol::{Code, Deadline, Error, IfName};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
+use crate::conf::tuning::Tuning;
 use crate::plan::Ipv6;
 use crate::step::Fault;
 use weft_net::netns::NetNs;
@@ -44,8 +45,16 @@ impl Pod {
     }
 
     /// The first of the planned settings that is different, with what it is.
-    pub fn ipv6_difference(&self, ifname: &IfName, ipv6: Ipv6) -> Result<Option<String>, Fault> {
-        let settings = ipv6_settings(ifname, ipv6);
+    pub fn ipv6_difference(
+        &self,
+        ifname: &IfName,
+        ipv6: Ipv6,
+        tuning: &Tuning,
+    ) -> Result<Option<String>, Fault> {
+        let mut settings = ipv6_settings(ifname, ipv6);
+        // Who asks for another value gets that.
+        let asked: Vec<Sysctl> = tuning.sysctls.iter().filter_map(|setting| setting.sysctl(ifname)).collect();
+        settings.retain(|(key, _)| !asked.contains(key));
         let found = self.netns.run(&self.home, || {
             for (key, wanted) in &settings {
                 if let Some(value) = key.get()?.filter(|value| value != wanted) {
@@ -55,6 +64,11 @@ impl Pod {
             Ok::<_, std::io::Error>(None)
         })??;
         Ok(found)
+    }
+
+    /// Does something inside the namespace.
+    pub fn inside<T>(&self, work: impl FnOnce() -> T) -> std::io::Result<T> {
+        self.netns.run(&self.home, work)
     }
 
     /// Sees to it that `lo` is up; whether it was down.

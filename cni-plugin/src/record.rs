@@ -13,6 +13,7 @@ use cni_protocol::{Code, Deadline, Error, NetworkName};
 use serde::{Deserialize, Serialize};
 use weft_state::{Lock, boot_dir, boot_path, monotonic};
 
+use crate::conf::names::Names;
 use crate::conf::shaping::Shaping;
 use crate::holdings::Holdings;
 use crate::key::AttachmentKey;
@@ -37,6 +38,9 @@ pub struct Content {
     /// How its traffic is limited, once all is done.
     #[serde(default, skip_serializing_if = "Shaping::is_none")]
     pub shaping: Shaping,
+    /// Who the container is to people, once all is done.
+    #[serde(default, skip_serializing_if = "Names::is_empty")]
+    pub names: Names,
     /// When that was written: nanoseconds of the monotonic clock, of twenty digits so that the content
     /// has one length.
     since: String,
@@ -52,6 +56,7 @@ impl Content {
             attached,
             holdings: Holdings::default(),
             shaping: Shaping::default(),
+            names: Names::default(),
             since: format!("{:020}", monotonic().as_nanos()),
         }
     }

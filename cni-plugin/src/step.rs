@@ -15,6 +15,7 @@ use log::{debug, warn};
 use nix::errno::Errno;
 use weft_state::Lock;
 
+use crate::conf::names::Names;
 use crate::conf::shaping::Shaping;
 use crate::holdings::Holdings;
 use crate::key::AttachmentKey;
@@ -23,7 +24,7 @@ use crate::overlay::{self, Overlay};
 use crate::pod::Pod;
 use crate::record::{Content, Record};
 use crate::ruleset::{self, Group};
-use crate::{bridge, ipam, veth};
+use crate::{bridge, ipam, tuning, veth};
 use weft_net::Family;
 use weft_net::netns::NetNs;
 use weft_net::nft::Nft;
@@ -47,6 +48,9 @@ pub enum Step {
     /// The attachment's elements in the ruleset.
     Rules,
     Settings(IfName),
+    /// A kernel setting of the container, and the value that it had.
+    Sysctl(Sysctl, String),
+    Tune(IfName),
     Loopback,
     Address(IpNetwork),
     Up(IfName),
@@ -86,6 +90,8 @@ impl fmt::Display for Step {
             Self::Shape(name) => write!(f, "limit the traffic of {name}"),
             Self::Rules => f.write_str("add the attachment to the ruleset"),
             Self::Settings(name) => write!(f, "set IPv6 settings of {name} in the container"),
+            Self::Sysctl(key, _) => write!(f, "set {key} in the container"),
+            Self::Tune(name) => write!(f, "set flags and queue of {name} in the container"),
             Self::Loopback => f.write_str("set lo up in the container"),
             Self::Address(address) => write!(f, "add address {address} in the container"),
             Self::Up(name) => write!(f, "set {name} up in the container"),
@@ -194,6 +200,7 @@ pub struct Journal {
     pub holdings: Holdings,
     /// … and how its traffic is limited.
     pub shaping: Shaping,
+    pub names: Names,
     /// Whether dropping the journal takes everything back.
     armed: bool,
 }
@@ -217,6 +224,7 @@ impl Journal {
             done: vec![Step::Record],
             holdings: Holdings::default(),
             shaping: Shaping::default(),
+            names: Names::default(),
             armed: true,
         }
     }
@@ -265,6 +273,7 @@ impl Journal {
         if attached {
             content.holdings.clone_from(&self.holdings);
             content.shaping.clone_from(&self.shaping);
+            content.names.clone_from(&self.names);
         }
         record.write(&content).map_err(|error| failed(&Step::Record, error.into()))
     }
@@ -316,10 +325,14 @@ impl Journal {
             Step::Loopback => {
                 Pod::open(&self.args.netns, deadline).and_then(|mut pod| Ok(pod.netlink.set_down("lo")?))
             }
+            Step::Sysctl(key, before) => {
+                Pod::open(&self.args.netns, deadline).and_then(|pod| tuning::restore(&pod, key, before))
+            }
             // Gone with the veth pair.
             Step::Port(_)
             | Step::Shape(_)
             | Step::Settings(_)
+            | Step::Tune(_)
             | Step::Address(_)
             | Step::Up(_)
             | Step::Detection(_)

@@ -304,22 +304,8 @@ impl RawRange {
 /// The kernel would refuse these routes, but only after the container has its interface.
 fn checked_routes(routes: Vec<Route>) -> Result<Vec<Route>, Error> {
     for (i, route) in routes.iter().enumerate() {
-        let dst = route.dst;
-        if dst.ip() != dst.network() {
-            let reason = format!("has host bits set; write {}/{}", dst.network(), dst.prefix());
-            return Err(invalid(&format!("ipam.routes[{i}].dst"), dst, &reason));
-        }
-        let Some(gw) = route.gw else { continue };
-        let path = format!("ipam.routes[{i}].gw");
-        if gw.is_ipv4() != dst.is_ipv4() {
-            return Err(invalid(
-                &path,
-                gw,
-                &format!("is not of the family of {dst}; use a gateway of the same one"),
-            ));
-        }
-        if gw.is_multicast() || gw.is_loopback() || gw.is_unspecified() {
-            return Err(invalid(&path, gw, "is the address of no router; use a unicast address"));
+        if let Some((field, value, reason)) = route.problem() {
+            return Err(invalid(&format!("ipam.routes[{i}].{field}"), value, &reason));
         }
     }
     Ok(routes)

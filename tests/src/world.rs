@@ -75,7 +75,7 @@ fn namespace(label: &str, lines: &mut BTreeSet<String>) {
             lines.insert(format!("{label} qdisc {qdisc}"));
         }
     }
-    for setting in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+    for setting in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/core/somaxconn"] {
         let value = fs::read_to_string(Path::new("/proc/sys").join(setting)).expect("read a kernel setting");
         lines.insert(format!("{label} sysctl {setting} {}", value.trim()));
     }

@@ -73,6 +73,8 @@ fn network() -> Network {
         ], "bandwidth": { "ingressRate": 10_000_000, "egressRate": 10_000_000 } },
         "ipMasq": true,
         "hairpinMode": true,
+        "sysctl": { "net.core.somaxconn": "500" },
+        "txQLen": 77,
         "ipam": { "routes": [{ "dst": "192.0.2.0/24" }] },
     }))
 }

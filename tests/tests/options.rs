@@ -29,6 +29,14 @@ fn mtu() {
     let ping = pod.inside(|| weft_tests::command("ping -n -c 1 -W 3 -M do -s 1372 10.88.0.1"));
     assert!(ping.contains("1 received"), "{ping}");
 
+    // Below IPv6's smallest, in a network without IPv6.
+    let small = Pod::new();
+    let network = Network::v4().with(&json!({ "mtu": 1000 }));
+    let result = network.add(&small);
+    network.check(&small, &result).done();
+    small.assert_reaches([10, 88, 0, 1]);
+    network.del(&small);
+
     // Without the key: the kernel's default.
     let plain = Pod::new();
     let result = Network::dual().add(&plain);

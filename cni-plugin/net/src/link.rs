@@ -29,6 +29,9 @@ pub struct Link {
     pub mtu: u32,
     pub up: bool,
     pub promiscuous: bool,
+    pub all_multicast: bool,
+    /// How many packets may wait to be sent, where it has a queue.
+    pub queue_length: u32,
     pub alias: Option<String>,
     /// The index of the bridge that it is a port of.
     pub master: Option<u32>,
@@ -124,19 +127,27 @@ impl Netlink {
     /// container's bridge port needs beyond its creation, in one message. The port needs no IPv6 address
     /// of its own, and with 1,000 of them on a bridge each one's chatter goes to all others.
     pub fn configure_port(&mut self, name: &str, alias: Option<&str>, port: BridgePort) -> NlResult<()> {
-        let mut link = LinkUnspec::new_with_name(name)
-            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
-                AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
-            ])]))
-            .set_port_kind(InfoPortKind::Bridge)
-            .set_port_data(InfoPortData::BridgePort(vec![
+        let mut link = LinkUnspec::new_with_name(name).set_port_kind(InfoPortKind::Bridge).set_port_data(
+            InfoPortData::BridgePort(vec![
                 InfoBridgePort::HairpinMode(port.hairpin),
                 InfoBridgePort::Isolated(port.isolated),
-            ]));
+            ]),
+        );
         if let Some(alias) = alias {
             link = link.alias(alias);
         }
-        self.request(RouteNetlinkMessage::NewLink(link.build()), 0)
+        let mut link = link.build();
+        let without_ipv6 = link.clone();
+        link.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
+            AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
+        ])]));
+        match self.request(RouteNetlinkMessage::NewLink(link), 0) {
+            // The link has no IPv6: its MTU is too small for that, or the kernel's is switched off.
+            Err(error) if error.errno == Errno::EAFNOSUPPORT => {
+                self.request(RouteNetlinkMessage::NewLink(without_ipv6), 0)
+            }
+            other => other,
+        }
     }
 
     /// `ip link set NAME up`.
@@ -155,6 +166,20 @@ impl Netlink {
     pub fn set_promiscuous(&mut self, name: &str, on: bool) -> NlResult<()> {
         let link = LinkUnspec::new_with_name(name).promiscuous(on).build();
         self.request(RouteNetlinkMessage::SetLink(link), 0)
+    }
+
+    /// `ip link set NAME promisc … allmulticast … [txqueuelen LENGTH]`.
+    pub fn tune(
+        &mut self,
+        name: &str,
+        (promiscuous, all_multicast): (bool, bool),
+        queue_length: Option<u32>,
+    ) -> NlResult<()> {
+        let mut link = LinkUnspec::new_with_name(name).promiscuous(promiscuous).allmulticast(all_multicast);
+        if let Some(length) = queue_length {
+            link = link.append_extra_attribute(LinkAttribute::TxQueueLen(length));
+        }
+        self.request(RouteNetlinkMessage::SetLink(link.build()), 0)
     }
 
     /// `ip link del NAME`. Waits ~15 ms for RCU although the link is gone from every table after ~0.5 ms:

@@ -29,6 +29,16 @@ impl Sysctl {
         Self::at(&format!("ipv6/conf/{ifname}/{key}"))
     }
 
+    /// The setting with these parts in its name, `net` first; `None` when they could lead elsewhere.
+    pub fn named(parts: &[String]) -> Option<Self> {
+        let [net, rest @ ..] = parts else { return None };
+        let strange = |part: &String| part.is_empty() || part.starts_with('.') || part.contains(['/', '\0']);
+        if net != "net" || rest.is_empty() || rest.iter().any(strange) {
+            return None;
+        }
+        Some(Self::at(&rest.join("/")))
+    }
+
     fn at(path: &str) -> Self {
         Self(Path::new("/proc/sys/net").join(path))
     }

@@ -85,6 +85,24 @@ pub struct Route {
 }
 
 impl Route {
+    /// What the kernel would refuse: the field, its value, and why with the remedy.
+    #[must_use]
+    pub fn problem(&self) -> Option<(&'static str, String, String)> {
+        let dst = self.dst;
+        if dst.ip() != dst.network() {
+            let reason = format!("has host bits set; write {}/{}", dst.network(), dst.prefix());
+            return Some(("dst", dst.to_string(), reason));
+        }
+        let gw = self.gw?;
+        if gw.is_ipv4() != dst.is_ipv4() {
+            let reason = format!("is not of the family of {dst}; use a gateway of the same one");
+            return Some(("gw", gw.to_string(), reason));
+        }
+        let no_router = gw.is_multicast() || gw.is_loopback() || gw.is_unspecified();
+        no_router
+            .then(|| ("gw", gw.to_string(), "is the address of no router; use a unicast address".to_owned()))
+    }
+
     /// A route to a prefix with nothing else said of it.
     #[must_use]
     pub fn to(dst: IpNetwork) -> Self {

@@ -1,13 +1,16 @@
 //! What is asked for one container: by the runtime in `runtimeConfig`, by a user in `args.weft`.
 
-use cni_protocol::{Error, decode};
+use std::net::IpAddr;
+
+use cni_protocol::{Dns, Error, decode};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::ports::{Mapping, requested_mappings};
 use super::shaping::Shaping;
-use super::{keys, prefixes};
+use super::tuning::Tuning;
+use super::{invalid, keys, prefixes};
 
 /// Every key that may stand in `args.weft`.
 const KEYS: &[&str] = &["sources"];
@@ -19,6 +22,9 @@ pub struct Asked {
     /// Who may use its host ports, in place of the network's `sources`.
     pub sources: Option<Vec<IpNetwork>>,
     pub shaping: Shaping,
+    pub tuning: Tuning,
+    /// How it resolves names, as far as that differs from the network's other containers.
+    pub dns: Dns,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -33,14 +39,54 @@ impl Asked {
     /// # Errors
     /// An unknown key; a value that cannot be meant.
     pub fn parse(conf: &Map<String, Value>) -> Result<Self, Error> {
-        let mappings = requested_mappings(conf)?;
-        let shaping = Shaping::requested(conf)?;
+        let asked = Self {
+            mappings: requested_mappings(conf)?,
+            shaping: Shaping::requested(conf)?,
+            tuning: Tuning::parse(conf)?,
+            dns: dns(conf)?,
+            sources: None,
+        };
         let Some(Value::Object(own)) = conf.get("args").and_then(|args| args.get("weft")) else {
-            return Ok(Self { mappings, shaping, ..Self::default() });
+            return Ok(asked);
         };
         keys::refuse_others("args.weft", own, KEYS)?;
         let raw: Raw = decode(own)?;
         let sources = raw.sources.map(|sources| prefixes("args.weft.sources", &sources)).transpose()?;
-        Ok(Self { mappings, sources, shaping })
+        Ok(Self { sources, ..asked })
     }
+}
+
+/// The capability `dns`, whose names differ from the result's.
+fn dns(conf: &Map<String, Value>) -> Result<Dns, Error> {
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(default)]
+    struct Runtime {
+        dns: Option<Requested>,
+    }
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(default)]
+    struct Requested {
+        servers: Option<Vec<String>>,
+        searches: Option<Vec<String>>,
+        options: Option<Vec<String>>,
+    }
+    let Some(Value::Object(runtime)) = conf.get("runtimeConfig") else { return Ok(Dns::default()) };
+    let asked = decode::<Runtime>(runtime)?.dns.unwrap_or_default();
+    let nameservers = asked.servers.unwrap_or_default();
+    // A zone may follow, as in fe80::1%eth0.
+    let is_address =
+        |server: &&String| server.split('%').next().is_some_and(|ip| ip.parse::<IpAddr>().is_ok());
+    if let Some(wrong) = nameservers.iter().find(|server| !is_address(server)) {
+        return Err(invalid(
+            "runtimeConfig.dns.servers",
+            &wrong.as_str().into(),
+            "give addresses of name servers",
+        ));
+    }
+    Ok(Dns {
+        nameservers,
+        domain: None,
+        search: asked.searches.unwrap_or_default(),
+        options: asked.options.unwrap_or_default(),
+    })
 }

@@ -7,12 +7,13 @@ use super::unsupported;
 
 /// Every key that may stand in the configuration.
 const KEYS: &[&str] = &[
-    "args", "bridge", "capabilities", "cniVersion", "cni.dev/attachments", "cni.dev/valid-attachments",
-    "dataDir", "disableContainerInterface", "dns", "egressBurst", "egressRate", "enabledad", "forceAddress",
-    "hairpinMode", "ingressBurst", "ingressRate", "ipMasq", "ipMasqBackend", "ipam", "isDefaultGateway",
-    "isGateway", "logFile", "logLevel", "masqAll", "mtu", "name", "noMasquerade", "portIsolation",
-    "preserveDefaultVlan", "prevResult", "promiscMode", "runtimeConfig", "shapedSubnets", "snat", "sources",
-    "stateDir", "timeout", "type", "unshapedSubnets",
+    "allmulti", "args", "bridge", "capabilities", "cniVersion", "cni.dev/attachments",
+    "cni.dev/valid-attachments", "dataDir", "disableContainerInterface", "dns", "egressBurst", "egressRate",
+    "enabledad", "forceAddress", "hairpinMode", "ingressBurst", "ingressRate", "interfaceMetrics", "ipMasq",
+    "ipMasqBackend", "ipam", "isDefaultGateway", "isGateway", "logFile", "logLevel", "mac", "masqAll", "mtu",
+    "name", "noMasquerade", "portIsolation", "preserveDefaultVlan", "prevResult", "promisc", "promiscMode",
+    "routes", "runtimeConfig", "shapedSubnets", "snat", "sources", "stateDir", "sysctl", "timeout", "txQLen",
+    "type", "unshapedSubnets",
 ];
 
 /// Keys of the reference plugins that ask for what Weft does not do yet: accepted while they ask for nothing.
@@ -32,7 +33,7 @@ const INSTEAD: &[(&str, &str)] = &[
 ];
 
 /// What a runtime may pass in `runtimeConfig`; `ipRanges` is for the IPAM plugin.
-const CAPABILITIES: &[&str] = &["bandwidth", "ipRanges", "ips", "mac", "portMappings"];
+const CAPABILITIES: &[&str] = &["aliases", "bandwidth", "dns", "ipRanges", "ips", "mac", "portMappings"];
 
 /// Refuses keys that nobody knows, and those that ask for what Weft does not do.
 pub(super) fn refuse_unknown(conf: &Map<String, Value>) -> Result<(), Error> {

@@ -22,6 +22,8 @@ fn network(gateway: Gateway) -> Network {
         duplicate_detection: false,
         interface_down: false,
         dns: None,
+        routes: Vec::new(),
+        metrics: std::collections::BTreeMap::new(),
         data_dir: None,
         all_hosts: Vec::new(),
         ports: crate::conf::ports::PortPolicy { snat: true, masquerade_all: false, sources: Vec::new() },

@@ -43,6 +43,8 @@ fn link(index: u32, flags: u32, nest: &[u8]) -> Link {
         mtu: 0,
         up: has(libc::IFF_UP),
         promiscuous: has(libc::IFF_PROMISC),
+        all_multicast: has(libc::IFF_ALLMULTI),
+        queue_length: 0,
         alias: None,
         master: None,
         peer: None,
@@ -52,6 +54,7 @@ fn link(index: u32, flags: u32, nest: &[u8]) -> Link {
         match kind {
             libc::IFLA_IFNAME => link.name = text(value),
             libc::IFLA_MTU => link.mtu = number(value).unwrap_or_default(),
+            libc::IFLA_TXQLEN => link.queue_length = number(value).unwrap_or_default(),
             libc::IFLA_ADDRESS => link.mac = <[u8; 6]>::try_from(value).ok().map(MacAddr::from),
             libc::IFLA_MASTER => link.master = number(value),
             libc::IFLA_LINK => link.peer = number(value),

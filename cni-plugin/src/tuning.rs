@@ -1,0 +1,78 @@
+//! Settings of one container: kernel settings of its namespace, and flags of its interface.
+
+use std::io;
+
+use cni_protocol::{Code, Error, IfName};
+use weft_net::Link;
+use weft_net::sysctl::Sysctl;
+
+use crate::conf::tuning::{Setting, Tuning};
+use crate::pod::Pod;
+use crate::step::{Change, Fault, Journal, Step};
+
+/// Sets what was asked for. The interface is not up yet.
+pub fn apply(journal: &mut Journal, pod: &mut Pod, ifname: &IfName, tuning: &Tuning) -> Result<(), Error> {
+    for setting in &tuning.sysctls {
+        let Some(sysctl) = setting.sysctl(ifname) else { continue };
+        let before = journal.run(Step::Sysctl(sysctl.clone(), String::new()), || {
+            set(pod, &sysctl, setting).map(|before| (before, Change::Found))
+        })?;
+        journal.note(Step::Sysctl(sysctl, before));
+    }
+    if !tuning.leaves_interface() {
+        journal.within(Step::Tune(ifname.clone()), || {
+            let flags = (tuning.promiscuous, tuning.all_multicast.unwrap_or_default());
+            pod.netlink.tune(ifname.as_str(), flags, tuning.queue_length)
+        })?;
+    }
+    Ok(())
+}
+
+/// Writes a setting, and returns what it was.
+fn set(pod: &Pod, sysctl: &Sysctl, setting: &Setting) -> Result<String, Fault> {
+    let value = &setting.value;
+    let refused = |why: String| Error::new(Code::InvalidConfig, why);
+    pod.inside(|| {
+        let Some(before) = sysctl.get()? else {
+            return Err(refused(format!(
+                "{sysctl} is no setting of this kernel: correct the name, or load its module"
+            ))
+            .into());
+        };
+        match sysctl.set(value) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                Err(refused(format!("{sysctl} cannot be {value}: {error}: correct the value")).into())
+            }
+            other => Ok(other.map(|()| before)?),
+        }
+    })?
+}
+
+/// Gives a setting back the value that it had.
+pub fn restore(pod: &Pod, sysctl: &Sysctl, before: &str) -> Result<(), Fault> {
+    Ok(pod.inside(|| sysctl.set(before))??)
+}
+
+/// What is different from what was asked for.
+pub fn differences(pod: &Pod, ifname: &IfName, link: &Link, tuning: &Tuning) -> Result<Vec<String>, Fault> {
+    let mut found = Vec::new();
+    for setting in &tuning.sysctls {
+        let Some(sysctl) = setting.sysctl(ifname) else { continue };
+        let value = pod.inside(|| sysctl.get())??.unwrap_or_default();
+        if !value.split_whitespace().eq(setting.value.split_whitespace()) {
+            found.push(format!("{sysctl} is {value} instead of {} in the container", setting.value));
+        }
+    }
+    let mut flag = |name: &str, is: bool, wanted: Option<bool>| {
+        if wanted.is_some_and(|wanted| wanted != is) {
+            found.push(format!("{ifname} is {} {name}", if is { "" } else { "not" }).replace("  ", " "));
+        }
+    };
+    // One that is promiscuous without having been asked to be captures packets: that is no one's damage.
+    flag("promiscuous", link.promiscuous, tuning.promiscuous.then_some(true));
+    flag("all-multicast", link.all_multicast, tuning.all_multicast);
+    if let Some(length) = tuning.queue_length.filter(|length| *length != link.queue_length) {
+        found.push(format!("{ifname} has queue length {} instead of {length}", link.queue_length));
+    }
+    Ok(found)
+}
