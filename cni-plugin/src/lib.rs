@@ -18,6 +18,7 @@ pub mod holdings;
 pub mod hostport;
 pub mod ipam;
 pub mod key;
+pub mod loopback;
 pub mod masquerade;
 pub mod overlay;
 pub mod plan;

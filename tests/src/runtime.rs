@@ -210,9 +210,7 @@ fn mount_own() {
 /// Copies, as the checkout may be in a place that this machine has mounted over. containerd needs the loopback
 /// plugin for every pod.
 fn install_plugins() {
-    let binaries =
-        [tools::dist().join("weft"), tools::dist().join("weft-ipam"), tools::peers().join("loopback")];
-    for binary in binaries {
+    for binary in ["weft", "weft-ipam", "loopback"].map(|name| tools::dist().join(name)) {
         let to: PathBuf = Path::new(PLUGINS).join(binary.file_name().expect("a binary has a name"));
         fs::copy(&binary, &to).unwrap_or_else(|error| panic!("copy {}: {error}", binary.display()));
     }

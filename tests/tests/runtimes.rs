@@ -21,8 +21,8 @@ fn conf() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../conf"))
 }
 
-/// Every sample works as it is: two containers reach each other and are gone without a trace.
-/// The first attachments make what a network and a namespace keep (bridge, rules, `lo` up): one compares after them.
+/// Every sample works as it is: two containers reach each other, but for the one without a network, and are gone without
+/// a trace. The first attachments make what a network and a namespace keep (bridge, rules, `lo` up): one compares after them.
 #[test]
 fn cnitool_attaches_checks_and_detaches_with_every_sample() {
     let mut samples = 0;
