@@ -98,7 +98,7 @@ impl Attachment {
         let plan = Plan::new(&self.network, &given.ips, &given.routes)?.with_metric(metric);
         self.ensure_routing(&bridge, &plan)?;
         let holdings = Holdings::new(&self.network, &self.asked, &plan)?;
-        hold(&mut self.journal, &self.args.call, &self.key, &self.network.traces, holdings)?;
+        let _hold = hold(&mut self.journal, &self.args.call, &self.key, &self.network.traces, holdings)?;
         let container = self.configure(&plan, peer_of(&veth)?)?;
         let result = self.result(&plan, given, [bridge, veth, container], detours);
         self.journal.write_record(true)?;
@@ -206,7 +206,7 @@ impl Attachment {
         })?;
         let port = BridgePort {
             hairpin: self.network.hairpin_for(!self.asked.mappings.is_empty()),
-            isolated: self.network.isolated,
+            isolated: self.network.is_isolated(),
         };
         self.journal.within(Step::Port(name.clone()), || {
             self.host.configure_port(&name, self.key.alias().as_deref(), port)
@@ -227,7 +227,10 @@ impl Attachment {
         journal.run(Step::Loopback, || pod.ensure_loopback().map(|changed| ((), Change::from(changed))))?;
         for IpConfig { address, .. } in &plan.ips {
             let nodad = plan.ipv6 != Ipv6::OnAfterDetection;
-            journal.within(Step::Address(*address), || pod.netlink.add_address(index, *address, nodad))?;
+            journal.within(Step::Address(*address), || match plan.by_gateway {
+                true => pod.netlink.add_address_without_route(index, *address, nodad),
+                false => pod.netlink.add_address(index, *address, nodad),
+            })?;
         }
         // Read before it is up: the kernel settles a new carrier first, on all ports of the bridge.
         let container = journal.run(Step::ReadBack(ifname.to_string()), || {

@@ -10,6 +10,7 @@ use crate::conf::tuning::Tuning;
 use crate::conf::{Asked, Gateway, Network};
 use crate::holdings::Holdings;
 use crate::ipam;
+use crate::isolation::Policy;
 use crate::key::AttachmentKey;
 use crate::masquerade;
 use crate::overlay;
@@ -46,10 +47,16 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     let metric = network.metrics.get(key.ifname.as_str()).copied();
     let plan = Plan::new(&network, &own, &args.prev_result.routes)?.with_metric(metric);
     // The record has what was asked for when the container was attached.
-    let (holdings, limits) = match record::peek(&network.traces.state_dir, &key.network, &key.hash())? {
+    let (mut holdings, limits) = match record::peek(&network.traces.state_dir, &key.network, &key.hash())? {
         Found::Attached(content) => (content.holdings, content.shaping),
         _ => (Holdings::new(&network, &asked, &plan)?, network.shaping.or(&asked.shaping)),
     };
+    // What the network has may be from a newer configuration than the record.
+    if let Some(isolation) = &mut holdings.isolation
+        && let Some(policy) = Policy::new(&network, &plan)?
+    {
+        isolation.policy = policy;
+    }
     let mut checker = Checker {
         host: Netlink::open(call.deadline).map_err(|error| failed(&"open a netlink socket", error.into()))?,
         pod: Pod::open(&args.netns, call.deadline).map_err(|fault| failed(&"open CNI_NETNS", fault))?,
@@ -174,7 +181,7 @@ impl Checker {
         }
         let wanted = BridgePort {
             hairpin: self.network.hairpin_for(self.holdings.ports.is_some()),
-            isolated: self.network.isolated,
+            isolated: self.network.is_isolated(),
         };
         self.require(veth.port.is_none_or(|port| port == wanted), || {
             format!("bridge port {name} has {:?} instead of {wanted:?}", veth.port.unwrap_or_default())
@@ -280,7 +287,7 @@ impl Checker {
             return Ok(());
         }
         let mut nft = Nft::open(args.call.deadline)?;
-        if let Err(difference) = ruleset::check(&mut nft, &self.key, &elements) {
+        if let Err(difference) = ruleset::check(&mut nft, &elements) {
             self.found.push(format!("ruleset: {difference}"));
         }
         if let Some(bridge) = self.holdings.ports.as_ref().and_then(|ports| ports.localnet()) {

@@ -9,10 +9,12 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use weft_state::lease::data_dir;
 
+use isolation::IsolationPolicy;
 use ports::PortPolicy;
 use shaping::Shaping;
 
 mod asked;
+pub mod isolation;
 mod keys;
 pub mod names;
 pub mod ports;
@@ -104,6 +106,7 @@ pub struct Network {
     /// All hosts' addresses in a network that spans hosts, once they are known.
     pub all_hosts: Vec<IpNetwork>,
     pub ports: PortPolicy,
+    pub isolation: IsolationPolicy,
     pub shaping: Shaping,
     /// What is there of the network also when its configuration is wrong.
     pub traces: Traces,
@@ -152,6 +155,7 @@ impl Network {
             data_dir: if spans_hosts(conf) { Some(data_dir(conf)?) } else { None },
             all_hosts: Vec::new(),
             ports: PortPolicy::parse(conf)?,
+            isolation: IsolationPolicy::parse(conf)?,
             shaping: Shaping::of_network(conf)?,
             traces,
         })
@@ -159,6 +163,11 @@ impl Network {
 }
 
 impl Network {
+    /// Whether containers cannot reach each other on the bridge: by `portIsolation`, or as they need to be allowed to.
+    pub fn is_isolated(&self) -> bool {
+        self.isolated || !self.isolation.icc
+    }
+
     /// Whether a container's frames may come back by the port they left. With br_netfilter a frame to a host port
     /// of the container itself is turned round on the bridge.
     pub fn hairpin_for(&self, has_ports: bool) -> bool {

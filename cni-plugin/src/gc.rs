@@ -1,6 +1,7 @@
 //! GC: removes what belongs to no valid attachment of the network, and nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use cni_protocol::{
     Call, Code, Deadline, Error, GcArgs, NetworkName, Outcome, VALID_ATTACHMENTS, ValidAttachment,
@@ -12,6 +13,7 @@ use weft_state::{Lock, started};
 
 use crate::conf::Traces;
 use crate::ipam;
+use crate::isolation;
 use crate::key::{AttachmentKey, VETH_PREFIX, hash_of_ifb, is_host_veth};
 use crate::masquerade;
 use crate::record::{self, Found, Record};
@@ -46,6 +48,8 @@ struct Stale {
     key: Option<AttachmentKey>,
     record: Option<Record>,
     links: Vec<String>,
+    /// Addresses that other containers may be allowed to talk with.
+    addresses: Vec<IpAddr>,
 }
 
 impl Collector<'_> {
@@ -103,7 +107,9 @@ impl Collector<'_> {
                         kept.extend(key);
                         keep.insert(hash);
                     } else {
-                        stale.insert(hash, Stale { key, record: Some(record), links: Vec::new() });
+                        let addresses = found.private_addresses();
+                        stale
+                            .insert(hash, Stale { key, record: Some(record), addresses, ..Stale::default() });
                     }
                 }
                 // A DEL is at work on it, or the IPAM plugin of an ADD that was killed: theirs it is.
@@ -122,7 +128,8 @@ impl Collector<'_> {
             if let Some(known) = stale.get_mut(&hash) {
                 known.links.push(link.name.clone());
             } else if let Some(key) = key.filter(|key| key.hash() == hash && !keep.contains(&hash)) {
-                stale.insert(hash, Stale { key: Some(key), record: None, links: vec![link.name.clone()] });
+                let links = vec![link.name.clone()];
+                stale.insert(hash, Stale { key: Some(key), links, ..Stale::default() });
             }
         }
         self.find_detours(&links, &mut stale);
@@ -180,6 +187,8 @@ impl Collector<'_> {
                 other => other?,
             };
             let links: BTreeSet<String> = netlink.links(None)?.into_iter().map(|link| link.name).collect();
+            let addresses: Vec<IpAddr> = stale.values().flat_map(|stale| stale.addresses.clone()).collect();
+            isolation::forget(&mut nft, &addresses)?;
             ruleset::sweep(&mut nft, |hash| {
                 stale.contains_key(hash)
                     || !links.contains(&format!("{VETH_PREFIX}{hash}"))
@@ -192,9 +201,10 @@ impl Collector<'_> {
     fn remove_rules(&self) -> Result<(), Error> {
         let remove = || {
             let mut nft = Nft::open(self.args.call.deadline)?;
-            masquerade::remove(&mut nft, self.network())
+            masquerade::remove(&mut nft, self.network())?;
+            ruleset::network::restore(&mut nft, self.network(), &[])
         };
-        remove().map_err(|error| failed(&"remove the network's masquerade rules", error.into()))
+        remove().map_err(|error| failed(&"remove the network's rules", error.into()))
     }
 }
 

@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
 use weft_net::{NetError, Netlink, NlResult, conntrack};
-use weft_state::Lock;
+use weft_state::{Lock, boot_dir};
 
 use crate::conf::{Asked, Network, Traces};
 use crate::hostport::Ports;
+use crate::isolation::{self, Isolation};
 use crate::key::{AttachmentKey, VETH_PREFIX};
 use crate::plan::Plan;
 use crate::record;
@@ -22,6 +23,8 @@ use crate::step::{Change, Journal, Shared, Step, failed};
 /// The directory of the lock that an ADD with host ports holds while it looks whether they are free. No network
 /// has such a name.
 const PORTS_DIR: &str = ".hostport";
+/// The lock of a network, in its directory, that ADDs hold while they work out what is allowed between containers.
+const MEETING_LOCK: &str = "meeting.lock";
 
 /// What an attachment holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,22 +32,33 @@ const PORTS_DIR: &str = ".hostport";
 pub struct Holdings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ports: Option<Ports>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Isolation>,
 }
 
 impl Holdings {
     /// Works out what an attachment needs. Pure.
     pub fn new(network: &Network, asked: &Asked, plan: &Plan) -> Result<Self, Error> {
-        Ok(Self { ports: Ports::new(network, &asked.mappings, asked.sources.clone(), plan)? })
+        Ok(Self {
+            ports: Ports::new(network, &asked.mappings, asked.sources.clone(), plan)?,
+            isolation: Isolation::new(network, &asked.allow, plan)?,
+        })
     }
 
     /// The elements that stand for it.
     pub fn elements(&self, key: &AttachmentKey) -> Elements {
         let mut all = Elements::default();
-        for part in [self.ports.as_ref().map(Ports::elements)].into_iter().flatten() {
-            all.own.extend(part.own);
-            all.shared.extend(part.shared);
+        let ports = self.ports.as_ref().map(Ports::elements);
+        let isolation = self.isolation.as_ref().map(Isolation::elements);
+        for part in [ports, isolation].into_iter().flatten() {
+            all.extend(part);
         }
         all.of(key)
+    }
+
+    /// What others may have been allowed with it.
+    pub fn private(&self) -> Option<&Isolation> {
+        self.isolation.as_ref().filter(|isolation| isolation.policy.private)
     }
 
     /// Whether there is nothing.
@@ -53,24 +67,57 @@ impl Holdings {
     }
 }
 
-/// Puts an attachment into the host's rules: before its link is up, so that there is no open moment.
+/// Puts an attachment into the host's rules: before its link is up, so that there is no open moment. Returns the lock under
+/// which the rules between containers were worked out, for as long as the record does not have them.
 pub fn hold(
     journal: &mut Journal,
     call: &Call,
     key: &AttachmentKey,
     traces: &Traces,
-    holdings: Holdings,
-) -> Result<(), Error> {
-    let elements = holdings.elements(key);
-    if elements.is_empty() {
-        return Ok(());
+    mut holdings: Holdings,
+) -> Result<Option<Lock>, Error> {
+    if holdings.is_empty() {
+        return Ok(None);
     }
     let mut nft = Nft::open(call.deadline).map_err(|error| failed(&Step::Rules, error.into()))?;
+    let mut private = None;
+    if let Some(isolation) = holdings.isolation.as_mut().filter(|isolation| isolation.policy.private) {
+        let path = boot_dir(&traces.state_dir, &key.network)?.join(MEETING_LOCK);
+        private = Some(Lock::exclusive(&path, call.deadline)?);
+        let others = record::contents(&traces.state_dir, &key.network)?;
+        isolation.meet(key, &journal.names, others);
+        journal.run(Step::Rules, || {
+            isolation::forget(&mut nft, &isolation.addresses).map(|()| ((), Change::Found))
+        })?;
+    }
     let _only_one = holdings.ports.as_ref().map(|_| lock_ports(traces, call.deadline)).transpose()?;
+    let elements = holdings.elements(key);
+    ensure_shared(journal, &mut nft, traces, &elements)?;
+    journal.run(Step::Rules, || {
+        let alive = |hash: &str| is_alive(traces, hash);
+        if let Some(ports) = &holdings.ports {
+            ports.refuse_conflicts(&mut nft, key, &alive)?;
+        }
+        ruleset::add(&mut nft, key, &elements, &alive).map(|()| ((), Change::Made))
+    })?;
+    if let Some(ports) = &holdings.ports {
+        open_ports(journal, &mut nft, ports)?;
+    }
+    journal.holdings = holdings;
+    Ok(private)
+}
+
+/// What others rely on too: the static rules, and what the network has in them.
+fn ensure_shared(
+    journal: &mut Journal,
+    nft: &mut Nft,
+    traces: &Traces,
+    elements: &Elements,
+) -> Result<(), Error> {
     let made = journal.run(Step::Shared(Shared::Ruleset(Vec::new())), || {
         // Their locks are held until their elements are back: no DEL can come in between.
         let mut locked = Vec::new();
-        let made = ruleset::ensure(&mut nft, &elements, &mut || {
+        let made = ruleset::ensure(nft, elements, &mut || {
             record::attached(&traces.state_dir)
                 .into_iter()
                 .map(|(key, holdings, lock)| {
@@ -84,17 +131,12 @@ pub fn hold(
     if !made.is_empty() {
         journal.note(Step::Shared(Shared::Ruleset(made)));
     }
-    journal.run(Step::Rules, || {
-        let alive = |hash: &str| is_alive(traces, hash);
-        if let Some(ports) = &holdings.ports {
-            ports.refuse_conflicts(&mut nft, key, &alive)?;
-        }
-        ruleset::add(&mut nft, key, &elements, &alive).map(|()| ((), Change::Made))
+    let before = journal.run(Step::Shared(Shared::NetworkRules(Vec::new())), || {
+        ruleset::network::ensure(nft, &elements.network).map(|before| (before, Change::Found))
     })?;
-    if let Some(ports) = &holdings.ports {
-        open_ports(journal, &mut nft, ports)?;
+    if let Some(before) = before {
+        journal.note(Step::Shared(Shared::NetworkRules(before)));
     }
-    journal.holdings = holdings;
     Ok(())
 }
 
@@ -113,10 +155,7 @@ pub fn restore(state_dir: &Path, deadline: Deadline) -> Result<bool, Error> {
     let attached = record::attached(state_dir);
     let held: Vec<Elements> = attached.iter().map(|(key, holdings, _lock)| holdings.elements(key)).collect();
     let mut all = Elements::default();
-    for elements in &held {
-        all.own.extend_from_slice(&elements.own);
-        all.shared.extend_from_slice(&elements.shared);
-    }
+    held.iter().cloned().for_each(|elements| all.extend(elements));
     let mut lost = false;
     ruleset::ensure(&mut nft, &all, &mut || {
         lost = true;
@@ -189,7 +228,7 @@ impl Erasure {
         known: Option<&Holdings>,
         deadline: Deadline,
     ) -> NlResult<Option<Self>> {
-        if known.is_some_and(Holdings::is_empty) {
+        if known.is_some_and(|known| known.elements(key).own.is_empty() && known.private().is_none()) {
             return Ok(None);
         }
         let mut nft = match Nft::open(deadline) {
@@ -212,6 +251,9 @@ impl Erasure {
             return ruleset::remove(&mut self.nft, key, None);
         };
         ruleset::remove(&mut self.nft, key, Some(&holdings.elements(key)))?;
+        if let Some(isolation) = holdings.private() {
+            isolation::forget(&mut self.nft, &isolation.addresses)?;
+        }
         if let Some(ports) = &holdings.ports {
             forgotten(ports.forget_own_flows(&mut self.nft));
         }

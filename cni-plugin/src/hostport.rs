@@ -13,14 +13,14 @@ use cni_protocol::{Code, Error};
 use ipnetwork::IpNetwork;
 use log::warn;
 use serde::{Deserialize, Serialize};
-use weft_net::nft::{Element, Nft, Set, Tuple, ends};
+use weft_net::nft::{Element, Nft, Tuple, ends};
 use weft_net::{Family, Netlink, NlResult};
 
 use crate::conf::Network;
 use crate::conf::ports::{Mapping, Protocol};
 use crate::key::AttachmentKey;
 use crate::plan::{Plan, prefix};
-use crate::ruleset::{self, Elements};
+use crate::ruleset::{self, Elements, by_address, of_family};
 use crate::step::Fault;
 
 mod claim;
@@ -108,7 +108,7 @@ impl Ports {
         let mut own: Vec<Element> = self.claims.iter().map(Claim::element).collect();
         for address in &self.masquerade {
             own.push(Element::new(
-                by(&MASQUERADED, *address),
+                by_address(&MASQUERADED, *address),
                 Tuple::default().address(*address),
                 address.to_string(),
             ));
@@ -117,12 +117,20 @@ impl Ports {
             let mut targets: Vec<IpAddr> = self.claims.iter().map(|claim| claim.to).collect();
             targets.dedup();
             for to in targets {
-                own.push(Element::new(by(&LIMITED, to), Tuple::default().address(to), to.to_string()));
+                own.push(Element::new(
+                    by_address(&LIMITED, to),
+                    Tuple::default().address(to),
+                    to.to_string(),
+                ));
                 let of_family = |source: &&IpNetwork| source.is_ipv4() == to.is_ipv4();
                 own.extend(self.sources.iter().filter(of_family).map(|source| {
                     let key = |end| Tuple::default().address(to).address(end);
                     let (first, last) = ends(*source);
-                    Element::between(by(&SOURCES, to), (key(first), key(last)), format!("{to} from {source}"))
+                    Element::between(
+                        by_address(&SOURCES, to),
+                        (key(first), key(last)),
+                        format!("{to} from {source}"),
+                    )
                 }));
             }
         }
@@ -130,7 +138,7 @@ impl Ports {
         if let Some(bridge) = &self.localnet {
             shared.push(Element::new(&LOCALNET, Tuple::default().ifname(bridge), bridge.clone()));
         }
-        Elements { own, shared }
+        Elements { own, shared, ..Elements::default() }
     }
 
     /// The bridge that must route 127.0.0.1.
@@ -202,12 +210,12 @@ impl Ports {
                 continue;
             }
             // Single ports of every address are what there is many of: only a range looks through them.
-            let mut taken = nft.elements(of(&RANGES, family))?;
+            let mut taken = nft.elements(of_family(&RANGES, family))?;
             if wanted.iter().any(|claim| claim.at.is_none() || claim.is_range()) {
-                taken.extend(nft.elements(of(&AT, family))?);
+                taken.extend(nft.elements(of_family(&AT, family))?);
             }
             if wanted.iter().any(|claim| claim.is_range()) {
-                taken.extend(nft.elements(of(&ANY, family))?);
+                taken.extend(nft.elements(of_family(&ANY, family))?);
             }
             for claim in wanted {
                 let holder = match claim.at_every_address() {
@@ -277,17 +285,5 @@ fn has_default_route(plan: &Plan, family: Family) -> bool {
 fn same(prefix: IpNetwork) -> Element {
     let (first, last) = ends(prefix);
     let key = |end| Tuple::default().address(end).address(end);
-    Element::between(by(&SAME, first), (key(first), key(last)), format!("{prefix} . {prefix}"))
-}
-
-/// The set of a pair for an address's family.
-fn by(sets: &'static [Set; 2], address: IpAddr) -> &'static Set {
-    of(sets, Family::of(address))
-}
-
-fn of(sets: &'static [Set; 2], family: Family) -> &'static Set {
-    match family {
-        Family::V4 => &sets[0],
-        Family::V6 => &sets[1],
-    }
+    Element::between(by_address(&SAME, first), (key(first), key(last)), format!("{prefix} . {prefix}"))
 }

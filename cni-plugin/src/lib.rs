@@ -17,6 +17,7 @@ pub mod gc;
 pub mod holdings;
 pub mod hostport;
 pub mod ipam;
+pub mod isolation;
 pub mod key;
 pub mod loopback;
 pub mod masquerade;

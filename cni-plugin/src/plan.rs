@@ -12,6 +12,8 @@ use crate::masquerade::Masquerade;
 
 /// The smallest MTU that IPv6 works over (RFC 8200 §5).
 const IPV6_MTU_MIN: u32 = 1280;
+/// `RT_SCOPE_LINK` of linux/rtnetlink.h.
+const SCOPE_LINK: u8 = 253;
 
 /// The addresses and routes of an attachment, and what the host must have for them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub struct Plan {
     /// The families that the host forwards.
     pub forwarding: Vec<Family>,
     pub ipv6: Ipv6,
+    /// Whether the container reaches its own subnets by the gateway too.
+    pub by_gateway: bool,
 }
 
 /// What the container's interface does with IPv6.
@@ -67,6 +71,7 @@ impl Plan {
             masquerade: Masquerade { prefixes: Vec::new(), exempt: network.no_masquerade.clone() },
             forwarding: Vec::new(),
             ipv6: ipv6(network, &ips),
+            by_gateway: has_gateway && !network.isolation.icc,
             ips,
         };
         for ip in &plan.ips {
@@ -102,7 +107,7 @@ impl Plan {
     /// The routes as the kernel is to have them: next hops filled in, and of two to the same destination
     /// only the first, as the reference plugins do.
     pub fn kernel_routes(&self) -> Vec<Route> {
-        let mut kept: Vec<Route> = Vec::new();
+        let mut kept: Vec<Route> = if self.by_gateway { self.subnet_routes() } else { Vec::new() };
         for route in &self.routes {
             let same = |other: &Route| {
                 (prefix(other.dst), other.table, other.priority)
@@ -116,11 +121,19 @@ impl Plan {
         kept
     }
 
+    /// The routes in place of the kernel's own, which would have the container ask for its neighbours on the link.
+    fn subnet_routes(&self) -> Vec<Route> {
+        let routes = self.ips.iter().filter_map(|ip| {
+            let gateway = ip.gateway?;
+            let to_gateway = Route { scope: Some(SCOPE_LINK), ..Route::to(gateway.into()) };
+            Some([to_gateway, Route { gw: Some(gateway), ..Route::to(prefix(ip.address)) }])
+        });
+        routes.flatten().collect()
+    }
+
     /// The next hop for a route without one: the gateway of its family, unless the route's scope says that
     /// its destination is on the link.
     fn gateway_of(&self, family: Family, scope: Option<u8>) -> Option<IpAddr> {
-        /// `RT_SCOPE_LINK` of linux/rtnetlink.h.
-        const SCOPE_LINK: u8 = 253;
         if scope.is_some_and(|scope| scope >= SCOPE_LINK) {
             return None;
         }
@@ -195,14 +208,15 @@ fn all_routes(network: &Network, ips: &[IpConfig], given: &[Route]) -> Vec<Route
             let is_default =
                 |route: &Route| route.dst.prefix() == 0 && Family::of(route.dst.ip()) == Family::of(gateway);
             if !routes.iter().any(is_default) {
-                routes.push(Route { gw: Some(gateway), ..Route::to(default_prefix(Family::of(gateway))) });
+                routes.push(Route { gw: Some(gateway), ..Route::to(everything(Family::of(gateway))) });
             }
         }
     }
     routes
 }
 
-fn default_prefix(family: Family) -> IpNetwork {
+/// Every address of a family, to which a default route leads.
+pub fn everything(family: Family) -> IpNetwork {
     let any: IpAddr = match family {
         Family::V4 => std::net::Ipv4Addr::UNSPECIFIED.into(),
         Family::V6 => std::net::Ipv6Addr::UNSPECIFIED.into(),

@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -114,6 +115,15 @@ impl Found {
             Self::Nothing | Self::Damaged => None,
         }
     }
+
+    /// The addresses with which other containers may be allowed to talk.
+    pub fn private_addresses(&self) -> Vec<IpAddr> {
+        let holdings = match self {
+            Self::Attached(content) => &content.holdings,
+            Self::Begun(_) | Self::Nothing | Self::Damaged => return Vec::new(),
+        };
+        holdings.private().map(|isolation| isolation.addresses.clone()).unwrap_or_default()
+    }
 }
 
 impl Record {
@@ -208,6 +218,17 @@ pub fn peek(state_dir: &Path, network: &NetworkName, hash: &str) -> Result<Found
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("read", &path, &error)),
         read => Ok(Found::parse(&read.unwrap_or_default())),
     }
+}
+
+/// What is on file of a network's containers, whoever holds the records.
+pub fn contents(state_dir: &Path, network: &NetworkName) -> Result<Vec<Content>, Error> {
+    let mut contents = Vec::new();
+    for hash in hashes(state_dir, network)? {
+        if let Found::Attached(content) = peek(state_dir, network, &hash)? {
+            contents.push(content);
+        }
+    }
+    Ok(contents)
 }
 
 /// The attachments of all networks of the host that are attached and in nobody's hands, locked.

@@ -6,56 +6,33 @@
 //! find all of it also without a record.
 
 use std::collections::BTreeSet;
-use std::fmt;
+use std::net::IpAddr;
 
 use cni_protocol::{Code, Error};
 use nix::errno::Errno;
-use weft_net::nft::{ATTEMPTS, ChainKind, Change, Element, Nft, Rule, Set, Table, retry};
+use weft_net::Family;
+use weft_net::nft::{ATTEMPTS, Change, Element, Nft, Set, retry};
 use weft_net::{NetError, NlResult};
 
-use crate::hostport;
 use crate::key::AttachmentKey;
 use crate::step::Fault;
+use crate::{hostport, isolation};
 
+mod check;
+mod group;
+pub mod network;
 #[cfg(test)]
 mod tests;
+
+pub use check::check;
+pub use group::{Chain, Group, is_whole, rehearse, undo};
+use group::{build, explain, is_intact};
 
 /// How many elements of other attachments are put back by one batch.
 const AT_ONCE: usize = 512;
 
-/// Sets, chains and rules that belong together.
-pub struct Group {
-    pub name: &'static str,
-    pub table: Table,
-    pub sets: &'static [Set],
-    pub chains: &'static [Chain],
-}
-
-/// A chain with its rules.
-pub struct Chain {
-    pub name: &'static str,
-    pub kind: ChainKind,
-    pub rules: fn() -> Vec<Rule>,
-    /// How many rules it has and how many jump to it: what tells an intact chain without reading its rules.
-    pub uses: u32,
-}
-
-impl PartialEq for Group {
-    fn eq(&self, other: &Self) -> bool {
-        self.name == other.name
-    }
-}
-
-impl Eq for Group {}
-
-impl fmt::Debug for Group {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name)
-    }
-}
-
 /// All groups.
-pub static GROUPS: [&Group; 1] = [&hostport::GROUP];
+pub static GROUPS: [&Group; 3] = [&hostport::GROUP, &isolation::GROUP, &isolation::BRIDGE_GROUP];
 
 /// What one attachment has in the ruleset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -64,6 +41,8 @@ pub struct Elements {
     pub own: Vec<Element>,
     /// Those that attachments share and none takes back.
     pub shared: Vec<Element>,
+    /// Those of its network, which go when the network's configuration does not have them any more.
+    pub network: Vec<Element>,
 }
 
 impl Elements {
@@ -72,18 +51,27 @@ impl Elements {
     pub fn of(mut self, key: &AttachmentKey) -> Self {
         let owner = owner(key);
         self.own.iter_mut().for_each(|element| element.comment.clone_from(&owner));
+        network::mark(&mut self.network, &key.network);
         self
     }
 
+    /// Adds those of another part.
+    pub fn extend(&mut self, part: Self) {
+        self.own.extend(part.own);
+        self.shared.extend(part.shared);
+        self.network.extend(part.network);
+    }
+
     pub fn is_empty(&self) -> bool {
-        self.own.is_empty() && self.shared.is_empty()
+        self.all().next().is_none()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Element> {
+        self.own.iter().chain(&self.shared).chain(&self.network)
     }
 
     fn groups(&self) -> Vec<&'static Group> {
-        let uses = |group: &&&Group| {
-            let within = |element: &Element| group.sets.contains(&element.set);
-            self.own.iter().chain(&self.shared).any(within)
-        };
+        let uses = |group: &&&Group| self.all().any(|element| group.sets.contains(&element.set));
         GROUPS.iter().filter(uses).copied().collect()
     }
 }
@@ -138,6 +126,9 @@ pub fn add(
 ) -> Result<(), Fault> {
     let mut changes = Change::for_elements(&elements.own, Change::create_elements);
     changes.extend(Change::for_elements(&elements.shared, Change::ensure_elements));
+    if changes.is_empty() {
+        return Ok(());
+    }
     for _ in 0..ATTEMPTS {
         let refusal = match nft.batch(changes.clone()) {
             Ok(()) => return Ok(()),
@@ -203,7 +194,7 @@ pub fn find(nft: &mut Nft, is_chosen: impl Fn(&str) -> bool) -> NlResult<Vec<Ele
 ///
 /// # Errors
 /// `ENOENT` when one of them is not there: then none is deleted. What else the kernel refused.
-fn erase(nft: &mut Nft, elements: &[Element]) -> NlResult<()> {
+pub fn erase(nft: &mut Nft, elements: &[Element]) -> NlResult<()> {
     if elements.is_empty() {
         return Ok(());
     }
@@ -236,76 +227,6 @@ pub fn sweep(nft: &mut Nft, is_chosen: impl Fn(&str) -> bool) -> NlResult<()> {
     })
 }
 
-/// Takes back groups that [`ensure`] made. The caller is alone on the host.
-///
-/// # Errors
-/// What the kernel refused; what is gone already is no error.
-pub fn undo(nft: &mut Nft, made: &[&'static Group]) -> NlResult<()> {
-    for group in made {
-        retry(|| {
-            let mut changes = clear(nft, group)?;
-            for set in group.sets {
-                if nft.has_set(set)?.is_some() {
-                    changes.push(Change::remove_set(set));
-                }
-            }
-            if changes.is_empty() { Ok(()) } else { nft.batch(changes) }
-        })?;
-        match nft.batch(vec![Change::delete_table_if_empty(group.table)]) {
-            Err(error) if error.errno == Errno::EBUSY || error.not_found() => {}
-            other => other?,
-        }
-    }
-    Ok(())
-}
-
-/// Compares the kernel's state with what the attachment needs of it.
-///
-/// # Errors
-/// The first difference, as a sentence that names the object.
-pub fn check(nft: &mut Nft, key: &AttachmentKey, elements: &Elements) -> Result<(), String> {
-    let unreadable = |error: NetError| format!("nftables cannot be read: {error}");
-    for group in elements.groups() {
-        for chain in group.chains {
-            let place = format!("chain {} of table {}", chain.name, group.table);
-            if !nft.has_chain(group.table, chain.name).map_err(unreadable)? {
-                return Err(format!("{place} is missing"));
-            }
-            if !nft.is_placed(group.table, chain.name, chain.kind).map_err(unreadable)? {
-                return Err(format!("{place} has another type, hook, priority or policy"));
-            }
-            let wanted = (chain.rules)();
-            let found = nft.rules_in(group.table, chain.name).map_err(unreadable)?;
-            if found.len() != wanted.len() {
-                return Err(format!("{place} has {} rules, not {}", found.len(), wanted.len()));
-            }
-            if let Some(at) = found.iter().zip(&wanted).position(|(found, wanted)| found != wanted) {
-                return Err(format!("rule {} of {place} differs", at + 1));
-            }
-        }
-    }
-    for wanted in elements.own.iter().chain(&elements.shared) {
-        match nft.element(wanted).map_err(unreadable)? {
-            None => {
-                return Err(format!(
-                    "set {} of table {} lacks {}",
-                    wanted.set.name, wanted.set.table, wanted.text
-                ));
-            }
-            Some(found)
-                if found.data != wanted.data || found.key != wanted.key || found.end != wanted.end =>
-            {
-                return Err(format!("{wanted} is not as it was made"));
-            }
-            Some(found) if wanted.comment == owner(key) && found.comment != wanted.comment => {
-                return Err(format!("{wanted} belongs to \"{}\"", found.comment));
-            }
-            Some(_) => {}
-        }
-    }
-    Ok(())
-}
-
 /// What the comment of an attachment's elements is.
 fn owner(key: &AttachmentKey) -> String {
     format!("{} {}", key.hash(), key.container_id)
@@ -315,68 +236,17 @@ fn is_hash(text: &str) -> bool {
     text.len() == crate::key::HASH_LEN && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
-/// Whether all groups are there, as Weft makes them.
-///
-/// # Errors
-/// What the kernel says to the query.
-pub fn is_whole(nft: &mut Nft) -> NlResult<bool> {
-    for group in GROUPS {
-        if !is_intact(nft, group)? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-fn is_intact(nft: &mut Nft, group: &Group) -> NlResult<bool> {
-    let names: Vec<&str> = group.chains.iter().map(|chain| chain.name).collect();
-    let wanted: Vec<u32> = group.chains.iter().map(|chain| chain.uses).collect();
-    Ok(nft.uses(group.table, &names)? == Some(wanted))
-}
-
-/// Makes a group in place of what is left of it; sets that are as wanted stay, with their elements. Whether
-/// anything was there.
-fn build(nft: &mut Nft, group: &Group) -> NlResult<bool> {
-    let mut changes = clear(nft, group)?;
-    let mut was_there = !changes.is_empty();
-    changes.insert(0, Change::ensure_table(group.table));
-    for set in group.sets {
-        match nft.has_set(set)? {
-            Some(true) => {
-                was_there = true;
-                continue;
-            }
-            Some(false) => {
-                was_there = true;
-                changes.push(Change::remove_set(set));
-            }
-            None => {}
-        }
-        changes.push(Change::create(set));
-    }
-    changes.extend(group.chains.iter().map(|chain| Change::new_chain(group.table, chain.name, chain.kind)));
-    for chain in group.chains {
-        changes.extend((chain.rules)().iter().map(|rule| Change::append(group.table, chain.name, rule)));
-    }
-    nft.batch(changes)?;
-    Ok(was_there)
-}
-
-/// The changes that remove a group's chains. All are emptied first, as they jump to each other.
-fn clear(nft: &mut Nft, group: &Group) -> NlResult<Vec<Change>> {
-    let mut present = Vec::new();
-    for chain in group.chains {
-        if nft.has_chain(group.table, chain.name)? {
-            present.push(chain.name);
-        }
-    }
-    let flush = present.iter().map(|name| Change::flush_chain(group.table, name));
-    let delete = present.iter().map(|name| Change::remove_chain(group.table, name));
-    Ok(flush.chain(delete).collect())
-}
-
 /// Gives groups back the elements that attachments have in them.
 fn restore(nft: &mut Nft, groups: &[&Group], others: Vec<Elements>) {
+    let mut told = BTreeSet::new();
+    for elements in &others {
+        if let Some(first) = elements.network.first()
+            && told.insert(first.comment.clone())
+            && let Err(error) = network::ensure(nft, &elements.network)
+        {
+            log::warn!("cannot put back what is {}'s: {error}", first.comment);
+        }
+    }
     let all = others.into_iter().flat_map(|elements| elements.own.into_iter().chain(elements.shared));
     let lost: Vec<Element> =
         all.filter(|element| groups.iter().any(|group| group.sets.contains(&element.set))).collect();
@@ -403,12 +273,15 @@ fn one_by_one(nft: &mut Nft, elements: &[Element]) {
     }
 }
 
-/// Every object that a batch needs is made by the batch: what is not there is the kernel's part.
-fn explain(group: &Group, error: NetError) -> NetError {
-    if error.errno != Errno::ENOENT {
-        return error;
+/// The set of a pair for a family.
+pub fn of_family(sets: &'static [Set; 2], family: Family) -> &'static Set {
+    match family {
+        Family::V4 => &sets[0],
+        Family::V6 => &sets[1],
     }
-    let object = error.explanation.unwrap_or_default();
-    let lacks = format!("{object}: the kernel lacks a module for the {} rules", group.name);
-    NetError { errno: Errno::EOPNOTSUPP, explanation: Some(lacks) }
+}
+
+/// The set of a pair for an address.
+pub fn by_address(sets: &'static [Set; 2], address: IpAddr) -> &'static Set {
+    of_family(sets, Family::of(address))
 }

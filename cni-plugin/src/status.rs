@@ -11,13 +11,15 @@ use weft_state::lease::HostLease;
 use crate::bridge;
 use crate::conf::{Gateway, Network};
 use crate::ipam;
+use crate::isolation;
 use crate::key::AttachmentKey;
 use crate::masquerade::{self, Masquerade};
 use crate::plan;
+use crate::ruleset;
 use crate::shaping;
 use crate::step::failed;
-use weft_net::Netlink;
 use weft_net::nft::Nft;
+use weft_net::{NetError, Netlink};
 
 /// `CAP_NET_ADMIN` and `CAP_SYS_ADMIN` of linux/capability.h, as bits of `CapEff`.
 const CAPABILITIES: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")];
@@ -34,14 +36,7 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
     check_capabilities().map_err(not_available)?;
     check_state_dir(&network).map_err(not_available)?;
     check_bridge(args, &network).map_err(not_available)?;
-    if network.masquerade {
-        let wanted = Masquerade { prefixes: Vec::new(), exempt: network.no_masquerade.clone() };
-        Nft::open(call.deadline)
-            .and_then(|mut nft| {
-                nft.available().and_then(|()| masquerade::rehearse(&mut nft, &network.name, &wanted))
-            })
-            .map_err(|error| not_available(failed(&"ask for nftables, which ipMasq needs", error.into())))?;
-    }
+    check_rules(args, &network).map_err(not_available)?;
     if !network.shaping.is_none() {
         let key = AttachmentKey::new(&call.network, &"status".parse()?, &"eth0".parse()?);
         shaping::rehearse(&key, &network.shaping, call.deadline)
@@ -54,6 +49,23 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
         })?;
     }
     Ok(Outcome::Done)
+}
+
+/// Whether the kernel takes the rules that an attachment needs.
+fn check_rules(args: &StatusArgs, network: &Network) -> Result<(), Error> {
+    let refused = |what: &str, error: NetError| failed(&what, error.into());
+    let mut nft = Nft::open(args.call.deadline).map_err(|error| refused("open a netfilter socket", error))?;
+    nft.available().map_err(|error| refused("ask for nftables", error))?;
+    if network.masquerade {
+        let wanted = Masquerade { prefixes: Vec::new(), exempt: network.no_masquerade.clone() };
+        masquerade::rehearse(&mut nft, &network.name, &wanted)
+            .map_err(|error| refused("rehearse the rules of ipMasq", error))?;
+    }
+    if network.traces.ipam.is_some() {
+        ruleset::rehearse(&mut nft, &isolation::GROUPS)
+            .map_err(|error| refused("rehearse the rules of isolation", error))?;
+    }
+    Ok(())
 }
 
 fn check_capabilities() -> Result<(), Error> {

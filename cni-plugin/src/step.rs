@@ -27,7 +27,7 @@ use crate::ruleset::{self, Group};
 use crate::{bridge, ipam, tuning, veth};
 use weft_net::Family;
 use weft_net::netns::NetNs;
-use weft_net::nft::Nft;
+use weft_net::nft::{Element, Nft};
 use weft_net::sysctl::Sysctl;
 use weft_net::{NetError, Netlink};
 
@@ -74,6 +74,8 @@ pub enum Shared {
     Overlay(Overlay),
     /// The static rules that came with their first use.
     Ruleset(Vec<&'static Group>),
+    /// What the network has in the ruleset, in place of this.
+    NetworkRules(Vec<Element>),
     /// 127.0.0.1 of the host reaches containers of this bridge.
     RouteLocalnet(IfName),
 }
@@ -115,6 +117,7 @@ impl fmt::Display for Shared {
             Self::Masquerade(_) => f.write_str("masquerade the network"),
             Self::Overlay(_) => f.write_str("connect with the other hosts"),
             Self::Ruleset(_) => f.write_str("ensure the static rules"),
+            Self::NetworkRules(_) => f.write_str("add the network to the ruleset"),
             Self::RouteLocalnet(name) => write!(f, "route 127.0.0.1 to bridge {name}"),
         }
     }
@@ -355,6 +358,9 @@ impl Journal {
             }
             Shared::Overlay(made) => Ok(overlay::remove(&mut Netlink::open(deadline)?, made)?),
             Shared::Ruleset(made) => Ok(ruleset::undo(&mut Nft::open(deadline)?, made)?),
+            Shared::NetworkRules(before) => {
+                Ok(ruleset::network::restore(&mut Nft::open(deadline)?, &self.key.network, before)?)
+            }
             Shared::RouteLocalnet(name) => Ok(Sysctl::route_localnet(name.as_str()).set("0")?),
         }
     }

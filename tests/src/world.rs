@@ -84,6 +84,15 @@ fn namespace(label: &str, lines: &mut BTreeSet<String>) {
         let mut object = object.clone();
         if object.get("metainfo").is_none() {
             forget(&mut object, &["handle", "packets", "bytes"]);
+            for kind in ["set", "map"] {
+                // Each element is a line of its own: which ones there are is the state, not their order.
+                let set = object.get_mut(kind).and_then(Value::as_object_mut);
+                let elements = set.and_then(|set| set.remove("elem")).unwrap_or_default();
+                for element in list(&elements) {
+                    let set = &object[kind];
+                    lines.insert(format!("{label} nft {} {} {element}", set["family"], set["name"]));
+                }
+            }
             lines.insert(format!("{label} nft {object}"));
         }
     }

@@ -1,11 +1,10 @@
 //! Host ports: who reaches a container by a port of its host, from where, and who does not. Real connections.
 
-use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use weft_tests::{Host, NetNs, Network, Outside, Pod, command, eventually, ips};
+use weft_tests::{Host, Mirror, Network, Outside, Pod, command, eventually, ips};
 
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -19,58 +18,6 @@ fn mapping(host: u16, container: u16) -> Value {
 
 fn with(network: &Network, mappings: &[Value]) -> Network {
     network.clone().with(&json!({ "runtimeConfig": { "portMappings": mappings } }))
-}
-
-/// Where connections come from.
-trait Place {
-    fn there<T>(&self, work: impl FnOnce() -> T) -> T;
-}
-
-impl Place for Pod {
-    fn there<T>(&self, work: impl FnOnce() -> T) -> T {
-        self.inside(work)
-    }
-}
-
-impl Place for Outside {
-    fn there<T>(&self, work: impl FnOnce() -> T) -> T {
-        self.inside(work)
-    }
-}
-
-impl Place for NetNs {
-    fn there<T>(&self, work: impl FnOnce() -> T) -> T {
-        self.inside(work)
-    }
-}
-
-/// A server, and what it sees of its clients.
-struct Mirror {
-    listener: TcpListener,
-}
-
-impl Mirror {
-    fn on(place: &impl Place, port: u16) -> Self {
-        // Of both families: where only IPv6 is asked for, a host has to be set so (bindv6only).
-        let listener = place.there(|| TcpListener::bind(("::", port)));
-        let listener = listener.unwrap_or_else(|error| panic!("listen at {port}: {error}"));
-        listener.set_nonblocking(true).expect("do not wait");
-        Self { listener }
-    }
-
-    /// Connects from a place; what the server saw.
-    fn seen(&self, from: &impl Place, target: (IpAddr, u16)) -> Option<IpAddr> {
-        let stream = from.there(|| TcpStream::connect_timeout(&SocketAddr::from(target), PATIENCE)).ok()?;
-        let (mut server, client) =
-            eventually(PATIENCE, "a connection arrives", || self.listener.accept().ok());
-        server.set_nonblocking(false).expect("wait");
-        server.write_all(b"hello").expect("answer");
-        drop(server);
-        let mut text = String::new();
-        (&stream).read_to_string(&mut text).expect("an answer");
-        assert_eq!(text, "hello");
-        Some(client.ip().to_canonical())
-    }
 }
 
 fn addr(text: &str) -> IpAddr {

@@ -14,6 +14,21 @@ use super::socket::{Netlink, NlResult};
 impl Netlink {
     /// `ip address add ADDRESS dev INDEX [nodad]`. With `nodad` an IPv6 address can be used at once.
     pub fn add_address(&mut self, index: u32, address: IpNetwork, nodad: bool) -> NlResult<()> {
+        self.add_address_with(index, address, nodad, AddressFlags::empty())
+    }
+
+    /// `ip address add ADDRESS dev INDEX noprefixroute [nodad]`: without the kernel's own route to the address's subnet.
+    pub fn add_address_without_route(&mut self, index: u32, address: IpNetwork, nodad: bool) -> NlResult<()> {
+        self.add_address_with(index, address, nodad, AddressFlags::Noprefixroute)
+    }
+
+    fn add_address_with(
+        &mut self,
+        index: u32,
+        address: IpNetwork,
+        nodad: bool,
+        mut flags: AddressFlags,
+    ) -> NlResult<()> {
         let mut message = address_message(index, address);
         if let IpNetwork::V4(v4) = address
             && v4.prefix() < 31
@@ -21,7 +36,10 @@ impl Netlink {
             message.attributes.push(AddressAttribute::Broadcast(v4.broadcast()));
         }
         if nodad && address.is_ipv6() {
-            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+            flags |= AddressFlags::Nodad;
+        }
+        if !flags.is_empty() {
+            message.attributes.push(AddressAttribute::Flags(flags));
         }
         self.request(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
     }

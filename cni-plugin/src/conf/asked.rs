@@ -7,13 +7,14 @@ use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::isolation::{Allow, Peer, allow_rules};
 use super::ports::{Mapping, requested_mappings};
 use super::shaping::Shaping;
 use super::tuning::Tuning;
 use super::{invalid, keys, prefixes};
 
 /// Every key that may stand in `args.weft`.
-const KEYS: &[&str] = &["sources"];
+const KEYS: &[&str] = &["allow", "sources"];
 
 /// What is asked for one container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct Asked {
     pub mappings: Vec<Mapping>,
     /// Who may use its host ports, in place of the network's `sources`.
     pub sources: Option<Vec<IpNetwork>>,
+    /// Whom it may talk with where the network's `icc` is off.
+    pub allow: Vec<Allow>,
     pub shaping: Shaping,
     pub tuning: Tuning,
     /// How it resolves names, as far as that differs from the network's other containers.
@@ -31,6 +34,7 @@ pub struct Asked {
 #[serde(rename_all = "camelCase", default)]
 struct Raw {
     sources: Option<Vec<String>>,
+    allow: Vec<Map<String, Value>>,
 }
 
 impl Asked {
@@ -45,6 +49,7 @@ impl Asked {
             tuning: Tuning::parse(conf)?,
             dns: dns(conf)?,
             sources: None,
+            allow: Vec::new(),
         };
         let Some(Value::Object(own)) = conf.get("args").and_then(|args| args.get("weft")) else {
             return Ok(asked);
@@ -52,7 +57,8 @@ impl Asked {
         keys::refuse_others("args.weft", own, KEYS)?;
         let raw: Raw = decode(own)?;
         let sources = raw.sources.map(|sources| prefixes("args.weft.sources", &sources)).transpose()?;
-        Ok(Self { sources, ..asked })
+        let allow = allow_rules("args.weft.allow", &raw.allow, Some(&Peer::Own))?;
+        Ok(Self { sources, allow, ..asked })
     }
 }
 

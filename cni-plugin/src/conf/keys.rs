@@ -7,13 +7,14 @@ use super::unsupported;
 
 /// Every key that may stand in the configuration.
 const KEYS: &[&str] = &[
-    "allmulti", "args", "bridge", "capabilities", "cniVersion", "cni.dev/attachments",
-    "cni.dev/valid-attachments", "dataDir", "disableContainerInterface", "dns", "egressBurst", "egressRate",
-    "enabledad", "forceAddress", "hairpinMode", "ingressBurst", "ingressRate", "interfaceMetrics", "ipMasq",
-    "ipMasqBackend", "ipam", "isDefaultGateway", "isGateway", "logFile", "logLevel", "mac", "masqAll", "mtu",
-    "name", "noMasquerade", "portIsolation", "preserveDefaultVlan", "prevResult", "promisc", "promiscMode",
-    "routes", "runtimeConfig", "shapedSubnets", "snat", "sources", "stateDir", "sysctl", "timeout", "txQLen",
-    "type", "unshapedSubnets",
+    "allmulti", "allow", "args", "bridge", "capabilities", "cniVersion", "cni.dev/attachments",
+    "cni.dev/valid-attachments", "dataDir", "disableContainerInterface", "dns", "egress", "egressBurst",
+    "egressRate", "enabledad", "forceAddress", "hairpinMode", "hostAccess", "icc", "ingressBurst",
+    "ingressRate", "interfaceMetrics", "internal", "ipMasq", "ipMasqBackend", "ipam", "isDefaultGateway",
+    "isGateway", "isolation", "logFile", "logLevel", "mac", "masqAll", "mtu", "name", "noMasquerade",
+    "portIsolation", "preserveDefaultVlan", "prevResult", "promisc", "promiscMode", "routes",
+    "runtimeConfig", "shapedSubnets", "snat", "sources", "stateDir", "sysctl", "timeout", "txQLen", "type",
+    "unshapedSubnets",
 ];
 
 /// Keys of the reference plugins that ask for what Weft does not do yet: accepted while they ask for nothing.

@@ -14,10 +14,14 @@ pub struct Names {
     /// Names of one container on this network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
+    /// `KEY=VALUE`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
 }
 
 impl Names {
-    /// Reads the names that runtimes give: `CNI_ARGS`, and the capability `aliases`, a list or, from podman, lists by network.
+    /// Reads the names that runtimes give: `CNI_ARGS`; the capability `aliases`, a list or, from podman, lists by network; labels
+    /// of the CNI conventions.
     ///
     /// # Errors
     /// [`Code::InvalidConfig`](cni_protocol::Code::InvalidConfig) for an alias that cannot be a host's name.
@@ -30,7 +34,7 @@ impl Names {
             }
             Some(names) => list(names)?,
         };
-        Ok(Self { pod: pod(args), aliases })
+        Ok(Self { pod: pod(args), aliases, labels: super::isolation::labels(conf)? })
     }
 
     pub fn is_empty(&self) -> bool {

@@ -2,14 +2,14 @@
 
 use std::net::IpAddr;
 
-use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use weft_net::Family;
 use weft_net::nft::{Element, Tuple, ends};
 
-use super::by;
 use super::rules::{ANY, AT, RANGES};
 use crate::conf::ports::{Mapping, Protocol};
+use crate::plan::everything;
+use crate::ruleset::by_address;
 
 /// From how many ports in a row on a range is one element. The kernel copies the map of ranges at every change,
 /// so a few single ports are cheaper.
@@ -57,13 +57,13 @@ impl Claim {
             let (low, high) = self.at.map_or_else(|| ends(everything(Family::of(self.to))), |at| (at, at));
             let key = |at, port| Tuple::default().address(at).protocol(protocol).port(port);
             let keys = (key(low, self.first), key(high, self.last));
-            return Element::between(by(&RANGES, self.to), keys, self.text()).with(target);
+            return Element::between(by_address(&RANGES, self.to), keys, self.text()).with(target);
         }
         let target = target.port(self.port);
         match self.at {
             Some(at) => {
                 let key = Tuple::default().address(at).protocol(protocol).port(self.first);
-                Element::new(by(&AT, self.to), key, self.text()).with(target)
+                Element::new(by_address(&AT, self.to), key, self.text()).with(target)
             }
             None => self.any_element().with(target),
         }
@@ -71,7 +71,7 @@ impl Claim {
 
     pub(super) fn any_element(&self) -> Element {
         let key = Tuple::default().protocol(self.protocol as u8).port(self.first);
-        Element::new(by(&ANY, self.to), key, self.text())
+        Element::new(by_address(&ANY, self.to), key, self.text())
     }
 
     /// Who may have the port of one address at every address.
@@ -135,12 +135,4 @@ pub(super) fn single_ports(claims: Vec<Claim>) -> Vec<Claim> {
         }
     }
     singles
-}
-
-fn everything(family: Family) -> IpNetwork {
-    let any: IpAddr = match family {
-        Family::V4 => std::net::Ipv4Addr::UNSPECIFIED.into(),
-        Family::V6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
-    };
-    IpNetwork::new(any, 0).unwrap_or_else(|_| IpNetwork::from(any))
 }

@@ -1,35 +1,19 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
 
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use proptest::prelude::*;
+use serde_json::json;
 
 use super::*;
-use crate::conf::Traces;
 
 fn network(gateway: Gateway) -> Network {
-    Network {
-        name: "net".parse().unwrap(),
-        bridge: "weft0".parse().unwrap(),
-        gateway,
-        force_address: false,
-        masquerade: true,
-        no_masquerade: Vec::new(),
-        mtu: None,
-        hairpin: false,
-        promiscuous: false,
-        isolated: false,
-        duplicate_detection: false,
-        interface_down: false,
-        dns: None,
-        routes: Vec::new(),
-        metrics: std::collections::BTreeMap::new(),
-        data_dir: None,
-        all_hosts: Vec::new(),
-        ports: crate::conf::ports::PortPolicy { snat: true, masquerade_all: false, sources: Vec::new() },
-        shaping: crate::conf::shaping::Shaping::default(),
-        traces: Traces { ipam: Some("weft-ipam".into()), state_dir: PathBuf::from("/run/weft") },
-    }
+    let conf = json!({
+        "isGateway": gateway == Gateway::Address,
+        "isDefaultGateway": gateway == Gateway::DefaultRoute,
+        "ipMasq": true,
+        "ipam": {"type": "weft-ipam"}
+    });
+    Network::parse(&"net".parse().unwrap(), conf.as_object().unwrap()).unwrap()
 }
 
 fn ip(address: &str, gateway: Option<&str>) -> IpConfig {

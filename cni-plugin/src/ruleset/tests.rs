@@ -5,6 +5,17 @@ use weft_net::nft::Tuple;
 use super::*;
 use crate::real_nft::{fresh_host, nft, ruleset};
 
+/// The objects of both tables, in one order whichever was made first.
+fn objects() -> Vec<String> {
+    let object = |text: &str| text.trim_matches(['\n', '}']).trim().to_owned();
+    let tables = ["inet", "bridge"].map(|family| nft(&["list", "table", family, "weft"], ""));
+    let inside = |table: &String| table.lines().skip(1).collect::<Vec<_>>().join("\n");
+    let inside = tables.iter().map(inside).collect::<Vec<_>>().join("\n\n");
+    let mut objects: Vec<String> = inside.split("\n\n").map(object).collect();
+    objects.sort();
+    objects
+}
+
 fn key(container: &str) -> AttachmentKey {
     AttachmentKey {
         network: "net".parse().unwrap(),
@@ -16,18 +27,19 @@ fn key(container: &str) -> AttachmentKey {
 /// An element of the first set of every group, so that all groups are needed.
 fn some_of_all() -> Elements {
     let element = |group: &&Group| {
-        let set = group.sets.iter().find(|set| set.data.is_empty() && !set.intervals).unwrap();
+        let set = group.sets.iter().find(|set| set.data.is_empty()).unwrap();
         let tuple = set.key.iter().fold(Tuple::default(), |tuple, field| match field {
             weft_net::nft::Type::Ifname => tuple.ifname("weft0"),
-            weft_net::nft::Type::Address(weft_net::Family::V4) => tuple.address([10, 0, 0, 1].into()),
-            weft_net::nft::Type::Address(weft_net::Family::V6) => tuple.address([0; 16].into()),
+            weft_net::nft::Type::Address(Family::V4) => tuple.address([10, 0, 0, 1].into()),
+            weft_net::nft::Type::Address(Family::V6) => tuple.address([0; 16].into()),
             weft_net::nft::Type::Mac => tuple.mac([2, 0, 0, 0, 0, 1].into()),
             weft_net::nft::Type::Protocol => tuple.protocol(6),
             weft_net::nft::Type::Port => tuple.port(80),
         });
-        Element::new(set, tuple, "an element".into())
+        let element = Element::new(set, tuple.clone(), "an element".into());
+        if set.intervals { Element { end: Some(tuple), ..element } } else { element }
     };
-    Elements { own: GROUPS.iter().map(element).collect(), shared: Vec::new() }
+    Elements { own: GROUPS.iter().map(element).collect(), ..Elements::default() }
 }
 
 fn ensure_all(kernel: &mut Nft) -> Vec<&'static Group> {
@@ -53,7 +65,7 @@ fn what_is_made_is_intact() {
     let handles = nft(&["-a", "list", "ruleset"], "");
     assert!(ensure_all(&mut kernel).is_empty());
     assert_eq!(nft(&["-a", "list", "ruleset"], ""), handles, "nothing is made anew");
-    check(&mut kernel, &key("a"), &Elements::default()).unwrap();
+    check(&mut kernel, &Elements::default()).unwrap();
 }
 
 #[test]
@@ -119,7 +131,7 @@ fn altered_rules_are_made_anew_and_elements_stay() {
     ensure_all(&mut kernel);
     let elements = some_of_all().of(&key("a"));
     add(&mut kernel, &key("a"), &elements, &|_| true).unwrap();
-    let whole = ruleset();
+    let whole = objects();
     for group in GROUPS {
         let family = group.table.to_string();
         for chain in group.chains {
@@ -130,9 +142,9 @@ fn altered_rules_are_made_anew_and_elements_stay() {
             ] {
                 let tampering = tampering.replace("FAMILY", &family).replace("CHAIN", chain.name);
                 nft(&["-f", "-"], &tampering);
-                assert!(check(&mut kernel, &key("a"), &elements).is_err(), "{tampering}");
+                assert!(check(&mut kernel, &elements).is_err(), "{tampering}");
                 assert!(ensure_all(&mut kernel).is_empty(), "{tampering}: it was there");
-                assert_eq!(ruleset(), whole, "{tampering}");
+                assert_eq!(objects(), whole, "{tampering}");
             }
         }
     }
@@ -144,13 +156,13 @@ fn what_was_flushed_comes_back_with_the_elements_of_others() {
     ensure_all(&mut kernel);
     let elements = some_of_all().of(&key("a"));
     add(&mut kernel, &key("a"), &elements, &|_| true).unwrap();
-    let whole = ruleset();
+    let whole = objects();
     for tampering in ["flush ruleset", "flush table inet weft", "delete table inet weft"] {
         nft(&["-f", "-"], tampering);
-        assert!(check(&mut kernel, &key("a"), &elements).is_err(), "{tampering}");
+        assert!(check(&mut kernel, &elements).is_err(), "{tampering}");
         ensure(&mut kernel, &elements, &mut || vec![elements.clone()]).unwrap();
-        check(&mut kernel, &key("a"), &elements).unwrap();
-        assert_eq!(ruleset(), whole, "{tampering}");
+        check(&mut kernel, &elements).unwrap();
+        assert_eq!(objects(), whole, "{tampering}");
     }
 }
 
@@ -163,7 +175,7 @@ fn elements_are_found_by_the_hash_alone() {
     for known in [None, Some(&elements)] {
         add(&mut kernel, &key("a"), &elements, &|_| true).unwrap();
         remove(&mut kernel, &key("b"), None).unwrap();
-        check(&mut kernel, &key("a"), &elements).unwrap();
+        check(&mut kernel, &elements).unwrap();
         remove(&mut kernel, &key("a"), known).unwrap();
         remove(&mut kernel, &key("a"), known).unwrap();
         assert_eq!(ruleset(), empty);
@@ -182,7 +194,7 @@ fn a_holder_gives_way_only_when_it_is_gone() {
     assert_eq!(error.code, Code::Conflict);
     assert!(error.msg.contains("container one"), "{error}");
     add(&mut kernel, &key("two"), &two, &|_| false).unwrap();
-    check(&mut kernel, &key("two"), &two).unwrap();
+    check(&mut kernel, &two).unwrap();
 }
 
 #[test]
@@ -192,4 +204,86 @@ fn a_new_group_is_taken_back_whole() {
     undo(&mut kernel, &made).unwrap();
     undo(&mut kernel, &made).unwrap();
     assert_eq!(ruleset(), "");
+}
+
+#[test]
+fn nft_shows_isolation_as_it_is_meant() {
+    let mut kernel = fresh_host();
+    ensure_all(&mut kernel);
+    assert_eq!(
+        rules_of("inet", "isolation"),
+        [
+            "type filter hook forward priority filter; policy accept;",
+            "ct state established,related accept",
+            "ip daddr 224.0.0.0/24 accept",
+            "ip daddr 255.255.255.255 accept",
+            "ip6 daddr fe80::/10 accept",
+            "ip6 daddr ff02::/16 accept",
+            "ip saddr . ip daddr @inside-v4 jump isolation-inside",
+            "ip saddr . ip daddr @egress-deny-v4 drop",
+            "ip saddr . ip daddr @limited-v4 ip saddr . ip daddr != @egress-allow-v4 drop",
+            "ip6 saddr . ip6 daddr @inside-v6 jump isolation-inside",
+            "ip6 saddr . ip6 daddr @egress-deny-v6 drop",
+            "ip6 saddr . ip6 daddr @limited-v6 ip6 saddr . ip6 daddr != @egress-allow-v6 drop",
+            "ct status dnat accept",
+            "ip daddr . ip saddr @closed-v4 ip saddr . ip daddr @networks-v4 drop",
+            "ip saddr . ip daddr @closed-v4 ip daddr . ip saddr @networks-v4 drop",
+            "ip daddr . ip saddr @internal-v4 drop",
+            "ip6 daddr . ip6 saddr @closed-v6 ip6 saddr . ip6 daddr @networks-v6 drop",
+            "ip6 saddr . ip6 daddr @closed-v6 ip6 daddr . ip6 saddr @networks-v6 drop",
+            "ip6 daddr . ip6 saddr @internal-v6 drop",
+        ]
+    );
+    let inside = rules_of("inet", "isolation-inside");
+    assert_eq!(inside.first().map(String::as_str), Some("ct status dnat accept"));
+    assert_eq!(
+        inside.get(3).map(String::as_str),
+        Some("ip saddr . ip daddr . meta l4proto . th dport @allow-port-v4 accept")
+    );
+    assert_eq!(inside.last().map(String::as_str), Some("drop"));
+    assert_eq!(
+        rules_of("inet", "isolation-redirect")[1..],
+        [
+            "icmp type redirect ip daddr . ip saddr @private-v4 drop",
+            "icmpv6 type nd-redirect ip6 daddr . ip6 saddr @private-v6 drop",
+        ]
+    );
+    assert_eq!(rules_of("bridge", "isolation").len(), 7);
+}
+
+fn of_network(name: &str, subnet: &str) -> Vec<Element> {
+    let conf = serde_json::json!({"ipam": {"type": "weft-ipam", "subnet": subnet}});
+    let network = crate::conf::Network::parse(&name.parse().unwrap(), conf.as_object().unwrap()).unwrap();
+    let ip = cni_protocol::IpConfig {
+        address: subnet.replace(".0/", ".9/").parse().unwrap(),
+        gateway: None,
+        interface: None,
+    };
+    let plan = crate::plan::Plan::new(&network, &[ip], &[]).unwrap();
+    let isolation = isolation::Isolation::new(&network, &[], &plan).unwrap().unwrap();
+    isolation.elements().of(&AttachmentKey { network: name.parse().unwrap(), ..key("a") }).network
+}
+
+#[test]
+fn a_networks_elements_are_replaced_when_it_changes() {
+    let mut kernel = fresh_host();
+    ensure_all(&mut kernel);
+    let empty = objects();
+    let (old, new, other) =
+        (of_network("a", "10.1.0.0/16"), of_network("a", "10.1.0.0/24"), of_network("b", "10.2.0.0/16"));
+    assert_eq!(network::ensure(&mut kernel, &old).unwrap(), Some(Vec::new()));
+    let before = objects();
+    assert_eq!(network::ensure(&mut kernel, &old).unwrap(), None);
+    let replaced = network::ensure(&mut kernel, &new).unwrap().unwrap();
+    assert_eq!(replaced.len(), old.len());
+    assert_ne!(objects(), before);
+    network::restore(&mut kernel, &"a".parse().unwrap(), &replaced).unwrap();
+    assert_eq!(objects(), before);
+    network::ensure(&mut kernel, &other).unwrap();
+    // A network that had the subnet and is no more gives way.
+    network::ensure(&mut kernel, &of_network("c", "10.1.0.0/16")).unwrap();
+    for name in ["a", "b", "c"] {
+        network::restore(&mut kernel, &name.parse().unwrap(), &[]).unwrap();
+    }
+    assert_eq!(objects(), empty);
 }

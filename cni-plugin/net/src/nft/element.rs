@@ -109,6 +109,23 @@ impl Element {
         Self { data: Some(data), ..self }
     }
 
+    /// Whether two elements of a set have a key in common.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let mut offset = 0;
+        self.set == other.set
+            && self.set.key.iter().all(|field| {
+                let at = offset..offset + field.len();
+                offset = padded(at.end);
+                let (first, last) = (self.key.0.get(at.clone()), self.last().get(at.clone()));
+                let (other_first, other_last) = (other.key.0.get(at.clone()), other.last().get(at));
+                first <= other_last && other_first <= last
+            })
+    }
+
+    fn last(&self) -> &[u8] {
+        &self.end.as_ref().unwrap_or(&self.key).0
+    }
+
     fn write(&self, bytes: &mut Vec<u8>, whole: bool) {
         let value = |bytes: &mut Vec<u8>, kind, tuple: &Tuple| {
             nest(bytes, kind, |data| put(data, NFTA_DATA_VALUE, |bytes| bytes.extend(self.cut(tuple))));

@@ -131,17 +131,28 @@ impl Rule {
         self.load(field).look_up(set, NFT_LOOKUP_F_INV)
     }
 
+    /// `… daddr ADDRESS/LENGTH`; the length is not 0.
+    #[must_use]
+    pub fn is_in(self, field: Field, address: IpAddr, length: u8) -> Self {
+        self.compare_prefix(field, Operator::Equal, address, length)
+    }
+
     /// `… daddr != ADDRESS/LENGTH`; the length is not 0.
+    #[must_use]
     pub fn not_in(self, field: Field, address: IpAddr, length: u8) -> Self {
+        self.compare_prefix(field, Operator::NotEqual, address, length)
+    }
+
+    fn compare_prefix(self, field: Field, operator: Operator, address: IpAddr, length: u8) -> Self {
         let value = octets(address);
         let whole = usize::from(length / 8);
         if length.is_multiple_of(8) {
             // As nft does it: a prefix of whole bytes is compared without a mask. So the rule is still the
             // same after an administrator saved the ruleset and loaded it again.
             let field = Field { len: u32::from(length / 8), ..field };
-            return self.load(field).compare(Operator::NotEqual, &value[..whole]);
+            return self.load(field).compare(operator, &value[..whole]);
         }
-        self.load(field).mask(field.len, length).compare(Operator::NotEqual, &value)
+        self.load(field).mask(field.len, length).compare(operator, &value)
     }
 
     /// `masquerade fully-random`

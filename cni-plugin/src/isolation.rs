@@ -1,0 +1,209 @@
+//! Isolation: who may talk with a network's containers.
+//!
+//! What a network says is kept as pairs of its subnets with others, by which one rule serves all networks. What is
+//! allowed between its containers where `icc` is off are elements of the two containers' addresses, so a packet's cost is
+//! the same whatever else is allowed. Such containers cannot reach each other on the bridge, which needs no rule for that
+//! (an isolated port), but by the host, where conntrack knows answers.
+
+use std::net::IpAddr;
+
+use cni_protocol::{Code, Error};
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+use weft_net::Family;
+use weft_net::nft::{Element, Set, Tuple, ends};
+
+use crate::conf::Network;
+use crate::conf::isolation::{Allow, reduced};
+use crate::conf::names::Names;
+use crate::key::AttachmentKey;
+use crate::plan::{Plan, everything, prefix};
+use crate::record::Content;
+use crate::ruleset::{Elements, Group, by_address};
+
+mod allow;
+mod rules;
+
+pub use allow::{Grant, forget};
+use allow::{Member, grants};
+use rules::{
+    BRIDGE_CLOSED, BRIDGE_INSIDE, BRIDGE_NETWORKS, CLOSED, HOSTLESS, INSIDE, INTERNAL, LIMITED, NETWORKS,
+    NO_WAYS_OUT, PRIVATE, WAYS_OUT,
+};
+pub use rules::{BRIDGE_GROUP, GROUP};
+
+/// The groups that hold it.
+pub static GROUPS: [&Group; 2] = [&GROUP, &BRIDGE_GROUP];
+
+/// What an attachment has of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Isolation {
+    pub policy: Policy,
+    /// The container's.
+    pub addresses: Vec<IpAddr>,
+    /// The rules of its network and its own, for those that come later.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<Allow>,
+    /// What they come to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grants: Vec<Grant>,
+}
+
+/// What all containers of a network have in common.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Policy {
+    subnets: Vec<IpNetwork>,
+    closed: bool,
+    internal: bool,
+    /// Whether they need to be allowed to talk with each other.
+    pub private: bool,
+    host_access: bool,
+    /// Where they may go; `None` is everywhere.
+    egress_allow: Option<Vec<IpNetwork>>,
+    egress_deny: Vec<IpNetwork>,
+}
+
+impl Isolation {
+    /// Works out what an attachment needs; `None` without addresses. Pure.
+    ///
+    /// # Errors
+    /// [`Code::InvalidConfig`] when no subnet is known to which the network's policy could apply, or when what is allowed
+    /// could not pass.
+    pub fn new(network: &Network, own_rules: &[Allow], plan: &Plan) -> Result<Option<Self>, Error> {
+        if plan.ips.is_empty() {
+            return Ok(None);
+        }
+        let Some(policy) = Policy::new(network, plan)? else { return Ok(None) };
+        let rules = &network.isolation.allow;
+        if !own_rules.is_empty() && !policy.private {
+            let msg = "args.weft.allow has rules, but the network's icc is true: set icc to false or leave allow out";
+            return Err(Error::new(Code::InvalidConfig, msg));
+        }
+        if policy.private && plan.gateways.is_empty() && !(rules.is_empty() && own_rules.is_empty()) {
+            let msg = "allow has rules, but containers of a network with icc false talk by the host, and that is not their \
+                       gateway: set isGateway or isDefaultGateway";
+            return Err(Error::new(Code::InvalidConfig, msg));
+        }
+        Ok(Some(Self {
+            policy,
+            addresses: plan.ips.iter().map(|ip| ip.address.ip()).collect(),
+            allow: rules.iter().chain(own_rules).cloned().collect(),
+            grants: Vec::new(),
+        }))
+    }
+
+    /// Works out what is allowed between the container and those that are there.
+    pub fn meet(&mut self, key: &AttachmentKey, names: &Names, others: Vec<Content>) {
+        let own = Member {
+            container_id: key.container_id.to_string(),
+            names: names.clone(),
+            addresses: self.addresses.clone(),
+            allow: self.allow.clone(),
+        };
+        let member = |content: Content| {
+            let isolation = content.holdings.isolation?;
+            let (container_id, names) = (content.container_id, content.names);
+            Some(Member { container_id, names, addresses: isolation.addresses, allow: isolation.allow })
+        };
+        let others: Vec<Member> = others.into_iter().filter_map(member).collect();
+        self.grants = grants(&own, &others);
+    }
+
+    /// The elements that stand for it.
+    pub fn elements(&self) -> Elements {
+        Elements {
+            own: allow::elements(&self.grants),
+            network: self.policy.elements(),
+            ..Elements::default()
+        }
+    }
+}
+
+impl Policy {
+    /// What a network's configuration comes to; `None` when it asks for nothing that needs to know its subnets.
+    ///
+    /// # Errors
+    /// [`Code::InvalidConfig`] when it does, and they are not known.
+    pub fn new(network: &Network, plan: &Plan) -> Result<Option<Self>, Error> {
+        let conf = &network.isolation;
+        let subnets = if network.all_hosts.is_empty() {
+            let of_plan = plan.ips.iter().map(|ip| prefix(ip.address));
+            reduced(of_plan.chain(conf.subnets.iter().copied()).filter(is_wide).collect())
+        } else {
+            network.all_hosts.clone()
+        };
+        if subnets.is_empty() {
+            let asked = [
+                ("icc", !conf.icc),
+                ("egress", conf.egress_allow.is_some() || !conf.egress_deny.is_empty()),
+                ("hostAccess", !conf.host_access),
+            ];
+            return match asked.into_iter().find(|(_, is_asked)| *is_asked) {
+                None => Ok(None),
+                Some((key, _)) => Err(Error::new(
+                    Code::InvalidConfig,
+                    format!(
+                        "{key} is for the network's subnets, but all addresses are single ones: name a subnet in ipam"
+                    ),
+                )),
+            };
+        }
+        Ok(Some(Self {
+            subnets,
+            closed: conf.closed,
+            internal: conf.internal,
+            private: !conf.icc,
+            host_access: conf.host_access,
+            egress_allow: conf.egress_allow.clone(),
+            egress_deny: conf.egress_deny.clone(),
+        }))
+    }
+
+    fn elements(&self) -> Vec<Element> {
+        let mut elements = Vec::new();
+        let mut pair = |sets: &'static [Set; 2], one: IpNetwork, other: IpNetwork| {
+            if one.is_ipv4() == other.is_ipv4() {
+                elements.push(pair_element(by_address(sets, one.ip()), one, other));
+            }
+        };
+        for subnet in &self.subnets {
+            for other in &self.subnets {
+                pair(&INSIDE, *subnet, *other);
+                pair(&BRIDGE_INSIDE, *subnet, *other);
+            }
+            let flags = [
+                (&NETWORKS, true),
+                (&BRIDGE_NETWORKS, true),
+                (&CLOSED, self.closed),
+                (&BRIDGE_CLOSED, self.closed),
+                (&INTERNAL, self.internal),
+                (&PRIVATE, self.private),
+                (&HOSTLESS, !self.host_access),
+                (&LIMITED, self.egress_allow.is_some()),
+            ];
+            for (sets, _) in flags.into_iter().filter(|(_, is_set)| *is_set) {
+                pair(sets, *subnet, everything(Family::of(subnet.ip())));
+            }
+            for prefix in self.egress_allow.iter().flatten() {
+                pair(&WAYS_OUT, *subnet, *prefix);
+            }
+            for prefix in &self.egress_deny {
+                pair(&NO_WAYS_OUT, *subnet, *prefix);
+            }
+        }
+        elements
+    }
+}
+
+fn pair_element(set: &Set, one: IpNetwork, other: IpNetwork) -> Element {
+    let ((first, last), (other_first, other_last)) = (ends(one), ends(other));
+    let key = |one, other| Tuple::default().address(one).address(other);
+    Element::between(set, (key(first, other_first), key(last, other_last)), format!("{one} . {other}"))
+}
+
+/// Whether it is more than one address.
+fn is_wide(prefix: &IpNetwork) -> bool {
+    prefix.prefix() < if prefix.is_ipv4() { 32 } else { 128 }
+}

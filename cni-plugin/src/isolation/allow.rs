@@ -1,0 +1,238 @@
+//! What rules of the key `allow` come to between containers.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+use weft_net::NlResult;
+use weft_net::nft::{Element, Nft, Set, Tuple, ends, retry};
+
+use super::is_wide;
+use super::rules::{ALL, FROM, PORT, PORTS, TO};
+use crate::conf::isolation::{Allow, Peer, Service};
+use crate::conf::names::Names;
+use crate::ruleset::{self, by_address};
+
+/// One direction that is open; one of its sides is a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    from: IpNetwork,
+    to: IpNetwork,
+    services: Services,
+}
+
+/// Protocols by number and their ports, the first and the last of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Services {
+    protocols: (u16, u16),
+    ports: (u16, u16),
+}
+
+impl Services {
+    const ALL: Self = Self { protocols: (0, u8::MAX as u16), ports: (0, u16::MAX) };
+
+    fn new(service: Option<Service>) -> Self {
+        service.map_or(Self::ALL, |service| {
+            let protocol = service.protocol as u16;
+            Self { protocols: (protocol, protocol), ports: service.ports }
+        })
+    }
+
+    fn is_one(self) -> bool {
+        self.protocols.0 == self.protocols.1 && self.ports.0 == self.ports.1
+    }
+
+    /// What is left of these without others.
+    fn without(self, others: Self) -> Vec<Self> {
+        let [below, common, above] = split(self.protocols, others.protocols);
+        let mut left: Vec<Self> =
+            below.into_iter().chain(above).map(|protocols| Self { protocols, ..self }).collect();
+        if let Some(protocols) = common {
+            let [below, _, above] = split(self.ports, others.ports);
+            left.extend(below.into_iter().chain(above).map(|ports| Self { protocols, ports }));
+        }
+        left
+    }
+
+    /// The first or the last of them, after the addresses of a key.
+    fn end(self, key: Tuple, end: impl Fn((u16, u16)) -> u16) -> Tuple {
+        // A protocol's number has eight bits.
+        let [_, protocol] = end(self.protocols).to_be_bytes();
+        key.protocol(protocol).port(end(self.ports))
+    }
+}
+
+impl fmt::Display for Services {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ((protocol, last_protocol), (port, last_port)) = (self.protocols, self.ports);
+        write!(f, "protocols {protocol}-{last_protocol}, ports {port}-{last_port}")
+    }
+}
+
+/// The parts of a range before, within and after another.
+fn split((first, last): (u16, u16), (from, to): (u16, u16)) -> [Option<(u16, u16)>; 3] {
+    if to < first || last < from {
+        return [Some((first, last)), None, None];
+    }
+    let below = from.checked_sub(1).filter(|below| first <= *below).map(|below| (first, below));
+    let above = to.checked_add(1).filter(|above| *above <= last).map(|above| (above, last));
+    [below, Some((first.max(from), last.min(to))), above]
+}
+
+/// A container of a network, as rules see it.
+#[derive(Debug, Clone)]
+pub(super) struct Member {
+    pub(super) container_id: String,
+    pub(super) names: Names,
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) allow: Vec<Allow>,
+}
+
+impl Member {
+    /// Whether a side of a rule of `owner` means this container. A prefix means it where no name is needed to know.
+    fn is_meant(&self, side: &Peer, owner: &Self) -> bool {
+        match side {
+            Peer::Own => self.container_id == owner.container_id,
+            Peer::Container(name) => {
+                let pod = self.names.pod.as_deref();
+                *name == self.container_id
+                    || pod == Some(name)
+                    || pod.and_then(|pod| pod.split_once('/')).is_some_and(|(_, pod)| pod == name)
+                    || self.names.aliases.contains(name)
+            }
+            Peer::Label(label) => self.names.labels.contains(label),
+            Peer::Prefix(_) => false,
+        }
+    }
+}
+
+/// What a container's rules and those of others come to for it. Each two containers are asked once: when the
+/// second of them comes.
+pub(super) fn grants(own: &Member, others: &[Member]) -> Vec<Grant> {
+    let mut all = Vec::new();
+    for rule in &own.allow {
+        with_prefixes(&mut all, rule, own);
+    }
+    for other in others {
+        let rules =
+            own.allow.iter().map(|rule| (rule, own)).chain(other.allow.iter().map(|rule| (rule, other)));
+        for (rule, owner) in rules {
+            for (from, to) in [(own, other), (other, own)] {
+                if from.is_meant(&rule.from, owner) && to.is_meant(&rule.to, owner) {
+                    between(&mut all, Services::new(rule.service), from, to);
+                }
+            }
+        }
+    }
+    without_overlaps(all)
+}
+
+/// A rule between a prefix and this container.
+fn with_prefixes(all: &mut Vec<Grant>, rule: &Allow, own: &Member) {
+    for address in &own.addresses {
+        let host = IpNetwork::from(*address);
+        let is_own = |side: &Peer| match side {
+            Peer::Prefix(prefix) => prefix.contains(*address),
+            other => own.is_meant(other, own),
+        };
+        let services = Services::new(rule.service);
+        match (&rule.from, &rule.to) {
+            (Peer::Prefix(from), to) if is_own(to) && from.is_ipv4() == address.is_ipv4() => {
+                all.push(Grant { from: *from, to: host, services });
+            }
+            (from, Peer::Prefix(to)) if is_own(from) && to.is_ipv4() == address.is_ipv4() => {
+                all.push(Grant { from: host, to: *to, services });
+            }
+            _ => {}
+        }
+    }
+}
+
+fn between(all: &mut Vec<Grant>, services: Services, from: &Member, to: &Member) {
+    for from in &from.addresses {
+        for to in to.addresses.iter().filter(|to| to.is_ipv4() == from.is_ipv4()) {
+            all.push(Grant { from: (*from).into(), to: (*to).into(), services });
+        }
+    }
+}
+
+/// The same without what another grant has too: the kernel takes no two intervals that overlap. The widest come first, and
+/// of the others what is left.
+fn without_overlaps(mut all: Vec<Grant>) -> Vec<Grant> {
+    all.sort_by_key(|grant| (grant.from.prefix(), grant.to.prefix()));
+    let mut kept: Vec<Grant> = Vec::new();
+    for grant in all {
+        let mut left = vec![grant.services];
+        for other in
+            kept.iter().filter(|other| contains(other.from, grant.from) && contains(other.to, grant.to))
+        {
+            left = left.into_iter().flat_map(|services| services.without(other.services)).collect();
+        }
+        kept.extend(left.into_iter().map(|services| Grant { services, ..grant.clone() }));
+    }
+    kept
+}
+
+fn contains(prefix: IpNetwork, other: IpNetwork) -> bool {
+    prefix.prefix() <= other.prefix() && prefix.contains(other.network())
+}
+
+/// The elements that stand for grants.
+pub(super) fn elements(grants: &[Grant]) -> Vec<Element> {
+    grants.iter().map(element).collect()
+}
+
+fn element(grant: &Grant) -> Element {
+    let services = grant.services;
+    let sets = match (is_wide(&grant.from), is_wide(&grant.to)) {
+        (true, _) => &FROM,
+        (false, true) => &TO,
+        (false, false) if services == Services::ALL => &ALL,
+        (false, false) if services.is_one() => &PORT,
+        (false, false) => &PORTS,
+    };
+    let set = by_address(sets, grant.from.ip());
+    let ((from, last_from), (to, last_to)) = (ends(grant.from), ends(grant.to));
+    let pair = |from, to| Tuple::default().address(from).address(to);
+    let text = format!("{} to {}, {services}", grant.from, grant.to);
+    let first = services.end(pair(from, to), |range| range.0);
+    match (set.key.len(), set.intervals) {
+        (2, _) => Element::new(set, pair(from, to), text),
+        (_, false) => Element::new(set, first, text),
+        (_, true) => {
+            let last = services.end(pair(last_from, last_to), |range| range.1);
+            Element::between(set, (first, last), text)
+        }
+    }
+}
+
+/// Removes what others were allowed with addresses that are somebody else's from now on.
+///
+/// # Errors
+/// What the kernel refused; what is gone already is no error.
+pub fn forget(nft: &mut Nft, addresses: &[IpAddr]) -> NlResult<()> {
+    retry(|| {
+        let mut found = Vec::new();
+        for address in addresses {
+            for sets in [&ALL, &PORT, &PORTS] {
+                found.extend(with(nft, by_address(sets, *address), *address)?);
+            }
+        }
+        ruleset::erase(nft, &found)
+    })
+}
+
+/// The elements of a set of pairs one side of which is this address.
+fn with(nft: &mut Nft, set: &Set, address: IpAddr) -> NlResult<Vec<Element>> {
+    let own = Tuple::default().address(address);
+    let own = own.bytes();
+    let is_side = |element: &Element| {
+        let key = element.key.bytes();
+        key.starts_with(own) || key.get(own.len()..).is_some_and(|rest| rest.starts_with(own))
+    };
+    Ok(nft.elements(set)?.into_iter().filter(is_side).collect())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,105 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::conf::ports::Protocol;
+
+fn member(id: &str, address: [u8; 4], allow: Vec<Allow>) -> Member {
+    Member { container_id: id.into(), names: Names::default(), addresses: vec![address.into()], allow }
+}
+
+fn tcp(first: u16, last: u16) -> Service {
+    Service { protocol: Protocol::Tcp, ports: (first, last) }
+}
+
+fn grant(from: &str, to: &str, service: Option<Service>) -> Grant {
+    Grant { from: from.parse().unwrap(), to: to.parse().unwrap(), services: Services::new(service) }
+}
+
+#[test]
+fn the_second_of_two_containers_brings_what_is_allowed_between_them() {
+    let rule = Allow {
+        from: Peer::Container("web".into()),
+        to: Peer::Container("db".into()),
+        service: Some(tcp(5432, 5432)),
+    };
+    let own = Allow { from: Peer::Own, to: Peer::Label("role=cache".into()), service: None };
+    let web = member("web", [10, 0, 0, 2], vec![rule.clone(), own]);
+    let db = member("db", [10, 0, 0, 3], vec![rule]);
+    let mut cache = member("c1", [10, 0, 0, 4], Vec::new());
+    cache.names.labels.push("role=cache".into());
+    assert_eq!(grants(&web, &[]), []);
+    let expected = grant("10.0.0.2/32", "10.0.0.3/32", Some(tcp(5432, 5432)));
+    assert_eq!(grants(&db, std::slice::from_ref(&web)), [expected]);
+    assert_eq!(grants(&cache, &[web.clone(), db.clone()]), [grant("10.0.0.2/32", "10.0.0.4/32", None)]);
+    assert_eq!(grants(&web, &[db, cache]).len(), 2);
+}
+
+#[test]
+fn a_container_is_known_by_id_pod_and_alias() {
+    let rule = |name: &str| Allow { from: Peer::Container(name.into()), to: Peer::Own, service: None };
+    let mut web = member("0123", [10, 0, 0, 2], Vec::new());
+    web.names.pod = Some("shop/web".into());
+    web.names.aliases.push("www".into());
+    for (name, count) in [("0123", 1), ("web", 1), ("shop/web", 1), ("www", 1), ("012", 0), ("shop", 0)] {
+        let db = member("db", [10, 0, 0, 3], vec![rule(name)]);
+        assert_eq!(grants(&web, &[db]).len(), count, "{name}");
+    }
+}
+
+#[test]
+fn a_prefix_is_allowed_without_names_either_way() {
+    let rule = |from: &str, to: &str| Allow {
+        from: Peer::Prefix(from.parse().unwrap()),
+        to: Peer::Prefix(to.parse().unwrap()),
+        service: Some(tcp(80, 90)),
+    };
+    let own = member(
+        "a",
+        [10, 0, 0, 2],
+        vec![rule("192.0.2.0/24", "10.0.0.0/30"), rule("10.0.0.2/31", "10.9.0.0/16")],
+    );
+    assert_eq!(
+        grants(&own, &[]),
+        [
+            grant("10.0.0.2/32", "10.9.0.0/16", Some(tcp(80, 90))),
+            grant("192.0.2.0/24", "10.0.0.2/32", Some(tcp(80, 90))),
+        ]
+        .into_iter()
+        .rev()
+        .collect::<Vec<_>>()
+    );
+}
+
+proptest! {
+    /// Whatever rules there are, no two grants overlap, and what passes is what one of them lets pass.
+    #[test]
+    fn grants_never_overlap(rules in proptest::collection::vec((20..=32_u8, any::<bool>(), 1..50_u16, 0..20_u16), 1..12)) {
+        let all: Vec<Grant> = rules
+            .iter()
+            .map(|(length, is_service, first, more)| Grant {
+                from: crate::plan::prefix(IpNetwork::new([10, 0, 0, 7].into(), *length).unwrap()),
+                to: "10.1.0.2/32".parse().unwrap(),
+                services: Services::new(is_service.then(|| tcp(*first, first + more))),
+            })
+            .collect();
+        let kept = without_overlaps(all.clone());
+        let elements = elements(&kept);
+        for (at, element) in elements.iter().enumerate() {
+            prop_assert!(!elements[at + 1..].iter().any(|other| other.overlaps(element)), "{kept:?}");
+        }
+        let passes = |grants: &[Grant], from: IpAddr, protocol: u16, port: u16| {
+            grants.iter().any(|grant| {
+                let Services { protocols, ports } = grant.services;
+                grant.from.contains(from)
+                    && (protocols.0..=protocols.1).contains(&protocol)
+                    && (ports.0..=ports.1).contains(&port)
+            })
+        };
+        for from in [[10, 0, 0, 7], [10, 0, 0, 6], [10, 0, 1, 1], [10, 0, 15, 1]] {
+            for (protocol, port) in (0..75).flat_map(|port| [(6, port), (17, port)]) {
+                let before = passes(&all, from.into(), protocol, port);
+                prop_assert_eq!(before, passes(&kept, from.into(), protocol, port));
+            }
+        }
+    }
+}

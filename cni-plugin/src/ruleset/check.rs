@@ -1,0 +1,53 @@
+//! Whether all that an attachment needs of the ruleset is there.
+
+use weft_net::NetError;
+use weft_net::nft::Nft;
+
+use super::Elements;
+
+/// Compares the kernel's state with what the attachment needs of it.
+///
+/// # Errors
+/// The first difference, as a sentence that names the object.
+pub fn check(nft: &mut Nft, elements: &Elements) -> Result<(), String> {
+    let unreadable = |error: NetError| format!("nftables cannot be read: {error}");
+    for group in elements.groups() {
+        for chain in group.chains {
+            let place = format!("chain {} of table {}", chain.name, group.table);
+            if !nft.has_chain(group.table, chain.name).map_err(unreadable)? {
+                return Err(format!("{place} is missing"));
+            }
+            if !nft.is_placed(group.table, chain.name, chain.kind).map_err(unreadable)? {
+                return Err(format!("{place} has another type, hook, priority or policy"));
+            }
+            let wanted = (chain.rules)();
+            let found = nft.rules_in(group.table, chain.name).map_err(unreadable)?;
+            if found.len() != wanted.len() {
+                return Err(format!("{place} has {} rules, not {}", found.len(), wanted.len()));
+            }
+            if let Some(at) = found.iter().zip(&wanted).position(|(found, wanted)| found != wanted) {
+                return Err(format!("rule {} of {place} differs", at + 1));
+            }
+        }
+    }
+    for wanted in elements.all() {
+        match nft.element(wanted).map_err(unreadable)? {
+            None => {
+                return Err(format!(
+                    "set {} of table {} lacks {}",
+                    wanted.set.name, wanted.set.table, wanted.text
+                ));
+            }
+            Some(found)
+                if found.data != wanted.data || found.key != wanted.key || found.end != wanted.end =>
+            {
+                return Err(format!("{wanted} is not as it was made"));
+            }
+            Some(found) if !wanted.comment.is_empty() && found.comment != wanted.comment => {
+                return Err(format!("{wanted} belongs to \"{}\"", found.comment));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! The static part of the ruleset: groups as they ought to be, made, compared and taken back.
+
+use std::fmt;
+
+use nix::errno::Errno;
+use weft_net::nft::{ChainKind, Change, Nft, Rule, Set, Table, retry};
+use weft_net::{NetError, NlResult};
+
+use super::GROUPS;
+
+/// Sets, chains and rules that belong together.
+pub struct Group {
+    pub name: &'static str,
+    pub table: Table,
+    pub sets: &'static [Set],
+    pub chains: &'static [Chain],
+}
+
+/// A chain with its rules.
+pub struct Chain {
+    pub name: &'static str,
+    pub kind: ChainKind,
+    pub rules: fn() -> Vec<Rule>,
+    /// How many rules it has and how many jump to it: what tells an intact chain without reading its rules.
+    pub uses: u32,
+}
+
+impl PartialEq for Group {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Group {}
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// Whether all groups are there, as Weft makes them.
+///
+/// # Errors
+/// What the kernel says to the query.
+pub fn is_whole(nft: &mut Nft) -> NlResult<bool> {
+    for group in GROUPS {
+        if !is_intact(nft, group)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+pub(super) fn is_intact(nft: &mut Nft, group: &Group) -> NlResult<bool> {
+    let names: Vec<&str> = group.chains.iter().map(|chain| chain.name).collect();
+    let wanted: Vec<u32> = group.chains.iter().map(|chain| chain.uses).collect();
+    Ok(nft.uses(group.table, &names)? == Some(wanted))
+}
+
+/// Whether [`ensure`] would make these groups, without a change to anything.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn rehearse(nft: &mut Nft, groups: &[&Group]) -> NlResult<()> {
+    for group in groups {
+        let rehearsed = retry(|| match is_intact(nft, group)? {
+            true => Ok(()),
+            false => blueprint(nft, group).and_then(|(changes, _)| nft.rehearse(changes)),
+        });
+        rehearsed.map_err(|error| explain(group, error))?;
+    }
+    Ok(())
+}
+
+/// Makes a group. Whether anything of it was there.
+pub(super) fn build(nft: &mut Nft, group: &Group) -> NlResult<bool> {
+    let (changes, was_there) = blueprint(nft, group)?;
+    nft.batch(changes)?;
+    Ok(was_there)
+}
+
+/// What makes a group in place of what is left of it; sets that are as wanted stay, with their elements. Whether
+/// anything was there.
+fn blueprint(nft: &mut Nft, group: &Group) -> NlResult<(Vec<Change>, bool)> {
+    let mut changes = clear(nft, group)?;
+    let mut was_there = !changes.is_empty();
+    changes.insert(0, Change::ensure_table(group.table));
+    for set in group.sets {
+        match nft.has_set(set)? {
+            Some(true) => {
+                was_there = true;
+                continue;
+            }
+            Some(false) => {
+                was_there = true;
+                changes.push(Change::remove_set(set));
+            }
+            None => {}
+        }
+        changes.push(Change::create(set));
+    }
+    changes.extend(group.chains.iter().map(|chain| Change::new_chain(group.table, chain.name, chain.kind)));
+    for chain in group.chains {
+        changes.extend((chain.rules)().iter().map(|rule| Change::append(group.table, chain.name, rule)));
+    }
+    Ok((changes, was_there))
+}
+
+/// The changes that remove a group's chains. All are emptied first, as they jump to each other.
+fn clear(nft: &mut Nft, group: &Group) -> NlResult<Vec<Change>> {
+    let mut present = Vec::new();
+    for chain in group.chains {
+        if nft.has_chain(group.table, chain.name)? {
+            present.push(chain.name);
+        }
+    }
+    let flush = present.iter().map(|name| Change::flush_chain(group.table, name));
+    let delete = present.iter().map(|name| Change::remove_chain(group.table, name));
+    Ok(flush.chain(delete).collect())
+}
+
+/// Takes back groups that [`ensure`] made. The caller is alone on the host.
+///
+/// # Errors
+/// What the kernel refused; what is gone already is no error.
+pub fn undo(nft: &mut Nft, made: &[&'static Group]) -> NlResult<()> {
+    for group in made {
+        retry(|| {
+            let mut changes = clear(nft, group)?;
+            for set in group.sets {
+                if nft.has_set(set)?.is_some() {
+                    changes.push(Change::remove_set(set));
+                }
+            }
+            if changes.is_empty() { Ok(()) } else { nft.batch(changes) }
+        })?;
+        match nft.batch(vec![Change::delete_table_if_empty(group.table)]) {
+            Err(error) if error.errno == Errno::EBUSY || error.not_found() => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// Every object that a batch needs is made by the batch: what is not there is the kernel's part.
+pub(super) fn explain(group: &Group, error: NetError) -> NetError {
+    if error.errno != Errno::ENOENT {
+        return error;
+    }
+    let object = error.explanation.unwrap_or_default();
+    let lacks = format!("{object}: the kernel lacks a module for the {} rules", group.name);
+    NetError { errno: Errno::EOPNOTSUPP, explanation: Some(lacks) }
+}

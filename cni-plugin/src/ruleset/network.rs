@@ -1,0 +1,71 @@
+//! What networks have in the ruleset, besides their attachments: it is replaced when it was made for another
+//! configuration of the network.
+
+use cni_protocol::NetworkName;
+use weft_net::NlResult;
+use weft_net::nft::{Change, Element, Nft, retry};
+use weft_state::short_hash;
+
+use crate::isolation::GROUPS;
+
+/// How the comments of all networks' elements begin.
+const OWNER: &str = "network ";
+
+/// Writes on a network's elements whose they are, and a mark of them all: one that bears it tells that the others are there.
+pub(super) fn mark(elements: &mut [Element], network: &NetworkName) {
+    let all: String = elements.iter().map(|element| format!("{}{element:?}", element.set.name)).collect();
+    let comment = format!("{}{} {network}", owner(network), short_hash(&[&all]));
+    elements.iter_mut().for_each(|element| element.comment.clone_from(&comment));
+}
+
+/// How the comment of a network's elements begins; the network's name, which may be longer than a comment, ends it.
+fn owner(network: &NetworkName) -> String {
+    format!("{OWNER}{} ", short_hash(&[network.as_str()]))
+}
+
+/// Makes sure that a network has these elements, which are marked, and no others. Returns those that it had instead;
+/// `None` where nothing was to do.
+///
+/// # Errors
+/// What the kernel refused; the explanation names the object.
+pub fn ensure(nft: &mut Nft, wanted: &[Element]) -> NlResult<Option<Vec<Element>>> {
+    let Some(first) = wanted.first() else { return Ok(None) };
+    let owner: String = first.comment.split_inclusive(' ').take(2).collect();
+    retry(|| {
+        if nft.element(first)?.is_some_and(|found| found.comment == first.comment) {
+            return Ok(None);
+        }
+        replace(nft, &owner, wanted).map(Some)
+    })
+}
+
+/// Gives a network back what it had, or nothing.
+///
+/// # Errors
+/// What the kernel refused; what is gone already is no error.
+pub fn restore(nft: &mut Nft, network: &NetworkName, before: &[Element]) -> NlResult<()> {
+    retry(|| replace(nft, &owner(network), before).map(drop))
+}
+
+fn replace(nft: &mut Nft, owner: &str, wanted: &[Element]) -> NlResult<Vec<Element>> {
+    let before = find(nft, owner, wanted)?;
+    let mut changes = Change::for_elements(&before, Change::remove_elements);
+    changes.extend(Change::for_elements(wanted, Change::create_elements));
+    if !changes.is_empty() {
+        nft.batch(changes)?;
+    }
+    Ok(before)
+}
+
+/// A network's elements, and those in the way of what it wants: of networks that were, with overlapping subnets.
+fn find(nft: &mut Nft, owner: &str, wanted: &[Element]) -> NlResult<Vec<Element>> {
+    let mut found = Vec::new();
+    for set in GROUPS.iter().flat_map(|group| group.sets) {
+        let is_meant = |element: &Element| {
+            element.comment.starts_with(owner)
+                || element.comment.starts_with(OWNER) && wanted.iter().any(|wanted| wanted.overlaps(element))
+        };
+        found.extend(nft.elements(set)?.into_iter().filter(is_meant));
+    }
+    Ok(found)
+}

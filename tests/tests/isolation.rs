@@ -1,0 +1,292 @@
+//! Isolation: who reaches a container of which network, and who does not. Real connections; wherever nothing passes, the
+//! same passes when the key says otherwise.
+
+use std::net::IpAddr;
+
+use serde_json::{Value, json};
+use weft_tests::{Host, Mirror, Network, Outside, Place, Pod, command, ips};
+
+const PORT: u16 = 80;
+
+fn one() -> Network {
+    Network::new("one", &["10.88.0.0/24", "fd00:88::/64"]).with(&json!({ "isDefaultGateway": true }))
+}
+
+fn other(bridge: &str) -> Network {
+    Network::new("other", &["10.99.0.0/24", "fd00:99::/64"])
+        .with(&json!({ "bridge": bridge, "isDefaultGateway": true }))
+}
+
+fn private() -> Network {
+    one().with(&json!({ "icc": false }))
+}
+
+/// Attaches a container that serves, and returns its addresses of both families.
+fn serve(network: &Network, pod: &Pod) -> (Mirror, Vec<IpAddr>) {
+    let addresses = ips(&network.add(pod));
+    (Mirror::on(pod, PORT), addresses)
+}
+
+/// Whether there is a way is as expected. Where there is one, it gets more time than where there is none.
+#[track_caller]
+fn assert_way(is_open: bool, mirror: &Mirror, from: &impl Place, to: IpAddr, what: &str) {
+    let is_as_expected = match is_open {
+        true => mirror.seen(from, (to, PORT)).is_some(),
+        false => mirror.is_closed_to(from, (to, PORT)),
+    };
+    assert!(is_as_expected, "{what}: to {to} there ought to be {} way", if is_open { "a" } else { "no" });
+}
+
+#[test]
+fn networks_are_closed_to_each_other_unless_both_are_open() {
+    let host = Host::new();
+    let (client, server) = (Pod::new(), Pod::new());
+    for (one_says, other_says, is_open) in [
+        (None, None, false),
+        (Some("none"), None, false),
+        (None, Some("none"), false),
+        (Some("none"), Some("none"), true),
+    ] {
+        let says = |network: Network, says: Option<&str>| network.with(&json!({ "isolation": says }));
+        let (one, other) = (says(one(), one_says), says(other("weft1"), other_says));
+        one.add(&client);
+        let (mirror, addresses) = serve(&other, &server);
+        for address in addresses {
+            let target = (address, PORT);
+            assert!(mirror.seen(host.netns(), target).is_some(), "the host reaches {address}");
+            assert!(mirror.seen(&server, target).is_some(), "the container reaches itself at {address}");
+            assert_way(is_open, &mirror, &client, address, &format!("{one_says:?} to {other_says:?}"));
+        }
+        drop(mirror);
+        one.del(&client);
+        other.del(&server);
+    }
+}
+
+#[test]
+fn two_networks_on_one_bridge_are_closed_to_each_other_also_without_the_host_between() {
+    let _host = Host::new();
+    let (client, server) = (Pod::new(), Pod::new());
+    for (says, is_open) in [("network", false), ("none", true)] {
+        let says = json!({ "isolation": says });
+        let (one, other) = (one().with(&says), other("weft0").with(&says));
+        one.add(&client);
+        let (mirror, addresses) = serve(&other, &server);
+        // They talk on the link, as a container that wants to can.
+        client.command("ip route add 10.99.0.0/24 dev eth0");
+        server.command("ip route add 10.88.0.0/24 dev eth0");
+        client.command("ip route add fd00:99::/64 dev eth0");
+        server.command("ip route add fd00:88::/64 dev eth0");
+        for address in addresses {
+            assert_way(is_open, &mirror, &client, address, "on the link");
+        }
+        drop(mirror);
+        one.del(&client);
+        other.del(&server);
+    }
+}
+
+#[test]
+fn an_internal_network_has_no_way_out_and_none_in() {
+    let host = Host::new();
+    let outside = host.outside();
+    let (client, server) = (Pod::new(), Pod::new());
+    let way_out = Mirror::on(&outside, PORT);
+    let peers = Outside::PEER.map(|peer| peer.parse::<IpAddr>().expect("an address"));
+    for is_internal in [true, false] {
+        let network = one().with(&json!({ "internal": is_internal, "ipMasq": true }));
+        network.add(&client);
+        let (mirror, addresses) = serve(&network, &server);
+        for (address, peer) in addresses.into_iter().zip(peers) {
+            assert!(mirror.seen(&client, (address, PORT)).is_some(), "inside, {address} is reached");
+            assert_way(!is_internal, &way_out, &client, peer, "out");
+            // Somebody outside who routes to the network by this host.
+            let at = Outside::HOST[usize::from(address.is_ipv6())];
+            let (prefix, family) =
+                if address.is_ipv6() { ("fd00:88::/64", "-6") } else { ("10.88.0.0/24", "-4") };
+            outside.inside(|| command(&format!("ip {family} route replace {prefix} via {at}")));
+            assert_way(!is_internal, &mirror, &outside, address, "in");
+        }
+        drop(mirror);
+        network.del(&client);
+        network.del(&server);
+    }
+}
+
+#[test]
+fn containers_go_where_egress_allows() {
+    let host = Host::new();
+    let outside = host.outside();
+    let client = Pod::new();
+    let way_out = Mirror::on(&outside, PORT);
+    let [v4, v6] = Outside::PEER.map(|peer| peer.parse::<IpAddr>().expect("an address"));
+    let everywhere = ["0.0.0.0/0", "::/0"];
+    for (egress, v4_passes, v6_passes) in [
+        (json!({}), true, true),
+        (json!({ "deny": [v4] }), false, true),
+        (json!({ "deny": everywhere }), false, false),
+        (json!({ "allow": [v6] }), false, true),
+        (json!({ "allow": [] }), false, false),
+        (json!({ "allow": everywhere, "deny": [v6, format!("{v6}/64")] }), true, false),
+    ] {
+        let network = one().with(&json!({ "egress": egress, "ipMasq": true }));
+        network.add(&client);
+        for (peer, passes) in [(v4, v4_passes), (v6, v6_passes)] {
+            assert_way(passes, &way_out, &client, peer, &egress.to_string());
+        }
+        network.del(&client);
+    }
+}
+
+#[test]
+fn services_of_the_host_can_be_kept_from_containers() {
+    let host = Host::new();
+    let client = Pod::new();
+    let service = Mirror::on(host.netns(), PORT);
+    for has_access in [false, true] {
+        let network = one().with(&json!({ "hostAccess": has_access }));
+        network.add(&client);
+        for gateway in ["10.88.0.1", "fd00:88::1"] {
+            let gateway: IpAddr = gateway.parse().expect("an address");
+            assert_way(has_access, &service, &client, gateway, "to the host");
+            client.assert_reaches(gateway);
+        }
+        network.del(&client);
+    }
+}
+
+#[test]
+fn without_icc_containers_reach_each_other_neither_by_the_host_nor_on_the_link() {
+    let host = Host::new();
+    let (client, server) = (Pod::new(), Pod::new());
+    let network = private();
+    let result = network.add(&client);
+    let (mirror, addresses) = serve(&network, &server);
+    for on_link in [false, true] {
+        for address in &addresses {
+            assert!(mirror.is_closed_to(&client, (*address, PORT)), "{address}, on the link: {on_link}");
+            assert!(mirror.seen(host.netns(), (*address, PORT)).is_some(), "the host reaches {address}");
+        }
+        network.check(&client, &result).done();
+        // More specific than the way by the gateway.
+        client.command(&format!("ip route replace {}/32 dev eth0", addresses[0]));
+        client.command(&format!("ip route replace {}/128 dev eth0", addresses[1]));
+    }
+}
+
+fn with_labels(network: Network, labels: &[(&str, &str)]) -> Network {
+    let labels: Vec<Value> =
+        labels.iter().map(|(key, value)| json!({ "key": key, "value": value })).collect();
+    network.with(&json!({ "args": { "cni": { "labels": labels } } }))
+}
+
+#[test]
+fn rules_open_a_way_between_containers_whoever_comes_first() {
+    let _host = Host::new();
+    let rules = json!({ "allow": [
+        { "from": { "container": "shop/web" }, "to": { "label": "role=db" }, "port": PORT },
+    ] });
+    let web = |network: &Network, pod: &Pod| {
+        network.add_call(pod).args("K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;IgnoreUnknown=1").run().result();
+    };
+    for server_first in [true, false] {
+        let (client, server, stranger) = (Pod::new(), Pod::new(), Pod::new());
+        let network = private().with(&rules);
+        let db = with_labels(network.clone(), &[("role", "db")]);
+        let serving = server_first.then(|| serve(&db, &server));
+        web(&network, &client);
+        network.add(&stranger);
+        let (mirror, addresses) = serving.unwrap_or_else(|| serve(&db, &server));
+        let closed = Mirror::on(&server, PORT + 1);
+        for address in addresses {
+            assert!(
+                mirror.seen(&client, (address, PORT)).is_some(),
+                "{address}, server first: {server_first}"
+            );
+            assert!(closed.is_closed_to(&client, (address, PORT + 1)), "another port of {address}");
+            assert!(mirror.is_closed_to(&stranger, (address, PORT)), "a stranger to {address}");
+        }
+        let back = Mirror::on(&client, PORT);
+        for address in client.addresses("eth0") {
+            let address = address.split('/').next().expect("an address").parse().expect("an address");
+            assert!(back.is_closed_to(&server, (address, PORT)), "not the other way round");
+        }
+        for pod in [&client, &server, &stranger] {
+            network.del(pod);
+        }
+    }
+}
+
+#[test]
+fn one_container_can_bring_rules_of_its_own() {
+    let _host = Host::new();
+    let (client, server, stranger) = (Pod::new(), Pod::new(), Pod::new());
+    let own = |rule: Value| private().with(&json!({ "args": { "weft": { "allow": [rule] } } }));
+    private().add(&stranger);
+    own(json!({ "to": { "label": "role=db" } })).add(&client);
+    let v4: IpAddr = "10.88.0.2".parse().expect("an address");
+    let allows_v4 = json!({ "from": { "prefix": "10.88.0.2/31" }, "port": "70-90" });
+    let network = with_labels(own(allows_v4), &[("role", "db")]);
+    let (mirror, addresses) = serve(&network, &server);
+    for address in &addresses {
+        assert!(mirror.seen(&client, (*address, PORT)).is_some(), "all ports are open to who may have all");
+        assert!(client.ping(*address).status.success());
+    }
+    assert_eq!(ips(&json!({ "ips": [{ "address": stranger.addresses("eth0")[0] }] })), [v4]);
+    assert_eq!(mirror.seen(&stranger, (addresses[0], PORT)), Some(v4), "by its prefix");
+    assert!(mirror.is_closed_to(&stranger, (addresses[1], PORT)), "IPv6 was not allowed");
+    assert!(!stranger.ping(addresses[0]).status.success(), "nor was anything but those ports");
+}
+
+#[test]
+fn who_gets_an_address_later_does_not_get_what_was_allowed_with_it() {
+    let host = Host::new();
+    let (server, keeper) = (Pod::new(), Pod::new());
+    let network = private().with(&json!({ "allow": [
+        { "from": { "container": "client" }, "to": { "label": "role=db" } }] }));
+    let (client, heir) = (Pod::named("client"), Pod::named("heir"));
+    let addresses = ips(&network.add(&client));
+    let (mirror, at) = serve(&with_labels(network.clone(), &[("role", "db")]), &server);
+    network.add(&keeper);
+    assert!(mirror.seen(&client, (at[0], PORT)).is_some());
+    network.del(&client);
+    let again = network.clone().with(&json!({ "runtimeConfig": { "ips": addresses } }));
+    assert_eq!(ips(&again.add(&heir)), addresses);
+    for address in at {
+        assert!(mirror.is_closed_to(&heir, (address, PORT)), "{address}");
+    }
+    for pod in [&heir, &server, &keeper] {
+        network.del(pod);
+    }
+    network.gc(&[]);
+    assert_eq!(host.ruleset().matches("elements").count(), 0, "{}", host.ruleset());
+}
+
+#[test]
+fn a_flush_is_told_by_check_and_made_right_by_the_next_add() {
+    let host = Host::new();
+    let (client, server, third) = (Pod::new(), Pod::new(), Pod::new());
+    let one = one();
+    let result = one.add(&client);
+    let (mirror, addresses) = serve(&other("weft1"), &server);
+    one.check(&client, &result).done();
+    host.nft("flush ruleset");
+    assert!(mirror.seen(&client, (addresses[0], PORT)).is_some(), "nothing is between them");
+    one.check(&client, &result).any_error().assert_names(&["isolation", "missing"]);
+    one.add(&third);
+    one.check(&client, &result).done();
+    assert!(mirror.is_closed_to(&client, (addresses[0], PORT)), "also what another network has is back");
+}
+
+#[test]
+fn rules_that_cannot_work_are_refused_by_name() {
+    let _host = Host::new();
+    let pod = Pod::new();
+    let rule = json!({ "to": { "container": "db" } });
+    let own = |network: Network| network.with(&json!({ "args": { "weft": { "allow": [rule.clone()] } } }));
+    own(one()).add_call(&pod).run().error_code(7).assert_names(&["args.weft.allow", "icc"]);
+    let no_gateway = private().with(&json!({ "isGateway": false, "isDefaultGateway": false }));
+    own(no_gateway).add_call(&pod).run().error_code(7).assert_names(&["allow", "isGateway"]);
+    let unknown = one().with(&json!({ "egress": { "allowed": [] } }));
+    unknown.add_call(&pod).run().error_code(2).assert_names(&["egress.allowed", "allow"]);
+}
