@@ -19,6 +19,7 @@ use crate::host::{self, Host};
 use crate::pool::RangeSet;
 use crate::record::Owner;
 use crate::reservation::Reservation;
+use crate::sticky::Name;
 use crate::store::Store;
 
 /// So many neighbours of the address last given are looked at one by one before the whole directory
@@ -55,8 +56,9 @@ fn add(args: AddArgs) -> Result<Outcome, Error> {
     let root = data_dir(&call.conf)?;
     let dns = conf.resolv_conf.as_deref().map_or(Ok(Dns::default()), dns::read)?;
     let owner = Owner::new(container_id.as_str(), ifname.as_str());
+    let name = conf.sticky.and_then(|time| Name::of(&args, &container_id, &ifname, time));
     let store = Store::create(&root, &call.network, lock_deadline(&call))?;
-    let addresses = reserve(&store, &conf, &owner)?;
+    let addresses = reserve(&store, &conf, (&owner, name.as_ref()))?;
     drop(store);
     let ips =
         addresses.into_iter().zip(conf.pools.sets()).filter_map(|(ip, set)| ip_config(ip, set)).collect();
@@ -75,24 +77,33 @@ fn ip_config(ip: IpAddr, set: &RangeSet) -> Option<IpConfig> {
     Some(IpConfig { address, gateway: range.gateway(), interface: None })
 }
 
-/// Reserves one address of each set for `owner`, all or none.
-fn reserve(store: &Store, conf: &Conf, owner: &Owner) -> Result<Vec<IpAddr>, Error> {
+/// Who an address is for: the attachment, and the name that it shall stay with.
+pub(crate) type Whose<'a> = (&'a Owner, Option<&'a Name>);
+
+/// Reserves one address of each set, all or none.
+pub(crate) fn reserve(store: &Store, conf: &Conf, (owner, name): Whose) -> Result<Vec<IpAddr>, Error> {
     let held = store.held_by(owner)?;
     if !held.is_empty() {
         let held = list(&held);
         let msg = format!("{owner} already holds {held} in this network; call DEL for it before another ADD");
         return Err(Error::new(Code::Conflict, msg));
     }
-    let reservation = store.begin(owner)?;
+    let reservation = store.begin(owner, name)?;
+    let had = name.map(|name| store.had(name)).unwrap_or_default();
     let sets = conf.pools.sets().iter().zip(&conf.requests).enumerate();
     let chosen: Result<Vec<IpAddr>, Error> = sets
         .map(|(index, (set, request))| match request {
-            Some(ip) => claim_requested(store, &reservation, owner, *ip).map(|()| *ip),
-            None => choose(store, &reservation, owner, (index, set)),
+            Some(ip) => claim_requested(store, &reservation, (owner, name), *ip).map(|()| *ip),
+            None => choose(store, &reservation, (owner, name), (index, set), &had),
         })
         .collect();
     match chosen {
-        Ok(chosen) => reservation.commit().map(|()| chosen),
+        Ok(chosen) => {
+            if let Some(name) = name {
+                reservation.give_to(name, &chosen);
+            }
+            reservation.commit().map(|()| chosen)
+        }
         Err(cause) => Err(reservation.abort(cause)),
     }
 }
@@ -100,9 +111,13 @@ fn reserve(store: &Store, conf: &Conf, owner: &Owner) -> Result<Vec<IpAddr>, Err
 fn claim_requested(
     store: &Store,
     reservation: &Reservation<'_>,
-    owner: &Owner,
+    (owner, name): Whose,
     ip: IpAddr,
 ) -> Result<(), Error> {
+    if let Some(other) = store.kept_for_another(ip, name) {
+        let msg = format!("reserve {ip} for {owner}: kept for {other}; wait, or ask for another address");
+        return Err(Error::new(Code::Conflict, msg));
+    }
     if reservation.claim(ip)? {
         return Ok(());
     }
@@ -118,19 +133,21 @@ fn claim_requested(
     ))
 }
 
-/// The address that the owner had before a kill, or the next free one behind that given last.
+/// The address that the owner had before a kill or that its name had, or the next free one behind that given last.
 fn choose(
     store: &Store,
     reservation: &Reservation<'_>,
-    owner: &Owner,
+    (owner, name): Whose,
     (index, set): (usize, &RangeSet),
+    had: &[IpAddr],
 ) -> Result<IpAddr, Error> {
-    for ip in reservation.before().iter().filter(|ip| set.gives(**ip)) {
+    let is_free = |ip: &&IpAddr| set.gives(**ip) && store.kept_for_another(**ip, name).is_none();
+    for ip in reservation.before().iter().chain(had).filter(is_free) {
         if reservation.claim(*ip)? {
             return Ok(*ip);
         }
     }
-    let ip = next_free(store, reservation, (index, set), owner)?;
+    let ip = next_free(store, reservation, (index, set), (owner, name))?;
     store.set_last(index, ip)?;
     Ok(ip)
 }
@@ -139,11 +156,11 @@ fn next_free(
     store: &Store,
     reservation: &Reservation<'_>,
     (index, set): (usize, &RangeSet),
-    owner: &Owner,
+    (owner, name): Whose,
 ) -> Result<IpAddr, Error> {
     let last = store.last(index);
     for ip in set.after(last).take(PROBES) {
-        if reservation.claim(ip)? {
+        if store.kept_for_another(ip, name).is_none() && reservation.claim(ip)? {
             return Ok(ip);
         }
     }
@@ -151,11 +168,18 @@ fn next_free(
         if repaired {
             store.reclaim_unfinished(Some(owner))?;
         }
-        let used = store.used()?;
-        // At most as many steps as addresses are held, and one.
+        let mut used = store.used()?;
+        used.extend(store.all_kept_for_others(name)?);
+        // At most as many steps as addresses are held or kept, and one.
         if let Some(ip) = set.after(last).find(|ip| !used.contains(ip))
             && reservation.claim(ip)?
         {
+            return Ok(ip);
+        }
+    }
+    for ip in store.oldest_kept()?.into_iter().filter(|ip| set.gives(*ip)) {
+        if reservation.claim(ip)? {
+            log::warn!("{ip} was kept for another, but range set {index} has no other address left");
             return Ok(ip);
         }
     }

@@ -4,6 +4,7 @@ mod leased;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use cni_protocol::{Call, CniArgs, Code, Error, Route, Version, decode, nearest};
 use ipnetwork::IpNetwork;
@@ -15,10 +16,11 @@ pub use leased::Leased;
 use crate::etcd_conf;
 use crate::pool::{Misplaced, Pools, Refusal};
 use crate::range::{Invalid, Range, RangeSpec};
+use crate::sticky;
 
-const IPAM_KEYS: [&str; 11] = [
+const IPAM_KEYS: [&str; 13] = [
     "type", "subnet", "rangeStart", "rangeEnd", "gateway", "ranges", "routes", "resolvConf", "dataDir",
-    "exclude", "etcd",
+    "exclude", "etcd", "sticky", "stickyFor",
 ];
 const RANGE_KEYS: [&str; 4] = ["subnet", "rangeStart", "rangeEnd", "gateway"];
 const ROUTE_KEYS: [&str; 7] = ["dst", "gw", "mtu", "advmss", "priority", "table", "scope"];
@@ -51,6 +53,8 @@ struct RawIpam {
     routes: Option<Vec<Route>>,
     resolv_conf: Option<String>,
     exclude: Option<Vec<String>>,
+    sticky: Option<String>,
+    sticky_for: Option<u64>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -90,6 +94,8 @@ pub struct Conf {
     pub routes: Vec<Route>,
     /// The file to read DNS settings from.
     pub resolv_conf: Option<PathBuf>,
+    /// How long an address is kept for the name that had it, where addresses stay with names.
+    pub sticky: Option<Duration>,
 }
 
 /// Where the reservations are: `ipam.dataDir`, else the environment's `WEFT_STATE_DIR`, else
@@ -142,6 +148,7 @@ impl Conf {
             pools,
             routes: leased::all_routes(checked_routes(ipam.routes.unwrap_or_default())?, leased),
             resolv_conf: ipam.resolv_conf.filter(|p| !p.is_empty()).map(PathBuf::from),
+            sticky: sticky::time(ipam.sticky.as_deref(), ipam.sticky_for)?,
         })
     }
 }

@@ -19,6 +19,7 @@ impl Store {
         let mut left = self.collect_unfinished();
         left.extend(self.collect_owned(&valid, started));
         left.extend(self.collect_unowned(&valid, started));
+        self.forget();
         left
     }
 
@@ -41,7 +42,7 @@ impl Store {
                 self.restore_addresses(owner, &dir);
             } else if !is_newer(&dir, started) {
                 log::info!("GC: freeing the reservation {name}");
-                left.extend(self.sweep(&dir));
+                left.extend(self.free(&dir));
             }
         }
         left

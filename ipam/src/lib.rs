@@ -18,6 +18,7 @@ pub mod range;
 mod record;
 pub mod registry;
 mod reservation;
+pub mod sticky;
 pub mod store;
 pub mod underlay;
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use weft_state::short_hash;
 
+use crate::sticky::Name;
 use crate::store::Held;
 
 /// Who holds addresses: one interface of one container.
@@ -48,14 +49,18 @@ pub(crate) struct Record {
     /// Nanoseconds of the monotonic clock, see [`weft_state::monotonic`].
     #[serde(rename = "reservedAt")]
     reserved_at: u64,
+    /// For whom the address is kept when it is free again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sticky: Option<Name>,
 }
 
 impl Record {
-    pub(crate) fn bytes(owner: &Owner, reserved_at: Duration) -> Vec<u8> {
+    pub(crate) fn bytes(owner: &Owner, reserved_at: Duration, name: Option<&Name>) -> Vec<u8> {
         let record = Self {
             container_id: owner.container_id.clone(),
             ifname: owner.ifname.clone(),
             reserved_at: u64::try_from(reserved_at.as_nanos()).unwrap_or(u64::MAX),
+            sticky: name.cloned(),
         };
         serde_json::to_vec(&record).unwrap_or_default()
     }
@@ -76,6 +81,10 @@ impl Record {
         Owner::new(&self.container_id, &self.ifname)
     }
 
+    pub(crate) fn name(self) -> Option<Name> {
+        self.sticky
+    }
+
     pub(crate) fn reserved_at(&self) -> Duration {
         Duration::from_nanos(self.reserved_at)
     }
@@ -87,7 +96,7 @@ pub(crate) fn repair_record(owner: &Owner, path: &Path) {
     if Record::read(path).is_some() {
         return;
     }
-    match fs::write(path, Record::bytes(owner, Duration::ZERO)) {
+    match fs::write(path, Record::bytes(owner, Duration::ZERO, None)) {
         Ok(()) => log::warn!("{}: damaged, written anew for {owner}", path.display()),
         Err(e) => log::warn!("{}: damaged, and not to be written anew: {e}", path.display()),
     }

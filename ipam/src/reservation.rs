@@ -10,15 +10,16 @@ use cni_protocol::{Code, Error};
 use weft_state::monotonic;
 
 use crate::record::{Owner, Record};
+use crate::sticky::Name;
 use crate::store::{Store, addresses_in, failed, make_dir, private_dir};
 
 impl Store {
-    /// Begins a reservation. What a killed command left of the same owner is taken away before, and
+    /// Begins a reservation, for a name where the addresses are to stay with one. What a killed command left of the same owner is taken away before, and
     /// its addresses are in [`Reservation::before`].
     ///
     /// # Errors
     /// [`Code::Io`] when the store cannot be written.
-    pub fn begin<'a>(&'a self, owner: &'a Owner) -> Result<Reservation<'a>, Error> {
+    pub fn begin<'a>(&'a self, owner: &'a Owner, name: Option<&Name>) -> Result<Reservation<'a>, Error> {
         let dir = self.part("pending", owner.hash());
         let mut before = Vec::new();
         if let Err(e) = private_dir(&dir) {
@@ -30,7 +31,7 @@ impl Store {
             self.sweep_or_fail(&dir)?;
             make_dir(&dir)?;
         }
-        let record = Record::bytes(owner, monotonic());
+        let record = Record::bytes(owner, monotonic(), name);
         Ok(Reservation { store: self, owner, dir, record, before })
     }
 
@@ -48,7 +49,7 @@ impl Store {
 /// a kill.
 #[derive(Debug)]
 pub struct Reservation<'a> {
-    store: &'a Store,
+    pub(crate) store: &'a Store,
     owner: &'a Owner,
     dir: PathBuf,
     record: Vec<u8>,

@@ -7,6 +7,7 @@
 //!     owner/<hash>/<ip>    the same files again (hard links), by container and interface
 //!     pending/<hash>/<ip>  the same for an ADD that is under way, or was killed
 //!     last.<set>           the address last given from a range set
+//!     name/ kept/          addresses that stay with names, see [`crate::sticky`]
 //! ```
 //!
 //! An ADD works in `pending/<hash>`: it writes each record there, links it to `addr/<ip>` (which
@@ -136,7 +137,7 @@ impl Store {
     /// no link by owner any more. Returns what could not be freed.
     pub fn release(&self, owner: &Owner, hints: &[IpAddr]) -> Vec<String> {
         let mut left = self.sweep(&self.part("pending", owner.hash()));
-        left.extend(self.sweep(&self.part("owner", owner.hash())));
+        left.extend(self.free(&self.part("owner", owner.hash())));
         for ip in hints {
             let path = self.address_file(*ip);
             if Record::read(&path).is_some_and(|r| r.owner() == *owner) {
@@ -145,6 +146,12 @@ impl Store {
             }
         }
         left
+    }
+
+    /// Frees a finished reservation; its addresses are kept for the name that has them. Returns what could not be freed.
+    pub(crate) fn free(&self, dir: &Path) -> Vec<String> {
+        self.keep(dir);
+        self.sweep(dir)
     }
 
     /// Removes a directory by owner with the addresses its links stand for. Returns what stayed.

@@ -17,6 +17,9 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+/// Counts in networks whose addresses stay with names.
+const VICTIM: &str = "K8S_POD_NAMESPACE=default;K8S_POD_NAME=victim";
+
 type World = BTreeMap<PathBuf, Option<Vec<u8>>>;
 
 /// Runs the command and kills it when it is about to make its `nth` system call. The answer if it
@@ -71,7 +74,7 @@ fn at_every_call(
     let mut states: Vec<World> = Vec::new();
     for nth in 0.. {
         prepare();
-        let answer = killed_before(nth, &mut command(verb, "victim"), conf);
+        let answer = killed_before(nth, command(verb, "victim").env("CNI_ARGS", VICTIM), conf);
         let state: World = host.world().into_keys().map(|path| (path, None)).collect();
         if !states.contains(&state) {
             states.push(state);
@@ -245,4 +248,54 @@ fn gc_is_completed_by_gc_and_never_touches_the_living() {
         run("GC", "", &conf).ok();
         assert_eq!(host.world(), before);
     });
+}
+
+#[test]
+fn a_name_keeps_its_address_whatever_is_killed() {
+    let host = Host::new();
+    let mut ipam = dual();
+    ipam["sticky"] = "name".into();
+    let conf = host.conf(&ipam);
+    let add = || finish(start(command("ADD", "victim").env("CNI_ARGS", VICTIM), &conf)).ips();
+    let first = add();
+    run("DEL", "victim", &conf).ok();
+    let nobody_else_has_it = || {
+        for container in ["a", "b", "c", "d"] {
+            let given = run("ADD", container, &conf).ips();
+            assert!(!given.iter().any(|ip| first.contains(ip)), "{given:?} of {first:?}");
+        }
+        for container in ["a", "b", "c", "d"] {
+            run("DEL", container, &conf).ok();
+        }
+    };
+    for (verb, taken_back_by_gc) in [("ADD", false), ("ADD", true), ("DEL", false), ("DEL", true)] {
+        let prepare = || {
+            if verb == "DEL" {
+                assert_eq!(add(), first);
+            }
+        };
+        at_every_call(&host, &conf, verb, prepare, || {
+            if taken_back_by_gc {
+                gc(&conf, &[]).ok();
+            } else {
+                run("DEL", "victim", &conf).ok();
+            }
+            nobody_else_has_it();
+            assert_eq!(add(), first);
+            run("DEL", "victim", &conf).ok();
+        });
+    }
+    // GC itself, too.
+    let mut collecting = conf.clone();
+    collecting["cni.dev/valid-attachments"] = json!([]);
+    at_every_call(
+        &host,
+        &collecting,
+        "GC",
+        || assert_eq!(add(), first),
+        || {
+            run("GC", "", &collecting).ok();
+            nobody_else_has_it();
+        },
+    );
 }

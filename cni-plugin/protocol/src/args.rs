@@ -17,9 +17,18 @@ pub struct CniArgs {
     /// `K8S_POD_*`: who the container is to Kubernetes, by the part of the key after `K8S_POD_`
     /// (`NAMESPACE`, `NAME`, `INFRA_CONTAINER_ID`, `UID`).
     pub k8s_pod: BTreeMap<String, String>,
+    /// `NERDCTL_CNI_DHCP_HOSTNAME`: the container's host name, from nerdctl.
+    pub hostname: Option<String>,
 }
 
 impl CniArgs {
+    /// Namespace and name of a pod. podman gives its containers' names as both.
+    #[must_use]
+    pub fn pod(&self) -> Option<(&str, &str)> {
+        let part = |key| self.k8s_pod.get(key).map(String::as_str).filter(|part| !part.is_empty());
+        Some((part("NAMESPACE")?, part("NAME")?))
+    }
+
     /// Reads `KEY=VALUE;KEY=VALUE`. An empty text has no arguments; an empty value asks for nothing.
     ///
     /// # Errors
@@ -50,6 +59,7 @@ impl CniArgs {
             match key {
                 "IP" => args.ips = parse_ips(value)?,
                 "MAC" if value.is_empty() => {}
+                "NERDCTL_CNI_DHCP_HOSTNAME" => args.hostname = Some(value.to_owned()),
                 "MAC" => args.mac = Some(value.parse().map_err(|error| format!("MAC: {error}"))?),
                 _ => match key.strip_prefix("K8S_POD_") {
                     Some(rest) => {
@@ -100,15 +110,16 @@ mod tests {
     #[test]
     fn known_keys() {
         let args = CniArgs::parse(
-            "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=p;IP=10.0.0.7,fd00::7/64;MAC=02:00:00:00:00:01;FOO=a=b",
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=p;IP=10.0.0.7,fd00::7/64;MAC=02:00:00:00:00:01;NERDCTL_CNI_DHCP_HOSTNAME=web;FOO=a=b",
         )
         .unwrap();
         assert_eq!(args.ips, ["10.0.0.7".parse::<IpAddr>().unwrap(), "fd00::7".parse().unwrap()]);
         assert_eq!(args.mac, Some(MacAddr::new([2, 0, 0, 0, 0, 1])));
-        assert_eq!(args.k8s_pod.get("NAMESPACE").map(String::as_str), Some("default"));
-        assert_eq!(args.k8s_pod.get("NAME").map(String::as_str), Some("p"));
+        assert_eq!(args.pod(), Some(("default", "p")));
+        assert_eq!(args.hostname.as_deref(), Some("web"));
         assert_eq!(CniArgs::parse("").unwrap(), CniArgs::default());
         assert_eq!(CniArgs::parse("IP=;MAC=").unwrap(), CniArgs::default());
+        assert_eq!(CniArgs::parse("K8S_POD_NAMESPACE=;K8S_POD_NAME=p").unwrap().pod(), None);
     }
 
     #[test]

@@ -43,8 +43,8 @@ impl Names {
 }
 
 fn pod(args: &CniArgs) -> Option<String> {
-    let part = |key: &str| args.k8s_pod.get(key).filter(|name| is_name(name));
-    Some(format!("{}/{}", part("NAMESPACE")?, part("NAME")?))
+    let (namespace, name) = args.pod()?;
+    (is_name(namespace) && is_name(name)).then(|| format!("{namespace}/{name}"))
 }
 
 fn list(names: &Value) -> Result<Vec<String>, Error> {
