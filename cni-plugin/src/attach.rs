@@ -7,7 +7,7 @@ use weft_state::{Lock, boot_dir};
 
 use crate::bridge;
 use crate::conf::names::Names;
-use crate::conf::{Asked, Network, requested_mac};
+use crate::conf::{Asked, Network, Traces, requested_mac};
 use crate::detach;
 use crate::holdings::{Holdings, hold};
 use crate::ipam::Reserving;
@@ -61,15 +61,7 @@ impl Attachment {
         let mac = mac.unwrap_or_else(|| key.mac(VethEnd::Container));
         let pod = Pod::open(&args.netns, call.deadline).map_err(|fault| failed(&"open CNI_NETNS", fault))?;
         let host = Netlink::open(call.deadline).map_err(|e| failed(&"open a netlink socket", e.into()))?;
-        let state_dir = &network.traces.state_dir;
-        boot_dir(state_dir, &key.network)?;
-        let host_lock = Lock::shared(&state_dir.join("lock"), call.deadline)?;
-        let network_lock = Lock::shared(&record::network_lock(state_dir, &key.network), call.deadline)?;
-        let record = Record::lock(state_dir, &key, call.deadline)?;
-        refuse_or_clean(&record, &args, &key, &network)?;
-        let home =
-            NetNs::current().map_err(|error| failed(&"open the host's network namespace", error.into()))?;
-        let mut journal = Journal::new(args.clone(), key.clone(), (host_lock, network_lock), record, home);
+        let mut journal = open_journal(&args, &key, &network.traces)?;
         journal.names = names;
         Ok(Self { args, network, asked, key, mac, host, pod, journal })
     }
@@ -286,12 +278,29 @@ fn merged(network: Dns, own: &Dns) -> Dns {
     }
 }
 
+/// Takes the locks and the record of an attachment. Nothing else is touched yet.
+///
+/// # Errors
+/// [`Code::Conflict`] when it is attached already, [`Code::TryAgain`] when another call is at work on it.
+pub fn open_journal(args: &Rc<AddArgs>, key: &AttachmentKey, traces: &Traces) -> Result<Journal, Error> {
+    let deadline = args.call.deadline;
+    let state_dir = &traces.state_dir;
+    boot_dir(state_dir, &key.network)?;
+    let host_lock = Lock::shared(&state_dir.join("lock"), deadline)?;
+    let network_lock = Lock::shared(&record::network_lock(state_dir, &key.network), deadline)?;
+    let record = Record::lock(state_dir, key, deadline)?;
+    refuse_or_clean(&record, args, key, traces)?;
+    let home =
+        NetNs::current().map_err(|error| failed(&"open the host's network namespace", error.into()))?;
+    Ok(Journal::new(args.clone(), key.clone(), (host_lock, network_lock), record, home))
+}
+
 /// A record that is there already: of an attachment that is held, or of an ADD that was killed.
 fn refuse_or_clean(
     record: &Record,
     args: &AddArgs,
     key: &AttachmentKey,
-    network: &Network,
+    traces: &Traces,
 ) -> Result<(), Error> {
     let held = |why: &str| {
         Err(Error::new(Code::Conflict, format!("{key} {why}: call DEL for it before another ADD")))
@@ -300,9 +309,9 @@ fn refuse_or_clean(
         Found::Nothing => Ok(()),
         Found::Attached(Content { netns, .. }) => held(&format!("is attached already, in {netns}")),
         Found::Damaged => held(&format!("has a damaged record, {}", record.path().display())),
-        Found::Begun(_) => {
+        Found::Begun(content) => {
             log::warn!("{key}: an ADD was killed; removing what it left");
-            detach::remove(&args.call, key, &network.traces, None)
+            detach::remove(&args.call, key, traces, Some(&content))
         }
     }
 }

@@ -3,7 +3,7 @@
 //! What plugins later in the chain added is none of Weft's business, so more addresses and routes than
 //! promised are right; what they changed stands in the previous result.
 
-use cni_protocol::{AddResult, CheckArgs, Code, Error, Interface, IpConfig, Outcome, Verb};
+use cni_protocol::{AddResult, CheckArgs, Code, Deadline, Error, Interface, IpConfig, Outcome, Verb};
 
 use crate::conf::shaping::Shaping;
 use crate::conf::tuning::Tuning;
@@ -74,12 +74,17 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         checker.found.extend(found.map_err(|error| failed(&"look at the way to other hosts", error.into()))?);
     }
     checker.run(args).map_err(|fault| failed(&"check the attachment", fault))?;
-    let mut found = checker.found;
+    verdict(checker.found)?;
+    if let Some(plugin) = &checker.network.traces.ipam {
+        ipam::forward(Verb::Check, plugin, call)?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// The answer to what was found.
+pub fn verdict(mut found: Vec<String>) -> Result<(), Error> {
     if found.is_empty() {
-        if let Some(plugin) = &checker.network.traces.ipam {
-            ipam::forward(Verb::Check, plugin, call)?;
-        }
-        return Ok(Outcome::Done);
+        return Ok(());
     }
     let msg = format!("{}: DEL and ADD the container again to repair it", found.remove(0));
     Err(found.into_iter().fold(Error::new(Code::CheckFailed, msg), Error::detail))
@@ -275,28 +280,31 @@ impl Checker {
                 self.found.push(format!("masquerade: {difference}"));
             }
         }
-        self.check_rules(args)?;
+        let found = rules(&self.key, &self.holdings, args.call.deadline)?;
+        self.found.extend(found);
         Ok(())
     }
 }
 
-impl Checker {
-    fn check_rules(&mut self, args: &CheckArgs) -> Result<(), Fault> {
-        let elements = self.holdings.elements(&self.key);
-        if elements.is_empty() {
-            return Ok(());
-        }
-        let mut nft = Nft::open(args.call.deadline)?;
-        if let Err(difference) = ruleset::check(&mut nft, &elements) {
-            self.found.push(format!("ruleset: {difference}"));
-        }
-        if let Some(bridge) = self.holdings.ports.as_ref().and_then(|ports| ports.localnet()) {
-            let key = Sysctl::route_localnet(bridge);
-            let value = key.get()?;
-            self.require(value.as_deref() == Some("1"), || format!("{key} is {value:?} instead of 1"));
-        }
-        Ok(())
+/// What is different from what an attachment holds in the host's rules.
+pub fn rules(key: &AttachmentKey, holdings: &Holdings, deadline: Deadline) -> Result<Vec<String>, Fault> {
+    let mut found = Vec::new();
+    let elements = holdings.elements(key);
+    if elements.is_empty() {
+        return Ok(found);
     }
+    let mut nft = Nft::open(deadline)?;
+    if let Err(difference) = ruleset::check(&mut nft, &elements) {
+        found.push(format!("ruleset: {difference}"));
+    }
+    if let Some(interface) = holdings.ports.as_ref().and_then(|ports| ports.localnet()) {
+        let key = Sysctl::route_localnet(interface);
+        let value = key.get()?;
+        if value.as_deref() != Some("1") {
+            found.push(format!("{key} is {value:?} instead of 1"));
+        }
+    }
+    Ok(found)
 }
 
 fn list(addresses: &[ipnetwork::IpNetwork]) -> String {

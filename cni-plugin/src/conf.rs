@@ -14,6 +14,7 @@ use ports::PortPolicy;
 use shaping::Shaping;
 
 mod asked;
+pub mod chained;
 pub mod isolation;
 mod keys;
 pub mod names;
@@ -182,6 +183,8 @@ impl Traces {
     /// [`Code::InvalidConfig`] when `ipam` or `stateDir` cannot be understood at all.
     pub fn parse(conf: &Map<String, Value>) -> Result<Self, Error> {
         let ipam = match conf.get("ipam") {
+            // Addresses are the business of the plugin before it.
+            _ if conf.get("chained") == Some(&Value::Bool(true)) => None,
             None | Some(Value::Null) => None,
             Some(Value::Object(ipam)) => ipam_type(ipam)?,
             Some(other) => {

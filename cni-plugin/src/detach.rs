@@ -9,8 +9,10 @@ use crate::holdings::Erasure;
 use crate::ipam;
 use crate::key::AttachmentKey;
 use crate::record::{Content, Found, Record};
+use crate::shaping;
 use crate::step::{Fault, failed};
 use crate::veth::Removal;
+use weft_net::Netlink;
 
 /// Detaches the container.
 pub fn del(args: &DelArgs) -> Result<Outcome, Error> {
@@ -18,23 +20,26 @@ pub fn del(args: &DelArgs) -> Result<Outcome, Error> {
     let key = AttachmentKey::new(&args.call.network, &args.container_id, &args.ifname);
     log::info!("DEL {key}");
     let record = Record::lock_existing(&traces.state_dir, &key, args.call.deadline)?;
-    let known = match record.as_ref().map(Record::read).transpose()? {
-        Some(Found::Attached(content)) => Some(content),
-        _ => None,
-    };
-    remove(&args.call, &key, &traces, known.as_ref())?;
+    let found = record.as_ref().map(Record::read).transpose()?;
+    remove(&args.call, &key, &traces, found.as_ref().and_then(Found::content))?;
     record.map_or(Ok(()), Record::remove)?;
     Ok(Outcome::Done)
 }
 
 /// Removes everything of an attachment but its record. The address is given back after link and rules are gone:
-/// before, two containers could answer to it. Without its record known, what it may have is searched for.
+/// before, two containers could answer to it. What an attachment may have that is not recorded as attached is searched for.
 pub fn remove(
     call: &Call,
     key: &AttachmentKey,
     traces: &Traces,
-    known: Option<&Content>,
+    recorded: Option<&Content>,
 ) -> Result<(), Error> {
+    if let Some(limited) = recorded.and_then(|content| content.limited.as_ref()) {
+        let taken_off =
+            Netlink::open(call.deadline).and_then(|mut host| shaping::take_off(&mut host, limited));
+        taken_off.map_err(|error| failed(&format!("take the limits off {}", limited.link), error.into()))?;
+    }
+    let known = recorded.filter(|content| content.attached);
     let links = match known {
         Some(content) if content.shaping.is_none() => vec![key.host_veth()],
         _ => key.links(),

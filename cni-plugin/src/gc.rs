@@ -18,6 +18,7 @@ use crate::key::{AttachmentKey, VETH_PREFIX, hash_of_ifb, is_host_veth};
 use crate::masquerade;
 use crate::record::{self, Found, Record};
 use crate::ruleset;
+use crate::shaping::{self, Limited};
 use crate::step::{Fault, failed};
 use weft_net::nft::Nft;
 use weft_net::{Link, Netlink};
@@ -50,6 +51,8 @@ struct Stale {
     links: Vec<String>,
     /// Addresses that other containers may be allowed to talk with.
     addresses: Vec<IpAddr>,
+    /// The link of another plugin that has its limits.
+    limited: Option<Limited>,
 }
 
 impl Collector<'_> {
@@ -63,6 +66,10 @@ impl Collector<'_> {
         let mut netlink = open(self.args.call.deadline)?;
         let (stale, kept) = self.find(&mut netlink)?;
         // An address is given back after its link is gone, or not at all.
+        for limited in stale.values().filter_map(|stale| stale.limited.as_ref()) {
+            shaping::take_off(&mut netlink, limited)
+                .map_err(|error| failed(&format!("take the limits off {}", limited.link), error.into()))?;
+        }
         remove_links(&mut netlink, &stale)?;
         self.remove_elements(&mut netlink, &stale)?;
         for (hash, stale) in stale {
@@ -108,8 +115,9 @@ impl Collector<'_> {
                         keep.insert(hash);
                     } else {
                         let addresses = found.private_addresses();
-                        stale
-                            .insert(hash, Stale { key, record: Some(record), addresses, ..Stale::default() });
+                        let limited = found.content().and_then(|content| content.limited.clone());
+                        let record = Some(record);
+                        stale.insert(hash, Stale { key, record, addresses, limited, ..Stale::default() });
                     }
                 }
                 // A DEL is at work on it, or the IPAM plugin of an ADD that was killed: theirs it is.

@@ -12,7 +12,7 @@ use weft_net::{NetError, Netlink, NlResult, conntrack};
 use weft_state::{Lock, boot_dir};
 
 use crate::conf::{Asked, Network, Traces};
-use crate::hostport::Ports;
+use crate::hostport::{Ports, Reach};
 use crate::isolation::{self, Isolation};
 use crate::key::{AttachmentKey, VETH_PREFIX};
 use crate::plan::Plan;
@@ -39,8 +39,15 @@ pub struct Holdings {
 impl Holdings {
     /// Works out what an attachment needs. Pure.
     pub fn new(network: &Network, asked: &Asked, plan: &Plan) -> Result<Self, Error> {
+        if !asked.mappings.is_empty() && plan.gateways.is_empty() {
+            return Err(Error::new(
+                Code::InvalidConfig,
+                "portMappings are asked for, but the host is not the containers' gateway: set isGateway or isDefaultGateway",
+            ));
+        }
+        let reach = Reach::Bridge(network.bridge.to_string());
         Ok(Self {
-            ports: Ports::new(network, &asked.mappings, asked.sources.clone(), plan)?,
+            ports: Ports::new(&network.ports, &reach, asked, plan)?,
             isolation: Isolation::new(network, &asked.allow, plan)?,
         })
     }

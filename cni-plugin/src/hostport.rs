@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use weft_net::nft::{Element, Nft, Tuple, ends};
 use weft_net::{Family, Netlink, NlResult};
 
-use crate::conf::Network;
-use crate::conf::ports::{Mapping, Protocol};
+use crate::conf::Asked;
+use crate::conf::ports::{Mapping, PortPolicy, Protocol};
 use crate::key::AttachmentKey;
 use crate::plan::{Plan, prefix};
 use crate::ruleset::{self, Elements, by_address, of_family};
@@ -44,29 +44,38 @@ pub struct Ports {
     /// The container's addresses, all of whose clients are masqueraded.
     masquerade: Vec<IpAddr>,
     sources: Vec<IpNetwork>,
-    /// The bridge, where 127.0.0.1 of the host has ports.
+    /// The interface to the container, where 127.0.0.1 of the host has ports.
     localnet: Option<String>,
+    /// Whether that interface is this container's alone.
+    #[serde(default, skip_serializing_if = "is_shared")]
+    localnet_is_own: bool,
+}
+
+/// By which of its interfaces the host reaches a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reach {
+    /// A bridge, which is there for others too.
+    Bridge(String),
+    /// An interface of this container alone.
+    Own(String),
+    /// Nobody says: the host's 127.0.0.1 has no ports then.
+    Unknown,
 }
 
 impl Ports {
     /// Works out what these mappings need. Pure.
     ///
     /// # Errors
-    /// [`Code::InvalidConfig`] when the container has no address for a mapping, or the host is not its gateway.
+    /// [`Code::InvalidConfig`] when the container has no address for a mapping.
     pub fn new(
-        network: &Network,
-        mappings: &[Mapping],
-        sources: Option<Vec<IpNetwork>>,
+        policy: &PortPolicy,
+        reach: &Reach,
+        asked: &Asked,
         plan: &Plan,
     ) -> Result<Option<Self>, Error> {
+        let mappings = &asked.mappings;
         if mappings.is_empty() {
             return Ok(None);
-        }
-        if plan.gateways.is_empty() {
-            return Err(Error::new(
-                Code::InvalidConfig,
-                "portMappings are asked for, but the host is not the containers' gateway: set isGateway or isDefaultGateway",
-            ));
         }
         let mut claims: Vec<Claim> = Vec::new();
         for family in [Family::V4, Family::V6] {
@@ -85,20 +94,16 @@ impl Ports {
             .map(|ip| ip.address)
             .filter(|ip| claims.iter().any(|claim| claim.to == ip.ip()))
             .collect();
-        let all =
-            |ip: &&IpNetwork| network.ports.masquerade_all || !has_default_route(plan, Family::of(ip.ip()));
+        let all = |ip: &&IpNetwork| policy.masquerade_all || !has_default_route(plan, Family::of(ip.ip()));
         Ok(Some(Self {
-            same: if network.ports.snat {
-                reached.iter().map(|ip| prefix(*ip)).collect()
-            } else {
-                Vec::new()
-            },
+            same: if policy.snat { reached.iter().map(|ip| prefix(*ip)).collect() } else { Vec::new() },
             masquerade: reached.iter().filter(all).map(IpNetwork::ip).collect(),
-            sources: sources.unwrap_or_else(|| network.ports.sources.clone()),
-            localnet: claims
-                .iter()
-                .any(|claim| network.ports.snat && claim.is_at_localhost())
-                .then(|| network.bridge.to_string()),
+            sources: asked.sources.clone().unwrap_or_else(|| policy.sources.clone()),
+            localnet: reach
+                .interface()
+                .filter(|_| policy.snat && claims.iter().any(Claim::is_at_localhost))
+                .map(str::to_owned),
+            localnet_is_own: matches!(reach, Reach::Own(_)),
             claims,
         }))
     }
@@ -136,12 +141,13 @@ impl Ports {
         }
         let mut shared: Vec<Element> = self.same.iter().map(|prefix| same(*prefix)).collect();
         if let Some(bridge) = &self.localnet {
-            shared.push(Element::new(&LOCALNET, Tuple::default().ifname(bridge), bridge.clone()));
+            let of = if self.localnet_is_own { &mut own } else { &mut shared };
+            of.push(Element::new(&LOCALNET, Tuple::default().ifname(bridge), bridge.clone()));
         }
         Elements { own, shared, ..Elements::default() }
     }
 
-    /// The bridge that must route 127.0.0.1.
+    /// The interface that must route 127.0.0.1.
     pub fn localnet(&self) -> Option<&str> {
         self.localnet.as_deref()
     }
@@ -254,6 +260,20 @@ impl Ports {
             }
         }
     }
+}
+
+impl Reach {
+    fn interface(&self) -> Option<&str> {
+        match self {
+            Self::Bridge(name) | Self::Own(name) => Some(name),
+            Self::Unknown => None,
+        }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_shared(own: &bool) -> bool {
+    !own
 }
 
 fn concerns(mapping: &Mapping, family: Family) -> bool {

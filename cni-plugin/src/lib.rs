@@ -10,6 +10,7 @@
 
 pub mod attach;
 pub mod bridge;
+pub mod chained;
 pub mod check;
 pub mod conf;
 pub mod detach;
@@ -36,9 +37,14 @@ pub mod veth;
 
 use cni_protocol::{Command, Error, Outcome};
 
+use conf::chained::is_chained;
+
 /// Carries out a CNI command.
 pub fn handle(command: Command) -> Result<Outcome, Error> {
     match command {
+        Command::Add(args) if is_chained(&args.call.conf)? => chained::add(args),
+        Command::Check(args) if is_chained(&args.call.conf)? => chained::check(&args),
+        Command::Status(args) if is_chained(&args.call.conf)? => chained::status(&args),
         Command::Add(args) => attach::add(args),
         Command::Del(args) => detach::del(&args),
         Command::Check(args) => check::check(&args),

@@ -95,6 +95,20 @@ impl Plan {
         Ok(plan)
     }
 
+    /// An attachment that another plugin made, as far as it says.
+    #[must_use]
+    pub fn of_another(ips: Vec<IpConfig>, routes: Vec<Route>) -> Self {
+        Self {
+            ips,
+            routes,
+            gateways: Vec::new(),
+            masquerade: Masquerade { prefixes: Vec::new(), exempt: Vec::new() },
+            forwarding: Vec::new(),
+            ipv6: Ipv6::Untouched,
+            by_gateway: false,
+        }
+    }
+
     /// Gives routes of which nobody said how they compare with others this metric.
     #[must_use]
     pub fn with_metric(mut self, metric: Option<u32>) -> Self {

@@ -18,6 +18,7 @@ use crate::conf::names::Names;
 use crate::conf::shaping::Shaping;
 use crate::holdings::Holdings;
 use crate::key::AttachmentKey;
+use crate::shaping::Limited;
 
 /// The directory of the records, below that of the boot.
 const RECORDS: &str = "attachments";
@@ -39,6 +40,9 @@ pub struct Content {
     /// How its traffic is limited, once all is done.
     #[serde(default, skip_serializing_if = "Shaping::is_none")]
     pub shaping: Shaping,
+    /// The link of another plugin at which it is limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limited: Option<Limited>,
     /// Who the container is to people, once all is done.
     #[serde(default, skip_serializing_if = "Names::is_empty")]
     pub names: Names,
@@ -57,6 +61,7 @@ impl Content {
             attached,
             holdings: Holdings::default(),
             shaping: Shaping::default(),
+            limited: None,
             names: Names::default(),
             since: format!("{:020}", monotonic().as_nanos()),
         }
@@ -110,8 +115,13 @@ impl Found {
 
     /// The attachment that it speaks of, as far as it says.
     pub fn key(&self, network: &NetworkName) -> Option<AttachmentKey> {
+        self.content()?.key(network)
+    }
+
+    /// All that it says.
+    pub fn content(&self) -> Option<&Content> {
         match self {
-            Self::Attached(content) | Self::Begun(content) => content.key(network),
+            Self::Attached(content) | Self::Begun(content) => Some(content),
             Self::Nothing | Self::Damaged => None,
         }
     }

@@ -8,6 +8,7 @@ use cni_protocol::{Code, Deadline, Error};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
+use serde::{Deserialize, Serialize};
 use weft_net::netns::NetNs;
 use weft_net::{Family, Filter, Hook, Link, NetError, Netlink, NlResult, TokenBucket};
 
@@ -68,6 +69,14 @@ fn bucket(limit: Limit, mtu: u32) -> TokenBucket {
     TokenBucket { rate, burst, queue, packet: share.min(burst) }
 }
 
+/// A link that another plugin made, and on which an attachment's limits are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limited {
+    pub link: String,
+    /// Another link can have got the name.
+    pub index: u32,
+}
+
 impl Detour {
     fn filters(&self, through: u32) -> Vec<Filter> {
         let first = match self.hook {
@@ -95,7 +104,7 @@ impl Detour {
     }
 }
 
-/// Limits an attachment's traffic. Returns the links that it took.
+/// Limits an attachment's traffic at the host's end of its pair. Returns the links that it took.
 pub fn apply(
     journal: &mut Journal,
     host: &mut Netlink,
@@ -103,11 +112,25 @@ pub fn apply(
     veth: &Link,
     shaping: &Shaping,
 ) -> Result<Vec<Link>, Error> {
+    // What is on an own pair goes with it.
+    let is_foreign = veth.name != key.host_veth();
+    let explain_on = |error: NetError| match is_foreign && error.exists() {
+        true => taken(veth),
+        false => explain(&error),
+    };
+    let ways = ways(key, shaping, veth.mtu);
     let mut links = Vec::new();
-    for way in ways(key, shaping, veth.mtu) {
+    if ways.iter().any(|way| way.detour.is_some()) {
+        journal.run(Step::Hooks(veth.name.clone()), || {
+            let made = host.add_hooks(veth.index).map_err(explain_on);
+            made.map(|()| ((), Change::from(is_foreign)))
+        })?;
+    }
+    for way in ways {
         let Some(detour) = &way.detour else {
-            journal.within(Step::Shape(veth.name.clone()), || {
-                host.add_token_bucket(veth.index, &way.bucket).map_err(|error| explain(&error))
+            journal.run(Step::Queue(veth.name.clone()), || {
+                let made = host.add_token_bucket(veth.index, &way.bucket).map_err(explain_on);
+                made.map(|()| ((), Change::from(is_foreign)))
             })?;
             continue;
         };
@@ -125,11 +148,28 @@ pub fn apply(
     Ok(links)
 }
 
+/// Takes limits off the link of another plugin, if it is still there.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn take_off(host: &mut Netlink, limited: &Limited) -> NlResult<()> {
+    if host.link(&limited.link)?.is_some_and(|link| link.index == limited.index) {
+        host.delete_token_bucket(limited.index)?;
+        host.delete_hooks(limited.index)?;
+    }
+    Ok(())
+}
+
+/// Takes back the one or the other of what [`apply`] put on a link.
+pub fn undo(link: &str, deadline: Deadline, delete: fn(&mut Netlink, u32) -> NlResult<bool>) -> NlResult<()> {
+    let mut host = Netlink::open(deadline)?;
+    host.link(link)?.map_or(Ok(()), |link| delete(&mut host, link.index).map(drop))
+}
+
 /// Gives an ifb its bucket, and sends through it what counts.
 fn redirect(host: &mut Netlink, veth: u32, bucket: &TokenBucket, detour: &Detour) -> NlResult<Link> {
     let ifb = host.link(&detour.ifb)?.ok_or(Errno::ENODEV)?;
     host.add_token_bucket(ifb.index, bucket)?;
-    host.ensure_hooks(veth)?;
     for filter in detour.filters(ifb.index) {
         host.add_filter(veth, detour.hook, &filter)?;
     }
@@ -184,7 +224,11 @@ pub fn rehearse(key: &AttachmentKey, shaping: &Shaping, deadline: Deadline) -> R
     unshare(CloneFlags::CLONE_NEWNET).map_err(NetError::from)?;
     let rehearsed = Netlink::open(deadline).and_then(|mut host| {
         let lo = host.link("lo")?.ok_or(Errno::ENODEV)?;
-        for way in ways(key, shaping, lo.mtu) {
+        let ways = ways(key, shaping, lo.mtu);
+        if ways.iter().any(|way| way.detour.is_some()) {
+            host.add_hooks(lo.index)?;
+        }
+        for way in ways {
             match &way.detour {
                 None => host.add_token_bucket(lo.index, &way.bucket)?,
                 Some(detour) => {
@@ -197,6 +241,16 @@ pub fn rehearse(key: &AttachmentKey, shaping: &Shaping, deadline: Deadline) -> R
     });
     home.enter()?;
     rehearsed.map_err(|error| explain(&error))
+}
+
+/// A link of another plugin that has a queue or filters already.
+fn taken(link: &Link) -> Fault {
+    let remedy = "leave the limits to that one, or take it out of the chain";
+    Error::new(
+        Code::Conflict,
+        format!("another plugin limits or filters the traffic of {}: {remedy}", link.name),
+    )
+    .into()
 }
 
 /// The kernel says in several ways that a part of it is missing.

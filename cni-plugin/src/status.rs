@@ -3,13 +3,14 @@
 use std::fs;
 use std::net::IpAddr;
 
-use cni_protocol::{Code, Error, Outcome, StatusArgs, Verb};
+use cni_protocol::{Call, Code, Error, Outcome, StatusArgs, Verb};
 use ipnetwork::IpNetwork;
 use serde_json::Value;
 use weft_state::lease::HostLease;
 
 use crate::bridge;
-use crate::conf::{Gateway, Network};
+use crate::conf::shaping::Shaping;
+use crate::conf::{Gateway, Network, Traces};
 use crate::ipam;
 use crate::isolation;
 use crate::key::AttachmentKey;
@@ -31,17 +32,11 @@ const CAPABILITIES: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADM
 pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
     let call = &args.call;
     let network = Network::parse(&call.network, &call.conf)?;
-    let not_available =
-        |error: Error| Error::new(Code::NotAvailable, format!("ADD would fail: {}", error.msg));
     check_capabilities().map_err(not_available)?;
-    check_state_dir(&network).map_err(not_available)?;
+    check_state_dir(&network.traces).map_err(not_available)?;
     check_bridge(args, &network).map_err(not_available)?;
     check_rules(args, &network).map_err(not_available)?;
-    if !network.shaping.is_none() {
-        let key = AttachmentKey::new(&call.network, &"status".parse()?, &"eth0".parse()?);
-        shaping::rehearse(&key, &network.shaping, call.deadline)
-            .map_err(|fault| not_available(failed(&"limit traffic in a namespace made for that", fault)))?;
-    }
+    rehearse_limits(call, &network.shaping).map_err(not_available)?;
     if let Some(plugin) = &network.traces.ipam {
         ipam::forward(Verb::Status, plugin, call).map_err(|error| match error.code {
             Code::NotAvailable | Code::LimitedConnectivity => error,
@@ -68,7 +63,23 @@ fn check_rules(args: &StatusArgs, network: &Network) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_capabilities() -> Result<(), Error> {
+/// What ADD would say, as STATUS says it.
+pub fn not_available(error: Error) -> Error {
+    Error { code: Code::NotAvailable, msg: format!("ADD would fail: {}", error.msg), ..error }
+}
+
+/// Does what limits need where it harms nobody.
+pub fn rehearse_limits(call: &Call, limits: &Shaping) -> Result<(), Error> {
+    if limits.is_none() {
+        return Ok(());
+    }
+    let key = AttachmentKey::new(&call.network, &"status".parse()?, &"eth0".parse()?);
+    shaping::rehearse(&key, limits, call.deadline)
+        .map_err(|fault| failed(&"limit traffic in a namespace made for that", fault))
+}
+
+/// Whether this process may do what ADD does.
+pub fn check_capabilities() -> Result<(), Error> {
     let status = fs::read_to_string("/proc/self/status")
         .map_err(|error| Error::new(Code::Io, format!("/proc/self/status: {error}: mount /proc")))?;
     let held = status.lines().find_map(|line| line.strip_prefix("CapEff:")).map(str::trim);
@@ -82,8 +93,8 @@ fn check_capabilities() -> Result<(), Error> {
 }
 
 /// The nearest directory above the state that exists must be writable; nothing is created here.
-fn check_state_dir(network: &Network) -> Result<(), Error> {
-    let dir = &network.traces.state_dir;
+pub fn check_state_dir(traces: &Traces) -> Result<(), Error> {
+    let dir = &traces.state_dir;
     let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(dir);
     let writable = existing.is_dir()
         && nix::unistd::access(existing, nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK)

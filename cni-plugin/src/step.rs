@@ -24,6 +24,7 @@ use crate::overlay::{self, Overlay};
 use crate::pod::Pod;
 use crate::record::{Content, Record};
 use crate::ruleset::{self, Group};
+use crate::shaping::{self, Limited};
 use crate::{bridge, ipam, tuning, veth};
 use weft_net::Family;
 use weft_net::netns::NetNs;
@@ -44,6 +45,10 @@ pub enum Step {
     Port(String),
     /// A link that traffic takes a detour through.
     Ifb(String),
+    /// Where filters can be on a link.
+    Hooks(String),
+    /// The queue that what leaves by a link waits in.
+    Queue(String),
     Shape(String),
     /// The attachment's elements in the ruleset.
     Rules,
@@ -89,6 +94,8 @@ impl fmt::Display for Step {
             Self::Veth(name) => write!(f, "create veth {name}"),
             Self::Port(name) => write!(f, "configure bridge port {name}"),
             Self::Ifb(name) => write!(f, "create ifb {name}"),
+            Self::Hooks(name) => write!(f, "add hooks for filters to {name}"),
+            Self::Queue(name) => write!(f, "limit what leaves by {name}"),
             Self::Shape(name) => write!(f, "limit the traffic of {name}"),
             Self::Rules => f.write_str("add the attachment to the ruleset"),
             Self::Settings(name) => write!(f, "set IPv6 settings of {name} in the container"),
@@ -118,7 +125,7 @@ impl fmt::Display for Shared {
             Self::Overlay(_) => f.write_str("connect with the other hosts"),
             Self::Ruleset(_) => f.write_str("ensure the static rules"),
             Self::NetworkRules(_) => f.write_str("add the network to the ruleset"),
-            Self::RouteLocalnet(name) => write!(f, "route 127.0.0.1 to bridge {name}"),
+            Self::RouteLocalnet(name) => write!(f, "route 127.0.0.1 to {name}"),
         }
     }
 }
@@ -203,6 +210,8 @@ pub struct Journal {
     pub holdings: Holdings,
     /// … and how its traffic is limited.
     pub shaping: Shaping,
+    /// … and at which link of another plugin.
+    pub limited: Option<Limited>,
     pub names: Names,
     /// Whether dropping the journal takes everything back.
     armed: bool,
@@ -227,6 +236,7 @@ impl Journal {
             done: vec![Step::Record],
             holdings: Holdings::default(),
             shaping: Shaping::default(),
+            limited: None,
             names: Names::default(),
             armed: true,
         }
@@ -273,6 +283,7 @@ impl Journal {
     pub fn write_record(&self, attached: bool) -> Result<(), Error> {
         let Some(record) = &self.record else { return Ok(()) };
         let mut content = Content::now(&self.key, &self.args.netns, attached);
+        content.limited.clone_from(&self.limited);
         if attached {
             content.holdings.clone_from(&self.holdings);
             content.shaping.clone_from(&self.shaping);
@@ -325,6 +336,10 @@ impl Journal {
                 .and_then(|mut nft| ruleset::remove(&mut nft, &self.key, None))
                 .map_err(Fault::from),
             Step::Veth(name) | Step::Ifb(name) => veth::remove(name, deadline).map_err(Fault::from),
+            Step::Hooks(link) => shaping::undo(link, deadline, Netlink::delete_hooks).map_err(Fault::from),
+            Step::Queue(link) => {
+                shaping::undo(link, deadline, Netlink::delete_token_bucket).map_err(Fault::from)
+            }
             Step::Loopback => {
                 Pod::open(&self.args.netns, deadline).and_then(|mut pod| Ok(pod.netlink.set_down("lo")?))
             }

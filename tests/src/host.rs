@@ -154,6 +154,11 @@ impl Outside {
         Self { netns }
     }
 
+    /// Its network namespace.
+    pub fn netns(&self) -> &NetNs {
+        &self.netns
+    }
+
     /// Does something on the other machine.
     pub fn inside<T>(&self, work: impl FnOnce() -> T) -> T {
         self.netns.inside(work)

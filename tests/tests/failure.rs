@@ -128,6 +128,7 @@ struct Stage {
     pod: Pod,
     /// A container that is attached already, whose network must not suffer.
     neighbour: Option<Pod>,
+    network: Network,
     before: World,
 }
 
@@ -136,7 +137,7 @@ impl Stage {
     fn fresh() -> Self {
         let (host, pod) = (Host::new(), Pod::new());
         let before = World::of(&host, &[&pod]);
-        Self { host, pod, neighbour: None, before }
+        Self { host, pod, neighbour: None, network: network(), before }
     }
 
     /// All that containers share is there, and in use.
@@ -145,7 +146,20 @@ impl Stage {
         // The port is the other container's.
         network().with(&json!({ "runtimeConfig": { "portMappings": null } })).add(&neighbour);
         let before = World::of(&host, &[&pod, &neighbour]);
-        Self { host, pod, neighbour: Some(neighbour), before }
+        Self { host, pod, neighbour: Some(neighbour), network: network(), before }
+    }
+
+    /// Another plugin has made the interface.
+    fn chained() -> Self {
+        let (host, pod) = (Host::new(), Pod::new());
+        let ipam = json!({ "type": "host-local", "subnet": "10.97.0.0/24" });
+        let bridge = json!({ "cniVersion": "1.0.0", "name": "net", "type": "bridge", "isGateway": true, "ipam": ipam });
+        let previous = Call::any("bridge", "ADD", bridge.to_string()).pod(&pod).run().result();
+        let network = Network::new("net", &[])
+            .with(&json!({ "bridge": null, "chained": true, "prevResult": previous }))
+            .with(&json!({ "runtimeConfig": network().conf["runtimeConfig"] }));
+        let before = World::of(&host, &[&pod]);
+        Self { host, pod, neighbour: None, network, before }
     }
 
     fn pods(&self) -> Vec<&Pod> {
@@ -153,14 +167,14 @@ impl Stage {
     }
 
     fn add(&self) -> Call {
-        network().add_call(&self.pod)
+        self.network.add_call(&self.pod)
     }
 
     /// What is wrong after a call in which something failed.
     fn problems(&self, reply: &Reply, line: &str) -> Vec<String> {
         if reply.succeeded() {
             // What failed was not needed, or was done in another way: then the attachment is whole.
-            let check = network().check(&self.pod, &reply.result());
+            let check = self.network.check(&self.pod, &reply.result());
             let problem = || format!("ADD succeeded, but CHECK does not: {:?}", check.error());
             return if check.succeeded() { Vec::new() } else { vec![problem()] };
         }
@@ -170,7 +184,7 @@ impl Stage {
         }
         let lost = lost(reply);
         if lost {
-            network().del(&self.pod);
+            self.network.del(&self.pod);
         }
         let mut differences = self.before.differences(&World::of(&self.host, &self.pods()));
         // An empty record is the attachment's lock file and says nothing.
@@ -200,6 +214,20 @@ fn of_weft_on_a_fresh_host() {
 fn of_weft_beside_another_container() {
     let hits = Failed::all(Tampered::Weft, Stage::in_use).hits;
     assert!(hits.len() > 30, "only {} system calls failed", hits.len());
+}
+
+#[test]
+fn of_weft_behind_another_plugin() {
+    let hits = Failed::all(Tampered::Weft, Stage::chained).hits;
+    for step in
+        ["RTM_NEWLINK", "RTM_NEWQDISC", "RTM_NEWTFILTER", "NFNL_SUBSYS_NFTABLES", "attachments", "setns("]
+    {
+        assert!(
+            hits.iter().any(|line| line.contains(step)),
+            "{step} never failed among\n{}",
+            hits.join("\n")
+        );
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::InfoKind;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcHeader, TcMessage, TcOption};
+use nix::errno::Errno;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
 use super::socket::{Netlink, NlResult};
@@ -78,13 +79,28 @@ impl Netlink {
         }))
     }
 
-    /// `tc qdisc add dev INDEX clsact`: where filters can be. One that is there stays.
-    pub fn ensure_hooks(&mut self, index: u32) -> NlResult<()> {
-        let message =
-            qdisc(index, TcHandle::CLSACT, TcHandle { major: u16::MAX, minor: 0 }, "clsact", Vec::new());
-        match self.request(RouteNetlinkMessage::NewQueueDiscipline(message), NLM_F_CREATE | NLM_F_EXCL) {
-            Err(error) if error.exists() => Ok(()),
-            other => other,
+    /// `tc qdisc del dev INDEX root handle 1: tbf`; whether there was one.
+    pub fn delete_token_bucket(&mut self, index: u32) -> NlResult<bool> {
+        let message = qdisc(index, TcHandle::ROOT, TcHandle { major: 1, minor: 0 }, "tbf", Vec::new());
+        self.delete_qdisc(message)
+    }
+
+    /// `tc qdisc add dev INDEX clsact`: where filters can be.
+    pub fn add_hooks(&mut self, index: u32) -> NlResult<()> {
+        self.request(RouteNetlinkMessage::NewQueueDiscipline(hooks(index)), NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// `tc qdisc del dev INDEX clsact`, with all filters; whether there was one.
+    pub fn delete_hooks(&mut self, index: u32) -> NlResult<bool> {
+        self.delete_qdisc(hooks(index))
+    }
+
+    /// The kernel has several ways to say that there is no such thing, or another in its place.
+    fn delete_qdisc(&mut self, message: TcMessage) -> NlResult<bool> {
+        match self.request(RouteNetlinkMessage::DelQueueDiscipline(message), 0) {
+            Ok(()) => Ok(true),
+            Err(error) if matches!(error.errno, Errno::ENOENT | Errno::EINVAL | Errno::ENODEV) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -103,6 +119,10 @@ impl Netlink {
 fn header(index: u32, parent: TcHandle, handle: TcHandle) -> TcHeader {
     // The kernel's own type of an index is signed, and no index is negative.
     TcHeader { index: index.cast_signed(), parent, handle, ..TcHeader::default() }
+}
+
+fn hooks(index: u32) -> TcMessage {
+    qdisc(index, TcHandle::CLSACT, TcHandle { major: u16::MAX, minor: 0 }, "clsact", Vec::new())
 }
 
 fn qdisc(index: u32, parent: TcHandle, handle: TcHandle, kind: &str, options: Vec<TcOption>) -> TcMessage {

@@ -126,6 +126,13 @@ pub enum Outcome {
         /// Undoes the attachment when its result cannot be delivered; returns what it could not undo.
         rollback: Box<dyn FnOnce() -> Vec<String>>,
     },
+    /// ADD behind another plugin whose result stays as it is.
+    Passed {
+        /// In the version's own form.
+        result: Value,
+        /// As that of [`Outcome::Attached`].
+        rollback: Box<dyn FnOnce() -> Vec<String>>,
+    },
     /// Every other command: success has nothing to say.
     Done,
 }

@@ -88,6 +88,7 @@ fn execute(plugin: &Plugin, version: &Cell<Version>) -> Result<Answer, Error> {
     };
     match (plugin.handler)(*command)? {
         Outcome::Done => Ok(Answer::Nothing),
+        Outcome::Passed { result, rollback } => Ok(Answer::Attached(result, rollback)),
         Outcome::Attached { result, rollback } => {
             Ok(Answer::Attached(result.to_json(version.get()), rollback))
         }

@@ -7,7 +7,7 @@ use super::unsupported;
 
 /// Every key that may stand in the configuration.
 const KEYS: &[&str] = &[
-    "allmulti", "allow", "args", "bridge", "capabilities", "cniVersion", "cni.dev/attachments",
+    "allmulti", "allow", "args", "bridge", "capabilities", "chained", "cniVersion", "cni.dev/attachments",
     "cni.dev/valid-attachments", "dataDir", "disableContainerInterface", "dns", "egress", "egressBurst",
     "egressRate", "enabledad", "forceAddress", "hairpinMode", "hostAccess", "icc", "ingressBurst",
     "ingressRate", "interfaceMetrics", "internal", "ipMasq", "ipMasqBackend", "ipam", "isDefaultGateway",
@@ -78,7 +78,7 @@ pub(super) fn refuse_others(object: &str, fields: &Map<String, Value>, known: &[
 }
 
 /// Whether a value differs from "no" in all its forms.
-fn asks_for_something(value: &Value) -> bool {
+pub(super) fn asks_for_something(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => false,
         Value::Number(number) => number.as_i64() != Some(0),

@@ -1,0 +1,153 @@
+//! Weft behind another interface plugin: `"chained": true`.
+
+use cni_protocol::{Code, Error};
+use serde_json::{Map, Value};
+
+use super::keys::{asks_for_something, refuse_unknown};
+use super::ports::PortPolicy;
+use super::shaping::Shaping;
+use super::{Traces, invalid};
+
+/// The keys that are about an interface whoever made it, and those of every plugin.
+const KEYS: &[&str] = &[
+    "args", "capabilities", "chained", "cniVersion", "cni.dev/attachments", "cni.dev/valid-attachments",
+    "egressBurst", "egressRate", "ingressBurst", "ingressRate", "logFile", "logLevel", "masqAll", "name",
+    "prevResult", "runtimeConfig", "shapedSubnets", "snat", "sources", "stateDir", "timeout", "type",
+    "unshapedSubnets",
+];
+
+/// Keys that ask for something when they are false.
+const FALSE_ASKS: &[&str] = &["hostAccess", "icc"];
+
+/// What a runtime may pass.
+const CAPABILITIES: &[&str] = &["aliases", "bandwidth", "portMappings"];
+
+/// What Weft does with the interfaces of another plugin, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chained {
+    pub ports: PortPolicy,
+    pub shaping: Shaping,
+    pub traces: Traces,
+}
+
+/// Whether a configuration puts Weft behind another interface plugin.
+///
+/// # Errors
+/// [`Code::InvalidConfig`] when `chained` is neither true nor false.
+pub fn is_chained(conf: &Map<String, Value>) -> Result<bool, Error> {
+    match conf.get("chained") {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(chained)) => Ok(*chained),
+        Some(other) => Err(invalid("chained", other, "give true or false")),
+    }
+}
+
+impl Chained {
+    /// Checks a configuration.
+    ///
+    /// # Errors
+    /// [`Code::UnsupportedField`] for a key that nobody knows, and for one that is about an interface that Weft itself
+    /// makes; [`Code::InvalidConfig`] for a value that cannot be meant.
+    pub fn parse(conf: &Map<String, Value>) -> Result<Self, Error> {
+        refuse_unknown(conf)?;
+        refuse_others("", conf, KEYS)?;
+        if let Some(Value::Object(runtime)) = conf.get("runtimeConfig") {
+            refuse_others("runtimeConfig.", runtime, CAPABILITIES)?;
+        }
+        if let Some(Value::Object(own)) = conf.get("args").and_then(|args| args.get("weft")) {
+            refuse_others("args.weft.", own, &["sources"])?;
+        }
+        Ok(Self {
+            ports: PortPolicy::parse(conf)?,
+            shaping: Shaping::of_network(conf)?,
+            traces: Traces::parse(conf)?,
+        })
+    }
+}
+
+fn refuse_others(object: &str, fields: &Map<String, Value>, known: &[&str]) -> Result<(), Error> {
+    let asks = |key: &str, value: &Value| {
+        asks_for_something(value) || (FALSE_ASKS.contains(&key) && *value == Value::Bool(false))
+    };
+    let other = fields.iter().find(|(key, value)| !known.contains(&key.as_str()) && asks(key, value));
+    other.map_or(Ok(()), |(key, value)| {
+        let why = "is for interfaces that Weft makes, but with chained the plugin before it made the interface: \
+                   take it out, or set it there";
+        Err(Error::new(Code::UnsupportedField, format!("key {object}{key} with value {value} {why}")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(conf: &Value) -> Result<Chained, Error> {
+        Chained::parse(conf.as_object().unwrap())
+    }
+
+    #[test]
+    fn keys_of_an_own_interface_are_refused_by_name() {
+        let conf = |key: &str, value: Value| {
+            let mut conf = json!({"name": "net", "type": "weft", "chained": true});
+            conf[key] = value;
+            conf
+        };
+        for (key, value) in [
+            ("bridge", json!("weft0")),
+            ("isGateway", json!(true)),
+            ("ipMasq", json!(true)),
+            ("mtu", json!(1400)),
+            ("ipam", json!({"type": "weft-ipam"})),
+            ("dns", json!({"domain": "example.org"})),
+            ("sysctl", json!({"net.core.somaxconn": "1"})),
+            ("routes", json!([{"dst": "10.0.0.0/8"}])),
+            ("icc", json!(false)),
+            ("internal", json!(true)),
+        ] {
+            let error = parse(&conf(key, value)).unwrap_err();
+            assert_eq!(error.code, Code::UnsupportedField);
+            assert!(
+                error.msg.contains(&format!("key {key} ")) && error.msg.contains("chained"),
+                "{}",
+                error.msg
+            );
+        }
+        let error = parse(&conf("runtimeConfig", json!({"mac": "02:00:00:00:00:01"}))).unwrap_err();
+        assert!(error.msg.contains("runtimeConfig.mac"), "{}", error.msg);
+        let rule = json!({"weft": {"allow": [{"from": {"container": "web"}}]}});
+        let error = parse(&conf("args", rule)).unwrap_err();
+        assert!(error.msg.contains("args.weft.allow"), "{}", error.msg);
+        assert!(parse(&conf("chaind", json!(true))).unwrap_err().msg.contains("did you mean chained?"));
+        // What asks for nothing is in nobody's way.
+        for (key, value) in [("isGateway", json!(false)), ("ipam", json!({})), ("mtu", json!(0))] {
+            parse(&conf(key, value)).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_concerns_any_interface_is_read() {
+        let conf = json!({
+            "name": "net", "type": "weft", "chained": true, "sources": ["192.0.2.0/24"], "ingressRate": 8000,
+            "capabilities": {"portMappings": true}, "runtimeConfig": {"portMappings": [], "aliases": ["web"]},
+        });
+        let chained = parse(&conf).unwrap();
+        assert_eq!(chained.ports.sources.len(), 1);
+        assert!(!chained.shaping.is_none());
+    }
+
+    #[test]
+    fn the_key_is_true_or_false() {
+        let asked = |chained: Value| is_chained(json!({"chained": chained}).as_object().unwrap());
+        assert!(asked(json!(true)).unwrap());
+        assert!(!asked(json!(false)).unwrap() && !asked(json!(null)).unwrap());
+        assert_eq!(asked(json!("true")).unwrap_err().code, Code::InvalidConfig);
+    }
+
+    #[test]
+    fn an_ipam_plugin_is_never_called() {
+        let conf = json!({"chained": true, "ipam": {"type": "host-local"}});
+        assert_eq!(Traces::parse(conf.as_object().unwrap()).unwrap().ipam, None);
+    }
+}

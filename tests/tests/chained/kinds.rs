@@ -1,0 +1,84 @@
+//! Interfaces of other kinds than a port of the reference bridge. They are made here as those plugins make them.
+
+use serde_json::{Value, json};
+use weft_tests::{Host, Pod, World, command};
+
+use crate::{answers, behind, port_alone, server, wishes};
+
+/// What `ptp` does: a pair whose host's end has the gateway's address and is no port of anything.
+fn routed(pod: &Pod) -> Value {
+    let netns = pod.path().display();
+    command(&format!("ip link add ptp0 type veth peer name eth0 netns {netns}"));
+    command("ip addr add 10.96.0.1/32 dev ptp0");
+    command("ip link set ptp0 up");
+    command("ip route add 10.96.0.2/32 dev ptp0");
+    for line in [
+        "ip addr add 10.96.0.2/24 dev eth0",
+        "ip link set eth0 up",
+        "ip route del 10.96.0.0/24 dev eth0",
+        "ip route add 10.96.0.1 dev eth0",
+        "ip route add default via 10.96.0.1",
+    ] {
+        pod.command(line);
+    }
+    json!({
+        "cniVersion": "1.0.0",
+        "interfaces": [{ "name": "ptp0" }, { "name": "eth0", "sandbox": pod.path() }],
+        "ips": [{ "interface": 1, "address": "10.96.0.2/24", "gateway": "10.96.0.1" }],
+        "routes": [{ "dst": "0.0.0.0/0" }],
+    })
+}
+
+/// What `macvlan` does: an interface above one of the host, which is no other end of it.
+fn macvlan(pod: &Pod) -> Value {
+    command("ip link add parent0 type veth peer name parent1");
+    command("ip link set parent0 up");
+    command(&format!(
+        "ip link add link parent0 name eth0 netns {} type macvlan mode bridge",
+        pod.path().display()
+    ));
+    pod.command("ip addr add 10.95.0.2/24 dev eth0");
+    pod.command("ip link set eth0 up");
+    json!({
+        "cniVersion": "1.0.0",
+        "interfaces": [{ "name": "parent0" }, { "name": "eth0", "sandbox": pod.path() }],
+        "ips": [{ "interface": 1, "address": "10.95.0.2/24" }],
+    })
+}
+
+#[test]
+fn a_pair_without_a_bridge() {
+    let host = Host::new();
+    let pod = Pod::new();
+    let previous = routed(&pod);
+    let network = behind(&previous, &wishes());
+    network.add(&pod);
+    network.del(&pod);
+    let before = World::of(&host, &[&pod]);
+    let result = network.add(&pod);
+    assert_eq!(result, previous);
+    let server = server(&pod);
+    assert!(answers(&server, host.netns(), "10.96.0.1"));
+    assert!(answers(&server, host.netns(), "127.0.0.1"), "by the pair's own link");
+    network.check(&pod, &result).done();
+    network.del(&pod);
+    // The link is the container's own, so nothing of it may stay.
+    before.assert_unchanged(&host, &[&pod], "DEL");
+}
+
+#[test]
+fn without_another_end_there_are_ports_but_no_limits() {
+    let host = Host::new();
+    let pod = Pod::new();
+    let previous = macvlan(&pod);
+    let before = World::of(&host, &[&pod]);
+    let error = behind(&previous, &wishes()).add_call(&pod).run().error_code(7);
+    assert!(error.msg.contains("macvlan") && error.msg.contains("eth0"), "{}", error.msg);
+    before.assert_unchanged(&host, &[&pod], "limits behind macvlan");
+    let network = behind(&previous, &port_alone());
+    let result = network.add(&pod);
+    assert!(host.ruleset().contains("10.95.0.2 . 80"), "{}", host.ruleset());
+    network.check(&pod, &result).done();
+    network.del(&pod);
+    assert!(!host.ruleset().contains("10.95.0.2"), "{}", host.ruleset());
+}
