@@ -14,6 +14,7 @@ pub mod chained;
 pub mod check;
 pub mod conf;
 pub mod detach;
+pub mod firewalls;
 pub mod gc;
 pub mod holdings;
 pub mod hostport;

@@ -5,12 +5,14 @@ use std::net::IpAddr;
 
 use cni_protocol::{Call, Code, Error, Outcome, StatusArgs, Verb};
 use ipnetwork::IpNetwork;
+use nix::errno::Errno;
 use serde_json::Value;
 use weft_state::lease::HostLease;
 
 use crate::bridge;
 use crate::conf::shaping::Shaping;
 use crate::conf::{Gateway, Network, Traces};
+use crate::firewalls;
 use crate::ipam;
 use crate::isolation;
 use crate::key::AttachmentKey;
@@ -20,7 +22,7 @@ use crate::ruleset;
 use crate::shaping;
 use crate::step::failed;
 use weft_net::nft::Nft;
-use weft_net::{NetError, Netlink};
+use weft_net::{Family, NetError, Netlink};
 
 /// `CAP_NET_ADMIN` and `CAP_SYS_ADMIN` of linux/capability.h, as bits of `CapEff`.
 const CAPABILITIES: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")];
@@ -42,6 +44,9 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
             Code::NotAvailable | Code::LimitedConnectivity => error,
             _ => not_available(error),
         })?;
+    }
+    if network.gateway != Gateway::None && !network.isolation.internal {
+        check_firewalls(args, &network)?;
     }
     Ok(Outcome::Done)
 }
@@ -128,6 +133,19 @@ fn check_bridge(args: &StatusArgs, network: &Network) -> Result<(), Error> {
         })?;
     }
     Ok(())
+}
+
+/// Whether firewalls of others let the network's traffic pass. A kernel without netfilter has none.
+fn check_firewalls(args: &StatusArgs, network: &Network) -> Result<(), Error> {
+    let mut families: Vec<Family> =
+        gateways(args, network)?.iter().map(|gateway| Family::of(gateway.ip())).collect();
+    families.sort();
+    families.dedup();
+    match Nft::open(args.call.deadline) {
+        Err(error) if error.errno == Errno::EPROTONOSUPPORT => Ok(()),
+        Err(error) => Err(not_available(failed(&"look at firewalls of others", error.into()))),
+        Ok(mut nft) => firewalls::check(&mut nft, network.bridge.as_str(), &families),
+    }
 }
 
 /// The addresses that the bridge is to have, as far as they are known before an ADD: of ranges as weft-ipam and host-local

@@ -1,6 +1,6 @@
 //! System calls that fail on purpose.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -42,11 +42,15 @@ impl Injection {
         (reply, trace.lines().find(|line| line.contains("(INJECTED)")).map(str::to_owned))
     }
 
-    /// The names of the system calls that a process makes in a call that must succeed.
-    pub fn survey(process: Tampered, call: Call) -> BTreeSet<String> {
+    /// The names of the system calls that a process makes in a call that must succeed, and how many it makes of each.
+    pub fn survey(process: Tampered, call: Call) -> BTreeMap<String, usize> {
         let (reply, trace) = traced(process, &[], call);
         reply.result();
-        trace.lines().filter_map(|line| line.split_once('(')).map(|(name, _)| name.to_owned()).collect()
+        let mut counts = BTreeMap::new();
+        for (name, _) in trace.lines().filter_map(|line| line.split_once('(')) {
+            *counts.entry(name.to_owned()).or_default() += 1;
+        }
+        counts
     }
 }
 

@@ -14,6 +14,7 @@ mod attribute;
 pub mod conntrack;
 pub mod events;
 mod family;
+pub mod foreign;
 mod link;
 mod neigh;
 pub mod netns;

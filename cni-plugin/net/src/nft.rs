@@ -1,11 +1,11 @@
 //! nftables: `nft`, for the tables `inet weft` and `bridge weft` and no other.
 //!
-//! Every verb names one of them, so nobody else's objects can be read or changed by mistake. Sources:
+//! Every verb names one of them, so nobody else's objects can be read or changed by mistake ([`crate::foreign`] reads them on purpose). Sources:
 //! linux/netfilter/nf_tables.h and nfnetlink.h; what `nft --debug=netlink` sends for the same text.
 
 mod answer;
 mod bytes;
-mod chain;
+pub(crate) mod chain;
 mod change;
 mod element;
 mod interval;
@@ -30,7 +30,7 @@ use nix::errno::Errno;
 use super::socket::{NetError, NlResult, Socket};
 use crate::{Family, attribute};
 pub(crate) use answer::Answer;
-pub(crate) use bytes::{nested, put};
+pub(crate) use bytes::{nested, put, text as text_of};
 pub use chain::ChainKind;
 pub use change::Change;
 pub use element::{Element, Tuple, ends};

@@ -19,7 +19,7 @@ pub(super) fn nest(bytes: &mut Vec<u8>, kind: u16, write: impl FnOnce(&mut Vec<u
 }
 
 /// An object's attribute with a string, which ends with a zero.
-pub(super) fn text(kind: u16, value: &str) -> DefaultNla {
+pub(crate) fn text(kind: u16, value: &str) -> DefaultNla {
     DefaultNla::new(kind, [value.as_bytes(), &[0]].concat())
 }
 

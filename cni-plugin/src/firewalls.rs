@@ -1,0 +1,207 @@
+//! Firewalls of others: whether they let a network's traffic pass, and what to tell them. Nothing of theirs is changed.
+//!
+//! In nftables and iptables an accept in one chain does not undo a drop in another: a firewall whose chain at the hook
+//! `forward` drops by default drops containers' packets whatever Weft's rules say. Only STATUS looks, and only into those
+//! chains: how many rules there are elsewhere does not matter.
+
+mod walk;
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use cni_protocol::{Code, Error};
+use log::warn;
+use nix::errno::Errno;
+use weft_net::foreign::{Chain, RULES_MAX, Rule, TableOf, Verdict, legacy_chains};
+use weft_net::nft::{Nft, TABLE};
+use weft_net::{Family, NetError, NlResult};
+
+use walk::{Fate, Packet, Way, walk};
+
+/// The table of firewalld. What none of its rules lets through is rejected by the last one, whatever the policy.
+const FIREWALLD: &str = "firewalld";
+
+/// Sees that no firewall of others drops what the containers of a bridge send to other networks, or the answers.
+///
+/// # Errors
+/// [`Code::LimitedConnectivity`] with the chain, and the command that lets the traffic through. Where it cannot be told
+/// whether it passes, the log has a warning.
+pub fn check(nft: &mut Nft, bridge: &str, families: &[Family]) -> Result<(), Error> {
+    let read = |error: NetError| {
+        let what = "read the chains of other firewalls";
+        Error::new(Code::Kernel, format!("{what}: {error}: see that nftables works: nft list chains"))
+    };
+    let chains = match nft.all_chains() {
+        // A kernel without nf_tables.
+        Err(error) if matches!(error.errno, Errno::EINVAL | Errno::EOPNOTSUPP) => Vec::new(),
+        chains => chains.map_err(read)?,
+    };
+    for family in families {
+        let uplinks = uplinks(*family);
+        let packets = [Way::Out, Way::Back].map(|way| Packet { bridge, uplinks: &uplinks, way });
+        for chain in chains.iter().filter(|chain| may_drop(chain, *family)) {
+            let rules = load(nft, &chains, chain, packets).map_err(read)?;
+            judge(chain, &rules, &chains, packets)?;
+        }
+        match legacy_chains(*family) {
+            Ok(tables) => {
+                let chains: Vec<Chain> = tables.iter().map(|(chain, _)| chain.clone()).collect();
+                let rules = tables.into_iter().map(|(chain, rules)| (chain.name, rules)).collect();
+                for chain in chains.iter().filter(|chain| may_drop(chain, *family)) {
+                    judge(chain, &rules, &chains, packets)?;
+                }
+            }
+            Err(error) => {
+                let program = program(&TableOf::Legacy(*family));
+                warn!(
+                    "iptables-legacy is in use, and its rules cannot be read ({error}): look at {program} -S FORWARD"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a chain can drop forwarded packets of a family though no rule of it says so.
+fn may_drop(chain: &Chain, family: Family) -> bool {
+    let (of_family, is_firewalld) = match &chain.table {
+        TableOf::Inet(table) => (table != TABLE, table == FIREWALLD),
+        TableOf::Nft(of, table) => (*of == family, table == FIREWALLD),
+        TableOf::Legacy(of) => (*of == family, false),
+    };
+    of_family && (chain.policy == Some(Verdict::Drop) || (is_firewalld && chain.policy.is_some()))
+}
+
+/// The rules of a chain and of those that it jumps to with these packets, as far as they are few enough to be read.
+fn load(
+    nft: &mut Nft,
+    chains: &[Chain],
+    base: &Chain,
+    packets: [Packet<'_>; 2],
+) -> NlResult<BTreeMap<String, Vec<Rule>>> {
+    let mut loaded = BTreeMap::new();
+    let mut wanted = vec![base.name.clone()];
+    let mut left = RULES_MAX;
+    while let Some(name) = wanted.pop() {
+        let Some(chain) = chains.iter().find(|chain| chain.table == base.table && chain.name == name) else {
+            continue;
+        };
+        if loaded.contains_key(&name) || chain.uses > left {
+            continue;
+        }
+        left -= chain.uses;
+        let rules = match nft.rules_of(&chain.table, &name) {
+            // Somebody is just changing it.
+            Err(error) if error.not_found() => continue,
+            rules => rules?,
+        };
+        for rule in rules.iter().filter(|rule| packets.iter().any(|packet| packet.can_meet(rule))) {
+            if let Verdict::Jump(to) | Verdict::Goto(to) = &rule.verdict {
+                wanted.push(to.clone());
+            }
+        }
+        loaded.insert(name, rules);
+    }
+    Ok(loaded)
+}
+
+fn judge(
+    chain: &Chain,
+    rules: &BTreeMap<String, Vec<Rule>>,
+    chains: &[Chain],
+    packets: [Packet<'_>; 2],
+) -> Result<(), Error> {
+    let Some(policy) = &chain.policy else { return Ok(()) };
+    let bridge = packets[0].bridge;
+    let fates = packets.map(|packet| walk(packet, &chain.name, policy, rules));
+    let what = match fates {
+        [Fate::Passes, Fate::Passes] => return Ok(()),
+        [Fate::IsDropped, _] => "what containers send to other networks",
+        [_, Fate::IsDropped] => "the answers that containers get from other networks",
+        _ => {
+            warn!(
+                "{} may drop traffic of bridge {bridge}: which of its rules apply cannot be told; if containers are cut off: {}",
+                place(chain),
+                remedy(chain, chains, bridge)
+            );
+            return Ok(());
+        }
+    };
+    let msg =
+        format!("{} drops {what}: let bridge {bridge} pass: {}", place(chain), remedy(chain, chains, bridge));
+    Err(Error::new(Code::LimitedConnectivity, msg))
+}
+
+fn place(chain: &Chain) -> String {
+    let family = |family: Family| if family == Family::V4 { "ip" } else { "ip6" };
+    match &chain.table {
+        TableOf::Inet(table) => format!("chain {} of nftables' table inet {table}", chain.name),
+        TableOf::Nft(of, table) => format!("chain {} of nftables' table {} {table}", chain.name, family(*of)),
+        TableOf::Legacy(_) => format!("chain {} of {}", chain.name, program(&chain.table)),
+    }
+}
+
+/// The program that the chain's rules come from.
+fn program(table: &TableOf) -> &'static str {
+    match table {
+        TableOf::Nft(Family::V4, _) => "iptables",
+        TableOf::Nft(Family::V6, _) => "ip6tables",
+        TableOf::Legacy(Family::V4) => "iptables-legacy",
+        TableOf::Legacy(Family::V6) => "ip6tables-legacy",
+        TableOf::Inet(_) => "nft",
+    }
+}
+
+/// What lets a bridge's traffic through, by the documented means of the firewall that the chain is of.
+fn remedy(chain: &Chain, chains: &[Chain], bridge: &str) -> String {
+    let has = |name: &str| chains.iter().any(|other| other.table == chain.table && other.name == name);
+    let is_iptables = match &chain.table {
+        TableOf::Inet(table) | TableOf::Nft(_, table) if table == FIREWALLD => {
+            return format!(
+                "firewall-cmd --permanent --zone=trusted --add-interface={bridge} && firewall-cmd --reload"
+            );
+        }
+        TableOf::Nft(_, table) => table == "filter" && chain.name == "FORWARD",
+        TableOf::Legacy(_) => true,
+        TableOf::Inet(_) => false,
+    };
+    if is_iptables && (has("ufw-user-forward") || has("ufw6-user-forward")) {
+        return format!("ufw route allow in on {bridge} && ufw route allow out on {bridge}");
+    }
+    if is_iptables {
+        let into = if has("DOCKER-USER") { "DOCKER-USER" } else { "FORWARD" };
+        let insert = format!("{} -I {into}", program(&chain.table));
+        return format!("{insert} -i {bridge} -j ACCEPT && {insert} -o {bridge} -j ACCEPT");
+    }
+    let table = place(chain).rsplit("table ").next().unwrap_or_default().to_owned();
+    let insert = format!("nft insert rule {table} {}", chain.name);
+    format!("{insert} iifname {bridge} accept && {insert} oifname {bridge} accept")
+}
+
+/// The interfaces of the default routes.
+fn uplinks(family: Family) -> Vec<String> {
+    let zeros = |text: &str| text.bytes().all(|byte| byte == b'0');
+    let of_line = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        match (family, fields.as_slice()) {
+            // Interface, destination, gateway, flags, two counters, metric, mask.
+            (Family::V4, [name, to, _, _, _, _, _, mask, ..]) => {
+                (zeros(to) && zeros(mask)).then(|| (*name).to_owned())
+            }
+            // Destination, its length; at the end the interface.
+            (Family::V6, [to, length, .., name]) => {
+                (zeros(to) && zeros(length) && *name != "lo").then(|| (*name).to_owned())
+            }
+            _ => None,
+        }
+    };
+    let file = match family {
+        Family::V4 => "/proc/self/net/route",
+        Family::V6 => "/proc/self/net/ipv6_route",
+    };
+    let mut names: Vec<String> =
+        fs::read_to_string(file).unwrap_or_default().lines().filter_map(of_line).collect();
+    names.sort();
+    names.dedup();
+    names
+}

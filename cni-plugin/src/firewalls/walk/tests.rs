@@ -1,0 +1,141 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn name(text: &str) -> Pattern {
+    Pattern { text: text.trim_end_matches('+').to_owned(), is_prefix: text.ends_with('+') }
+}
+
+fn from(text: &str) -> Condition {
+    Condition::Input { name: name(text), is: true }
+}
+
+fn to(text: &str) -> Condition {
+    Condition::Output { name: name(text), is: true }
+}
+
+fn not_to(text: &str) -> Condition {
+    Condition::Output { name: name(text), is: false }
+}
+
+fn answers() -> Condition {
+    Condition::State { bits: STATE_ESTABLISHED, is: true }
+}
+
+fn rule(conditions: &[Condition], verdict: Verdict) -> Rule {
+    Rule { conditions: conditions.to_vec(), verdict }
+}
+
+/// What becomes of packets of `weft0` both ways in a chain that drops, on a host with the uplink `eth0`.
+fn fates(chains: &[(&str, Vec<Rule>)]) -> [Fate; 2] {
+    let chains: BTreeMap<String, Vec<Rule>> =
+        chains.iter().map(|(name, rules)| ((*name).to_owned(), rules.clone())).collect();
+    let uplinks = ["eth0".to_owned()];
+    [Way::Out, Way::Back].map(|way| {
+        walk(Packet { bridge: "weft0", uplinks: &uplinks, way }, "FORWARD", &Verdict::Drop, &chains)
+    })
+}
+
+/// What dockerd puts there.
+fn docker(user: Vec<Rule>) -> Vec<(&'static str, Vec<Rule>)> {
+    let forward = vec![
+        rule(&[], Verdict::Jump("DOCKER-USER".into())),
+        rule(&[], Verdict::Jump("DOCKER-ISOLATION".into())),
+        rule(&[to("docker0"), answers()], Verdict::Accept),
+        rule(&[to("docker0")], Verdict::Jump("DOCKER".into())),
+        rule(&[from("docker0"), not_to("docker0")], Verdict::Accept),
+    ];
+    let isolation =
+        vec![rule(&[from("docker0"), not_to("docker0")], Verdict::Drop), rule(&[], Verdict::Return)];
+    vec![("FORWARD", forward), ("DOCKER-USER", user), ("DOCKER-ISOLATION", isolation)]
+}
+
+#[test]
+fn dockers_rules_are_about_its_own_bridge() {
+    assert_eq!(fates(&docker(vec![])), [Fate::IsDropped; 2]);
+    assert_eq!(fates(&docker(vec![rule(&[], Verdict::Return)])), [Fate::IsDropped; 2]);
+    let let_through = vec![rule(&[from("weft0")], Verdict::Accept), rule(&[to("weft0")], Verdict::Accept)];
+    assert_eq!(fates(&docker(let_through)), [Fate::Passes; 2]);
+    let one_way = vec![rule(&[from("weft+")], Verdict::Accept)];
+    assert_eq!(fates(&docker(one_way)), [Fate::Passes, Fate::IsDropped]);
+    let and_answers = vec![rule(&[from("weft0")], Verdict::Accept), rule(&[answers()], Verdict::Accept)];
+    assert_eq!(fates(&docker(and_answers)), [Fate::Passes; 2]);
+}
+
+#[test]
+fn what_cannot_be_told_is_unknown() {
+    let somewhere = vec![rule(&[from("weft0"), Condition::Other], Verdict::Accept)];
+    assert_eq!(fates(&docker(somewhere)), [Fate::Unknown, Fate::IsDropped]);
+    let elsewhere = vec![rule(&[], Verdict::Jump("NOT-READ".into()))];
+    assert_eq!(fates(&docker(elsewhere)), [Fate::Unknown; 2]);
+    let map = vec![rule(&[Condition::Other], Verdict::Unknown)];
+    assert_eq!(fates(&docker(map)), [Fate::Unknown; 2]);
+    assert_eq!(fates(&[("OTHER", vec![])]), [Fate::Unknown; 2]);
+    // A drop that may apply before an accept that does.
+    let both = vec![rule(&[Condition::Other], Verdict::Drop), rule(&[], Verdict::Accept)];
+    assert_eq!(fates(&[("FORWARD", both)]), [Fate::Unknown; 2]);
+    let circle = vec![rule(&[], Verdict::Jump("FORWARD".into()))];
+    assert_eq!(fates(&[("FORWARD", circle)]), [Fate::Unknown; 2]);
+}
+
+#[test]
+fn lists_uplinks_and_gotos() {
+    let list = |is| Condition::Any { of: vec![from("br0"), from("weft0")], is };
+    let accept = |condition: Condition| [("FORWARD", vec![rule(&[condition], Verdict::Accept)])];
+    assert_eq!(fates(&accept(list(true))), [Fate::Passes, Fate::IsDropped]);
+    assert_eq!(fates(&accept(list(false))), [Fate::IsDropped, Fate::Passes]);
+    assert_eq!(fates(&accept(to("eth0"))), [Fate::Passes, Fate::IsDropped]);
+    assert_eq!(fates(&accept(from("eth+"))), [Fate::IsDropped, Fate::Passes]);
+    let goto = |to: &str| vec![rule(&[], Verdict::Goto(to.into())), rule(&[], Verdict::Accept)];
+    assert_eq!(fates(&[("FORWARD", goto("X")), ("X", vec![])]), [Fate::IsDropped; 2]);
+    assert_eq!(fates(&[("FORWARD", goto("X")), ("X", vec![rule(&[], Verdict::Accept)])]), [Fate::Passes; 2]);
+}
+
+fn any_rule() -> impl Strategy<Value = Rule> {
+    let condition = prop_oneof![
+        Just(from("weft0")),
+        Just(to("weft0")),
+        Just(from("eth0")),
+        Just(not_to("br0")),
+        Just(answers()),
+        Just(Condition::Other),
+    ];
+    let verdict = prop_oneof![
+        Just(Verdict::Accept),
+        Just(Verdict::Drop),
+        Just(Verdict::Return),
+        Just(Verdict::Continue),
+        Just(Verdict::Jump("A".into())),
+        Just(Verdict::Goto("A".into())),
+    ];
+    (prop::collection::vec(condition, 0..3), verdict)
+        .prop_map(|(conditions, verdict)| Rule { conditions, verdict })
+}
+
+proptest! {
+    /// However the conditions that cannot be told turn out, a packet fares as was said.
+    #[test]
+    fn a_fate_that_is_told_holds(
+        base in prop::collection::vec(any_rule(), 0..6),
+        other in prop::collection::vec(any_rule().prop_filter("no circle", |rule| {
+            !matches!(rule.verdict, Verdict::Jump(_) | Verdict::Goto(_))
+        }), 0..5),
+        turns_out in any::<bool>(),
+    ) {
+        let settle = |rules: &[Rule]| -> Vec<Rule> {
+            let settled = |condition: &Condition| match condition {
+                Condition::Other => Condition::Any { of: vec![], is: !turns_out },
+                known => known.clone(),
+            };
+            rules.iter().map(|rule| Rule {
+                conditions: rule.conditions.iter().map(settled).collect(), verdict: rule.verdict.clone(),
+            }).collect()
+        };
+        let told = fates(&[("FORWARD", base.clone()), ("A", other.clone())]);
+        let happens = fates(&[("FORWARD", settle(&base)), ("A", settle(&other))]);
+        for (told, happens) in told.into_iter().zip(happens) {
+            prop_assert_ne!(happens, Fate::Unknown);
+            prop_assert!(told == Fate::Unknown || told == happens);
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Beside the firewalls of others: STATUS says what they drop and what lets it pass, and not one rule of theirs is changed.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
+
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use serde_json::json;
+use weft_tests::{Host, Injection, Network, Outside, Pod, Reply, Tampered, command};
+
+/// A host with a way to everybody else.
+fn connected() -> (Host, Outside) {
+    let host = Host::new();
+    let outside = host.outside();
+    command("ip route add default via 198.51.100.2 dev up0");
+    command("ip -6 route add default via 2001:db8:ffff::2 dev up0");
+    (host, outside)
+}
+
+fn network() -> Network {
+    Network::dual().with(&json!({ "ipMasq": true }))
+}
+
+/// Everything of others that filters, with the numbers that the kernel gave; without what counters counted.
+fn foreign(host: &Host) -> String {
+    assert!(host.link("up0").is_some(), "it is this host's");
+    let everything = command("nft -s -a list ruleset");
+    // Weft's own tables have come or not.
+    let is_weft = |table: &str| table.starts_with("inet weft ") || table.starts_with("bridge weft ");
+    let is_foreign = |table: &&str| !table.is_empty() && !is_weft(table);
+    let tables = everything.trim_start_matches("table ").split("\ntable ").filter(is_foreign);
+    let mut text: String = tables.map(|table| format!("{}\n", table.trim())).collect();
+    for save in ["iptables-save", "ip6tables-save", "iptables-legacy-save", "ip6tables-legacy-save"] {
+        let family = if save.starts_with("ip6") { "ip6" } else { "ip" };
+        // Reading a table of iptables-legacy makes it.
+        if save.contains("legacy") && command(&format!("cat /proc/self/net/{family}_tables_names")).is_empty()
+        {
+            continue;
+        }
+        for line in command(save).lines().filter(|line| !line.starts_with('#')) {
+            let line = if line.starts_with(':') { line.split(" [").next().unwrap() } else { line };
+            writeln!(text, "{line}").unwrap();
+        }
+    }
+    text
+}
+
+/// The remedy that STATUS names, carried out word by word.
+#[track_caller]
+fn follow(reply: &Reply, words: &[&str]) {
+    let error = reply.error_code(51);
+    for word in words {
+        assert!(error.msg.contains(word), "{word} is not in: {}", error.msg);
+    }
+    let (_, remedy) = error.msg.rsplit_once(" pass: ").unwrap();
+    remedy.split(" && ").for_each(|line| drop(command(line)));
+}
+
+fn reaches(pod: &Pod, address: &str) -> bool {
+    pod.ping(address.parse::<IpAddr>().unwrap()).status.success()
+}
+
+/// ADD, CHECK, DEL and STATUS beside what was loaded leave all of it byte for byte.
+fn assert_untouched(host: &Host) {
+    let before = foreign(host);
+    let pod = Pod::new();
+    let mapping = json!({ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" });
+    let network = network().with(&json!({ "runtimeConfig": { "portMappings": [mapping] } }));
+    let result = network.add(&pod);
+    assert_eq!(foreign(host), before, "after ADD");
+    network.check(&pod, &result).done();
+    let _either_way = network.status();
+    assert_eq!(foreign(host), before, "after STATUS");
+    network.del(&pod);
+    network.gc(&[]);
+    assert_eq!(foreign(host), before, "after DEL and GC");
+}
+
+/// Containers are cut off, STATUS says so for each family and what helps; when that was done they are not.
+fn iptables(suffix: &str, chain: &str, prepare: &[&str]) {
+    let (host, _outside) = connected();
+    for (program, family) in [("iptables", "ip"), ("ip6tables", "ip6")] {
+        for line in prepare {
+            command(&format!("{program}{suffix} {line}"));
+        }
+        assert!(!command(&format!("{program}{suffix} -S FORWARD")).is_empty(), "{family}");
+    }
+    assert_untouched(&host);
+    let pod = Pod::new();
+    network().add(&pod);
+    for address in Outside::PEER {
+        assert!(!reaches(&pod, address), "{address} is behind the firewall");
+    }
+    let shown = if suffix == "-legacy" { suffix } else { "" };
+    follow(
+        &network().status(),
+        &["FORWARD", &format!("iptables{shown} -I {chain} -i weft0 -j ACCEPT"), "other networks"],
+    );
+    follow(&network().status(), &[&format!("ip6tables{shown} -I {chain} -o weft0 -j ACCEPT")]);
+    network().status().done();
+    for address in Outside::PEER {
+        assert!(reaches(&pod, address), "{address} after what STATUS named was done");
+    }
+    assert_untouched(&host);
+}
+
+#[test]
+fn iptables_nft_with_policy_drop() {
+    iptables("-nft", "FORWARD", &["-P FORWARD DROP", "-A FORWARD -m conntrack --ctstate INVALID -j DROP"]);
+}
+
+#[test]
+fn iptables_legacy_with_policy_drop() {
+    iptables("-legacy", "FORWARD", &["-P FORWARD DROP", "-A FORWARD -m conntrack --ctstate INVALID -j DROP"]);
+}
+
+/// What dockerd puts there.
+const DOCKER: &[&str] = &[
+    "-N DOCKER",
+    "-N DOCKER-USER",
+    "-N DOCKER-ISOLATION-STAGE-1",
+    "-N DOCKER-ISOLATION-STAGE-2",
+    "-A DOCKER-USER -j RETURN",
+    "-A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2",
+    "-A DOCKER-ISOLATION-STAGE-1 -j RETURN",
+    "-A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP",
+    "-A DOCKER-ISOLATION-STAGE-2 -j RETURN",
+    "-A DOCKER ! -i docker0 -o docker0 -p tcp --dport 80 -j ACCEPT",
+    "-A FORWARD -j DOCKER-USER",
+    "-A FORWARD -j DOCKER-ISOLATION-STAGE-1",
+    "-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+    "-A FORWARD -o docker0 -j DOCKER",
+    "-A FORWARD -i docker0 ! -o docker0 -j ACCEPT",
+    "-A FORWARD -i docker0 -o docker0 -j ACCEPT",
+    "-P FORWARD DROP",
+];
+
+#[test]
+fn docker_by_iptables_nft() {
+    iptables("-nft", "DOCKER-USER", DOCKER);
+}
+
+#[test]
+fn docker_by_iptables_legacy() {
+    iptables("-legacy", "DOCKER-USER", DOCKER);
+}
+
+#[test]
+fn a_firewall_that_names_the_bridge_is_no_alarm() {
+    let (host, _outside) = connected();
+    for rules in [
+        "iifname \"weft0\" accept; ct state established,related accept",
+        "ct state established accept; iifname { \"br0\", \"weft0\" } oifname \"up0\" accept",
+        "ct state { established, related } accept; iifname \"weft*\" jump ours",
+        "oifname \"weft0\" accept; iifname != \"up0\" accept",
+    ] {
+        let text = format!(
+            "table inet mine {{ chain ours {{ accept; }}; chain passing {{ type filter hook forward priority 0; policy drop; {rules}; }}; }}"
+        );
+        host.nft(&text);
+        let reply = network().status();
+        reply.done();
+        assert!(!reply.stderr.contains("weft0"), "no warning either: {}", reply.stderr);
+        let pod = Pod::new();
+        network().add(&pod);
+        Outside::PEER
+            .iter()
+            .for_each(|address| assert!(reaches(&pod, address), "{rules} lets {address} answer"));
+        network().del(&pod);
+        command("nft delete table inet mine");
+    }
+}
+
+#[test]
+fn a_table_of_nftables() {
+    let (host, _outside) = connected();
+    host.nft(
+        "table inet mine { chain passing { type filter hook forward priority 0; policy drop; ct state established accept; iifname \"lan0\" accept; }; }",
+    );
+    assert_untouched(&host);
+    follow(
+        &network().status(),
+        &["chain passing", "table inet mine", "nft insert rule inet mine passing iifname weft0 accept"],
+    );
+    network().status().done();
+    // One family's table says nothing of the other, nor does a chain elsewhere or one that accepts.
+    host.nft(
+        "delete table inet mine
+         table ip6 six { chain passing { type filter hook forward priority 0; policy drop; }; }
+         table inet others { chain coming { type filter hook input priority 0; policy drop; iifname \"lo\" accept; }; }
+         table ip open { chain passing { type filter hook forward priority 0; policy accept; }; }",
+    );
+    Network::v4().status().done();
+    network().status().error_code(51).assert_names(&["table ip6 six"]);
+    // One of layer 2 only is not forwarded, and an internal one shall not be.
+    Network::new("flat", &[]).status().done();
+    network().with(&json!({ "internal": true })).status().done();
+}
+
+/// As firewalld 2 writes it, with a zone for the uplink. Its last rule rejects, whatever the policy says.
+fn firewalld(trusted: &str) -> String {
+    format!(
+        "table inet firewalld
+         delete table inet firewalld
+         table inet firewalld {{
+           chain filter_FORWARD {{
+             type filter hook forward priority filter + 10; policy accept;
+             ct state {{ established, related }} accept
+             ct status dnat accept
+             iifname \"lo\" accept
+             ct state invalid drop
+             jump filter_FORWARD_ZONES
+             reject with icmpx admin-prohibited
+           }}
+           chain filter_FORWARD_ZONES {{
+             {trusted}
+             iifname \"up0\" goto filter_FWD_public
+             goto filter_FWD_public
+           }}
+           chain filter_FWD_public {{ jump filter_FWD_public_allow; reject with icmpx admin-prohibited; }}
+           chain filter_FWD_public_allow {{ }}
+           chain filter_FWD_trusted {{ accept; }}
+         }}"
+    )
+}
+
+#[test]
+fn firewalld_rejects_until_the_bridge_has_a_zone() {
+    let (host, _outside) = connected();
+    host.nft(&firewalld(""));
+    assert_untouched(&host);
+    let pod = Pod::new();
+    network().add(&pod);
+    assert!(!reaches(&pod, Outside::PEER[0]));
+    let remedy = "firewall-cmd --permanent --zone=trusted --add-interface=weft0 && firewall-cmd --reload";
+    network().status().error_code(51).assert_names(&["filter_FORWARD", "firewalld", remedy]);
+    // What firewalld writes for this command.
+    host.nft(&firewalld("iifname \"weft0\" goto filter_FWD_trusted"));
+    network().status().done();
+    assert!(reaches(&pod, Outside::PEER[0]));
+}
+
+#[test]
+fn what_cannot_be_told_is_a_warning() {
+    let (host, _outside) = connected();
+    for rules in [
+        "iifname \"weft0\" ip saddr 10.0.0.0/8 accept; ct state established accept",
+        "iifname vmap { \"weft0\" : accept }; ct state established accept",
+        "meta mark 7 accept",
+    ] {
+        let text = format!(
+            "table inet mine {{ chain passing {{ type filter hook forward priority 0; policy drop; {rules}; }}; }}"
+        );
+        host.nft(&text);
+        let reply = network().status();
+        reply.done();
+        let told = reply.stderr;
+        assert!(
+            told.contains("may drop traffic of bridge weft0") && told.contains("nft insert rule"),
+            "{told}"
+        );
+        command("nft delete table inet mine");
+    }
+}
+
+/// Whether there are no rules or 200,000 is all the same to ADD and DEL: they send the same messages.
+#[test]
+fn many_foreign_rules_change_nothing() {
+    let (host, _outside) = connected();
+    let network = network().with(&json!({ "runtimeConfig": { "portMappings": [
+        { "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }
+    ] } }));
+    let pod = Pod::new();
+    network.add(&pod);
+    network.del(&pod);
+    let count = || {
+        let mut calls = Injection::survey(Tampered::Weft, network.add_call(&pod));
+        network.del(&pod);
+        // How often one has to wait is the scheduler's affair.
+        calls.retain(|name, _| {
+            !["poll", "ppoll", "recvfrom", "read", "wait4", "waitid", "futex", "madvise"]
+                .contains(&name.as_str())
+        });
+        calls
+    };
+    let before = count();
+    assert!(before["sendto"] > 10, "{before:?}");
+    host.nft(
+        "table ip many {
+           chain passing { type filter hook forward priority -5; policy accept; }
+           chain turned { type nat hook prerouting priority -110; }
+         }",
+    );
+    // One transaction is one message, which without root cannot be large.
+    for part in 0..400_u32 {
+        let mut rules = String::new();
+        for number in part * 500..(part + 1) * 500 {
+            let chain = if number % 2 == 0 { "passing" } else { "turned" };
+            let (third, last) = (number >> 8 & 255, number & 255);
+            writeln!(rules, "add rule ip many {chain} ip saddr 203.{}.{third}.{last} counter", number >> 16)
+                .unwrap();
+        }
+        host.nft(&rules);
+    }
+    assert_eq!(count(), before);
+    network.status().done();
+}
