@@ -121,10 +121,11 @@ fn ensure_shared(
     traces: &Traces,
     elements: &Elements,
 ) -> Result<(), Error> {
-    let made = journal.run(Step::Shared(Shared::Ruleset(Vec::new())), || {
+    let mut made = Vec::new();
+    let ensured = journal.within(Step::Shared(Shared::Ruleset(Vec::new())), || {
         // Their locks are held until their elements are back: no DEL can come in between.
         let mut locked = Vec::new();
-        let made = ruleset::ensure(nft, elements, &mut || {
+        ruleset::ensure(nft, elements, &mut made, &mut || {
             record::attached(&traces.state_dir)
                 .into_iter()
                 .map(|(key, holdings, lock)| {
@@ -132,12 +133,12 @@ fn ensure_shared(
                     holdings.elements(&key)
                 })
                 .collect()
-        });
-        made.map(|made| (made, Change::Found))
-    })?;
+        })
+    });
     if !made.is_empty() {
         journal.note(Step::Shared(Shared::Ruleset(made)));
     }
+    ensured?;
     let before = journal.run(Step::Shared(Shared::NetworkRules(Vec::new())), || {
         ruleset::network::ensure(nft, &elements.network).map(|before| (before, Change::Found))
     })?;
@@ -164,7 +165,7 @@ pub fn restore(state_dir: &Path, deadline: Deadline) -> Result<bool, Error> {
     let mut all = Elements::default();
     held.iter().cloned().for_each(|elements| all.extend(elements));
     let mut lost = false;
-    ruleset::ensure(&mut nft, &all, &mut || {
+    ruleset::ensure(&mut nft, &all, &mut Vec::new(), &mut || {
         lost = true;
         held.clone()
     })

@@ -77,19 +77,19 @@ impl Elements {
 }
 
 /// Makes sure that the groups which these elements need are there, as Weft makes them. A group that was lost or
-/// altered is made anew, and gets back the elements of all attachments, which `others` tells. Returns the groups that
-/// were not there.
+/// altered is made anew, and gets back the elements of all attachments, which `others` tells. Those that were not there
+/// are added to `made`, also when a later one fails.
 ///
 /// # Errors
 /// What the kernel refused; the explanation names the object.
 pub fn ensure(
     nft: &mut Nft,
     elements: &Elements,
+    made: &mut Vec<&'static Group>,
     others: &mut dyn FnMut() -> Vec<Elements>,
-) -> NlResult<Vec<&'static Group>> {
-    let mut made = Vec::new();
+) -> NlResult<()> {
     let mut lost = Vec::new();
-    for group in elements.groups() {
+    let ensured = elements.groups().into_iter().try_for_each(|group| {
         let was_there = retry(|| {
             if is_intact(nft, group)? {
                 return Ok(None);
@@ -97,20 +97,18 @@ pub fn ensure(
             build(nft, group).map(Some)
         })
         .map_err(|error| explain(group, error))?;
-        match was_there {
-            None => {}
-            Some(was_there) => {
-                lost.push(group);
-                if !was_there {
-                    made.push(group);
-                }
+        if let Some(was_there) = was_there {
+            lost.push(group);
+            if !was_there {
+                made.push(group);
             }
         }
-    }
+        Ok(())
+    });
     if !lost.is_empty() {
         restore(nft, &lost, others());
     }
-    Ok(made)
+    ensured
 }
 
 /// Adds an attachment's elements in one batch. An element that somebody else has is taken only from an

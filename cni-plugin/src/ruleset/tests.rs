@@ -43,7 +43,9 @@ fn some_of_all() -> Elements {
 }
 
 fn ensure_all(kernel: &mut Nft) -> Vec<&'static Group> {
-    ensure(kernel, &some_of_all(), &mut Vec::new).unwrap()
+    let mut made = Vec::new();
+    ensure(kernel, &some_of_all(), &mut made, &mut Vec::new).unwrap();
+    made
 }
 
 /// Each rule as nft prints it, without what is around.
@@ -160,7 +162,7 @@ fn what_was_flushed_comes_back_with_the_elements_of_others() {
     for tampering in ["flush ruleset", "flush table inet weft", "delete table inet weft"] {
         nft(&["-f", "-"], tampering);
         assert!(check(&mut kernel, &elements).is_err(), "{tampering}");
-        ensure(&mut kernel, &elements, &mut || vec![elements.clone()]).unwrap();
+        ensure(&mut kernel, &elements, &mut Vec::new(), &mut || vec![elements.clone()]).unwrap();
         check(&mut kernel, &elements).unwrap();
         assert_eq!(objects(), whole, "{tampering}");
     }
