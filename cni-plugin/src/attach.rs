@@ -89,7 +89,7 @@ impl Attachment {
         let metric = self.network.metrics.get(self.key.ifname.as_str()).copied();
         let plan = Plan::new(&self.network, &given.ips, &given.routes)?.with_metric(metric);
         self.ensure_routing(&bridge, &plan)?;
-        let holdings = Holdings::new(&self.network, &self.asked, &plan)?;
+        let holdings = Holdings::new(&self.network, &self.asked, &plan, self.mac)?;
         let _hold = hold(&mut self.journal, &self.args.call, &self.key, &self.network.traces, holdings)?;
         let container = self.configure(&plan, peer_of(&veth)?)?;
         let result = self.result(&plan, given, [bridge, veth, container], detours);

@@ -3,7 +3,9 @@
 //! What plugins later in the chain added is none of Weft's business, so more addresses and routes than
 //! promised are right; what they changed stands in the previous result.
 
-use cni_protocol::{AddResult, CheckArgs, Code, Deadline, Error, Interface, IpConfig, Outcome, Verb};
+use cni_protocol::{
+    AddResult, CheckArgs, Code, Deadline, Error, Interface, IpConfig, MacAddr, Outcome, Verb,
+};
 
 use crate::conf::shaping::Shaping;
 use crate::conf::tuning::Tuning;
@@ -11,7 +13,7 @@ use crate::conf::{Asked, Gateway, Network};
 use crate::holdings::Holdings;
 use crate::ipam;
 use crate::isolation::Policy;
-use crate::key::AttachmentKey;
+use crate::key::{AttachmentKey, VethEnd};
 use crate::masquerade;
 use crate::overlay;
 use crate::plan::{Ipv6, Plan};
@@ -49,7 +51,9 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     // The record has what was asked for when the container was attached.
     let (mut holdings, limits) = match record::peek(&network.traces.state_dir, &key.network, &key.hash())? {
         Found::Attached(content) => (content.holdings, content.shaping),
-        _ => (Holdings::new(&network, &asked, &plan)?, network.shaping.or(&asked.shaping)),
+        _ => {
+            (Holdings::new(&network, &asked, &plan, promised.mac(&key))?, network.shaping.or(&asked.shaping))
+        }
     };
     // What the network has may be from a newer configuration than the record.
     if let Some(isolation) = &mut holdings.isolation
@@ -120,6 +124,14 @@ impl Promised {
             host: host.cloned(),
             ips: ips.iter().filter(|ip| ip.interface.is_none_or(|of| of == at)).cloned().collect(),
         })
+    }
+}
+
+impl Promised {
+    /// The container's MAC address; where the result does not say it, what follows from the key.
+    fn mac(&self, key: &AttachmentKey) -> MacAddr {
+        let mac = self.container.mac.as_ref().and_then(|mac| mac.parse().ok());
+        mac.unwrap_or_else(|| key.mac(VethEnd::Container))
     }
 }
 

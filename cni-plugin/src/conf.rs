@@ -9,12 +9,14 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use weft_state::lease::data_dir;
 
+use guard::Parts;
 use isolation::IsolationPolicy;
 use ports::PortPolicy;
 use shaping::Shaping;
 
 mod asked;
 pub mod chained;
+pub mod guard;
 pub mod isolation;
 mod keys;
 pub mod names;
@@ -108,6 +110,7 @@ pub struct Network {
     pub all_hosts: Vec<IpNetwork>,
     pub ports: PortPolicy,
     pub isolation: IsolationPolicy,
+    pub guard: Parts,
     pub shaping: Shaping,
     /// What is there of the network also when its configuration is wrong.
     pub traces: Traces,
@@ -157,6 +160,7 @@ impl Network {
             all_hosts: Vec::new(),
             ports: PortPolicy::parse(conf)?,
             isolation: IsolationPolicy::parse(conf)?,
+            guard: Parts::parse(conf)?,
             shaping: Shaping::of_network(conf)?,
             traces,
         })

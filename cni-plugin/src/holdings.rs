@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use cni_protocol::{Call, Code, Deadline, Error, IfName};
+use cni_protocol::{Call, Code, Deadline, Error, IfName, MacAddr};
 use serde::{Deserialize, Serialize};
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
@@ -12,6 +12,7 @@ use weft_net::{NetError, Netlink, NlResult, conntrack};
 use weft_state::{Lock, boot_dir};
 
 use crate::conf::{Asked, Network, Traces};
+use crate::guard::Guard;
 use crate::hostport::{Ports, Reach};
 use crate::isolation::{self, Isolation};
 use crate::key::{AttachmentKey, VETH_PREFIX};
@@ -34,11 +35,13 @@ pub struct Holdings {
     pub ports: Option<Ports>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Isolation>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guard: Option<Guard>,
 }
 
 impl Holdings {
     /// Works out what an attachment needs. Pure.
-    pub fn new(network: &Network, asked: &Asked, plan: &Plan) -> Result<Self, Error> {
+    pub fn new(network: &Network, asked: &Asked, plan: &Plan, mac: MacAddr) -> Result<Self, Error> {
         if !asked.mappings.is_empty() && plan.gateways.is_empty() {
             return Err(Error::new(
                 Code::InvalidConfig,
@@ -49,6 +52,7 @@ impl Holdings {
         Ok(Self {
             ports: Ports::new(&network.ports, &reach, asked, plan)?,
             isolation: Isolation::new(network, &asked.allow, plan)?,
+            guard: Guard::new(network, asked, plan, mac),
         })
     }
 
@@ -57,7 +61,8 @@ impl Holdings {
         let mut all = Elements::default();
         let ports = self.ports.as_ref().map(Ports::elements);
         let isolation = self.isolation.as_ref().map(Isolation::elements);
-        for part in [ports, isolation].into_iter().flatten() {
+        let guard = self.guard.as_ref().map(|guard| guard.elements(&key.host_veth()));
+        for part in [ports, isolation, guard].into_iter().flatten() {
             all.extend(part);
         }
         all.of(key)

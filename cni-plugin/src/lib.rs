@@ -16,6 +16,7 @@ pub mod conf;
 pub mod detach;
 pub mod firewalls;
 pub mod gc;
+pub mod guard;
 pub mod holdings;
 pub mod hostport;
 pub mod ipam;

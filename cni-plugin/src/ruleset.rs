@@ -16,7 +16,7 @@ use weft_net::{NetError, NlResult};
 
 use crate::key::AttachmentKey;
 use crate::step::Fault;
-use crate::{hostport, isolation};
+use crate::{guard, hostport, isolation};
 
 mod check;
 mod group;
@@ -32,7 +32,8 @@ use group::{build, explain, is_intact};
 const AT_ONCE: usize = 512;
 
 /// All groups.
-pub static GROUPS: [&Group; 3] = [&hostport::GROUP, &isolation::GROUP, &isolation::BRIDGE_GROUP];
+pub static GROUPS: [&Group; 4] =
+    [&hostport::GROUP, &isolation::GROUP, &isolation::BRIDGE_GROUP, &guard::GROUP];
 
 /// What one attachment has in the ruleset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

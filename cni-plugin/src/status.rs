@@ -13,6 +13,7 @@ use crate::bridge;
 use crate::conf::shaping::Shaping;
 use crate::conf::{Gateway, Network, Traces};
 use crate::firewalls;
+use crate::guard;
 use crate::ipam;
 use crate::isolation;
 use crate::key::AttachmentKey;
@@ -64,6 +65,10 @@ fn check_rules(args: &StatusArgs, network: &Network) -> Result<(), Error> {
     if network.traces.ipam.is_some() {
         ruleset::rehearse(&mut nft, &isolation::GROUPS)
             .map_err(|error| refused("rehearse the rules of isolation", error))?;
+    }
+    if !network.guard.is_none() {
+        ruleset::rehearse(&mut nft, &[&guard::GROUP])
+            .map_err(|error| refused("rehearse the rules of the guard", error))?;
     }
     Ok(())
 }

@@ -24,6 +24,7 @@ mod conf;
 mod daemon;
 mod etcd;
 mod flanneld;
+pub mod frames;
 mod host;
 pub mod http;
 mod mirror;

@@ -7,6 +7,7 @@ use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::guard::allowed_addresses;
 use super::isolation::{Allow, Peer, allow_rules};
 use super::ports::{Mapping, requested_mappings};
 use super::shaping::Shaping;
@@ -24,6 +25,8 @@ pub struct Asked {
     pub sources: Option<Vec<IpNetwork>>,
     /// Whom it may talk with where the network's `icc` is off.
     pub allow: Vec<Allow>,
+    /// What else than its own addresses it may use.
+    pub allowed_addresses: Vec<IpNetwork>,
     pub shaping: Shaping,
     pub tuning: Tuning,
     /// How it resolves names, as far as that differs from the network's other containers.
@@ -50,6 +53,7 @@ impl Asked {
             dns: dns(conf)?,
             sources: None,
             allow: Vec::new(),
+            allowed_addresses: allowed_addresses(conf)?,
         };
         let Some(Value::Object(own)) = conf.get("args").and_then(|args| args.get("weft")) else {
             return Ok(asked);

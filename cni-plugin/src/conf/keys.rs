@@ -9,16 +9,16 @@ use super::unsupported;
 const KEYS: &[&str] = &[
     "allmulti", "allow", "args", "bridge", "capabilities", "chained", "cniVersion", "cni.dev/attachments",
     "cni.dev/valid-attachments", "dataDir", "disableContainerInterface", "dns", "egress", "egressBurst",
-    "egressRate", "enabledad", "forceAddress", "hairpinMode", "hostAccess", "icc", "ingressBurst",
+    "egressRate", "enabledad", "forceAddress", "guard", "hairpinMode", "hostAccess", "icc", "ingressBurst",
     "ingressRate", "interfaceMetrics", "internal", "ipMasq", "ipMasqBackend", "ipam", "isDefaultGateway",
-    "isGateway", "isolation", "logFile", "logLevel", "mac", "masqAll", "mtu", "name", "noMasquerade",
-    "portIsolation", "preserveDefaultVlan", "prevResult", "promisc", "promiscMode", "routes",
+    "isGateway", "isolation", "logFile", "logLevel", "mac", "macspoofchk", "masqAll", "mtu", "name",
+    "noMasquerade", "portIsolation", "preserveDefaultVlan", "prevResult", "promisc", "promiscMode", "routes",
     "runtimeConfig", "shapedSubnets", "snat", "sources", "stateDir", "sysctl", "timeout", "txQLen", "type",
     "unshapedSubnets",
 ];
 
 /// Keys of the reference plugins that ask for what Weft does not do yet: accepted while they ask for nothing.
-const UNBUILT_KEYS: &[&str] = &["macspoofchk", "vlan", "vlanTrunk"];
+const UNBUILT_KEYS: &[&str] = &["vlan", "vlanTrunk"];
 
 /// Keys of the reference plugins that Weft does not have, with what to use instead.
 const INSTEAD: &[(&str, &str)] = &[

@@ -51,7 +51,6 @@ fn unbuilt_keys_are_refused_unless_they_ask_for_nothing() {
     for conf in [
         json!({"vlan": 100}),
         json!({"vlanTrunk": [{"id": 1}]}),
-        json!({"macspoofchk": true}),
         json!({"portMappings": [{"hostPort": 80, "containerPort": 80}]}),
         json!({"conditionsV4": ["-s", "10.0.0.0/8"]}),
         json!({"bandwidth": {"ingressRate": 1000}}),

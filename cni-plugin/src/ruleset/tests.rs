@@ -31,7 +31,9 @@ fn some_of_all() -> Elements {
         let tuple = set.key.iter().fold(Tuple::default(), |tuple, field| match field {
             weft_net::nft::Type::Ifname => tuple.ifname("weft0"),
             weft_net::nft::Type::Address(Family::V4) => tuple.address([10, 0, 0, 1].into()),
-            weft_net::nft::Type::Address(Family::V6) => tuple.address([0; 16].into()),
+            weft_net::nft::Type::Address(Family::V6) | weft_net::nft::Type::NdTarget => {
+                tuple.address([0; 16].into())
+            }
             weft_net::nft::Type::Mac => tuple.mac([2, 0, 0, 0, 0, 1].into()),
             weft_net::nft::Type::Protocol => tuple.protocol(6),
             weft_net::nft::Type::Port => tuple.port(80),

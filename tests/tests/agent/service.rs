@@ -124,8 +124,16 @@ fn systemd_is_told() {
     let agent = node.start(command);
     let next = || {
         let mut buffer = [0; 4096];
-        let length = socket.recv(&mut buffer).expect("the agent tells something");
-        String::from_utf8_lossy(&buffer[..length]).into_owned()
+        loop {
+            match socket.recv(&mut buffer) {
+                // A signal of this process, like that of a child of another test.
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                told => {
+                    let length = told.expect("the agent tells something");
+                    return String::from_utf8_lossy(&buffer[..length]).into_owned();
+                }
+            }
+        }
     };
     let until = |wanted: &str, never: &str| {
         for _ in 0..200 {

@@ -92,6 +92,8 @@ pub enum Load {
     Protocol,
     /// `meta l4proto`: the protocol, behind IPv6's extension headers.
     L4Protocol,
+    /// `ether type`: of the frame itself, a VLAN tag's where it has one.
+    EtherType,
     /// `ether saddr`
     MacSource,
     /// `ether daddr`
@@ -122,6 +124,7 @@ impl Load {
         Some(match self {
             Self::Iifname | Self::Protocol | Self::L4Protocol => return None,
             Self::MacDestination => (Base::Link, 0),
+            Self::EtherType => (Base::Link, 12),
             Self::MacSource => (Base::Link, 6),
             Self::Source(Family::V4) | Self::SourceBlock => (Base::Network, 12),
             Self::Destination(Family::V4) | Self::DestinationBlock => (Base::Network, 16),
@@ -138,7 +141,7 @@ impl Load {
     fn len(self) -> usize {
         match self {
             Self::L4Protocol | Self::SourceBlock | Self::DestinationBlock | Self::IcmpType => 1,
-            Self::Protocol | Self::SourcePort | Self::DestinationPort => 2,
+            Self::Protocol | Self::EtherType | Self::SourcePort | Self::DestinationPort => 2,
             Self::Source(Family::V4) | Self::Destination(Family::V4) | Self::ArpSender => 4,
             Self::MacSource | Self::MacDestination | Self::ArpSenderMac => 6,
             Self::Iifname | Self::Source(Family::V6) | Self::Destination(Family::V6) | Self::NdTarget => 16,

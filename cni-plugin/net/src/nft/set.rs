@@ -29,6 +29,18 @@ const NFT_SET_CONCAT: u32 = 0x80;
 
 /// `NFTNL_UDATA_SET_DATABYTEORDER` of libnftnl's udata.h.
 const SET_DATABYTEORDER: u8 = 1;
+/// `NFTNL_UDATA_SET_KEY_TYPEOF` of libnftnl's udata.h.
+const SET_KEY_TYPEOF: u8 = 3;
+/// What nft writes for `typeof iifname . @th,64,128`: a concatenation of a meta and a payload expression, by the numbers of
+/// its own expression.h. Without it nft prints a set that it does not read again.
+#[rustfmt::skip]
+const TYPEOF_IFNAME_ND_TARGET: [u8; 64] = [
+    0, 4, 13, 0, 0, 0,
+    1, 56,
+        0, 14, 0, 4, 9, 0, 0, 0, 1, 6, 0, 4, 6, 0, 0, 0,
+        1, 38, 0, 4, 7, 0, 0, 0, 1, 30,
+            0, 4, 0, 0, 0, 0, 1, 4, 0, 0, 0, 0, 2, 4, 3, 0, 0, 0, 3, 4, 64, 0, 0, 0, 4, 4, 128, 0, 0, 0,
+];
 /// `BYTEORDER_HOST_ENDIAN` of nft's datatype.h.
 const HOST_ENDIAN: u32 = 1;
 /// `TYPE_BITS` of nft's datatype.h: how far the types of a concatenation are from each other.
@@ -44,6 +56,9 @@ pub enum Type {
     Protocol,
     Port,
     Ifname,
+    /// The target of a neighbour solicitation or advertisement, which has no type of its own: 16 bytes at offset 8 of
+    /// ICMPv6. Behind an ifname only.
+    NdTarget,
 }
 
 impl Type {
@@ -56,6 +71,8 @@ impl Type {
             Self::Protocol => 12,
             Self::Port => 13,
             Self::Ifname => 41,
+            // "integer"
+            Self::NdTarget => 4,
         }
     }
 
@@ -63,7 +80,7 @@ impl Type {
     pub(super) fn len(self) -> usize {
         match self {
             Self::Address(Family::V4) => 4,
-            Self::Address(Family::V6) | Self::Ifname => 16,
+            Self::Address(Family::V6) | Self::Ifname | Self::NdTarget => 16,
             Self::Mac => 6,
             Self::Protocol => 1,
             Self::Port => 2,
@@ -115,6 +132,9 @@ impl Change {
             number(NFTA_SET_ID, 1),
         ];
         let mut notes = user_data(SET_KEYBYTEORDER, &byte_order(set.key).to_ne_bytes());
+        if set.key == [Type::Ifname, Type::NdTarget] {
+            notes.extend(user_data(SET_KEY_TYPEOF, &TYPEOF_IFNAME_ND_TARGET));
+        }
         if !set.data.is_empty() {
             attributes.push(number(NFTA_SET_DATA_TYPE, type_of(set.data)));
             attributes.push(number(NFTA_SET_DATA_LEN, len_of(set.data)));
