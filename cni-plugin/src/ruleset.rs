@@ -28,9 +28,6 @@ pub use check::check;
 pub use group::{Chain, Group, is_whole, rehearse, undo};
 use group::{build, explain, is_intact};
 
-/// How many elements of other attachments are put back by one batch.
-const AT_ONCE: usize = 512;
-
 /// All groups.
 pub static GROUPS: [&Group; 4] =
     [&hostport::GROUP, &isolation::GROUP, &isolation::BRIDGE_GROUP, &guard::GROUP];
@@ -77,9 +74,9 @@ impl Elements {
     }
 }
 
-/// Makes sure that the groups which these elements need are there, as Weft makes them. A group that was lost or
-/// altered is made anew, and gets back the elements of all attachments, which `others` tells. Those that were not there
-/// are added to `made`, also when a later one fails.
+/// Makes sure that the groups which these elements need are there, as Weft makes them. When one was lost or altered, whoever
+/// did that may have done it to all: those that other attachments need are looked at too, and get back the elements that
+/// `others` tells. Groups that were not there and nobody else needs are added to `made`, also when a later one fails.
 ///
 /// # Errors
 /// What the kernel refused; the explanation names the object.
@@ -89,27 +86,63 @@ pub fn ensure(
     made: &mut Vec<&'static Group>,
     others: &mut dyn FnMut() -> Vec<Elements>,
 ) -> NlResult<()> {
-    let mut lost = Vec::new();
-    let ensured = elements.groups().into_iter().try_for_each(|group| {
-        let was_there = retry(|| {
-            if is_intact(nft, group)? {
-                return Ok(None);
-            }
-            build(nft, group).map(Some)
-        })
-        .map_err(|error| explain(group, error))?;
-        if let Some(was_there) = was_there {
-            lost.push(group);
-            if !was_there {
-                made.push(group);
-            }
-        }
-        Ok(())
-    });
-    if !lost.is_empty() {
-        restore(nft, &lost, others());
+    let mut intact = true;
+    for group in elements.groups() {
+        intact &= retry(|| is_intact(nft, group))?;
     }
-    ensured
+    if intact {
+        return Ok(());
+    }
+    let others = others();
+    for group in GROUPS {
+        let of_others = of_group(group, &others);
+        if of_others.is_empty() && !elements.groups().contains(&group) {
+            continue;
+        }
+        if let Some(was_there) = remake(nft, group, &of_others).map_err(|error| explain(group, error))?
+            && !was_there
+            && of_others.is_empty()
+        {
+            made.push(group);
+        }
+    }
+    Ok(())
+}
+
+/// Makes a group that is not intact, together with elements, so that it is never seen without them. Whether anything of it
+/// was there; `None` where it is intact.
+fn remake(nft: &mut Nft, group: &Group, elements: &[Element]) -> NlResult<Option<bool>> {
+    let whole = retry(|| match is_intact(nft, group)? {
+        true => Ok(None),
+        false => build(nft, group, elements).map(Some),
+    });
+    match whole {
+        Err(error) if !elements.is_empty() => {
+            // One that cannot be put back must not keep out the others.
+            log::warn!("putting elements back one by one: {error}");
+            let made = retry(|| match is_intact(nft, group)? {
+                true => Ok(None),
+                false => build(nft, group, &[]).map(Some),
+            })?;
+            one_by_one(nft, elements);
+            Ok(made)
+        }
+        other => other,
+    }
+}
+
+/// What attachments have in a group, everything once.
+fn of_group(group: &Group, all: &[Elements]) -> Vec<Element> {
+    let mut networks = BTreeSet::new();
+    let mut found: Vec<Element> = Vec::new();
+    for elements in all {
+        let mark = elements.network.first().map(|first| first.comment.as_str());
+        let is_new = mark.is_some_and(|mark| networks.insert(mark));
+        let network = elements.network.iter().filter(|_| is_new);
+        let within = |element: &&Element| group.sets.contains(&element.set);
+        found.extend(elements.own.iter().chain(&elements.shared).chain(network).filter(within).cloned());
+    }
+    found
 }
 
 /// Adds an attachment's elements in one batch. An element that somebody else has is taken only from an
@@ -233,32 +266,6 @@ fn owner(key: &AttachmentKey) -> String {
 
 fn is_hash(text: &str) -> bool {
     text.len() == crate::key::HASH_LEN && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
-}
-
-/// Gives groups back the elements that attachments have in them.
-fn restore(nft: &mut Nft, groups: &[&Group], others: Vec<Elements>) {
-    let mut told = BTreeSet::new();
-    for elements in &others {
-        if let Some(first) = elements.network.first()
-            && told.insert(first.comment.clone())
-            && let Err(error) = network::ensure(nft, &elements.network)
-        {
-            log::warn!("cannot put back what is {}'s: {error}", first.comment);
-        }
-    }
-    let all = others.into_iter().flat_map(|elements| elements.own.into_iter().chain(elements.shared));
-    let lost: Vec<Element> =
-        all.filter(|element| groups.iter().any(|group| group.sets.contains(&element.set))).collect();
-    for some in lost.chunks(AT_ONCE) {
-        match nft.batch(Change::for_elements(some, Change::ensure_elements)) {
-            Ok(()) => {}
-            // One that cannot be put back must not keep out the others.
-            Err(error) => {
-                log::warn!("putting elements back one by one: {error}");
-                one_by_one(nft, some);
-            }
-        }
-    }
 }
 
 fn one_by_one(nft: &mut Nft, elements: &[Element]) {

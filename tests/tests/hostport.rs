@@ -238,8 +238,10 @@ fn nothing_is_left_and_what_is_flushed_comes_back() {
     check.clone().run().done();
     command("nft flush ruleset");
     check.clone().run().error_code(105).assert_names(&["hostport"]);
-    with(&network, &[mapping(8081, 80)]).add(&second);
+    // One without ports puts back everybody's.
+    network.add(&third);
     check.clone().run().done();
+    with(&network, &[mapping(8081, 80)]).add(&second);
     let mirror = Mirror::on(&first, 80);
     assert!(mirror.seen(&outside, (addr(Outside::HOST[0]), 8080)).is_some(), "the next ADD restored it");
     // One element altered by hand.

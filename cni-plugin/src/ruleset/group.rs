@@ -3,7 +3,7 @@
 use std::fmt;
 
 use nix::errno::Errno;
-use weft_net::nft::{ChainKind, Change, Nft, Rule, Set, Table, retry};
+use weft_net::nft::{ChainKind, Change, Element, Nft, Rule, Set, Table, retry};
 use weft_net::{NetError, NlResult};
 
 use super::GROUPS;
@@ -39,13 +39,36 @@ impl fmt::Debug for Group {
     }
 }
 
-/// Whether all groups are there, as Weft makes them.
+/// Whether no group is damaged. One that is not there at all was never needed as long as another one of its table is
+/// whole: who puts back one puts back all.
 ///
 /// # Errors
 /// What the kernel says to the query.
 pub fn is_whole(nft: &mut Nft) -> NlResult<bool> {
-    for group in GROUPS {
-        if !is_intact(nft, group)? {
+    for table in [Table::Inet, Table::Bridge] {
+        let mut intact = false;
+        for group in GROUPS.iter().filter(|group| group.table == table) {
+            if is_intact(nft, group)? {
+                intact = true;
+            } else if !is_absent(nft, group)? {
+                return Ok(false);
+            }
+        }
+        if !intact {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn is_absent(nft: &mut Nft, group: &Group) -> NlResult<bool> {
+    for chain in group.chains {
+        if nft.has_chain(group.table, chain.name)? {
+            return Ok(false);
+        }
+    }
+    for set in group.sets {
+        if nft.has_set(set)?.is_some() {
             return Ok(false);
         }
     }
@@ -73,9 +96,10 @@ pub fn rehearse(nft: &mut Nft, groups: &[&Group]) -> NlResult<()> {
     Ok(())
 }
 
-/// Makes a group. Whether anything of it was there.
-pub(super) fn build(nft: &mut Nft, group: &Group) -> NlResult<bool> {
-    let (changes, was_there) = blueprint(nft, group)?;
+/// Makes a group with elements. Whether anything of it was there.
+pub(super) fn build(nft: &mut Nft, group: &Group, elements: &[Element]) -> NlResult<bool> {
+    let (mut changes, was_there) = blueprint(nft, group)?;
+    changes.extend(Change::for_elements(elements, Change::ensure_elements));
     nft.batch(changes)?;
     Ok(was_there)
 }
