@@ -146,8 +146,8 @@ fn systemd_is_told() {
         panic!("{wanted} was not told");
     };
     // Without a configuration in etcd it lives, but is not ready, and says why.
-    until("WATCHDOG=1", "READY=1");
     until("STATUS=pods: no subnet", "READY=1");
+    until("WATCHDOG=1", "READY=1");
     etcd.put("/coreos.com/network/config", CONFIG);
     until("STATUS=pods: subnet 10.", "STOPPING=1");
     until("READY=1", "STOPPING=1");
