@@ -6,13 +6,13 @@
 mod cri;
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use cri::Kubelet;
 use serde_json::Value;
 use weft_tests::runtime::{Containerd, Machine, Podman};
-use weft_tests::{CniTool, Etcd, Host, Pod, World, ips};
+use weft_tests::{CniTool, Etcd, Host, Mirror, Pod, World, ips};
 
 /// One echo request that must be answered.
 const PING: [&str; 5] = ["ping", "-c", "1", "-W", "3"];
@@ -21,8 +21,24 @@ fn conf() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../conf"))
 }
 
-/// Every sample works as it is: two containers reach each other, but for the one without a network, and are gone without
-/// a trace. The first attachments make what a network and a namespace keep (bridge, rules, `lo` up): one compares after them.
+/// Two containers reach their gateways; the second one serves, the host gets there, and the first one does not.
+#[track_caller]
+fn assert_kept_apart(host: &Host, (a, of_a): (&Pod, &Value), (b, of_b): (&Pod, &Value)) {
+    const PORT: u16 = 80;
+    for ip in of_a["ips"].as_array().expect("addresses") {
+        let gateway: IpAddr = ip["gateway"].as_str().and_then(|text| text.parse().ok()).expect("a gateway");
+        a.assert_reaches(gateway);
+        b.assert_reaches(gateway);
+    }
+    let server = Mirror::on(b, PORT);
+    for address in ips(of_b) {
+        assert!(server.seen(host.netns(), (address, PORT)).is_some(), "the host does not reach {address}");
+        assert!(server.is_closed_to(a, (address, PORT)), "icc is false, and there is a way to {address}");
+    }
+}
+
+/// Every sample works as it is: two containers reach each other, unless it keeps them apart or has no network, and are gone
+/// without a trace. The first attachments make what a network and a namespace keep (bridge, rules, `lo` up): one compares after them.
 #[test]
 fn cnitool_attaches_checks_and_detaches_with_every_sample() {
     let mut samples = 0;
@@ -46,9 +62,13 @@ fn cnitool_attaches_checks_and_detaches_with_every_sample() {
         let before = World::of(&host, &[&a, &b]);
 
         let (result_of_a, result_of_b) = (cnitool.add(network, &a), cnitool.add(network, &b));
-        for (of_a, of_b) in ips(&result_of_a).into_iter().zip(ips(&result_of_b)) {
-            a.assert_reaches(of_b);
-            b.assert_reaches(of_a);
+        if conflist["plugins"][0]["icc"] == false {
+            assert_kept_apart(&host, (&a, &result_of_a), (&b, &result_of_b));
+        } else {
+            for (of_a, of_b) in ips(&result_of_a).into_iter().zip(ips(&result_of_b)) {
+                a.assert_reaches(of_b);
+                b.assert_reaches(of_a);
+            }
         }
         for pod in [&a, &b] {
             cnitool.run("check", network, pod);
