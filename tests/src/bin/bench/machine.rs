@@ -109,6 +109,11 @@ impl Container {
         (0..count).map(new).collect()
     }
 
+    /// Does something in this container.
+    pub(crate) fn inside<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.netns.inside(work)
+    }
+
     /// The value for `CNI_NETNS`.
     pub(crate) fn path(&self) -> PathBuf {
         self.netns.path()

@@ -1,5 +1,6 @@
 //! The plugins that are compared, their configuration and their calls.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
 
@@ -25,6 +26,34 @@ pub(crate) struct Shape {
     /// A host port for each container; the reference plugins do it by this backend.
     pub(crate) port: Option<Backend>,
     pub(crate) dual_stack: bool,
+    /// What only Weft has.
+    pub(crate) features: Features,
+}
+
+/// How much of what a network can have besides containers' addresses.
+#[derive(Clone, Copy, Default)]
+pub(crate) enum Features {
+    /// What is on where a configuration says nothing.
+    #[default]
+    Usual,
+    /// Limits in both directions, containers kept apart.
+    All,
+    /// Not even networks are closed to each other.
+    None,
+}
+
+impl Features {
+    fn configure(self, conf: &mut Value) {
+        match self {
+            Self::Usual => {}
+            Self::All => {
+                conf["icc"] = json!(false);
+                conf["ingressRate"] = json!(1_000_000_000);
+                conf["egressRate"] = json!(1_000_000_000);
+            }
+            Self::None => conf["isolation"] = json!("none"),
+        }
+    }
 }
 
 /// Which plugins.
@@ -67,6 +96,7 @@ impl<'a> Network<'a> {
             "ipMasq": shape.masquerade.is_some(),
             "ipam": { "type": ipam, "ranges": ranges, "dataDir": host.state() },
         });
+        shape.features.configure(&mut conf);
         match (suite, shape.masquerade) {
             (Suite::Weft, _) => conf["stateDir"] = json!(host.state()),
             (Suite::Reference, Some(Backend::Iptables)) => conf["ipMasqBackend"] = json!("iptables"),
@@ -142,6 +172,12 @@ pub(crate) struct Attached<'n, 'a> {
 }
 
 impl Attached<'_, '_> {
+    /// The container's first address.
+    pub(crate) fn address(&self) -> IpAddr {
+        let text = self.result["ips"][0]["address"].as_str().expect("an address");
+        text.split('/').next().and_then(|text| text.parse().ok()).expect("an address with its prefix length")
+    }
+
     /// Detaches the container, giving the plugin the result of its ADD as runtimes do.
     pub(crate) fn del(self) -> Cost {
         let Self { network, container, .. } = self;

@@ -29,6 +29,8 @@ pub(crate) struct Row {
 pub(crate) enum Target {
     /// Of the ratio.
     Ratio(f64),
+    /// Of the ratio, where more is better.
+    AtLeast(f64),
     /// Of Weft's own value.
     Value(f64),
     /// Of what Weft's value has more than the other.
@@ -46,6 +48,7 @@ impl Row {
         let row = Self::without_target(what, peer, unit, pairs);
         let met = match target {
             Target::Ratio(limit) => row.ratio.median <= limit,
+            Target::AtLeast(limit) => row.ratio.median >= limit,
             Target::Value(limit) => row.weft.median <= limit,
             Target::More(limit) => Spread::of(pairs.iter().map(|pair| pair.0 - pair.1)).median <= limit,
         };
@@ -72,6 +75,7 @@ impl Row {
         };
         let asked = self.target.map(|target| match target {
             Target::Ratio(limit) => format!("≤ {limit}"),
+            Target::AtLeast(limit) => format!("≥ {limit}"),
             Target::Value(limit) => format!("≤ {limit} {}", self.unit),
             Target::More(limit) => format!("≤ + {limit} {}", self.unit),
         });

@@ -1,5 +1,6 @@
 //! What is compared with what, and the targets.
 
+mod everything;
 mod ports;
 
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::time::Instant;
 
 use crate::machine::{Container, Host, ip};
 use crate::overlay::overlay;
-use crate::plugin::{Attached, Backend, Network, Shape, Suite};
+use crate::plugin::{Attached, Backend, Features, Network, Shape, Suite};
 use crate::process::{self, Cost};
 use crate::report::{Row, Target};
 use crate::stats::{Pairs, in_turn, interleave};
@@ -28,11 +29,13 @@ const MANY: usize = 1000;
 pub(crate) type Part = (&'static str, fn(&Peers) -> Vec<Row>);
 
 /// In this order: what leaves namespaces behind for the kernel to clear away comes last.
-pub(crate) const PARTS: [Part; 8] = [
+pub(crate) const PARTS: [Part; 10] = [
     ("plain", plain),
     ("floor", floor),
     ("masq", masquerade),
     ("memory", memory),
+    ("everything", everything::everything),
+    ("traffic", everything::traffic),
     ("ports", ports::ports),
     ("burst", burst),
     ("overlay", overlay),
