@@ -36,9 +36,9 @@ pub(crate) enum Features {
     /// What is on where a configuration says nothing.
     #[default]
     Usual,
-    /// Limits in both directions, containers kept apart.
+    /// Limits in both directions, containers kept apart, the guard.
     All,
-    /// Not even networks are closed to each other.
+    /// No guard, and networks are open to each other.
     None,
 }
 
@@ -51,7 +51,10 @@ impl Features {
                 conf["ingressRate"] = json!(1_000_000_000);
                 conf["egressRate"] = json!(1_000_000_000);
             }
-            Self::None => conf["isolation"] = json!("none"),
+            Self::None => {
+                conf["isolation"] = json!("none");
+                conf["guard"] = json!(false);
+            }
         }
     }
 }
