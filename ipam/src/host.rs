@@ -12,8 +12,8 @@ use weft_state::Lock;
 use weft_state::lease::{HostLease, Peers, Taken, agent_lives, data_dir, lease_files};
 
 use crate::etcd_conf::EtcdConf;
-use crate::lease::{self, Lease};
-use crate::registry::{Registry, in_event_loop};
+use crate::lease::{self, Keeper, Lease};
+use crate::registry::{Registry, Snapshot, in_event_loop};
 use crate::store;
 use crate::underlay::Found;
 
@@ -105,7 +105,8 @@ impl<'c> Host<'c> {
         let unused = self.is_unused();
         let attempt = async || {
             let mut registry = Registry::new(&self.etcd)?;
-            let lease = lease::acquire(&mut registry, &self.etcd, before.as_ref(), unused).await?;
+            let lease =
+                lease::acquire(&mut registry, &self.etcd, before.as_ref(), unused, Keeper::Plugin).await?;
             Ok::<_, Error>((lease, registry.hosts().await?))
         };
         let (lease, hosts) = in_event_loop(async {
@@ -139,46 +140,57 @@ impl<'c> Host<'c> {
         self.data_dir.join(self.network.as_str()).join("tried")
     }
 
-    /// Looks at the other hosts, and renews the lease when half of its time is over. What etcd fails to say is left
-    /// for the next ADD.
+    /// Looks at the network, and renews the lease when half of its time is over. What etcd fails to say is left for the
+    /// next ADD.
     ///
     /// # Errors
-    /// [`Code::Conflict`] when another host has the subnet.
+    /// [`Code::Conflict`] when another host has the subnet or the public address.
     fn refresh(&self, lease: HostLease) -> Result<HostLease, Error> {
         let tried = self.tried();
         if let Err(error) = fs::write(&tried, b"") {
             log::warn!("write {}: {error}", tried.display());
         }
+        let late = |_elapsed| {
+            let msg = format!("look at the network: etcd gave no answer within {PATIENCE:?}");
+            Err(Error::new(Code::TryAgain, msg))
+        };
         let news = in_event_loop(async {
-            let look = async {
-                let mut registry = Registry::new(&self.etcd)?;
-                let hosts = registry.hosts().await?;
-                let renewed = if hosts.records.get(&lease.key) != Some(&lease.value) {
-                    None
-                } else if is_half_over(&lease) {
-                    lease::keep(&mut registry, &lease).await?
-                } else {
-                    Some(lease.clone())
-                };
-                let lease = match renewed {
-                    Some(lease) => Lease::Held(lease),
-                    None => lease::acquire(&mut registry, &self.etcd, Some(&lease), self.is_unused()).await?,
-                };
-                Ok((lease, hosts))
-            };
-            let late = |_elapsed| {
-                let msg = format!("look at the other hosts: etcd gave no answer within {PATIENCE:?}");
-                Err(Error::new(Code::TryAgain, msg))
-            };
-            tokio::time::timeout(PATIENCE, look).await.unwrap_or_else(late)
+            tokio::time::timeout(PATIENCE, self.look(&lease)).await.unwrap_or_else(late)
         });
         match news {
+            Ok((Lease::Refused(error), _)) => {
+                // The next ADD is told the same, unless somebody has done something by then.
+                if let Err(error) = fs::remove_file(&tried) {
+                    log::warn!("remove {}: {error}", tried.display());
+                }
+                Err(error)
+            }
             Ok((news, hosts)) => self.put_on_file(news, &hosts),
             Err(error) => {
                 log::warn!("network {}: {}; going on with what is known", self.network, error.msg);
                 Ok(lease)
             }
         }
+    }
+
+    /// What is this host's, by etcd: as it was, unless its record or its address are not.
+    async fn look(&self, lease: &HostLease) -> Result<(Lease, Peers), Error> {
+        let mut registry = Registry::new(&self.etcd)?;
+        let Snapshot { hosts, held, .. } = registry.snapshot(&lease::published(lease)).await?;
+        let is_ours = hosts.records.get(&lease.key) == Some(&lease.value) && lease::holds(lease, &held);
+        let kept = if !is_ours {
+            None
+        } else if is_half_over(lease) {
+            lease::keep(&mut registry, lease).await?
+        } else {
+            Some(lease.clone())
+        };
+        if let Some(kept) = kept {
+            return Ok((Lease::Held(kept), hosts));
+        }
+        let unused = self.is_unused();
+        let taken = lease::acquire(&mut registry, &self.etcd, Some(lease), unused, Keeper::Plugin).await?;
+        Ok((taken, hosts))
     }
 
     fn put_on_file(&self, lease: Lease, hosts: &Peers) -> Result<HostLease, Error> {
@@ -194,6 +206,7 @@ impl<'c> Host<'c> {
                 taken.write(&self.data_dir, self.network)?;
                 Err(cut_off(Code::Conflict, &taken))
             }
+            Lease::Refused(error) => Err(error),
         }
     }
 
@@ -204,8 +217,7 @@ impl<'c> Host<'c> {
     pub(crate) fn status(&self) -> Result<Option<HostLease>, Error> {
         let Some(lease) = self.on_file()? else {
             let look = async {
-                let mut registry = Registry::new(&self.etcd)?;
-                lease::parse_config(&self.etcd.prefix, &registry.config().await?).map(drop)
+                lease::rehearse(&mut Registry::new(&self.etcd)?, &self.etcd, self.is_unused()).await
             };
             in_event_loop(look).map_err(|error| Error { code: Code::NotAvailable, ..error })?;
             return Ok(None);

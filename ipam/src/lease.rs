@@ -4,6 +4,7 @@
 //! two subnets, and two hosts may put different keys that share one: whoever put later notices and gives way
 //! ([`Search::is_alone`]). flanneld does not (v0.28), which is why Weft gives way to it, too.
 
+mod holder;
 mod place;
 
 use std::net::IpAddr;
@@ -14,8 +15,10 @@ use ipnetwork::IpNetwork;
 use weft_state::lease::{HostLease, since_1970};
 
 use crate::etcd_conf::EtcdConf;
-use crate::registry::{Attempt, Registry, Snapshot, put_line};
+use crate::registry::{Attempt, Claim, Held, Record, Registry, Snapshot, put_line};
 use crate::underlay::Found;
+use holder::Holder;
+pub use holder::Keeper;
 use place::{Place, free};
 
 /// How often others may be faster, one after the other, until it is an error.
@@ -30,30 +33,73 @@ pub enum Lease {
         key: String,
         owner: String,
     },
+    /// There is none until a person has done something: another live host has this one's public address
+    /// ([`Code::Conflict`]), or the network does not have the subnet any more in which containers live
+    /// ([`Code::InvalidConfig`]).
+    Refused(Error),
 }
 
 /// Takes the subnet that etcd has for this host, else that of `before`, else a free one. `unused` says that no
-/// container of this host has an address of it, so that another one will do.
+/// container of this host has an address of it, so that another one will do; `keeper` renews it from then on.
 ///
 /// # Errors
-/// [`Code::TryAgain`] without etcd; [`Code::InvalidConfig`] when the network's configuration is missing or wrong, or
-/// does not fit what this host's containers have; [`Code::Conflict`] when another host has this one's public address;
+/// [`Code::TryAgain`] without etcd; [`Code::InvalidConfig`] when the network's configuration is missing or wrong;
 /// [`Code::Exhausted`] when no subnet is free.
 pub async fn acquire(
     registry: &mut Registry,
     conf: &EtcdConf,
     before: Option<&HostLease>,
     unused: bool,
+    keeper: Keeper,
 ) -> Result<Lease, Error> {
     let before = before.filter(|lease| lease.prefix == conf.prefix);
     for _ in 0..ATTEMPTS {
-        let snapshot = registry.snapshot().await?;
-        let search = Search::new(conf, &snapshot, before, unused)?;
+        let snapshot = registry.snapshot(&publics(conf)).await?;
+        let search = Search::new(conf, &snapshot, before, unused, keeper)?;
         if let Some(lease) = search.once(registry, &snapshot).await? {
             return Ok(lease);
         }
     }
     Err(Error::new(Code::TryAgain, "take a subnet: others were faster a thousand times: try again"))
+}
+
+/// Whether [`acquire`] would find a subnet for a host that has none, without taking it.
+///
+/// # Errors
+/// As [`acquire`], and why it would be refused.
+pub async fn rehearse(registry: &mut Registry, conf: &EtcdConf, unused: bool) -> Result<(), Error> {
+    let snapshot = registry.snapshot(&publics(conf)).await?;
+    let search = Search::new(conf, &snapshot, None, unused, Keeper::Plugin)?;
+    if let Some(rival) = search.rival(registry, &snapshot).await?
+        && let Lease::Refused(error) = search.yields(&rival)
+    {
+        return Err(error);
+    }
+    match search.place(&snapshot) {
+        Place::Refused(error) => Err(error),
+        Place::Anywhere => {
+            let keys: Vec<String> = snapshot.hosts.records.keys().cloned().collect();
+            free(&search.config, &keys).map(drop)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether nobody else has come to this host's addresses since it put itself there.
+///
+/// # Errors
+/// [`Code::TryAgain`].
+pub async fn is_undisputed(registry: &mut Registry, lease: &HostLease) -> Result<bool, Error> {
+    Ok(holds(lease, &registry.holders(&published(lease)).await?))
+}
+
+/// The same, by what stands at the keys of its addresses.
+pub(crate) fn holds(lease: &HostLease, held: &[(IpAddr, Option<Held>)]) -> bool {
+    held.iter().all(|(_, held)| match held {
+        Some(held) => held.value == lease.holder,
+        // A record that never ends goes without.
+        None => lease.lease_id == 0,
+    })
 }
 
 /// Renews it; `None` when it is gone.
@@ -65,12 +111,36 @@ pub async fn keep(registry: &mut Registry, lease: &HostLease) -> Result<Option<H
     Ok(there.then(|| HostLease { renewed: since_1970().as_secs(), ..lease.clone() }))
 }
 
-/// Gives it up: the record goes, if it is still this host's, and the lease ends.
+/// Gives it up: the record goes, if it is still this host's, with the host's addresses, and the lease ends. `false`
+/// when another host has these addresses now, whose record may be byte for byte the same: then nothing is touched.
 ///
 /// # Errors
-/// [`Code::TryAgain`].
-pub async fn release(registry: &mut Registry, lease: &HostLease) -> Result<(), Error> {
-    registry.remove(&lease.key, &lease.value, lease.lease_id).await
+/// [`Code::TryAgain`]; [`Code::Io`] when this host cannot tell who it is.
+pub async fn release(registry: &mut Registry, lease: &HostLease) -> Result<bool, Error> {
+    let me = Holder::here(Some(lease), lease.local.first().copied(), Keeper::Plugin)?;
+    let is_others = |held: &Held| Holder::parse(&held.value).is_some_and(|holder| !me.is(&holder));
+    for _ in 0..ATTEMPTS {
+        let claim = Claim { addresses: registry.holders(&published(lease)).await?, value: String::new() };
+        if claim.addresses.iter().any(|(_, held)| held.as_ref().is_some_and(is_others)) {
+            return Ok(false);
+        }
+        if registry.release(&lease.key, &lease.value, lease.lease_id, &claim).await? {
+            return Ok(true);
+        }
+    }
+    Err(Error::new(Code::TryAgain, "give up a subnet: others were faster a thousand times: try again"))
+}
+
+/// The addresses that this host would publish, in the families in which it has one.
+fn publics(conf: &EtcdConf) -> Vec<IpAddr> {
+    let of_family = |v4| conf.underlay.find(v4).ok().map(|found| found.public);
+    [true, false].into_iter().filter_map(of_family).collect()
+}
+
+/// The addresses that a host's record publishes.
+pub(crate) fn published(lease: &HostLease) -> Vec<IpAddr> {
+    let record = HostRecord::parse(&lease.key, &lease.value);
+    record.iter().flat_map(HostRecord::segments).map(|segment| segment.public).collect()
 }
 
 /// A network's configuration, as it stands in etcd.
@@ -102,6 +172,9 @@ struct Search<'a> {
     unused: bool,
     /// This host's addresses, in the order of the pools.
     addresses: Vec<Found>,
+    me: Holder,
+    /// What stands at the addresses' keys.
+    held: Vec<(IpAddr, Option<Held>)>,
 }
 
 impl<'a> Search<'a> {
@@ -110,22 +183,31 @@ impl<'a> Search<'a> {
         snapshot: &'a Snapshot,
         before: Option<&'a HostLease>,
         unused: bool,
+        keeper: Keeper,
     ) -> Result<Self, Error> {
         let config = parse_config(&conf.prefix, &snapshot.config)?;
         let of_family = |pool: &flannel_records::Pool| conf.underlay.find(pool.network().is_ipv4());
-        let addresses = config.pools().iter().map(of_family).collect::<Result<_, Error>>()?;
-        Ok(Self { conf, config, text: &snapshot.config, before, unused, addresses })
+        let addresses = config.pools().iter().map(of_family).collect::<Result<Vec<Found>, Error>>()?;
+        let me = Holder::here(before, addresses.first().map(|found| found.local), keeper)?;
+        let read = |public| snapshot.held.iter().find(|(address, _)| *address == public);
+        let held = |found: &Found| (found.public, read(found.public).and_then(|(_, held)| held.clone()));
+        let held = addresses.iter().map(held).collect();
+        Ok(Self { conf, config, text: &snapshot.config, before, unused, addresses, me, held })
     }
 
     /// One attempt; `None` when others changed something meanwhile.
     async fn once(&self, registry: &mut Registry, snapshot: &Snapshot) -> Result<Option<Lease>, Error> {
-        match self.place(snapshot)? {
+        if let Some(rival) = self.rival(registry, snapshot).await? {
+            return Ok(Some(self.yields(&rival)));
+        }
+        match self.place(snapshot) {
             Place::Mine { key, value } => self.keep(registry, snapshot, key, value).await,
             Place::Misfit { key, value } => {
-                registry.remove(key, value, 0).await?;
+                registry.remove(key, value).await?;
                 Ok(None)
             }
             Place::Taken { key, owner } => Ok(Some(Lease::Taken { key, owner })),
+            Place::Refused(error) => Ok(Some(Lease::Refused(error))),
             Place::Before(subnets) => match self.take(registry, &subnets).await? {
                 Take::Held(lease) => Ok(Some(lease)),
                 Take::Lost(_) | Take::Again => Ok(None),
@@ -148,10 +230,15 @@ impl<'a> Search<'a> {
         }
         let subnets = flannel_records::parse_key(key).unwrap_or_default();
         let value = self.record(&subnets)?.value();
-        if value != found && !matches!(registry.replace(key, found, &value, lease_id).await?, Attempt::Done) {
-            return Ok(None);
+        let record = Record { key, value: &value, lease: lease_id };
+        match registry.replace(found, &record, &self.claim(key)).await? {
+            Attempt::Done => Ok(Some(self.held(key.to_owned(), value, lease_id))),
+            Attempt::Lost(_) | Attempt::Unsure => Ok(None),
         }
-        Ok(Some(self.held(key.to_owned(), value, lease_id)))
+    }
+
+    fn claim(&self, key: &str) -> Claim {
+        Claim { addresses: self.held.clone(), value: self.me.value(key) }
     }
 
     /// Puts a record for subnets that looked free.
@@ -162,16 +249,20 @@ impl<'a> Search<'a> {
         registry.lease(lease_id, self.conf.ttl).await?;
         // A key begins with its IPv4 subnet, if it has one: no other key may, whatever follows in it.
         let taken_if = if subnets[0].is_ipv4() { key.split('&').next().unwrap_or(&key) } else { &key };
-        match registry.take(&key, &value, lease_id, taken_if).await? {
+        let record = Record { key: &key, value: &value, lease: lease_id };
+        match registry.take(&record, taken_if, &self.claim(&key)).await? {
             Attempt::Done if subnets.iter().all(IpNetwork::is_ipv4) => {}
             Attempt::Done => {
                 if !Self::is_alone(registry, &key).await? {
-                    registry.remove(&key, &value, 0).await?;
+                    registry.remove(&key, &value).await?;
                     return Ok(Take::Again);
                 }
             }
-            Attempt::Lost(keys) => return Ok(Take::Lost(keys)),
-            Attempt::Unsure => return Ok(Take::Again),
+            Attempt::Lost(keys) if keys.iter().any(|other| other.starts_with(taken_if)) => {
+                return Ok(Take::Lost(keys));
+            }
+            // Not the subnet, but the address: another host came to it.
+            Attempt::Lost(_) | Attempt::Unsure => return Ok(Take::Again),
         }
         Ok(Take::Held(self.held(key, value, lease_id)))
     }
@@ -206,6 +297,7 @@ impl<'a> Search<'a> {
         Lease::Held(HostLease {
             prefix: self.conf.prefix.clone(),
             config: self.text.to_owned(),
+            holder: if lease_id == 0 { String::new() } else { self.me.value(&key) },
             key,
             value,
             lease_id,

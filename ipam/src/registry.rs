@@ -1,21 +1,28 @@
 //! etcd, as far as a network is in it: calls with time limits that go on at the next endpoint. No policy.
 
+mod claim;
 mod failure;
+mod own;
 mod watch;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use cni_protocol::{Code, Error};
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, GetResponse,
-    Identity, LeaseGrantOptions, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchOptions,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, GetResponse, Identity,
+    LeaseGrantOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchOptions,
 };
 use weft_state::lease::Peers;
 
 use crate::etcd_conf::EtcdConf;
+pub(crate) use claim::address_key;
+use claim::held;
+pub use claim::{Claim, Held};
 use failure::{Kind, explain, kind};
+pub use own::{Attempt, Record};
 pub use watch::{Watch, Watched};
 
 /// A network's part of etcd.
@@ -37,16 +44,8 @@ pub struct Snapshot {
     pub hosts: Peers,
     /// The leases that records hang on, by the records' keys; 0 for those that never end.
     pub leases: BTreeMap<String, i64>,
-}
-
-/// What became of an attempt to put a record.
-#[derive(Debug)]
-pub enum Attempt {
-    Done,
-    /// Somebody was faster. The keys that are taken.
-    Lost(Vec<String>),
-    /// An endpoint may have done it before it failed, so that the answer of the next says nothing.
-    Unsure,
+    /// What stands at the keys of the addresses that were asked for.
+    pub held: Vec<(IpAddr, Option<Held>)>,
 }
 
 impl Registry {
@@ -95,16 +94,15 @@ impl Registry {
         self.config_in(&answer)
     }
 
-    /// Configuration and hosts, of one moment.
+    /// Configuration and hosts, and who has certain addresses, of one moment.
     ///
     /// # Errors
     /// As [`Registry::config`].
-    pub async fn snapshot(&mut self) -> Result<Snapshot, Error> {
-        let (config, subnets) = (self.config_key(), self.subnets());
-        let txn = Txn::new().and_then([
-            TxnOp::get(config.as_str(), None),
-            TxnOp::get(subnets.as_str(), Some(GetOptions::new().with_prefix())),
-        ]);
+    pub async fn snapshot(&mut self, addresses: &[IpAddr]) -> Result<Snapshot, Error> {
+        let all = Some(GetOptions::new().with_prefix());
+        let mut reads = vec![TxnOp::get(self.config_key(), None), TxnOp::get(self.subnets(), all)];
+        reads.extend(self.reads(addresses));
+        let txn = Txn::new().and_then(reads);
         let call = async |mut client: Client| client.txn(txn.clone()).await;
         let answer = self.call("read the network", call).await?;
         let revision = answer.header().map(etcd_client::ResponseHeader::revision).unwrap_or_default();
@@ -122,6 +120,7 @@ impl Registry {
             config: self.config_in(&config)?,
             leases: leases.collect(),
             hosts: self.peers(&hosts, revision),
+            held: held(addresses, parts),
         })
     }
 
@@ -177,75 +176,6 @@ impl Registry {
             other => other.map(drop),
         };
         self.call("grant a lease", call).await
-    }
-
-    /// Puts a record under a lease, unless there is one whose key begins with `taken_if`.
-    ///
-    /// # Errors
-    /// [`Code::TryAgain`].
-    pub async fn take(
-        &mut self,
-        key: &str,
-        value: &str,
-        lease: i64,
-        taken_if: &str,
-    ) -> Result<Attempt, Error> {
-        let subnets = self.subnets();
-        let free =
-            Compare::create_revision(format!("{subnets}{taken_if}"), CompareOp::Equal, 0).with_prefix();
-        let put = TxnOp::put(format!("{subnets}{key}"), value, Some(PutOptions::new().with_lease(lease)));
-        self.attempt("take a subnet", free, put).await
-    }
-
-    /// Puts a record in place of another one, under a lease; 0 for one that never ends.
-    ///
-    /// # Errors
-    /// [`Code::TryAgain`].
-    pub async fn replace(&mut self, key: &str, old: &str, new: &str, lease: i64) -> Result<Attempt, Error> {
-        let key = format!("{}{key}", self.subnets());
-        let same = Compare::value(key.as_str(), CompareOp::Equal, old);
-        let put = TxnOp::put(key.as_str(), new, Some(PutOptions::new().with_lease(lease)));
-        self.attempt("write this host's record", same, put).await
-    }
-
-    async fn attempt(&mut self, step: &str, when: Compare, put: TxnOp) -> Result<Attempt, Error> {
-        let used = TxnOp::get(self.subnets(), Some(keys_only()));
-        let txn = Txn::new().when([when]).and_then([put]).or_else([used]);
-        let call = async |mut client: Client| client.txn(txn.clone()).await;
-        let before = self.current;
-        let answer = self.call(step, call).await?;
-        if answer.succeeded() {
-            return Ok(Attempt::Done);
-        }
-        if self.current != before {
-            return Ok(Attempt::Unsure);
-        }
-        let used = answer.op_responses().into_iter().find_map(|part| match part {
-            TxnOpResponse::Get(keys) => Some(self.revisions(&keys).into_keys().collect()),
-            _ => None,
-        });
-        Ok(Attempt::Lost(used.unwrap_or_default()))
-    }
-
-    /// Removes a record, if its value is this one, and ends its lease.
-    ///
-    /// # Errors
-    /// [`Code::TryAgain`].
-    pub async fn remove(&mut self, key: &str, value: &str, lease: i64) -> Result<(), Error> {
-        let key = format!("{}{key}", self.subnets());
-        let same = Compare::value(key.as_str(), CompareOp::Equal, value);
-        let delete = TxnOp::delete(key.as_str(), None::<DeleteOptions>);
-        let txn = Txn::new().when([same]).and_then([delete]);
-        let call = async |mut client: Client| client.txn(txn.clone()).await;
-        self.call("remove this host's record", call).await?;
-        if lease == 0 {
-            return Ok(());
-        }
-        let call = async |mut client: Client| match client.lease_revoke(lease).await {
-            Err(error) if kind(&error) == Kind::LeaseGone => Ok(()),
-            other => other.map(drop),
-        };
-        self.call("end the lease", call).await
     }
 
     /// Renews a lease; whether it is still there.

@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-use cni_protocol::{Code, Error};
+use cni_protocol::{Code, Error, MacAddr};
 use nix::ifaddrs::getifaddrs;
 use regex_lite::Regex;
 
@@ -158,6 +158,15 @@ fn addresses(v4: bool) -> Result<Vec<(String, IpAddr)>, String> {
 
 fn name_of(ip: IpAddr) -> Result<Option<String>, String> {
     Ok(addresses(ip.is_ipv4())?.into_iter().find(|(_, other)| *other == ip).map(|(name, _)| name))
+}
+
+/// The hardware address of the interface that has an address, if it has one: a loopback and most tunnels have not.
+#[must_use]
+pub fn hardware_of(ip: IpAddr) -> Option<MacAddr> {
+    let name = name_of(ip).ok()??;
+    let mut links = getifaddrs().ok()?.filter(|interface| interface.interface_name == name);
+    let bytes = links.find_map(|interface| interface.address?.as_link_addr()?.addr())?;
+    (bytes != [0; 6]).then(|| MacAddr::from(bytes))
 }
 
 /// An address that only the default route leads to: one of those for documentation (RFC 5737, RFC 3849).

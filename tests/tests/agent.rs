@@ -9,6 +9,8 @@ use weft_tests::{
     Access, Cluster, Etcd, Network, Node, Pod, Weftd, assert_all_reach, command, eventually, ips,
 };
 
+#[path = "agent/duplicates.rs"]
+mod duplicates;
 #[path = "agent/heal.rs"]
 mod heal;
 #[path = "agent/outage.rs"]

@@ -2,6 +2,7 @@
 //! answer as it ought to. Real etcd, real plugins, no agent.
 
 mod lease {
+    mod duplicates;
     mod failures;
     mod identity;
     mod many;
@@ -27,7 +28,10 @@ struct Fleet {
 
 impl Fleet {
     fn new(hosts: u8, config: &str) -> Self {
-        let cluster = Cluster::new(hosts);
+        Self::of(Cluster::new(hosts), config)
+    }
+
+    fn of(cluster: Cluster, config: &str) -> Self {
         let etcd = cluster.etcd(1, Access::Open);
         etcd.put(CONFIG, config);
         Self { cluster, etcd }
@@ -105,7 +109,13 @@ fn record_and_addresses_of_an_overlay() {
     assert_eq!(value, format!(r#"{{{public},"BackendType":"vxlan","BackendData":{data}}}"#));
     let leases = fleet.etcd.leases();
     assert_eq!((leases.len(), leases[0].granted), (1, 86_400));
-    assert_eq!(leases[0].keys, [format!("{SUBNETS}{key}")]);
+    let host = format!("{PREFIX}/weft/hosts/172.30.0.11");
+    assert_eq!(leases[0].keys, [format!("{SUBNETS}{key}"), host.clone()]);
+    // Who has the address, for a host that is given the same one.
+    let holder: Value =
+        serde_json::from_str(&fleet.etcd.get(&host).expect("the address's key")).expect("JSON");
+    let eth0 = fleet.node(0).link("eth0").expect("the underlay");
+    assert_eq!((&holder["subnet"], &holder["mac"]), (&json!(key), &eth0["address"]));
 }
 
 #[test]

@@ -119,7 +119,8 @@ fn a_host_leaves() {
     assert_eq!(fleet.etcd.keys(SUBNETS).len(), 1);
     network.call("DEL").pod(&pod).on(fleet.node(0)).run().done();
     assert!(fleet.says(0, "leave").contains("is given up"));
-    assert!(fleet.etcd.keys(SUBNETS).is_empty() && fleet.etcd.leases().is_empty());
+    assert_eq!(fleet.etcd.keys(Weftd::PREFIX), [CONFIG], "nothing of the host is left");
+    assert!(fleet.etcd.leases().is_empty());
     assert!(fleet.node(0).link("weft.1").is_none());
     assert!(!fleet.node(0).subnet_file().exists());
     assert!(fleet.says(0, "leave").contains("no lease"));

@@ -67,6 +67,10 @@ pub struct HostLease {
     /// address of a router in front of this host, another one than the record's.
     #[serde(default)]
     pub local: Vec<IpAddr>,
+    /// What this host put at its public addresses' keys, which tells it from another one with the same address; empty
+    /// when it put nothing.
+    #[serde(default)]
+    pub holder: String,
 }
 
 /// The hosts of a network as last seen in the store.
@@ -256,6 +260,7 @@ mod tests {
             ttl: 60,
             renewed: since_1970().as_secs() - 20,
             local: Vec::new(),
+            holder: String::new(),
         }
     }
 

@@ -157,6 +157,7 @@ mod tests {
             ttl: 60,
             renewed: 0,
             local: Vec::new(),
+            holder: String::new(),
         }
     }
 

@@ -184,6 +184,10 @@ impl Network {
                 self.taken(key, owner.escape_debug().to_string());
                 false
             }
+            News::Refused { why, unused } => {
+                self.refused(why, unused);
+                false
+            }
             News::Hosts(hosts) => {
                 self.save_soon();
                 let first = !std::mem::replace(&mut self.settled, true);
@@ -219,6 +223,7 @@ impl Network {
         {
             log::info!("network {}: subnet {} is leased", self.conf.name, lease.key);
         }
+        self.truth.borrow_mut().refused = None;
         if matches!(was, Held::Taken { .. }) {
             let forgotten = Taken::forget(&self.data_dir, &self.conf.name);
             self.filed(forgotten);
@@ -234,6 +239,7 @@ impl Network {
     fn taken(&mut self, key: String, owner: String) {
         let Some(lease) = self.lease.clone() else { return };
         let held = Held::Taken { lease, owner: owner.clone() };
+        self.truth.borrow_mut().refused = None;
         if std::mem::replace(&mut self.truth.borrow_mut().lease, held.clone()) == held {
             return;
         }
@@ -244,6 +250,21 @@ impl Network {
         let since = since_1970().as_secs();
         let written = Taken { key, owner, since }.write(&self.data_dir, &self.conf.name);
         self.filed(written);
+    }
+
+    /// There is no lease until a person has done something. What was leased before is gone, unless containers live in it.
+    fn refused(&mut self, why: String, unused: bool) {
+        if unused {
+            self.lease = None;
+        }
+        let mut truth = self.truth.borrow_mut();
+        if unused {
+            truth.lease = Held::Nothing;
+        }
+        if truth.refused.as_ref() != Some(&why) {
+            log::error!("network {}: {why}", self.conf.name);
+            truth.refused = Some(why);
+        }
     }
 
     /// Whether something could be put on file. When not, that is damage: it will be tried again.

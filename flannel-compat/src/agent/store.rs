@@ -7,7 +7,7 @@ use cni_protocol::{Code, Error};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use weft_ipam::etcd_conf::EtcdConf;
-use weft_ipam::lease::{self, Lease};
+use weft_ipam::lease::{self, Keeper, Lease};
 use weft_ipam::registry::{Registry, Watched};
 use weft_state::lease::{HostLease, Peers};
 
@@ -20,7 +20,7 @@ const KEEP: Duration = Duration::from_secs(2);
 const KEEP_PATIENCE: Duration = Duration::from_secs(1);
 /// How often everything is taken anew, whatever the watch said.
 const RESYNC: Duration = Duration::from_secs(60);
-/// How often to look whether a subnet that another host has is free again.
+/// How often to look whether this host can have its subnet by now.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// What the store said.
@@ -30,6 +30,9 @@ pub(super) enum News {
     Leased(HostLease),
     /// Another host owns the subnet that this one had.
     Taken { key: String, owner: String },
+    /// This host can have no subnet, or not the one that it has, until a person has done something. `unused` says that
+    /// none of its containers has an address of that.
+    Refused { why: String, unused: bool },
     /// All hosts.
     Hosts(Peers),
     /// Values by key, `None` where the key is gone, since the last news.
@@ -78,9 +81,9 @@ impl Store {
     /// One connection: takes the lease, and follows the hosts until something fails.
     async fn session(&mut self, backoff: &mut Backoff) -> Result<End, Error> {
         let mut registry = Registry::new(&self.conf)?;
-        let lease = match lease::acquire(&mut registry, &self.conf, self.lease.as_ref(), self.unused).await? {
-            Lease::Held(lease) => lease,
-            Lease::Taken { key, owner } => return self.look_on(registry, News::Taken { key, owner }).await,
+        let lease = match self.acquire(&mut registry).await? {
+            Ok(lease) => lease,
+            Err(news) => return self.look_on(registry, news).await,
         };
         self.lease = Some(lease.clone());
         self.unused = false;
@@ -95,10 +98,19 @@ impl Store {
         outcome
     }
 
+    /// The lease, or why there is none.
+    async fn acquire(&self, registry: &mut Registry) -> Result<Result<HostLease, News>, Error> {
+        let (before, unused) = (self.lease.as_ref(), self.unused);
+        Ok(match lease::acquire(registry, &self.conf, before, unused, Keeper::Agent).await? {
+            Lease::Held(lease) => Ok(lease),
+            Lease::Taken { key, owner } => Err(News::Taken { key, owner }),
+            Lease::Refused(error) => Err(News::Refused { why: error.msg, unused }),
+        })
+    }
+
     /// Follows hosts and lease.
     async fn follow(&mut self, registry: &mut Registry, mut lease: HostLease) -> Result<End, Error> {
-        let period = if lease.ttl == 0 { KEEP } else { KEEP.min(Duration::from_secs(lease.ttl) / 3) };
-        let mut keep = every(period);
+        let mut keep = every(often(KEEP, Some(&lease)));
         let mut resync = every(RESYNC);
         // A snapshot, and the watch from there: nothing falls between the two.
         let hosts = registry.hosts().await?;
@@ -143,7 +155,10 @@ impl Store {
                 _ = resync.tick() => {
                     let hosts = registry.hosts().await?;
                     // Another configuration may mean another record.
-                    if !owns(&hosts, &lease) || registry.config().await? != lease.config {
+                    if !owns(&hosts, &lease)
+                        || registry.config().await? != lease.config
+                        || !lease::is_undisputed(registry, &lease).await?
+                    {
                         return Ok(End::Lost);
                     }
                     // An older state than the watch has told already would undo what it told.
@@ -156,23 +171,29 @@ impl Store {
         }
     }
 
-    /// Another host has the subnet: nothing is written, and looked at now and then.
-    async fn look_on(&mut self, mut registry: Registry, taken: News) -> Result<End, Error> {
-        if self.tell(taken).await.is_none() {
-            return Ok(End::Stopped);
-        }
-        let mut look = every(LOOK);
+    /// There is no lease, for a reason that may last: looks now and then whether it has gone.
+    async fn look_on(&mut self, mut registry: Registry, mut reason: News) -> Result<End, Error> {
+        let mut look = every(often(LOOK, self.lease.as_ref()));
         loop {
-            look.tick().await;
-            let hosts = registry.hosts().await?;
-            let free = self.lease.as_ref().is_none_or(|lease| !hosts.records.contains_key(&lease.key));
-            if free {
-                return Ok(End::Lost);
+            if self.tell(reason).await.is_none() {
+                return Ok(End::Stopped);
             }
             // The other hosts are reached all the same: containers' connections to them may still find back.
+            let hosts = registry.hosts().await?;
+            if let Some(lease) = self.lease.as_ref().filter(|lease| owns(&hosts, lease))
+                && lease::is_undisputed(&mut registry, lease).await?
+            {
+                // What containers have addresses of stays this host's, whatever it is refused.
+                renew(&mut registry, lease).await?;
+            }
             if self.tell(News::Hosts(hosts)).await.is_none() {
                 return Ok(End::Stopped);
             }
+            look.tick().await;
+            reason = match self.acquire(&mut registry).await? {
+                Ok(_) => return Ok(End::Lost),
+                Err(reason) => reason,
+            };
         }
     }
 
@@ -200,6 +221,12 @@ fn owns(hosts: &Peers, lease: &HostLease) -> bool {
 /// Whether changes make it gone or another's.
 fn loses(records: &[(String, Option<String>)], lease: &HostLease) -> bool {
     records.iter().any(|(key, value)| *key == lease.key && value.as_ref() != Some(&lease.value))
+}
+
+/// A period, or a shorter one that renews a short lease in time.
+fn often(period: Duration, lease: Option<&HostLease>) -> Duration {
+    let ttl = lease.map(|lease| lease.ttl).filter(|ttl| *ttl != 0);
+    ttl.map_or(period, |ttl| period.min(Duration::from_secs(ttl) / 3))
 }
 
 fn every(period: Duration) -> Interval {

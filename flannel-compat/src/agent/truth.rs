@@ -16,6 +16,8 @@ const HANGS: Duration = Duration::from_secs(30);
 pub(super) struct Truth {
     pub(super) network: NetworkName,
     pub(super) lease: Held,
+    /// Why etcd gives this host no lease, or not the one that it has, until a person has done something.
+    pub(super) refused: Option<String>,
     /// Why the kernel's objects are not as they ought to be; `None` when they are, `Some` until they were looked at.
     pub(super) damage: Option<String>,
     pub(super) store: Store,
@@ -54,6 +56,7 @@ impl Truth {
         Self {
             network,
             lease: Held::Nothing,
+            refused: None,
             damage: Some("nothing was set up yet".into()),
             store: Store::default(),
             peers: 0,
@@ -68,6 +71,9 @@ impl Truth {
     /// # Errors
     /// The reason.
     pub(super) fn ready(&self) -> Result<String, String> {
+        if let Some(refused) = &self.refused {
+            return Err(refused.clone());
+        }
         let lease = match &self.lease {
             Held::Nothing => return Err(format!("no subnet is leased yet{}", self.store.complaint())),
             Held::Taken { lease, owner } => {
@@ -139,6 +145,7 @@ pub(super) mod tests {
             ttl: 60,
             renewed: since_1970().as_secs(),
             local: Vec::new(),
+            holder: String::new(),
         }
     }
 
@@ -166,6 +173,8 @@ pub(super) mod tests {
         assert_eq!(damaged.ready().unwrap_err(), "no weft.1");
         let taken = Truth { lease: Held::Taken { lease: lease(), owner: "192.0.2.9".into() }, ..truth() };
         assert!(taken.ready().unwrap_err().contains("belongs to 192.0.2.9"));
+        let refused = Truth { refused: Some("another live host".into()), ..truth() };
+        assert_eq!(refused.ready().unwrap_err(), "another live host");
     }
 
     #[test]

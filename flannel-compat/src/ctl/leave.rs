@@ -35,7 +35,7 @@ pub(super) fn leave(conf: &Conf, network: &NetworkConf, force: bool) -> Result<S
         return Ok(format!("network {name}: this host has no lease in it\n"));
     };
     // First, so that others do not send here any more. A lease that another host has taken over is left alone.
-    in_event_loop(async { release(&mut Registry::new(&network.etcd)?, &lease).await })?;
+    let released = in_event_loop(async { release(&mut Registry::new(&network.etcd)?, &lease).await })?;
     let kernel = |error: weft_net::NetError| {
         Error::new(
             Code::Kernel,
@@ -55,5 +55,7 @@ pub(super) fn leave(conf: &Conf, network: &NetworkConf, force: bool) -> Result<S
     }
     // Last: whoever is killed before finds it again.
     HostLease::forget(&conf.data_dir, name)?;
-    Ok(format!("network {name}: subnet {} is given up; device, routes and rules are gone\n", lease.key))
+    let key = &lease.key;
+    let what = if released { "is given up" } else { "stays with another host that has this one's address" };
+    Ok(format!("network {name}: subnet {key} {what}; device, routes and rules are gone\n"))
 }

@@ -9,7 +9,7 @@ use flannel_records::{HostRecord, NetworkConfig, Pool, parse_key};
 use ipnetwork::IpNetwork;
 
 use super::{Search, Snapshot};
-use crate::underlay;
+use crate::underlay::{self, Found};
 
 /// What a host does about its subnet.
 pub(super) enum Place<'a> {
@@ -28,62 +28,69 @@ pub(super) enum Place<'a> {
         key: String,
         owner: String,
     },
+    /// Where it is, or would be, it cannot be.
+    Refused(Error),
     /// The subnets that it had are free.
     Before(Vec<IpNetwork>),
     Anywhere,
 }
 
 impl Search<'_> {
-    pub(super) fn place<'s>(&self, snapshot: &'s Snapshot) -> Result<Place<'s>, Error> {
+    pub(super) fn place<'s>(&self, snapshot: &'s Snapshot) -> Place<'s> {
         let records = &snapshot.hosts.records;
         if let Some((key, value)) = records.iter().find(|(key, value)| self.is_mine(key, value)) {
-            self.check_alone(key, value, snapshot.leases.get(key) == Some(&0))?;
-            if self.fits(key) {
-                return Ok(Place::Mine { key, value });
-            }
-            return if self.unused { Ok(Place::Misfit { key, value }) } else { Err(self.misfit(key)) };
+            let is_pinned = snapshot.leases.get(key) == Some(&0);
+            return if let Some(public) = self.doubtful(key, is_pinned || self.is_held(snapshot)) {
+                Place::Refused(self.not_alone(public, key, value))
+            } else if self.fits(key) {
+                Place::Mine { key, value }
+            } else if self.unused {
+                Place::Misfit { key, value }
+            } else {
+                Place::Refused(self.misfit(key))
+            };
         }
-        let Some(before) = self.before else { return Ok(Place::Anywhere) };
+        let Some(before) = self.before else { return Place::Anywhere };
         if let Some(other) = records.get(&before.key) {
-            return Ok(if self.unused {
+            return if self.unused {
                 Place::Anywhere
             } else {
                 Place::Taken { key: before.key.clone(), owner: owner(&before.key, other) }
-            });
+            };
         }
         match parse_key(&before.key).filter(|_| self.fits(&before.key)) {
-            Some(subnets) => Ok(Place::Before(subnets)),
-            None if self.unused => Ok(Place::Anywhere),
-            None => Err(self.misfit(&before.key)),
+            Some(subnets) => Place::Before(subnets),
+            None if self.unused => Place::Anywhere,
+            None => Place::Refused(self.misfit(&before.key)),
         }
     }
 
     /// Whether a record has this host's public address, of either family.
-    fn is_mine(&self, key: &str, value: &str) -> bool {
+    pub(super) fn is_mine(&self, key: &str, value: &str) -> bool {
         let mine = |public: IpAddr| self.addresses.iter().any(|found| found.public == public);
         HostRecord::parse(key, value)
             .is_ok_and(|record| record.segments().iter().any(|segment| mine(segment.public)))
     }
 
     /// An address that is configured, but that no interface here has, may have been configured on another host, too.
-    /// Then only the file of the lease shows that the record is this host's, or that somebody has pinned it (without
-    /// a lease) for whoever comes with this address.
-    fn check_alone(&self, key: &str, value: &str, is_pinned: bool) -> Result<(), Error> {
-        let known = self.before.is_some_and(|lease| lease.key == key);
-        for found in &self.addresses {
-            if known || is_pinned || found.public == found.local || underlay::is_here(found.public) {
-                continue;
-            }
-            let public = found.public;
-            let msg = format!(
-                "take a subnet: the public address {public} is that of another host, which has {key} ({}): give this \
-                 host another one with ipam.publicIP; if that was this host before it was set up anew, etcdctl del {}/subnets/{key}",
-                owner(key, value),
-                self.conf.prefix,
-            );
-            return Err(Error::new(Code::Conflict, msg));
+    /// The record is this host's when the file of the lease says so, or when it is known: a Weft host that has put itself
+    /// at the address is no rival, and somebody who has pinned it (without a lease) meant whoever comes with the address.
+    fn doubtful(&self, key: &str, is_known: bool) -> Option<IpAddr> {
+        if is_known || self.before.is_some_and(|lease| lease.key == key) {
+            return None;
         }
-        Ok(())
+        let elsewhere = |found: &&Found| found.public != found.local && !underlay::is_here(found.public);
+        self.addresses.iter().find(elsewhere).map(|found| found.public)
+    }
+
+    fn not_alone(&self, public: IpAddr, key: &str, value: &str) -> Error {
+        let msg = format!(
+            "take a subnet: the public address {public} is that of another host, which has {key} ({}): give this \
+             host another one with ipam.publicIP; if that was this host before it was set up anew, etcdctl del {}/subnets/{key}",
+            owner(key, value),
+            self.conf.prefix,
+        );
+        Error::new(Code::Conflict, msg)
     }
 
     /// Whether the network, as it is configured now, has these subnets, one of each of its families.

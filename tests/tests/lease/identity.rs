@@ -177,5 +177,6 @@ fn a_network_without_a_free_subnet() {
         fleet.etcd.put(&format!("{SUBNETS}10.240.{number}.0-24"), record(&format!("172.31.0.{number}")));
     }
     fleet.fails(0, &json!({}), 104).assert_names(&["10.240.0.0/22", "all 3"]);
+    fleet.ipam("STATUS", 0, &json!({})).run().error_code(50).assert_names(&["10.240.0.0/22", "all 3"]);
     assert!(fleet.etcd.leases().is_empty());
 }

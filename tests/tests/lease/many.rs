@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::json;
 use tokio::task::JoinSet;
 use weft_ipam::etcd_conf::EtcdConf;
-use weft_ipam::lease::{Lease, acquire};
+use weft_ipam::lease::{Keeper, Lease, acquire};
 use weft_ipam::registry::Registry;
 use weft_tests::{Access, Cluster, Etcd};
 
@@ -33,9 +33,10 @@ fn take_all(etcd: &Etcd, hosts: u16) -> Vec<String> {
             let conf = conf(etcd, number);
             takers.spawn(async move {
                 let mut registry = Registry::new(&conf).expect("a registry");
-                match acquire(&mut registry, &conf, None, true).await.expect("take a subnet") {
+                match acquire(&mut registry, &conf, None, true, Keeper::Plugin).await.expect("take a subnet")
+                {
                     Lease::Held(lease) => lease.key,
-                    Lease::Taken { key, owner } => panic!("{key} is {owner}'s"),
+                    other => panic!("{other:?}"),
                 }
             });
         }
@@ -92,14 +93,14 @@ fn two_hosts_race_for_one_subnet_two_hundred_times() {
         let mut other = Registry::new(&confs[1]).expect("a registry");
         for round in 0..200 {
             let both = tokio::join!(
-                acquire(&mut one, &confs[0], None, true),
-                acquire(&mut other, &confs[1], None, true)
+                acquire(&mut one, &confs[0], None, true, Keeper::Plugin),
+                acquire(&mut other, &confs[1], None, true, Keeper::Plugin)
             );
             let held: Vec<_> = [both.0, both.1]
                 .into_iter()
                 .filter_map(|outcome| match outcome {
                     Ok(Lease::Held(lease)) => Some(lease),
-                    Ok(Lease::Taken { key, owner }) => panic!("{key} is {owner}'s"),
+                    Ok(other) => panic!("{other:?}"),
                     Err(error) => {
                         assert!(error.msg.contains("all 3 subnets"), "{}", error.msg);
                         None

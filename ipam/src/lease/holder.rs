@@ -1,0 +1,218 @@
+//! Who has a public address. Records name a host by nothing else, and two machines can be given one address by
+//! mistake: a cloned disk, a line that was copied. So beside its record a host puts who it is.
+
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt as _;
+use std::time::Duration;
+
+use cni_protocol::{Code, Error};
+use serde::{Deserialize, Serialize};
+use weft_state::boot_id;
+use weft_state::lease::HostLease;
+
+use super::{Lease, Search, Snapshot};
+use crate::registry::{Held, Registry, address_key};
+use crate::underlay::hardware_of;
+
+/// An agent renews its lease every two seconds. When it has not for so long, its host is gone.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// What renews a host's lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Keeper {
+    /// `weftd`, all the time.
+    Agent,
+    /// ADD, when half of the time is over.
+    Plugin,
+}
+
+/// One machine. What is not known of it is empty, 0 or `None`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Holder {
+    /// The subnet's key, and the machine's name: for people.
+    pub(super) subnet: String,
+    host: String,
+    /// Of the interface to the other hosts: it stays when the machine is set up anew, and a clone has another one.
+    mac: Option<String>,
+    /// Random, and on file with the lease: it stays when the interface is replaced, and a copied disk has it, too.
+    instance: String,
+    /// Of a kernel's run, and of a network namespace in it: both together are one host, until the next boot.
+    boot: String,
+    netns: u64,
+    keeper: Keeper,
+}
+
+impl Holder {
+    /// This host, with what it remembers and the address that it sends from.
+    pub(super) fn here(
+        before: Option<&HostLease>,
+        local: Option<IpAddr>,
+        keeper: Keeper,
+    ) -> Result<Self, Error> {
+        let line = |path: &str| {
+            let read = fs::read_to_string(path).map(|text| text.trim().to_owned());
+            read.map_err(|error| {
+                Error::new(Code::Io, format!("read {path}: {error}: mount /proc and call again"))
+            })
+        };
+        let known = before.and_then(|lease| Self::parse(&lease.holder)).map(|known| known.instance);
+        Ok(Self {
+            subnet: String::new(),
+            host: line("/proc/sys/kernel/hostname")?,
+            mac: local.and_then(hardware_of).map(|mac| mac.to_string()),
+            instance: known.map_or_else(|| line("/proc/sys/kernel/random/uuid"), Ok)?,
+            boot: boot_id()?,
+            netns: fs::metadata("/proc/thread-self/ns/net").map(|file| file.ino()).unwrap_or_default(),
+            keeper,
+        })
+    }
+
+    /// What is no holder was not put by a host.
+    pub(super) fn parse(value: &str) -> Option<Self> {
+        serde_json::from_str(value).ok()
+    }
+
+    pub(super) fn value(&self, subnet: &str) -> String {
+        let holder = Self { subnet: subnet.to_owned(), ..self.clone() };
+        serde_json::to_string(&holder).unwrap_or_default()
+    }
+
+    /// Whether both are one machine: as it runs, or set up anew, or booted without a hardware address that would tell.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        let runs = self.netns != 0 && self.boot == other.boot && self.netns == other.netns;
+        runs || match (&self.mac, &other.mac) {
+            (Some(one), Some(other)) => one == other,
+            _ => self.instance == other.instance,
+        }
+    }
+
+    /// Which machine that is, for people. It comes from the store and is not to look like more than one line.
+    fn name(&self) -> String {
+        let name = format!("{} ({})", self.host, self.mac.as_deref().unwrap_or("no hardware address"));
+        name.escape_debug().to_string()
+    }
+}
+
+/// Another live host with this one's address.
+pub(super) struct Rival {
+    address: IpAddr,
+    holder: Holder,
+}
+
+impl Search<'_> {
+    /// Who else lives with one of this host's addresses, by what it had put there.
+    pub(super) async fn rival(
+        &self,
+        registry: &mut Registry,
+        snapshot: &Snapshot,
+    ) -> Result<Option<Rival>, Error> {
+        for (address, held) in &self.held {
+            if let Some((held, holder)) = self.counts(held.as_ref(), snapshot)
+                && !self.me.is(&holder)
+                && self.is_alive(registry, held, &holder).await?
+            {
+                return Ok(Some(Rival { address: *address, holder }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether some Weft host put itself at one of the addresses, which then is judged by that.
+    pub(super) fn is_held(&self, snapshot: &Snapshot) -> bool {
+        self.held.iter().any(|(_, held)| self.counts(held.as_ref(), snapshot).is_some())
+    }
+
+    /// What somebody put at an address counts while the address's record hangs on the same lease: flanneld takes records
+    /// over under a lease of its own, and puts nothing here.
+    fn counts<'h>(&self, held: Option<&'h Held>, snapshot: &Snapshot) -> Option<(&'h Held, Holder)> {
+        let held = held?;
+        let record = snapshot.hosts.records.iter().find(|(key, value)| self.is_mine(key, value));
+        let lease = record.map_or(Some(held.lease), |(key, _)| snapshot.leases.get(key).copied());
+        if lease != Some(held.lease) {
+            return None;
+        }
+        Holder::parse(&held.value).map(|holder| (held, holder))
+    }
+
+    /// An agent is heard every two seconds. A host without one is silent for half of its lease, and is taken to live as
+    /// long as that lasts, unless it is this host with another interface.
+    async fn is_alive(&self, registry: &mut Registry, held: &Held, holder: &Holder) -> Result<bool, Error> {
+        let silence = registry.silence(held.lease).await?;
+        Ok(silence.is_some_and(|silence| match holder.keeper {
+            Keeper::Agent => silence < SILENCE,
+            Keeper::Plugin => holder.instance != self.me.instance,
+        }))
+    }
+
+    /// What comes of it: a host that had the subnet itself, and has containers in it, has lost it.
+    pub(super) fn yields(&self, rival: &Rival) -> Lease {
+        let Rival { address, holder } = rival;
+        let (subnet, name) = (holder.subnet.escape_debug(), holder.name());
+        if let Some(before) = self.before.filter(|before| before.key == holder.subnet && !self.unused) {
+            let owner = format!("another live host with this one's address {address}, {name},");
+            return Lease::Taken { key: before.key.clone(), owner };
+        }
+        let msg = format!(
+            "take a subnet: the public address {address} is that of another live host, {name}, which has {subnet}: give \
+             one of the two an address of its own, on its interface or with ipam.publicIP; if that host is gone: etcdctl del {}",
+            address_key(&self.conf.prefix, *address)
+        );
+        Lease::Refused(Error::new(Code::Conflict, msg))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holder() -> Holder {
+        Holder {
+            subnet: "10.240.1.0-24".into(),
+            host: "one".into(),
+            mac: Some("02:00:00:00:00:01".into()),
+            instance: "a".into(),
+            boot: "b".into(),
+            netns: 1,
+            keeper: Keeper::Agent,
+        }
+    }
+
+    #[test]
+    fn one_machine_and_two() {
+        let mac = Some("02:00:00:00:00:02".to_owned());
+        let one = holder();
+        // Set up anew, and booted into it; named otherwise; as it runs, with the address of a bond's other interface, or
+        // killed before its lease was on file.
+        assert!(one.is(&Holder { instance: "x".into(), boot: "x".into(), netns: 2, ..holder() }));
+        assert!(one.is(&Holder {
+            host: "x".into(),
+            subnet: String::new(),
+            keeper: Keeper::Plugin,
+            ..holder()
+        }));
+        assert!(one.is(&Holder { mac: mac.clone(), ..holder() }));
+        assert!(one.is(&Holder { mac: None, instance: "x".into(), ..holder() }));
+        // A copy of its disk, also on the same kernel; another machine.
+        assert!(!one.is(&Holder { mac: mac.clone(), boot: "x".into(), ..holder() }));
+        assert!(!one.is(&Holder { mac: mac.clone(), netns: 2, ..holder() }));
+        assert!(!one.is(&Holder { mac, instance: "x".into(), boot: "x".into(), ..holder() }));
+        // Without hardware addresses the disk decides.
+        for mac in [None, Some("02:00:00:00:00:01".to_owned())] {
+            let bare = Holder { mac: None, ..holder() };
+            assert!(bare.is(&Holder { mac: mac.clone(), boot: "x".into(), ..holder() }));
+            assert!(!bare.is(&Holder { mac, boot: "x".into(), instance: "x".into(), ..holder() }));
+        }
+    }
+
+    #[test]
+    fn what_is_no_holder_and_what_one_says() {
+        for value in ["", "{", "[]", "{\"host\": 1}"] {
+            assert_eq!(Holder::parse(value), None);
+        }
+        assert_eq!(Holder::parse(&holder().value("10.240.1.0-24")), Some(holder()));
+        let forged = Holder { host: "x\n2026-01-01 ERROR".into(), mac: None, ..holder() };
+        assert_eq!(forged.name(), "x\\n2026-01-01 ERROR (no hardware address)");
+    }
+}

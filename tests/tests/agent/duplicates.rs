@@ -1,0 +1,151 @@
+//! Two machines with one public address, of which each has an agent.
+
+use std::process::Command;
+
+use weft_tests::dist;
+
+use super::*;
+
+/// The agents' own patience with one that is not heard, and some.
+const SILENCE: Duration = Duration::from_secs(45);
+
+/// Hosts 0 and 1, of which each has the address of host 0, on segments of their own; an agent on host 0.
+struct Twins {
+    first: Weftd,
+    etcd: Etcd,
+    cluster: Cluster,
+}
+
+impl Twins {
+    fn new(changes: &Value) -> Self {
+        let cluster = Cluster::segments(&[1, 1]);
+        let etcd = cluster.etcd(1, Access::Open);
+        etcd.put("/coreos.com/network/config", CONFIG);
+        cluster.node(1).command("ip addr add 172.30.0.11/32 dev eth0");
+        let first = Weftd::start(cluster.node(0), &etcd, changes);
+        first.ready();
+        Self { first, etcd, cluster }
+    }
+
+    /// An agent on host 1, that is told to be reached by the address of host 0.
+    fn second(&self) -> Weftd {
+        Weftd::start(self.cluster.node(1), &self.etcd, &json!({ "publicIP": "172.30.0.11" }))
+    }
+
+    fn weftctl(&self, node: usize, words: &[&str]) -> String {
+        let node = self.cluster.node(node);
+        let mut command = Command::new(dist().join("weftctl"));
+        command.args(["--name", Weftd::NETWORK, "--etcd-endpoints", &self.etcd.endpoints()[0]]);
+        command.arg("--subnet-file").arg(node.subnet_file()).args(words).envs(node.env());
+        let output = node.inside(|| command.output().expect("run weftctl"));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    fn everything(&self) -> Vec<(String, Option<String>)> {
+        let keys = self.etcd.keys(Weftd::PREFIX);
+        keys.into_iter().map(|key| (key.clone(), self.etcd.get(&key))).collect()
+    }
+
+    /// Waits until an agent says that it is not ready, for what reason.
+    #[track_caller]
+    fn refused(agent: &Weftd, parts: &[&str]) {
+        eventually(PATIENCE, &format!("readiness is false and names {parts:?}"), || {
+            let answer = agent.ask("/readyz")?;
+            let all = parts.iter().all(|part| answer.body.contains(part));
+            (answer.status == 503 && all).then_some(())
+        });
+    }
+}
+
+#[test]
+fn the_agent_of_the_second_host_is_refused() {
+    let twins = Twins::new(&json!({}));
+    let (one, two) = (twins.cluster.node(0), twins.cluster.node(1));
+    let own = subnet(one);
+    let mac = one.link("eth0").expect("an interface")["address"].as_str().expect("a MAC").to_owned();
+    let before = (twins.everything(), twins.etcd.revision());
+    let second = twins.second();
+    let parts = ["172.30.0.11", &mac, &own, "ipam.publicIP", "etcdctl del"];
+    Twins::refused(&second, &parts);
+    // It asks again and again, and says it once; so does the plugin, which has nothing else to go by.
+    let network = Weftd::network(&twins.etcd).with(&json!({ "ipam": { "publicIP": "172.30.0.11" } }));
+    network.call("STATUS").on(two).run().error_code(50).assert_names(&parts);
+    network.add_call(&Pod::new()).on(two).run().error_code(103).assert_names(&parts);
+    let log = second.daemon().log();
+    assert_eq!(log.lines().filter(|line| line.contains("ERROR") && line.contains(&mac)).count(), 1, "{log}");
+    assert_eq!((twins.everything(), twins.etcd.revision()), before, "nothing was written");
+    assert!(two.link(DEVICE).is_none() && !two.subnet_file().exists());
+    twins.first.ready();
+    // The first one leaves, and the second gets in; then it is the first that is refused.
+    twins.first.daemon().stop();
+    assert!(twins.weftctl(0, &["leave"]).contains("is given up"));
+    second.ready();
+    let first = Weftd::start(one, &twins.etcd, &json!({}));
+    Twins::refused(&first, &["172.30.0.11", &subnet(two)]);
+}
+
+/// The whole disk is a copy, with the file of the lease.
+#[test]
+fn the_copy_of_a_hosts_disk_is_refused_while_the_host_lives() {
+    let twins = Twins::new(&json!({}));
+    let (one, two) = (twins.cluster.node(0), twins.cluster.node(1));
+    let before = (twins.everything(), twins.etcd.revision());
+    fs::create_dir_all(two.data_dir().join("pods")).expect("make a directory");
+    for file in ["lease.json", "peers.json"] {
+        let file = std::path::Path::new("pods").join(file);
+        fs::copy(one.data_dir().join(&file), two.data_dir().join(&file)).expect("copy a disk");
+    }
+    let second = twins.second();
+    Twins::refused(&second, &["172.30.0.11", "another live host", &subnet(one)]);
+    assert!(two.link(DEVICE).is_none() && !two.subnet_file().exists());
+    // What it gives up is not the other's.
+    second.daemon().stop();
+    assert!(twins.weftctl(1, &["leave"]).contains("stays with another host"));
+    assert_eq!((twins.everything(), twins.etcd.revision()), before, "nothing was written");
+    twins.first.ready();
+}
+
+/// A host that was cut off while another one came to its address: its containers stay, and it is told until the other
+/// one leaves.
+#[test]
+fn an_agent_that_is_not_heard_loses_its_address() {
+    let mut twins = Twins::new(&json!({}));
+    let own = subnet(twins.cluster.node(0));
+    let network = Network::leased(twins.cluster.node(0), "weft").with(&json!({ "name": Weftd::NETWORK }));
+    let (pod, result) = twins.cluster.node(0).attach(&network);
+    twins.first.daemon().kill();
+    let second = twins.second();
+    Twins::refused(&second, &["172.30.0.11"]);
+    eventually(SILENCE, "the second gets in", || (second.ask("/readyz")?.status == 200).then_some(()));
+    assert_eq!(subnet(twins.cluster.node(1)), own);
+    let taken = twins.everything();
+    twins.first = Weftd::start(twins.cluster.node(0), &twins.etcd, &json!({}));
+    Twins::refused(&twins.first, &[&own, "belongs to another live host", "172.30.0.11"]);
+    network.call("STATUS").on(twins.cluster.node(0)).run().error_code(51).assert_names(&[&own]);
+    assert!(pod.addresses("eth0").iter().any(|found| found.starts_with(&ips(&result)[0].to_string())));
+    assert_eq!(twins.everything(), taken);
+    second.daemon().stop();
+    assert!(twins.weftctl(1, &["leave"]).contains("is given up"));
+    eventually(PATIENCE, "the first has its subnet again", || {
+        (twins.first.ask("/readyz")?.status == 200).then_some(())
+    });
+    assert_eq!(subnet(twins.cluster.node(0)), own);
+}
+
+/// Nothing is left of it but its hardware, and its agent was heard a moment ago.
+#[test]
+fn a_host_that_was_set_up_anew_is_itself() {
+    let mut twins = Twins::new(&json!({}));
+    let node = twins.cluster.node(0);
+    let own = subnet(node);
+    let records = twins.etcd.keys(SUBNETS);
+    twins.first.daemon().kill();
+    node.command(&format!("ip link del {DEVICE}"));
+    fs::remove_dir_all(node.directory()).expect("lose the disk");
+    let start = Instant::now();
+    twins.first = Weftd::up(node, &twins.etcd);
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+    assert_eq!((subnet(node), twins.etcd.keys(SUBNETS)), (own, records));
+    assert_eq!(twins.etcd.leases().len(), 1);
+}
