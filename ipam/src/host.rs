@@ -144,7 +144,8 @@ impl<'c> Host<'c> {
     /// next ADD.
     ///
     /// # Errors
-    /// [`Code::Conflict`] when another host has the subnet or the public address.
+    /// [`Code::Conflict`] when another host has the subnet or the public address; [`Code::InvalidConfig`] when the
+    /// network was configured anew and does not have the subnet any more.
     fn refresh(&self, lease: HostLease) -> Result<HostLease, Error> {
         let tried = self.tried();
         if let Err(error) = fs::write(&tried, b"") {
@@ -173,10 +174,10 @@ impl<'c> Host<'c> {
         }
     }
 
-    /// What is this host's, by etcd: as it was, unless its record or its address are not.
+    /// What is this host's, by etcd: as it was, unless its record, its address or the network's configuration are not.
     async fn look(&self, lease: &HostLease) -> Result<(Lease, Peers), Error> {
         let mut registry = Registry::new(&self.etcd)?;
-        let Snapshot { hosts, held, .. } = registry.snapshot(&lease::published(lease)).await?;
+        let Snapshot { config, hosts, held, .. } = registry.snapshot(&lease::published(lease)).await?;
         let is_ours = hosts.records.get(&lease.key) == Some(&lease.value) && lease::holds(lease, &held);
         let kept = if !is_ours {
             None
@@ -185,12 +186,20 @@ impl<'c> Host<'c> {
         } else {
             Some(lease.clone())
         };
-        if let Some(kept) = kept {
-            return Ok((Lease::Held(kept), hosts));
-        }
+        let kept = match kept {
+            Some(kept) if config == kept.config => return Ok((Lease::Held(kept), hosts)),
+            kept => kept.unwrap_or_else(|| lease.clone()),
+        };
         let unused = self.is_unused();
-        let taken = lease::acquire(&mut registry, &self.etcd, Some(lease), unused, Keeper::Plugin).await?;
-        Ok((taken, hosts))
+        let taken = lease::acquire(&mut registry, &self.etcd, Some(&kept), unused, Keeper::Plugin).await;
+        match taken {
+            // A configuration that is none is no reason to leave the host's network.
+            Err(error) if error.code == Code::InvalidConfig => {
+                log::warn!("network {}: {}; going on with the one of before", self.network, error.msg);
+                Ok((Lease::Held(kept), hosts))
+            }
+            taken => Ok((taken?, hosts)),
+        }
     }
 
     fn put_on_file(&self, lease: Lease, hosts: &Peers) -> Result<HostLease, Error> {

@@ -149,3 +149,30 @@ fn a_host_that_was_set_up_anew_is_itself() {
     assert_eq!((subnet(node), twins.etcd.keys(SUBNETS)), (own, records));
     assert_eq!(twins.etcd.leases().len(), 1);
 }
+
+/// The network has the host's subnet no more, and containers live in it: it stays the host's, and everybody is told.
+#[test]
+fn a_network_that_was_configured_anew_keeps_containers_where_they_are() {
+    let mut twins = Twins::new(&json!({ "leaseTTL": 4 }));
+    let node = twins.cluster.node(0);
+    let own = subnet(node);
+    let network = Network::leased(node, "weft").with(&json!({ "name": Weftd::NETWORK }));
+    let (_pod, _) = node.attach(&network);
+    let config = "/coreos.com/network/config";
+    twins.etcd.put(config, r#"{"Network": "10.96.0.0/12", "Backend": {"Type": "vxlan"}}"#);
+    // It looks once a minute, and at its start.
+    twins.first.daemon().stop();
+    twins.first = Weftd::start(node, &twins.etcd, &json!({ "leaseTTL": 4 }));
+    Twins::refused(&twins.first, &["config was changed", &own, "10.96.0.0/12", "weftctl leave"]);
+    let mut last = u64::MAX;
+    eventually(PATIENCE, "the lease is renewed all the same", || {
+        let left = twins.etcd.leases().first().expect("the lease").remaining;
+        (left > std::mem::replace(&mut last, left)).then_some(())
+    });
+    assert_eq!(subnet(node), own);
+    let log = twins.first.daemon().log();
+    assert_eq!(log.lines().filter(|line| line.contains("config was changed")).count(), 1, "{log}");
+    twins.etcd.put(config, CONFIG);
+    twins.first.ready();
+    assert_eq!(subnet(node), own);
+}

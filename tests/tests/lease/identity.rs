@@ -143,6 +143,46 @@ fn a_network_that_was_configured_anew() {
     assert_eq!(fleet.keys().len(), 1, "the former record is gone");
 }
 
+/// A host with a lease on file learns of it when it looks for news of others, and not at all while etcd is away.
+#[test]
+fn a_network_that_is_configured_anew_under_its_hosts() {
+    let fleet = Fleet::new(1, V4);
+    let due = json!({ "ipam": { "peerRefresh": 0 } });
+    fleet.add(0, &due).result();
+    let (key, _) = fleet.record();
+    let lease = || fs::read_to_string(fleet.node(0).data_dir().join("pods/lease.json")).expect("a lease");
+    // It still has the subnet: what it says otherwise is followed.
+    fleet.etcd.put(CONFIG, r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "vxlan", "VNI": 7}}"#);
+    fleet.add(0, &due).result();
+    assert_eq!(fleet.record().0, key);
+    assert!(fleet.record().1.contains(r#""VNI":7"#) && lease().contains("7"), "{}", lease());
+    // It has not, and containers have addresses of it: each ADD says so, whatever was tried last.
+    let other = r#"{"Network": "10.96.0.0/12", "Backend": {"Type": "vxlan"}}"#;
+    fleet.etcd.put(CONFIG, other);
+    let parts = ["config was changed", key.as_str(), "10.96.0.0/12", "weftctl leave"];
+    fleet.fails(0, &due, 7).assert_names(&parts);
+    fleet.fails(0, &due, 7).assert_names(&parts);
+    assert_eq!(fleet.record().0, key, "nothing is moved");
+    // A configuration that is none, and an etcd that is away or does not answer, are no reason to fail.
+    fleet.etcd.put(CONFIG, "{");
+    fleet.add(0, &due).result();
+    fleet.etcd.del(CONFIG);
+    fleet.add(0, &due).result();
+    fleet.etcd.put(CONFIG, other);
+    fleet.etcd.freeze();
+    fleet.add(0, &due).result();
+    fleet.etcd.thaw();
+    fleet.etcd.kill();
+    fleet.add(0, &due).result();
+    fleet.etcd.restart();
+    fleet.fails(0, &due, 7).assert_names(&parts);
+    // Without containers the host moves.
+    fs::remove_dir_all(fleet.node(0).state_dir()).expect("no containers");
+    let result = fleet.add(0, &due).result();
+    assert!(!addresses(&result)[0].starts_with("10.24"), "{result}");
+    assert_ne!(fleet.record().0, key);
+}
+
 #[test]
 fn a_configuration_that_is_none_is_told_with_the_line_that_puts_a_right_one() {
     let fleet = Fleet::new(1, V4);
