@@ -23,7 +23,7 @@ use crate::tuning;
 use weft_net::netns::NetNs;
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
-use weft_net::{BridgePort, Link, NetError, Netlink, NewVeth, is_bridge_full};
+use weft_net::{BridgePort, Entry, Link, NetError, Netlink, NewVeth, is_bridge_full};
 
 /// Attaches the container. What was done goes with the result: who cannot deliver that takes all back.
 pub fn add(args: AddArgs) -> Result<Outcome, Error> {
@@ -91,6 +91,7 @@ impl Attachment {
         self.ensure_routing(&bridge, &plan)?;
         let holdings = Holdings::new(&self.network, &self.asked, &plan, self.mac)?;
         let _hold = hold(&mut self.journal, &self.args.call, &self.key, &self.network.traces, holdings)?;
+        self.forget_neighbours(&bridge, &plan)?;
         let container = self.configure(&plan, peer_of(&veth)?)?;
         let result = self.result(&plan, given, [bridge, veth, container], detours);
         self.journal.write_record(true)?;
@@ -177,6 +178,14 @@ impl Attachment {
             self.journal.note(Step::Shared(Shared::Masquerade(ensured)));
         }
         Ok(())
+    }
+
+    /// An address that somebody else had a moment ago is not to be looked for at that one's MAC address, for half a minute.
+    fn forget_neighbours(&mut self, bridge: &Link, plan: &Plan) -> Result<(), Error> {
+        let (index, mac) = (bridge.index, self.mac);
+        let known = plan.ips.iter().map(|ip| Entry::Neighbour { index, address: ip.address.ip(), mac });
+        let known: Vec<Entry> = known.collect();
+        self.journal.within(Step::Neighbours(self.network.bridge.clone()), || self.host.apply(&known, &[]))
     }
 
     /// The veth pair, its host end a port of the bridge. Returns the host end, as the kernel has it.

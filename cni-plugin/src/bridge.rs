@@ -44,6 +44,8 @@ pub fn adopt(netlink: &mut Netlink, network: &Network, found: Option<Link>) -> R
         None => {
             // A container's router advertisement must not configure the host (CVE-2020-10749).
             Sysctl::ipv6_of(name, "accept_ra").ensure("0")?;
+            // While its own address is being looked for elsewhere, the host cannot ask for containers on it.
+            Sysctl::ipv6_of(name, "accept_dad").ensure("0")?;
             netlink.link(name)?.ok_or_else(|| {
                 Error::new(Code::TryAgain, "somebody else deleted it as soon as it was made: call ADD again")
             })?

@@ -62,6 +62,8 @@ pub enum Step {
     Detection(IfName),
     Route(IpNetwork, Option<IpAddr>),
     ReadBack(String),
+    /// What the host knows of those that had the addresses before.
+    Neighbours(IfName),
 }
 
 /// A step whose outcome all attachments of the host may come to rely on. Who takes it back must be alone.
@@ -108,6 +110,7 @@ impl fmt::Display for Step {
             Self::Route(dst, None) => write!(f, "add route {dst} in the container"),
             Self::Route(dst, Some(gateway)) => write!(f, "add route {dst} via {gateway} in the container"),
             Self::ReadBack(name) => write!(f, "read {name} back"),
+            Self::Neighbours(bridge) => write!(f, "forget neighbours on {bridge}"),
         }
     }
 }
@@ -355,7 +358,8 @@ impl Journal {
             | Step::Up(_)
             | Step::Detection(_)
             | Step::Route(..)
-            | Step::ReadBack(_) => Ok(()),
+            | Step::ReadBack(_)
+            | Step::Neighbours(_) => Ok(()),
         };
         undone.map_err(|fault| failed(&format!("take back \"{step}\""), fault))
     }

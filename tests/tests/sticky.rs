@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_tests::{Access, Cluster, Host, Network, Pod, eventually, ips};
+use weft_tests::{Access, Cluster, Host, Network, Pod, command, eventually, ips};
 
 /// A pod of Kubernetes, as containerd and CRI-O name it.
 const WEB: &str = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=abc;K8S_POD_UID=7";
@@ -48,6 +48,20 @@ fn a_container_that_comes_again_has_the_address_that_it_had() {
     network.gc(&[]);
     let (_web, result) = add(&network, WEB);
     assert_eq!(ips(&result), before[0]);
+}
+
+/// The host knew the address at another MAC address a moment ago.
+#[test]
+fn the_host_finds_the_new_container_at_the_old_address() {
+    let _host = Host::new();
+    let network = sticky(Network::dual());
+    for _ in 0..3 {
+        let (pod, result) = add(&network, WEB);
+        for ip in ips(&result) {
+            command(&format!("ping -n -c 1 -W 1 {ip}"));
+        }
+        network.del(&pod);
+    }
 }
 
 #[test]
