@@ -145,7 +145,7 @@ fn configurations() {
         (json!({ "isGatway": true }), 2, &["isGatway", "true", "isGateway"]),
         (json!({ "vlan": 5 }), 2, &["vlan", "5"]),
         (json!({ "vlanTrunk": [{ "id": 5 }] }), 2, &["vlanTrunk"]),
-        (json!({ "macspoofchk": true }), 2, &["macspoofchk"]),
+        (json!({ "guard": false, "macspoofchk": true }), 7, &["macspoofchk", "guard"]),
         (json!({ "bandwidth": { "ingressRate": 1 } }), 2, &["bandwidth"]),
         (json!({ "ipMasqBackend": "iptables" }), 2, &["ipMasqBackend", "iptables", "nftables"]),
         (json!({ "noMasquerade": ["192.0.2.0/24"], "ipMasq": false }), 7, &["noMasquerade", "ipMasq"]),
