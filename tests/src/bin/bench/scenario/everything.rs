@@ -10,7 +10,7 @@ use super::{
 };
 
 /// How long one measurement of traffic takes.
-const TIME: Duration = Duration::from_secs(1);
+const TIME: Duration = Duration::from_millis(300);
 const BLOCK: usize = 128 << 10;
 
 pub(super) fn everything(peers: &Peers) -> Vec<Row> {
@@ -93,7 +93,7 @@ impl Connection {
                 }
             }
         });
-        #[expect(clippy::cast_precision_loss, reason = "bytes of a second are far below 2^52")]
+        #[expect(clippy::cast_precision_loss, reason = "bytes of a moment are far below 2^52")]
         let bits = sent as f64 * 8.0;
         bits / start.elapsed().as_secs_f64() / 1e9
     }
