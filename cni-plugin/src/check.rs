@@ -125,9 +125,7 @@ impl Promised {
             ips: ips.iter().filter(|ip| ip.interface.is_none_or(|of| of == at)).cloned().collect(),
         })
     }
-}
 
-impl Promised {
     /// The container's MAC address; where the result does not say it, what follows from the key.
     fn mac(&self, key: &AttachmentKey) -> MacAddr {
         let mac = self.container.mac.as_ref().and_then(|mac| mac.parse().ok());

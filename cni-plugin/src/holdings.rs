@@ -230,7 +230,7 @@ pub struct Erasure {
 }
 
 enum What {
-    Known(Box<Holdings>),
+    Known(Box<(Holdings, Elements)>),
     Searched,
 }
 
@@ -241,7 +241,11 @@ impl Erasure {
         known: Option<&Holdings>,
         deadline: Deadline,
     ) -> NlResult<Option<Self>> {
-        if known.is_some_and(|known| known.elements(key).own.is_empty() && known.private().is_none()) {
+        let known = known.map(|known| (known, known.elements(key)));
+        if known
+            .as_ref()
+            .is_some_and(|(known, elements)| elements.own.is_empty() && known.private().is_none())
+        {
             return Ok(None);
         }
         let mut nft = match Nft::open(deadline) {
@@ -250,8 +254,8 @@ impl Erasure {
             Err(error) if error.errno == nix::errno::Errno::EPROTONOSUPPORT => return Ok(None),
             Err(error) => return Err(error),
         };
-        if let Some(known) = known {
-            return Ok(Some(Self { nft, what: What::Known(Box::new(known.clone())) }));
+        if let Some((known, elements)) = known {
+            return Ok(Some(Self { nft, what: What::Known(Box::new((known.clone(), elements))) }));
         }
         let hash = key.hash();
         let found = ruleset::find(&mut nft, |of| of == hash)?;
@@ -260,10 +264,11 @@ impl Erasure {
 
     /// Erases it. Who closes the socket last waits for RCU, so a child should have it too.
     pub fn carry_out(mut self, key: &AttachmentKey) -> NlResult<()> {
-        let What::Known(holdings) = &self.what else {
+        let What::Known(known) = &self.what else {
             return ruleset::remove(&mut self.nft, key, None);
         };
-        ruleset::remove(&mut self.nft, key, Some(&holdings.elements(key)))?;
+        let (holdings, elements) = known.as_ref();
+        ruleset::remove(&mut self.nft, key, Some(elements))?;
         if let Some(isolation) = holdings.private() {
             isolation::forget(&mut self.nft, &isolation.addresses)?;
         }
