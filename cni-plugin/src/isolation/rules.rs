@@ -186,9 +186,10 @@ fn inside() -> Vec<Rule> {
     [Rule::any().dnatted().accept()].into_iter().chain(allowed).chain([Rule::any().drop()]).collect()
 }
 
-/// Reachability and path MTU are no services, and IPv6 finds its neighbours by ICMP.
+/// Reachability and path MTU are no services, and IPv6 finds its neighbours by ICMP. Without the family, as nft leaves it out
+/// when it prints these rules, and would load others.
 fn to_the_host() -> Vec<Rule> {
-    let icmp = ICMP.map(|(family, protocol)| Rule::of(family).is(Load::L4Protocol, &protocol).accept());
+    let icmp = ICMP.map(|(_, protocol)| Rule::any().is(Load::L4Protocol, &protocol).accept());
     let services = FAMILIES.map(|(family, at)| Rule::of(family).found(&there(family), &HOSTLESS[at]).drop());
     [Rule::any().known().accept()].into_iter().chain(icmp).chain(services).collect()
 }

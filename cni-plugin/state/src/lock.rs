@@ -1,5 +1,6 @@
 //! Locks that die with their holder.
 
+use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _};
 use std::os::fd::AsRawFd as _;
@@ -18,8 +19,8 @@ use nix::time::ClockId;
 
 /// flock(2) on a file, let go when dropped or when the process ends, however it ends.
 ///
-/// Letting go is closing: a child that was given the lock ([`Lock::share_with_children`]) goes on
-/// holding it. The file may hold a record ([`Lock::read`], [`Lock::write`]); it must then never be
+/// A child that was given the lock ([`Lock::share_with_children`]) goes on holding it; one that was forked and happens
+/// to have the descriptor does not. The file may hold a record ([`Lock::read`], [`Lock::write`]); it must then never be
 /// replaced by a rename, because a lock belongs to the file and not to its name.
 #[derive(Debug)]
 pub struct Lock {
@@ -27,6 +28,8 @@ pub struct Lock {
     path: PathBuf,
     mode: Mode,
     deadline: Option<Deadline>,
+    /// Whether children were ever given it.
+    is_given: Cell<bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +82,10 @@ impl Lock {
         Self::try_acquire(path, Mode::Shared)
     }
 
+    fn new(file: File, path: &Path, mode: Mode, deadline: Option<Deadline>) -> Self {
+        Self { file, path: path.to_owned(), mode, deadline, is_given: Cell::new(false) }
+    }
+
     fn try_acquire(path: &Path, mode: Mode) -> Result<Option<Self>, Error> {
         loop {
             let file = open(path)?;
@@ -86,7 +93,7 @@ impl Lock {
                 return Ok(None);
             }
             if is_at(&file, path).map_err(|e| failed(path, &e))? {
-                return Ok(Some(Self { file, path: path.to_owned(), mode, deadline: None }));
+                return Ok(Some(Self::new(file, path, mode, None)));
             }
         }
     }
@@ -100,7 +107,7 @@ impl Lock {
             // Its last holder may have removed the file while we waited for it: then others lock
             // another file of the same name, and so must we.
             if is_at(&file, path).map_err(|e| failed(path, &e))? {
-                return Ok(Self { file, path: path.to_owned(), mode, deadline: Some(deadline) });
+                return Ok(Self::new(file, path, mode, Some(deadline)));
             }
         }
     }
@@ -136,6 +143,7 @@ impl Lock {
     pub fn share_with_children(&self, share: bool) -> Result<(), Error> {
         let flags = if share { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
         fcntl(&self.file, FcntlArg::F_SETFD(flags)).map_err(|e| failed(&self.path, &e.into()))?;
+        self.is_given.set(self.is_given.get() || share);
         Ok(())
     }
 
@@ -173,6 +181,17 @@ impl Lock {
                 Err(Error::new(Code::Io, format!("remove the lock file {}: {e}", self.path.display())))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing would leave it to a forked child until that ends.
+        if !self.is_given.get()
+            && let Err(error) = flock(&self.file, libc::LOCK_UN)
+        {
+            log::debug!("unlock {}: {error}", self.path.display());
         }
     }
 }

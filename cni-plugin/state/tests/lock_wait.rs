@@ -1,12 +1,16 @@
 //! Waiting for a lock, in a process with one thread and with real other holders.
 #![expect(clippy::unwrap_used, reason = "a test program: a panic is its failure")]
 
+use std::fs::File;
+use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cni_protocol::{Code, Deadline};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork, pipe};
 use weft_state::Lock;
 
 /// Another process that holds the lock until its stdin is closed.
@@ -40,6 +44,7 @@ fn main() {
     the_wait_ends_at_the_deadline(&path);
     the_wait_ends_with_the_holder(&path, holder);
     a_lock_no_longer_shared_is_not_inherited(&path);
+    a_forked_child_does_not_keep_it(&path);
 }
 
 fn the_wait_ends_at_the_deadline(path: &Path) {
@@ -78,4 +83,26 @@ fn a_lock_no_longer_shared_is_not_inherited(path: &Path) {
     assert!(Lock::try_exclusive(path).unwrap().is_some());
     let stdin = child.stdin.take();
     Holder { child, stdin }.end();
+}
+
+/// As the process that deletes a link, which lives on for some milliseconds after ADD has failed.
+fn a_forked_child_does_not_keep_it(path: &Path) {
+    let lock = Lock::exclusive(path, Deadline::after(Duration::from_secs(20))).unwrap();
+    let (parent_lives, keeps_child) = pipe().unwrap();
+    #[expect(unsafe_code, reason = "a child with all descriptors, as no program that is executed gets them")]
+    // SAFETY: this process has one thread.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            drop(keeps_child);
+            let ended = File::from(parent_lives).read(&mut [0]).is_ok();
+            // SAFETY: _exit(2) only ends the process.
+            unsafe { nix::libc::_exit(i32::from(!ended)) }
+        }
+        ForkResult::Parent { child } => {
+            drop((parent_lives, lock));
+            assert!(Lock::try_exclusive(path).unwrap().is_some(), "the child keeps the lock");
+            drop(keeps_child);
+            assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
+        }
+    }
 }

@@ -10,7 +10,7 @@ use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
 use netlink_packet_netfilter::NetfilterProtoFamily;
 use netlink_packet_netfilter::nftables::{MetaKey, Operator, Register, RuleAttribute};
 
-use super::answer::Answer;
+use super::answer::{Answer, number};
 use super::bytes::put;
 use super::interval::octets;
 use crate::Family;
@@ -43,6 +43,10 @@ const NFTA_BITWISE_MASK: u16 = 4;
 const NFTA_BITWISE_XOR: u16 = 5;
 const NFTA_BITWISE_OP: u16 = 6;
 const NFT_BITWISE_BOOL: u32 = 0;
+const NFTA_BYTEORDER_SREG: u16 = 1;
+const NFTA_BYTEORDER_DREG: u16 = 2;
+const NFTA_BYTEORDER_LEN: u16 = 4;
+const NFTA_BYTEORDER_SIZE: u16 = 5;
 const NFTA_MASQ_FLAGS: u16 = 1;
 /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY` of linux/netfilter/nf_nat.h.
 const RANDOM_FULLY: u32 = 16;
@@ -224,6 +228,19 @@ impl Rule {
         self
     }
 
+    /// The expressions that do something. nft turns the byte of a protocol's number round before it looks it up in a map
+    /// of ranges.
+    fn effective(&self) -> impl Iterator<Item = &[u8]> {
+        let turns_nothing = |expression: &&[u8]| {
+            let data = find(expression, NFTA_EXPR_DATA).unwrap_or_default();
+            let parameter = |kind| find(data, kind).and_then(number);
+            find(expression, NFTA_EXPR_NAME) == Some(b"byteorder\0")
+                && parameter(NFTA_BYTEORDER_SREG) == parameter(NFTA_BYTEORDER_DREG)
+                && parameter(NFTA_BYTEORDER_LEN) < parameter(NFTA_BYTEORDER_SIZE)
+        };
+        attributes(&self.expressions).map(|(_, expression)| expression).filter(move |it| !turns_nothing(it))
+    }
+
     pub(super) fn from_answer(answer: &Answer) -> Self {
         Self { expressions: answer.get(NFTA_RULE_EXPRESSIONS).unwrap_or_default().to_vec() }
     }
@@ -239,11 +256,11 @@ impl Rule {
 
 impl PartialEq for Rule {
     fn eq(&self, other: &Self) -> bool {
-        let (mut mine, mut theirs) = (attributes(&self.expressions), attributes(&other.expressions));
+        let (mut mine, mut theirs) = (self.effective(), other.effective());
         loop {
             match (mine.next(), theirs.next()) {
                 (None, None) => return true,
-                (Some((_, mine)), Some((_, theirs))) if same(mine, theirs) => {}
+                (Some(mine), Some(theirs)) if same(mine, theirs) => {}
                 _ => return false,
             }
         }
