@@ -38,7 +38,8 @@ pub fn check(nft: &mut Nft, bridge: &str, families: &[Family]) -> Result<(), Err
     };
     for family in families {
         let uplinks = uplinks(*family);
-        let packets = [Way::Out, Way::Back].map(|way| Packet { bridge, uplinks: &uplinks, way });
+        let packets =
+            [Way::Out, Way::Back].map(|way| Packet { bridge, uplinks: &uplinks, way, family: *family });
         for chain in chains.iter().filter(|chain| may_drop(chain, *family)) {
             let rules = load(nft, &chains, chain, packets).map_err(read)?;
             judge(chain, &rules, &chains, packets)?;

@@ -55,10 +55,21 @@ pub enum Condition {
     State { bits: u32, is: bool },
     /// Whether it goes to another destination than it was sent to, as with a host port; `is` is false for "as sent".
     Redirected { is: bool },
+    /// Whether it is of a family; `is` is false for "of any other".
+    Family { family: Family, is: bool },
+    /// Whether it comes from one of some addresses, or goes to one of them.
+    Address(End),
     /// Whether one of several is true; `is` is false for "none".
     Any { of: Vec<Condition>, is: bool },
     /// Anything else.
     Other,
+}
+
+/// One of a packet's two addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Source,
+    Destination,
 }
 
 /// The state of the first packet of a connection.

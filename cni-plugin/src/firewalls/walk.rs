@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use weft_net::foreign::{Condition, Pattern, RULES_MAX, Rule, STATE_ESTABLISHED, STATE_NEW, Verdict};
+use weft_net::Family;
+use weft_net::foreign::{Condition, End, Pattern, RULES_MAX, Rule, STATE_ESTABLISHED, STATE_NEW, Verdict};
 
 /// How deep chains jump to each other at most; the kernel allows 16.
 const DEPTH_MAX: usize = 16;
@@ -14,6 +15,7 @@ pub(super) struct Packet<'a> {
     /// The interfaces by which the host reaches everybody else.
     pub(super) uplinks: &'a [String],
     pub(super) way: Way,
+    pub(super) family: Family,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +73,16 @@ impl Packet<'_> {
         rule.conditions.iter().map(|condition| self.fits(condition)).fold(Truth::True, Truth::and)
     }
 
+    /// Whether a rule is about some of the others that it talks to. To drop what is for these only is what a firewall is
+    /// for, and says nothing of the rest.
+    fn is_narrow(&self, rule: &Rule) -> bool {
+        let others = match self.way {
+            Way::Out => End::Destination,
+            Way::Back => End::Source,
+        };
+        rule.conditions.contains(&Condition::Address(others))
+    }
+
     fn fits(&self, condition: &Condition) -> Truth {
         match condition {
             Condition::Input { name, is } => self.goes_by(name, self.way == Way::Out).is(*is),
@@ -88,7 +100,8 @@ impl Packet<'_> {
                 let none = of.iter().map(|one| self.fits(one).is(false)).fold(Truth::True, Truth::and);
                 none.is(!*is)
             }
-            Condition::Other => Truth::Maybe,
+            Condition::Family { family, is } => Truth::of((*family == self.family) == *is),
+            Condition::Address(_) | Condition::Other => Truth::Maybe,
         }
     }
 
@@ -148,7 +161,7 @@ impl Walk<'_> {
                 Verdict::Return if is_certain => return None,
                 Verdict::Return | Verdict::Unknown => self.lose_sight(),
                 verdict @ (Verdict::Accept | Verdict::Drop) => {
-                    if let Some(decided) = self.decide(*verdict == Verdict::Accept, is_certain) {
+                    if let Some(decided) = self.decide(*verdict == Verdict::Accept, rule) {
                         return Some(decided);
                     }
                 }
@@ -158,7 +171,7 @@ impl Walk<'_> {
                         continue;
                     };
                     if let Some(passes) = self.chain(rules, depth + 1)
-                        && let Some(decided) = self.decide(passes, is_certain)
+                        && let Some(decided) = self.decide(passes, rule)
                     {
                         return Some(decided);
                     }
@@ -174,9 +187,12 @@ impl Walk<'_> {
         None
     }
 
-    fn decide(&mut self, passes: bool, is_certain: bool) -> Option<bool> {
-        if is_certain {
+    fn decide(&mut self, passes: bool, rule: &Rule) -> Option<bool> {
+        if self.packet.meets(rule) == Truth::True {
             return Some(passes);
+        }
+        if !passes && self.packet.is_narrow(rule) {
+            return None;
         }
         *(if passes { &mut self.may_pass } else { &mut self.may_drop }) = true;
         None

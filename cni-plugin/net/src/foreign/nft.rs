@@ -4,7 +4,7 @@ use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::NfTablesMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 
-use super::{Chain, Condition, Pattern, Rule, TableOf, Verdict};
+use super::{Chain, Condition, End, Pattern, Rule, TableOf, Verdict};
 use crate::attribute::{attributes, find, text};
 use crate::nft::chain::{
     NFT_MSG_GETCHAIN, NFT_MSG_GETRULE, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE,
@@ -25,6 +25,8 @@ const NFTA_EXPR_NAME: u16 = 1;
 const NFTA_EXPR_DATA: u16 = 2;
 const NFT_META_IIFNAME: u32 = 6;
 const NFT_META_OIFNAME: u32 = 7;
+const NFT_META_NFPROTO: u32 = 15;
+const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
 const NFT_CT_STATE: u32 = 0;
 const NFT_CT_STATUS: u32 = 2;
 /// `IPS_DST_NAT` of linux/netfilter/nf_conntrack_common.h.
@@ -33,6 +35,8 @@ const NFT_CMP_EQ: u32 = 0;
 const NFT_CMP_NEQ: u32 = 1;
 const NFT_REG_VERDICT: u32 = 0;
 // linux/netfilter.h
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
 const NF_INET_FORWARD: u32 = 2;
 const NF_DROP: i32 = 0;
 const NF_ACCEPT: i32 = 1;
@@ -87,8 +91,12 @@ impl Nft {
 
     /// Reads a list that stands in a rule, `{ "eth0", "eth1" }`: the kernel has it as a set without a name of its own.
     fn looked_up(&mut self, family: NetfilterProtoFamily, table: &str, set: &Lookup) -> NlResult<Condition> {
-        if !set.name.starts_with("__set") || matches!(set.loaded, Loaded::Other) {
-            return Ok(Condition::Other);
+        match set.loaded {
+            // Which ones does not matter.
+            Loaded::Address(end) if set.is => return Ok(Condition::Address(end)),
+            Loaded::Address(_) | Loaded::Other => return Ok(Condition::Other),
+            _ if !set.name.starts_with("__set") => return Ok(Condition::Other),
+            _ => {}
         }
         let attributes =
             vec![text_of(NFTA_SET_ELEM_LIST_TABLE, table), text_of(NFTA_SET_ELEM_LIST_SET, &set.name)];
@@ -138,6 +146,8 @@ enum Loaded {
     State(u32),
     /// The same of conntrack's status.
     Status(u32),
+    Family,
+    Address(End),
     Other,
 }
 
@@ -205,11 +215,30 @@ fn load(name: &str, data: &[u8], before: Loaded) -> Loaded {
     match (name, key, before) {
         ("meta", Some(NFT_META_IIFNAME), _) => Loaded::Input,
         ("meta", Some(NFT_META_OIFNAME), _) => Loaded::Output,
+        ("meta", Some(NFT_META_NFPROTO), _) => Loaded::Family,
+        ("payload", ..) => address(data).map_or(Loaded::Other, Loaded::Address),
+        // A prefix of it.
+        ("bitwise", _, Loaded::Address(end)) => Loaded::Address(end),
         ("ct", Some(NFT_CT_STATE), _) => Loaded::State(u32::MAX),
         ("ct", Some(NFT_CT_STATUS), _) => Loaded::Status(u32::MAX),
         ("bitwise", _, Loaded::State(_)) => mask().map_or(Loaded::Other, Loaded::State),
         ("bitwise", _, Loaded::Status(_)) => mask().map_or(Loaded::Other, Loaded::Status),
         _ => Loaded::Other,
+    }
+}
+
+/// Which address, or part of it, a payload expression loads: those of IPv4 are at 12 and 16, those of IPv6 at 8 and 24.
+fn address(data: &[u8]) -> Option<End> {
+    // NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN
+    let part = |kind| find(data, kind).and_then(number);
+    match (part(2)?, part(3)?, part(4)?) {
+        (NFT_PAYLOAD_NETWORK_HEADER, 12, 1..=4) | (NFT_PAYLOAD_NETWORK_HEADER, 8, 1..=16) => {
+            Some(End::Source)
+        }
+        (NFT_PAYLOAD_NETWORK_HEADER, 16, 1..=4) | (NFT_PAYLOAD_NETWORK_HEADER, 24, 1..=16) => {
+            Some(End::Destination)
+        }
+        _ => None,
     }
 }
 
@@ -230,7 +259,13 @@ fn compared(loaded: Loaded, operator: Option<u32>, value: &[u8]) -> Condition {
         Loaded::Status(IPS_DST_NAT) if value.iter().all(|byte| *byte == 0) => {
             Condition::Redirected { is: !is }
         }
-        Loaded::State(_) | Loaded::Status(_) | Loaded::Other => Condition::Other,
+        Loaded::Family => match value {
+            [NFPROTO_IPV4] => Condition::Family { family: Family::V4, is },
+            [NFPROTO_IPV6] => Condition::Family { family: Family::V6, is },
+            _ => Condition::Other,
+        },
+        Loaded::Address(end) if is => Condition::Address(end),
+        Loaded::State(_) | Loaded::Status(_) | Loaded::Address(_) | Loaded::Other => Condition::Other,
     }
 }
 

@@ -32,7 +32,12 @@ fn fates(chains: &[(&str, Vec<Rule>)]) -> [Fate; 2] {
         chains.iter().map(|(name, rules)| ((*name).to_owned(), rules.clone())).collect();
     let uplinks = ["eth0".to_owned()];
     [Way::Out, Way::Back].map(|way| {
-        walk(Packet { bridge: "weft0", uplinks: &uplinks, way }, "FORWARD", &Verdict::Drop, &chains)
+        walk(
+            Packet { bridge: "weft0", uplinks: &uplinks, way, family: Family::V4 },
+            "FORWARD",
+            &Verdict::Drop,
+            &chains,
+        )
     })
 }
 
@@ -76,6 +81,20 @@ fn what_cannot_be_told_is_unknown() {
     assert_eq!(fates(&[("FORWARD", both)]), [Fate::Unknown; 2]);
     let circle = vec![rule(&[], Verdict::Jump("FORWARD".into()))];
     assert_eq!(fates(&[("FORWARD", circle)]), [Fate::Unknown; 2]);
+}
+
+#[test]
+fn what_drops_some_of_the_others_lets_the_rest_pass() {
+    let of = |family| Condition::Family { family, is: true };
+    let to_some = || Condition::Address(End::Destination);
+    let with = |first: Rule| fates(&[("FORWARD", vec![first, rule(&[], Verdict::Accept)])]);
+    assert_eq!(with(rule(&[to_some()], Verdict::Drop)), [Fate::Passes, Fate::Unknown]);
+    assert_eq!(with(rule(&[Condition::Address(End::Source)], Verdict::Drop)), [Fate::Unknown, Fate::Passes]);
+    assert_eq!(with(rule(&[of(Family::V6)], Verdict::Drop)), [Fate::Passes; 2]);
+    assert_eq!(with(rule(&[of(Family::V4)], Verdict::Drop)), [Fate::IsDropped; 2]);
+    // Who accepts some only cannot be meant for all.
+    let accepted = [("FORWARD", vec![rule(&[to_some()], Verdict::Accept)])];
+    assert_eq!(fates(&accepted), [Fate::Unknown; 2]);
 }
 
 #[test]
