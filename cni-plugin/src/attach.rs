@@ -1,5 +1,6 @@
 //! ADD: the story, top to bottom.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use cni_protocol::{AddArgs, AddResult, Code, Dns, Error, Interface, IpConfig, MacAddr, Outcome};
@@ -7,7 +8,7 @@ use weft_state::{Lock, boot_dir};
 
 use crate::bridge;
 use crate::conf::names::Names;
-use crate::conf::{Asked, Network, Traces, requested_mac};
+use crate::conf::{Asked, Network, Traces, chooses_addresses, requested_mac};
 use crate::detach;
 use crate::holdings::{Holdings, hold};
 use crate::ipam::Reserving;
@@ -43,6 +44,8 @@ struct Attachment {
     asked: Asked,
     key: AttachmentKey,
     mac: MacAddr,
+    /// Whether other containers are to be told whose the addresses are.
+    announces: bool,
     host: Netlink,
     pod: Pod,
     journal: Journal,
@@ -59,11 +62,12 @@ impl Attachment {
         let names = Names::parse(&call.conf, &args.args)?;
         let mac = requested_mac(&call.conf, &args.args)?;
         let mac = mac.unwrap_or_else(|| key.mac(VethEnd::Container));
+        let announces = chooses_addresses(&call.conf, &args.args) && !network.interface_down;
         let pod = Pod::open(&args.netns, call.deadline).map_err(|fault| failed(&"open CNI_NETNS", fault))?;
         let host = Netlink::open(call.deadline).map_err(|e| failed(&"open a netlink socket", e.into()))?;
         let mut journal = open_journal(&args, &key, &network.traces)?;
         journal.names = names;
-        Ok(Self { args, network, asked, key, mac, host, pod, journal })
+        Ok(Self { args, network, asked, key, mac, announces, host, pod, journal })
     }
 
     /// The steps, in their order. The bridge and the pair do not depend on the addresses: the IPAM plugin
@@ -93,6 +97,9 @@ impl Attachment {
         let _hold = hold(&mut self.journal, &self.args.call, &self.key, &self.network.traces, holdings)?;
         self.forget_neighbours(&bridge, &plan)?;
         let container = self.configure(&plan, peer_of(&veth)?)?;
+        if self.announces {
+            self.announce(&veth, &plan)?;
+        }
         let result = self.result(&plan, given, [bridge, veth, container], detours);
         self.journal.write_record(true)?;
         Ok(result)
@@ -224,6 +231,9 @@ impl Attachment {
         if plan.ipv6 != Ipv6::Untouched {
             journal.within(Step::Settings(ifname.clone()), || pod.set_ipv6(ifname, plan.ipv6))?;
         }
+        if self.announces {
+            journal.within(Step::Neighbours(ifname.clone()), || pod.set_announcing(ifname))?;
+        }
         tuning::apply(journal, pod, ifname, &self.asked.tuning)?;
         journal.run(Step::Loopback, || pod.ensure_loopback().map(|changed| ((), Change::from(changed))))?;
         for IpConfig { address, .. } in &plan.ips {
@@ -252,6 +262,19 @@ impl Attachment {
             journal.within(Step::Route(route.dst, route.gw), || pod.netlink.add_route(index, &route))?;
         }
         Ok(container)
+    }
+
+    /// Other containers may still look for an address at the MAC address of who had it before. What the kernel sent when the
+    /// interface came up is often lost: the bridge takes no frames from a port before it has taken notice of the carrier,
+    /// which it does at once when the host's end is asked for.
+    fn announce(&mut self, veth: &Link, plan: &Plan) -> Result<(), Error> {
+        let (host, pod, mac, ifname) = (&mut self.host, &mut self.pod, self.mac, &self.key.ifname);
+        let addresses: Vec<IpAddr> = plan.ips.iter().map(|ip| ip.address.ip()).collect();
+        self.journal.within(Step::Neighbours(ifname.clone()), || {
+            host.link(&veth.name)?;
+            pod.wait_for_routes(&addresses)?;
+            Ok::<_, Fault>(pod.netlink.announce(ifname.as_str(), mac)?)
+        })
     }
 
     /// The result, with the interfaces as the kernel has them.

@@ -236,6 +236,21 @@ pub fn requested_mac(conf: &Map<String, Value>, args: &CniArgs) -> Result<Option
     }
 }
 
+/// Whether an attachment's addresses are chosen, so that another container can have had them a moment ago: asked for by the
+/// runtime or the user, kept for a name (`ipam.sticky`), or those of the configuration (the IPAM plugin `static`). What a
+/// pool gives comes round late. Whatever else is there is for the IPAM plugin to judge.
+pub fn chooses_addresses(conf: &Map<String, Value>, args: &CniArgs) -> bool {
+    let ipam = conf.get("ipam");
+    let asked = [
+        conf.get("runtimeConfig").and_then(|config| config.get("ips")),
+        conventions(conf).and_then(|cni| cni.get("ips")),
+        ipam.and_then(|ipam| ipam.get("sticky")),
+    ];
+    !args.ips.is_empty()
+        || asked.into_iter().flatten().any(keys::asks_for_something)
+        || ipam.and_then(|ipam| ipam.get("type")).is_some_and(|kind| kind == "static")
+}
+
 /// What the CNI conventions have for one container, `args.cni`.
 fn conventions(conf: &Map<String, Value>) -> Option<&Map<String, Value>> {
     conf.get("args")?.get("cni")?.as_object()

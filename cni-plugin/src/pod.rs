@@ -1,5 +1,6 @@
 //! The container's side: its network namespace and the interface in it.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use cni_protocol::{Code, Deadline, Error, IfName};
@@ -41,6 +42,14 @@ impl Pod {
     pub fn set_ipv6(&self, ifname: &IfName, ipv6: Ipv6) -> Result<(), Fault> {
         let settings = ipv6_settings(ifname, ipv6);
         self.netns.run(&self.home, || settings.iter().try_for_each(|(key, value)| key.set(value)))??;
+        Ok(())
+    }
+
+    /// Has the kernel tell the interface's neighbours its addresses, whenever it comes up or [`Netlink::announce`] asks for it.
+    pub fn set_announcing(&self, ifname: &IfName) -> Result<(), Fault> {
+        let name = ifname.as_str();
+        let settings = [Sysctl::ipv4_of(name, "arp_notify"), Sysctl::ipv6_of(name, "ndisc_notify")];
+        self.netns.run(&self.home, || settings.iter().try_for_each(|key| key.set("1")))??;
         Ok(())
     }
 
@@ -86,28 +95,57 @@ impl Pod {
     pub fn wait_for_detection(&self, index: u32) -> Result<(), Fault> {
         /// `RTNLGRP_IPV6_IFADDR` of linux/rtnetlink.h.
         const RTNLGRP_IPV6_IFADDR: u32 = 9;
-        let deadline = self.netlink.deadline();
-        let (mut events, mut netlink) = self.netns.run(&self.home, || {
-            let mut events = Socket::open(NETLINK_ROUTE, deadline)?;
-            events.subscribe(&[RTNLGRP_IPV6_IFADDR])?;
-            Ok::<_, NetError>((events, Netlink::open(deadline)?))
-        })??;
-        loop {
+        self.wait(RTNLGRP_IPV6_IFADDR, |netlink| {
             let states = netlink.detection(index)?;
-            if let Some((address, _)) = states.iter().find(|(_, state)| *state == Detection::Failed) {
-                return Err(Error::new(
+            match states.iter().find(|(_, state)| *state == Detection::Failed) {
+                None => Ok(states.iter().all(|(_, state)| *state == Detection::Passed)),
+                Some((address, _)) => Err(Error::new(
                     Code::Conflict,
                     format!(
                         "{address} is in use by another host on the link: give it back or choose another"
                     ),
                 )
-                .into());
+                .into()),
             }
-            if states.iter().all(|(_, state)| *state == Detection::Passed) {
-                return Ok(());
+        })
+    }
+
+    /// Waits until the container takes in what is for these addresses: the kernel makes the routes for that of IPv6 in its own
+    /// time, usually before anybody asks.
+    pub fn wait_for_routes(&self, addresses: &[IpAddr]) -> Result<(), Fault> {
+        /// `RTNLGRP_IPV6_ROUTE` of linux/rtnetlink.h.
+        const RTNLGRP_IPV6_ROUTE: u32 = 11;
+        let mut missing = addresses.iter().filter(|address| address.is_ipv6()).peekable();
+        if missing.peek().is_none() {
+            return Ok(());
+        }
+        self.wait(RTNLGRP_IPV6_ROUTE, |netlink| {
+            while let Some(address) = missing.peek() {
+                if !netlink.takes_in(**address)? {
+                    return Ok(false);
+                }
+                missing.next();
             }
+            Ok(true)
+        })
+    }
+
+    /// Waits until something is so, of which the kernel tells in events of a group.
+    fn wait(
+        &self,
+        group: u32,
+        mut is_so: impl FnMut(&mut Netlink) -> Result<bool, Fault>,
+    ) -> Result<(), Fault> {
+        let deadline = self.netlink.deadline();
+        let (mut events, mut netlink) = self.inside(|| {
+            let mut events = Socket::open(NETLINK_ROUTE, deadline)?;
+            events.subscribe(&[group])?;
+            Ok::<_, NetError>((events, Netlink::open(deadline)?))
+        })??;
+        while !is_so(&mut netlink)? {
             events.wait_for_events()?;
         }
+        Ok(())
     }
 
     /// The container's interface.

@@ -62,7 +62,7 @@ pub enum Step {
     Detection(IfName),
     Route(IpNetwork, Option<IpAddr>),
     ReadBack(String),
-    /// What the host knows of those that had the addresses before.
+    /// What the host, or other containers, know of those that had the addresses before.
     Neighbours(IfName),
 }
 
@@ -110,7 +110,7 @@ impl fmt::Display for Step {
             Self::Route(dst, None) => write!(f, "add route {dst} in the container"),
             Self::Route(dst, Some(gateway)) => write!(f, "add route {dst} via {gateway} in the container"),
             Self::ReadBack(name) => write!(f, "read {name} back"),
-            Self::Neighbours(bridge) => write!(f, "forget neighbours on {bridge}"),
+            Self::Neighbours(link) => write!(f, "correct what neighbours on {link} know"),
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Addresses that stay with the name of a container, asked for as each runtime does it.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its verdict")]
 
+use std::io::ErrorKind;
+use std::net::TcpStream;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_tests::{Access, Cluster, Host, Network, Pod, command, eventually, ips};
+use weft_tests::{Access, Call, Cluster, Host, Network, Pod, command, eventually, ips};
 
 /// A pod of Kubernetes, as containerd and CRI-O name it.
 const WEB: &str = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=abc;K8S_POD_UID=7";
@@ -12,6 +14,9 @@ const WEB: &str = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;
 const DB: &str = "IgnoreUnknown=1;K8S_POD_NAMESPACE=db;K8S_POD_NAME=db;K8S_POD_INFRA_CONTAINER_ID=abc";
 /// `nerdctl run --hostname cache`.
 const CACHE: &str = "IgnoreUnknown=1;NERDCTL_CNI_DHCP_HOSTNAME=cache";
+
+/// A TCP client's first packet and its answer.
+const WITHIN: Duration = Duration::from_millis(900);
 
 fn sticky(network: Network) -> Network {
     network.with(&json!({ "ipam": { "sticky": "name" } }))
@@ -61,6 +66,53 @@ fn the_host_finds_the_new_container_at_the_old_address() {
             command(&format!("ping -n -c 1 -W 1 {ip}"));
         }
         network.del(&pod);
+    }
+}
+
+/// So did another container, which talked with the old one just now: its next packet reaches the new one.
+#[test]
+fn other_containers_find_the_new_one_at_the_old_address() {
+    let _host = Host::new();
+    let mac = |pod: &Pod| pod.link("eth0").unwrap()["address"].clone();
+    let static_ipam = json!({ "type": "static", "ranges": null, "addresses": [
+        { "address": "10.88.0.9/24", "gateway": "10.88.0.1" }, { "address": "fd00:88::9/64", "gateway": "fd00:88::1" },
+    ] });
+    let asked = json!({ "ips": ["10.88.0.8", "fd00:88::8"] });
+    let call = |command, network: &Network, args, pod: &Pod| {
+        Call::any("weft", command, network.conf.to_string()).pod(pod).args(args)
+    };
+    let client = Pod::new();
+    Network::dual().add(&client);
+    for (network, args) in [
+        (sticky(Network::dual()), WEB),
+        (Network::dual(), "IP=10.88.0.7,fd00:88::7"),
+        (Network::dual().with(&json!({ "runtimeConfig": asked })), ""),
+        (Network::dual().with(&json!({ "args": { "cni": asked } })), ""),
+        (Network::dual().with(&json!({ "ipam": static_ipam })), ""),
+    ] {
+        let before = Pod::new();
+        let result = call("ADD", &network, args, &before).run().result();
+        let mac_before = mac(&before);
+        for ip in ips(&result) {
+            client.assert_reaches(ip);
+        }
+        call("DEL", &network, args, &before).run().done();
+        let after = Pod::new();
+        let again = call("ADD", &network, args, &after).run().result();
+        for ip in ips(&result) {
+            // One packet: TCP sends the second one after a second. Nobody listens there, and the kernel says so.
+            let answer = client.inside(|| TcpStream::connect_timeout(&(ip, 80).into(), WITHIN)).unwrap_err();
+            let table = client.command("ip neigh");
+            assert_eq!(answer.kind(), ErrorKind::ConnectionRefused, "{ip} of {}: {table}", network.conf);
+        }
+        assert_eq!(ips(&again), ips(&result));
+        assert_ne!(mac(&after), mac_before, "another container has another MAC address");
+        call("DEL", &network, args, &after).run().done();
+    }
+    // What goes to all ports is sent for these alone.
+    let (pod, _) = add(&Network::dual(), "");
+    for setting in ["ipv4/conf/eth0/arp_notify", "ipv6/conf/eth0/ndisc_notify"] {
+        assert_eq!(pod.command(&format!("cat /proc/sys/net/{setting}")).trim(), "0", "{setting}");
     }
 }
 

@@ -156,6 +156,13 @@ impl Netlink {
         self.request(RouteNetlinkMessage::SetLink(link), 0)
     }
 
+    /// `ip link set NAME address MAC`, to the one that it has: the kernel takes that for a change, and with `arp_notify` and
+    /// `ndisc_notify` set it announces the link's addresses (`NETDEV_CHANGEADDR` in net/ipv4/devinet.c, net/ipv6/ndisc.c).
+    pub fn announce(&mut self, name: &str, mac: MacAddr) -> NlResult<()> {
+        let link = LinkUnspec::new_with_name(name).address(mac.octets().to_vec()).build();
+        self.request(RouteNetlinkMessage::SetLink(link), 0)
+    }
+
     /// `ip link set NAME down`.
     pub fn set_down(&mut self, name: &str) -> NlResult<()> {
         let link = LinkUnspec::new_with_name(name).down().build();

@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use cni_protocol::Route;
 use ipnetwork::IpNetwork;
 use netlink_packet_core::NLM_F_CREATE;
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteScope};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteScope, RouteType,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use rtnetlink::RouteMessageBuilder;
@@ -51,6 +53,25 @@ impl Netlink {
             found.extend(answers.into_iter().filter_map(|answer| as_route(answer, index)));
         }
         Ok(found)
+    }
+
+    /// `ip route get ADDRESS`: whether the kernel takes in what is for it.
+    pub fn takes_in(&mut self, address: IpAddr) -> NlResult<bool> {
+        let (family, length) =
+            if address.is_ipv4() { (AddressFamily::Inet, 32) } else { (AddressFamily::Inet6, 128) };
+        let mut query = RouteMessage::default();
+        query.header.address_family = family;
+        query.header.destination_prefix_length = length;
+        query.attributes = vec![RouteAttribute::Destination(address.into())];
+        let answers = match self.socket.request(RouteNetlinkMessage::GetRoute(query), 0) {
+            // There is no way at all.
+            Err(error) if matches!(error.errno, Errno::ENETUNREACH | Errno::EHOSTUNREACH) => {
+                return Ok(false);
+            }
+            other => other?,
+        };
+        let is_local = |answer: &RouteNetlinkMessage| matches!(answer, RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Local);
+        Ok(answers.iter().any(is_local))
     }
 }
 

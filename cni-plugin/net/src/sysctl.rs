@@ -21,10 +21,15 @@ impl Sysctl {
 
     /// `net.ipv4.conf.IFNAME.route_localnet`: whether packets from and to 127.0.0.0/8 may pass the interface.
     pub fn route_localnet(ifname: &str) -> Self {
-        Self::at(&format!("ipv4/conf/{ifname}/route_localnet"))
+        Self::ipv4_of(ifname, "route_localnet")
     }
 
-    /// `net.ipv6.conf.IFNAME.KEY`. An interface name has no '/', so it cannot lead elsewhere.
+    /// `net.ipv4.conf.IFNAME.KEY`. An interface name has no '/', so it cannot lead elsewhere.
+    pub fn ipv4_of(ifname: &str, key: &str) -> Self {
+        Self::at(&format!("ipv4/conf/{ifname}/{key}"))
+    }
+
+    /// `net.ipv6.conf.IFNAME.KEY`.
     pub fn ipv6_of(ifname: &str, key: &str) -> Self {
         Self::at(&format!("ipv6/conf/{ifname}/{key}"))
     }
