@@ -35,6 +35,7 @@ mod node;
 mod pod;
 mod random;
 pub mod runtime;
+pub mod sctp;
 mod strace;
 mod tools;
 mod traffic;

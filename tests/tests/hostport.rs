@@ -1,5 +1,8 @@
 //! Host ports: who reaches a container by a port of its host, from where, and who does not. Real connections.
 
+#[path = "hostport/sctp.rs"]
+mod sctp;
+
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
