@@ -214,7 +214,7 @@ impl Attachment {
         })?;
         let port = BridgePort {
             hairpin: self.network.hairpin_for(!self.asked.mappings.is_empty()),
-            isolated: self.network.is_isolated(),
+            isolated: self.network.isolated,
         };
         self.journal.within(Step::Port(name.clone()), || {
             self.host.configure_port(&name, self.key.alias().as_deref(), port)

@@ -196,7 +196,7 @@ impl Checker {
         }
         let wanted = BridgePort {
             hairpin: self.network.hairpin_for(self.holdings.ports.is_some()),
-            isolated: self.network.is_isolated(),
+            isolated: self.network.isolated,
         };
         self.require(veth.port.is_none_or(|port| port == wanted), || {
             format!("bridge port {name} has {:?} instead of {wanted:?}", veth.port.unwrap_or_default())

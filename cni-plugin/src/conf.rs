@@ -168,11 +168,6 @@ impl Network {
 }
 
 impl Network {
-    /// Whether containers cannot reach each other on the bridge: by `portIsolation`, or as they need to be allowed to.
-    pub fn is_isolated(&self) -> bool {
-        self.isolated || !self.isolation.icc
-    }
-
     /// Whether a container's frames may come back by the port they left. With br_netfilter a frame to a host port
     /// of the container itself is turned round on the bridge.
     pub fn hairpin_for(&self, has_ports: bool) -> bool {

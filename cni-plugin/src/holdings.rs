@@ -60,7 +60,7 @@ impl Holdings {
     pub fn elements(&self, key: &AttachmentKey) -> Elements {
         let mut all = Elements::default();
         let ports = self.ports.as_ref().map(Ports::elements);
-        let isolation = self.isolation.as_ref().map(Isolation::elements);
+        let isolation = self.isolation.as_ref().map(|isolation| isolation.elements(&key.host_veth()));
         let guard = self.guard.as_ref().map(|guard| guard.elements(&key.host_veth()));
         for part in [ports, isolation, guard].into_iter().flatten() {
             all.extend(part);

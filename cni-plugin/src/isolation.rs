@@ -2,8 +2,8 @@
 //!
 //! What a network says is kept as pairs of its subnets with others, by which one rule serves all networks. What is
 //! allowed between its containers where `icc` is off are elements of the two containers' addresses, so a packet's cost is
-//! the same whatever else is allowed. Such containers cannot reach each other on the bridge, which needs no rule for that
-//! (an isolated port), but by the host, where conntrack knows answers.
+//! the same whatever else is allowed. Such containers cannot reach each other on the bridge, but by the host, where
+//! conntrack knows answers.
 
 use std::net::IpAddr;
 
@@ -28,7 +28,7 @@ pub use allow::{Grant, forget};
 use allow::{Member, grants};
 use rules::{
     BRIDGE_CLOSED, BRIDGE_INSIDE, BRIDGE_NETWORKS, CLOSED, HOSTLESS, INSIDE, INTERNAL, LIMITED, NETWORKS,
-    NO_WAYS_OUT, PRIVATE, WAYS_OUT,
+    NO_WAYS_OUT, PRIVATE, PRIVATE_PORTS, WAYS_OUT,
 };
 pub use rules::{BRIDGE_GROUP, GROUP};
 
@@ -66,13 +66,13 @@ pub struct Policy {
 }
 
 impl Isolation {
-    /// Works out what an attachment needs; `None` without addresses. Pure.
+    /// Works out what an attachment needs; `None` without addresses, unless it is kept from others. Pure.
     ///
     /// # Errors
     /// [`Code::InvalidConfig`] when no subnet is known to which the network's policy could apply, or when what is allowed
     /// could not pass.
     pub fn new(network: &Network, own_rules: &[Allow], plan: &Plan) -> Result<Option<Self>, Error> {
-        if plan.ips.is_empty() {
+        if plan.ips.is_empty() && network.isolation.icc {
             return Ok(None);
         }
         let Some(policy) = Policy::new(network, plan)? else { return Ok(None) };
@@ -111,10 +111,12 @@ impl Isolation {
         self.grants = grants(&own, &others);
     }
 
-    /// The elements that stand for it.
-    pub fn elements(&self) -> Elements {
+    /// The elements that stand for it, for a port of this name.
+    pub fn elements(&self, port: &str) -> Elements {
+        let named = || Element::new(&PRIVATE_PORTS, Tuple::default().ifname(port), port.to_owned());
+        let of_port = self.policy.private.then(named);
         Elements {
-            own: allow::elements(&self.grants),
+            own: allow::elements(&self.grants).into_iter().chain(of_port).collect(),
             network: self.policy.elements(),
             ..Elements::default()
         }
@@ -134,7 +136,7 @@ impl Policy {
         } else {
             network.all_hosts.clone()
         };
-        if subnets.is_empty() {
+        if subnets.is_empty() && !plan.ips.is_empty() {
             let asked = [
                 ("icc", !conf.icc),
                 ("egress", conf.egress_allow.is_some() || !conf.egress_deny.is_empty()),

@@ -1,9 +1,11 @@
 //! Isolation: who reaches a container of which network, and who does not. Real connections; wherever nothing passes, the
 //! same passes when the key says otherwise.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use weft_tests::frames::{BROADCAST, Wire, ethernet};
 use weft_tests::{Host, Mirror, Network, Outside, Place, Pod, command, ips};
 
 const PORT: u16 = 80;
@@ -155,22 +157,121 @@ fn services_of_the_host_can_be_kept_from_containers() {
     }
 }
 
+/// Whether the kernel's br_netfilter hands frames on bridges to the rules for packets.
+fn set_br_netfilter(host: &Host, is_on: bool) {
+    for setting in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
+        host.set_sysctl(&format!("net/bridge/{setting}"), if is_on { "1" } else { "0" });
+    }
+}
+
 #[test]
 fn without_icc_containers_reach_each_other_neither_by_the_host_nor_on_the_link() {
-    let host = Host::new();
-    let (client, server) = (Pod::new(), Pod::new());
-    let network = private();
-    let result = network.add(&client);
-    let (mirror, addresses) = serve(&network, &server);
-    for on_link in [false, true] {
-        for address in &addresses {
-            assert!(mirror.is_closed_to(&client, (*address, PORT)), "{address}, on the link: {on_link}");
-            assert!(mirror.seen(host.netns(), (*address, PORT)).is_some(), "the host reaches {address}");
+    for br_netfilter in [false, true] {
+        let host = Host::new();
+        let (client, server) = (Pod::new(), Pod::new());
+        let network = private();
+        let result = network.add(&client);
+        set_br_netfilter(&host, br_netfilter);
+        let (mirror, addresses) = serve(&network, &server);
+        for on_link in [false, true] {
+            for address in &addresses {
+                let what = format!("{address}, on the link: {on_link}, br_netfilter: {br_netfilter}");
+                assert!(mirror.is_closed_to(&client, (*address, PORT)), "{what}");
+                assert!(mirror.seen(host.netns(), (*address, PORT)).is_some(), "the host reaches {what}");
+            }
+            network.check(&client, &result).done();
+            // More specific than the way by the gateway.
+            client.command(&format!("ip route replace {}/32 dev eth0", addresses[0]));
+            client.command(&format!("ip route replace {}/128 dev eth0", addresses[1]));
         }
-        network.check(&client, &result).done();
-        // More specific than the way by the gateway.
-        client.command(&format!("ip route replace {}/32 dev eth0", addresses[0]));
-        client.command(&format!("ip route replace {}/128 dev eth0", addresses[1]));
+    }
+}
+
+/// Frames of no protocol that any rule knows, to one and to all. A network without addresses has nothing else.
+#[test]
+fn without_icc_no_frame_passes_from_container_to_container() {
+    for (network, icc) in [(private(), false), (one(), true), (Network::new("flat", &[]), true)] {
+        for icc in [icc, false] {
+            let _host = Host::new();
+            let network = network.clone().with(&json!({ "icc": icc, "guard": false }));
+            let (sender, receiver) = (Pod::new(), Pod::new());
+            network.add(&sender);
+            let result = network.add(&receiver);
+            for pod in [&sender, &receiver] {
+                pod.command("ip link set eth0 up");
+            }
+            let (from, to) = (Wire::of(&sender), Wire::of(&receiver));
+            for target in [to.mac, BROADCAST, [0x01, 0x00, 0x5e, 1, 2, 3]] {
+                let frame = ethernet(target, from.mac, 0x88b5, b"local experiment");
+                from.send(&frame);
+                let time = Duration::from_millis(if icc { 3000 } else { 200 });
+                assert_eq!(to.receives(&frame, time), icc, "icc: {icc}, to {target:x?}");
+            }
+            network.check(&receiver, &result).done();
+        }
+    }
+}
+
+/// Asks by UDP and gets the same back from where it was asked.
+fn is_answered(from: &Pod, server: &UdpSocket, target: (IpAddr, u16)) -> bool {
+    let any: IpAddr = if target.0.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    let client = from.inside(|| UdpSocket::bind((any, 0)).expect("a socket"));
+    client.connect(target).expect("a connected socket");
+    client.send(b"hello").expect("send");
+    let mut buffer = [0; 8];
+    let Ok((length, seen)) = server.recv_from(&mut buffer) else { return false };
+    server.send_to(&buffer[..length], seen).expect("answer");
+    client.set_read_timeout(Some(Duration::from_secs(3))).expect("a limit");
+    client.recv(&mut buffer).is_ok_and(|length| &buffer[..length] == b"hello")
+}
+
+#[test]
+fn a_published_port_is_for_all_containers_of_the_bridge_also_without_icc() {
+    for (br_netfilter, snat) in [(false, true), (true, true), (false, false), (true, false)] {
+        let host = Host::new();
+        let _outside = host.outside();
+        let publish = |port: u16| {
+            let of = |protocol| json!({ "hostPort": port, "containerPort": PORT, "protocol": protocol });
+            let mappings = json!({ "runtimeConfig": { "portMappings": [of("tcp"), of("udp")] } });
+            private().with(&mappings).with(&json!({ "snat": snat }))
+        };
+        let (web, db, client, stranger) = (Pod::new(), Pod::new(), Pod::new(), Pod::new());
+        let result = publish(8080).add(&web);
+        set_br_netfilter(&host, br_netfilter);
+        let mirror = Mirror::on(&web, PORT);
+        publish(8081).add(&db);
+        private().add(&client);
+        other("weft0").add(&stranger);
+        let service = web.inside(|| UdpSocket::bind(("::", PORT)).expect("a socket"));
+        let own = ips(&result);
+        let gateways = ["10.88.0.1", "fd00:88::1"];
+        for at in Outside::HOST.iter().chain(&gateways) {
+            let at: IpAddr = at.parse().expect("an address");
+            let places = [
+                (&client, "one that publishes nothing"),
+                (&db, "one that publishes"),
+                (&stranger, "one of another network on the bridge"),
+                (&web, "itself"),
+            ];
+            for (from, who) in places {
+                // Without `snat` its own answer would come from itself.
+                if !snat && who == "itself" {
+                    continue;
+                }
+                let what = format!("{who} by {at}, br_netfilter: {br_netfilter}, snat: {snat}");
+                assert!(mirror.seen(from, (at, 8080)).is_some(), "{what}");
+                service.set_read_timeout(Some(Duration::from_secs(3))).expect("a limit");
+                assert!(is_answered(from, &service, (at, 8080)), "{what}, by UDP");
+            }
+        }
+        for address in own {
+            for from in [&client, &db, &stranger] {
+                assert!(mirror.is_closed_to(from, (address, PORT)), "{address}, which nobody may ask itself");
+                service.set_read_timeout(Some(Duration::from_millis(300))).expect("a limit");
+                assert!(!is_answered(from, &service, (address, PORT)), "{address}, by UDP");
+            }
+        }
+        publish(8080).check(&web, &result).done();
     }
 }
 

@@ -66,6 +66,9 @@ pub(super) static NO_WAYS_OUT: [Set; 2] = pairs(Table::Inet, "egress-deny-v4", "
 pub(super) static BRIDGE_INSIDE: [Set; 2] = pairs(Table::Bridge, "inside-v4", "inside-v6");
 pub(super) static BRIDGE_NETWORKS: [Set; 2] = pairs(Table::Bridge, "networks-v4", "networks-v6");
 pub(super) static BRIDGE_CLOSED: [Set; 2] = pairs(Table::Bridge, "closed-v4", "closed-v6");
+/// The ports of bridges whose containers talk with each other as they are allowed only.
+pub(super) static PRIVATE_PORTS: Set =
+    Set { table: Table::Bridge, name: "private-ports", key: &[Type::Ifname], data: &[], intervals: false };
 
 /// From container to container, one port.
 pub(super) static PORT: [Set; 2] = services("allow-port-v4", "allow-port-v6", false);
@@ -119,13 +122,13 @@ pub static BRIDGE_GROUP: Group = Group {
     table: Table::Bridge,
     sets: &[
         BRIDGE_INSIDE[0], BRIDGE_INSIDE[1], BRIDGE_NETWORKS[0], BRIDGE_NETWORKS[1], BRIDGE_CLOSED[0],
-        BRIDGE_CLOSED[1],
+        BRIDGE_CLOSED[1], PRIVATE_PORTS,
     ],
     chains: &[Chain {
         name: "isolation",
         kind: ChainKind::Base { kind: "filter", hook: InetHookNumber::Forward, priority: FILTER_BRIDGED },
         rules: bridged,
-        uses: 6,
+        uses: 8,
     }],
 };
 
@@ -209,7 +212,12 @@ fn no_redirects() -> Vec<Rule> {
         .collect()
 }
 
+/// A frame that was for the bridge and goes on to another port was turned round by br_netfilter: address translation in
+/// the inet table sent it to a container of the same bridge, and the chain there says whether it may go.
 fn bridged() -> Vec<Rule> {
+    let translated = Rule::any().to_bridge().accept();
+    let between_private =
+        Rule::any().found(&[Load::Iifname], &PRIVATE_PORTS).leaves_by(&PRIVATE_PORTS).drop();
     let rules = ETHER_TYPES.iter().zip(FAMILIES).flat_map(|((family, ether_type), (_, at))| {
         let begin = || Rule::any().is(Load::Protocol, ether_type);
         [
@@ -224,5 +232,5 @@ fn bridged() -> Vec<Rule> {
                 .drop(),
         ]
     });
-    rules.collect()
+    [translated, between_private].into_iter().chain(rules).collect()
 }

@@ -252,7 +252,12 @@ fn nft_shows_isolation_as_it_is_meant() {
             "icmpv6 type nd-redirect ip6 daddr . ip6 saddr @private-v6 drop",
         ]
     );
-    assert_eq!(rules_of("bridge", "isolation").len(), 7);
+    let bridged = rules_of("bridge", "isolation");
+    assert_eq!(
+        bridged[1..3],
+        ["meta pkttype host accept", "iifname @private-ports oifname @private-ports drop"]
+    );
+    assert_eq!(bridged.len(), 9);
 }
 
 fn of_network(name: &str, subnet: &str) -> Vec<Element> {
@@ -265,7 +270,7 @@ fn of_network(name: &str, subnet: &str) -> Vec<Element> {
     };
     let plan = crate::plan::Plan::new(&network, &[ip], &[]).unwrap();
     let isolation = isolation::Isolation::new(&network, &[], &plan).unwrap().unwrap();
-    isolation.elements().of(&AttachmentKey { network: name.parse().unwrap(), ..key("a") }).network
+    isolation.elements("weft0123").of(&AttachmentKey { network: name.parse().unwrap(), ..key("a") }).network
 }
 
 #[test]

@@ -13,6 +13,7 @@ use netlink_packet_netfilter::nftables::{MetaKey, Operator, Register, RuleAttrib
 use super::answer::{Answer, number};
 use super::bytes::put;
 use super::interval::octets;
+use super::set::Set;
 use crate::Family;
 use crate::attribute::{attributes, find};
 
@@ -50,6 +51,9 @@ const NFTA_BYTEORDER_SIZE: u16 = 5;
 const NFTA_MASQ_FLAGS: u16 = 1;
 /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY` of linux/netfilter/nf_nat.h.
 const RANDOM_FULLY: u32 = 16;
+
+/// Of linux/if_packet.h.
+const PACKET_HOST: u8 = 0;
 
 /// Room for one rule with the longest names.
 const CAPACITY: usize = 1024;
@@ -107,14 +111,19 @@ impl Rule {
             Family::V4 => NetfilterProtoFamily::IPv4,
             Family::V6 => NetfilterProtoFamily::IPv6,
         };
-        self.then(
-            "meta",
-            &[
-                (NFTA_META_KEY, Parameter::Number(MetaKey::Nfproto.into())),
-                (NFTA_META_DREG, Parameter::Number(Register::Reg1.into())),
-            ],
-        )
-        .compare(Operator::Equal, &[protocol.into()])
+        self.meta(MetaKey::Nfproto).compare(Operator::Equal, &[protocol.into()])
+    }
+
+    /// `meta pkttype host`: of frames that pass a bridge those that were addressed to the bridge itself.
+    #[must_use]
+    pub fn to_bridge(self) -> Self {
+        self.meta(MetaKey::PacketType).compare(Operator::Equal, &[PACKET_HOST])
+    }
+
+    /// `oifname @SET`
+    #[must_use]
+    pub fn leaves_by(self, set: &Set) -> Self {
+        self.meta(MetaKey::Oifname).look_up(set.name, 0)
     }
 
     pub(super) fn empty() -> Self {
@@ -162,6 +171,16 @@ impl Rule {
     /// `masquerade fully-random`
     pub fn masquerade(self) -> Self {
         self.then("masq", &[(NFTA_MASQ_FLAGS, Parameter::Number(RANDOM_FULLY))])
+    }
+
+    fn meta(self, key: MetaKey) -> Self {
+        self.then(
+            "meta",
+            &[
+                (NFTA_META_KEY, Parameter::Number(key.into())),
+                (NFTA_META_DREG, Parameter::Number(Register::Reg1.into())),
+            ],
+        )
     }
 
     fn load(self, field: Field) -> Self {
