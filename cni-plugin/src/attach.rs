@@ -97,8 +97,9 @@ impl Attachment {
         let _hold = hold(&mut self.journal, &self.args.call, &self.key, &self.network.traces, holdings)?;
         self.forget_neighbours(&bridge, &plan)?;
         let container = self.configure(&plan, peer_of(&veth)?)?;
+        self.open_port(&veth)?;
         if self.announces {
-            self.announce(&veth, &plan)?;
+            self.announce(&plan)?;
         }
         let result = self.result(&plan, given, [bridge, veth, container], detours);
         self.journal.write_record(true)?;
@@ -264,14 +265,23 @@ impl Attachment {
         Ok(container)
     }
 
+    /// The bridge passes no frame to or from a port before it has taken notice of the carrier. The kernel leaves that to a work
+    /// queue, and does it at once when the link is asked for. A packet in between would be lost, the first question for an
+    /// address is repeated after a second.
+    fn open_port(&mut self, veth: &Link) -> Result<(), Error> {
+        if self.network.interface_down {
+            return Ok(());
+        }
+        let name = &veth.name;
+        self.journal.within(Step::ReadBack(name.clone()), || self.host.link(name).map(drop))
+    }
+
     /// Other containers may still look for an address at the MAC address of who had it before. What the kernel sent when the
-    /// interface came up is often lost: the bridge takes no frames from a port before it has taken notice of the carrier,
-    /// which it does at once when the host's end is asked for.
-    fn announce(&mut self, veth: &Link, plan: &Plan) -> Result<(), Error> {
-        let (host, pod, mac, ifname) = (&mut self.host, &mut self.pod, self.mac, &self.key.ifname);
+    /// interface came up is lost where the port was not open yet.
+    fn announce(&mut self, plan: &Plan) -> Result<(), Error> {
+        let (pod, mac, ifname) = (&mut self.pod, self.mac, &self.key.ifname);
         let addresses: Vec<IpAddr> = plan.ips.iter().map(|ip| ip.address.ip()).collect();
         self.journal.within(Step::Neighbours(ifname.clone()), || {
-            host.link(&veth.name)?;
             pod.wait_for_routes(&addresses)?;
             Ok::<_, Fault>(pod.netlink.announce(ifname.as_str(), mac)?)
         })

@@ -323,3 +323,17 @@ fn routes(pod: &Pod, family: &str, destination: &str) -> Vec<Value> {
     let matching = routes.as_array().unwrap().iter().filter(|route| route["dst"] == destination);
     matching.map(|route| route["gateway"].clone()).collect()
 }
+
+/// The kernel opens a port in its own time, and the first packets before that are lost: ADD does not leave that to chance.
+#[test]
+fn every_port_is_open_when_add_returns() {
+    let _host = Host::new();
+    let network = Network::v4();
+    let pods: Vec<Pod> = (0..20).map(|_| Pod::new()).collect();
+    for pod in &pods {
+        network.add(pod);
+        let ports = json("bridge -j link");
+        let states = ports.as_array().unwrap().iter().map(|port| port["state"].as_str().unwrap());
+        assert!(states.clone().all(|state| state == "forwarding"), "{ports}");
+    }
+}
