@@ -161,8 +161,9 @@ fn ensure_shared(
 pub fn restore(state_dir: &Path, deadline: Deadline) -> Result<bool, Error> {
     let refused = |error: NetError| failed(&"put back what containers hold in the ruleset", error.into());
     let mut nft = Nft::open(deadline).map_err(refused)?;
+    let mended = ruleset::mend(&mut nft).map_err(refused)?;
     if ruleset::is_whole(&mut nft).map_err(refused)? {
-        return Ok(false);
+        return Ok(mended);
     }
     // Their locks are held until their elements are back: no DEL can come in between.
     let attached = record::attached(state_dir);
@@ -175,7 +176,7 @@ pub fn restore(state_dir: &Path, deadline: Deadline) -> Result<bool, Error> {
         held.clone()
     })
     .map_err(refused)?;
-    Ok(lost)
+    Ok(lost || mended)
 }
 
 /// What ports need besides their elements.

@@ -25,7 +25,7 @@ pub mod network;
 mod tests;
 
 pub use check::check;
-pub use group::{Chain, Group, is_whole, rehearse, undo};
+pub use group::{Chain, Group, is_whole, mend, rehearse, undo};
 use group::{build, explain, is_intact};
 
 /// All groups.

@@ -1,9 +1,9 @@
 //! Whether all that an attachment needs of the ruleset is there.
 
-use weft_net::NetError;
 use weft_net::nft::Nft;
+use weft_net::{NetError, NlResult};
 
-use super::Elements;
+use super::{Elements, Group};
 
 /// Compares the kernel's state with what the attachment needs of it.
 ///
@@ -12,22 +12,8 @@ use super::Elements;
 pub fn check(nft: &mut Nft, elements: &Elements) -> Result<(), String> {
     let unreadable = |error: NetError| format!("nftables cannot be read: {error}");
     for group in elements.groups() {
-        for chain in group.chains {
-            let place = format!("chain {} of table {}", chain.name, group.table);
-            if !nft.has_chain(group.table, chain.name).map_err(unreadable)? {
-                return Err(format!("{place} is missing"));
-            }
-            if !nft.is_placed(group.table, chain.name, chain.kind).map_err(unreadable)? {
-                return Err(format!("{place} has another type, hook, priority or policy"));
-            }
-            let wanted = (chain.rules)();
-            let found = nft.rules_in(group.table, chain.name).map_err(unreadable)?;
-            if found.len() != wanted.len() {
-                return Err(format!("{place} has {} rules, not {}", found.len(), wanted.len()));
-            }
-            if let Some(at) = found.iter().zip(&wanted).position(|(found, wanted)| found != wanted) {
-                return Err(format!("rule {} of {place} differs", at + 1));
-            }
+        if let Some(difference) = difference(nft, group).map_err(unreadable)? {
+            return Err(difference);
         }
     }
     for wanted in elements.all() {
@@ -50,4 +36,28 @@ pub fn check(nft: &mut Nft, elements: &Elements) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// How the chains of a group differ from what Weft makes.
+pub(super) fn difference(nft: &mut Nft, group: &Group) -> NlResult<Option<String>> {
+    for chain in group.chains {
+        let place = format!("chain {} of table {}", chain.name, group.table);
+        if !nft.has_chain(group.table, chain.name)? {
+            return Ok(Some(format!("{place} is missing")));
+        }
+        if !nft.is_placed(group.table, chain.name, chain.kind)? {
+            return Ok(Some(format!("{place} has another type, hook, priority or policy")));
+        }
+        let wanted = (chain.rules)();
+        let found = nft.rules_in(group.table, chain.name)?;
+        if found.len() != wanted.len() {
+            return Ok(Some(format!("{place} has {} rules, not {}", found.len(), wanted.len())));
+        }
+        if let Some(at) = found.iter().zip(&wanted).position(|(found, wanted)| found != wanted) {
+            // ADD counts the rules only.
+            let flush = format!("nft flush chain {} {}", group.table, chain.name);
+            return Ok(Some(format!("rule {} of {place} differs, call `{flush}`", at + 1)));
+        }
+    }
+    Ok(None)
 }

@@ -7,6 +7,7 @@ use weft_net::nft::{ChainKind, Change, Element, Nft, Rule, Set, Table, retry};
 use weft_net::{NetError, NlResult};
 
 use super::GROUPS;
+use super::check::difference;
 
 /// Sets, chains and rules that belong together.
 pub struct Group {
@@ -59,6 +60,23 @@ pub fn is_whole(nft: &mut Nft) -> NlResult<bool> {
         }
     }
     Ok(true)
+}
+
+/// Makes those chains anew that ADD takes for intact, as it counts rules and does not read them. Whether there were any. The
+/// sets keep their elements, and nothing is open meanwhile.
+///
+/// # Errors
+/// What the kernel refused; the explanation names the object.
+pub fn mend(nft: &mut Nft) -> NlResult<bool> {
+    let mut mended = false;
+    for group in GROUPS {
+        mended |= retry(|| match is_intact(nft, group)? && difference(nft, group)?.is_some() {
+            true => build(nft, group, &[]),
+            false => Ok(false),
+        })
+        .map_err(|error| explain(group, error))?;
+    }
+    Ok(mended)
 }
 
 fn is_absent(nft: &mut Nft, group: &Group) -> NlResult<bool> {

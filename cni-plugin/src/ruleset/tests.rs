@@ -72,6 +72,28 @@ fn what_is_made_is_intact() {
     check(&mut kernel, &Elements::default()).unwrap();
 }
 
+/// By their number the rules are all there, which is what ADD looks at; who looks after the host reads them.
+#[test]
+fn a_rule_that_was_altered_in_place_is_mended() {
+    let mut kernel = fresh_host();
+    ensure_all(&mut kernel);
+    let elements = some_of_all().of(&key("a"));
+    add(&mut kernel, &key("a"), &elements, &|_| true).unwrap();
+    let made = objects();
+    assert!(!mend(&mut kernel).unwrap(), "nothing to mend");
+    let chain = nft(&["-a", "list", "chain", "inet", "weft", "isolation-host"], "");
+    let rule = chain.lines().find(|line| line.contains("ct state")).unwrap();
+    let handle = rule.rsplit(' ').next().unwrap();
+    nft(&["replace", "rule", "inet", "weft", "isolation-host", "handle", handle, "accept"], "");
+    let told = check(&mut kernel, &elements).unwrap_err();
+    assert!(told.contains("rule 1 of chain isolation-host") && told.contains("nft flush chain"), "{told}");
+    assert!(ensure_all(&mut kernel).is_empty());
+    assert_ne!(objects(), made);
+    assert!(mend(&mut kernel).unwrap());
+    assert_eq!(objects(), made);
+    check(&mut kernel, &elements).unwrap();
+}
+
 #[test]
 fn a_ruleset_that_was_saved_and_loaded_again_is_intact() {
     let mut kernel = fresh_host();
