@@ -120,6 +120,9 @@ fn text(status: &Status) -> String {
     };
     let keeper = if status.agent { "weftd renews it" } else { "no weftd renews it" };
     match &status.lease {
+        None if status.agent => {
+            line("subnet", "none: weftd has not got one yet; its log and /readyz say why".into());
+        }
         None => line("subnet", "none: no lease was taken yet".into()),
         Some(Lease { key, remaining: None }) => line("subnet", format!("{key}, without an end")),
         Some(Lease { key, remaining: Some(0) }) => {
