@@ -68,8 +68,7 @@ impl Name {
     /// beginning of the container ID unless somebody chose it.
     #[must_use]
     pub fn of(args: &CniArgs, container_id: &ContainerId, ifname: &IfName, time: Duration) -> Option<Self> {
-        let pod = args.pod().map(|(namespace, name)| format!("{namespace}/{name}"));
-        let name = pod.or_else(|| args.hostname.clone())?;
+        let name = args.pod().or_else(|| args.hostname.clone())?;
         let is_name = !name.is_empty() && !container_id.as_str().starts_with(&name);
         is_name.then(|| Self { name, ifname: ifname.to_string(), time: time.as_secs() })
     }

@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use serde_json::Value;
+
 use crate::host::Host;
 use crate::tools;
 use crate::world::World;
@@ -70,6 +72,14 @@ impl Machine {
     /// When a program is missing, and without real root: runtimes mount and make device nodes, which a user
     /// namespace must not.
     pub fn new(conflist: &str) -> Self {
+        Self::with(conflist, |_| {})
+    }
+
+    /// The same, with a network that is changed.
+    ///
+    /// # Panics
+    /// As [`Machine::new`].
+    pub fn with(conflist: &str, change: impl FnOnce(&mut Value)) -> Self {
         require_root();
         tools::require(&NEEDED);
         let host = Host::new();
@@ -77,8 +87,10 @@ impl Machine {
         install_plugins();
         fs::create_dir_all(NETWORKS).expect("make the directory of networks");
         let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf").join(conflist);
-        fs::copy(&sample, Path::new(NETWORKS).join(conflist))
-            .unwrap_or_else(|error| panic!("copy {}: {error}", sample.display()));
+        let text = fs::read(&sample).unwrap_or_else(|error| panic!("read {}: {error}", sample.display()));
+        let mut network = serde_json::from_slice(&text).expect("a sample is JSON");
+        change(&mut network);
+        fs::write(Path::new(NETWORKS).join(conflist), network.to_string()).expect("write a network");
         image::make();
 
         static COUNT: AtomicU32 = AtomicU32::new(0);

@@ -6,13 +6,23 @@
 mod cri;
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::path::Path;
+use std::time::Duration;
 
 use cri::Kubelet;
 use serde_json::Value;
 use weft_tests::runtime::{Containerd, Machine, Podman};
-use weft_tests::{CniTool, Etcd, Host, Mirror, Pod, World, ips};
+use weft_tests::{CniTool, Etcd, Host, Mirror, Pod, World, eventually, ips};
+
+/// What a container runs that serves on its port 80.
+const SERVE: [&str; 3] = ["sh", "-c", "while nc -l -p 80 -e echo served; do :; done"];
+
+/// The host's address towards the containers of `20-weft-nerdctl-podman.conflist`.
+fn address_of_bridge() -> Ipv4Addr {
+    Ipv4Addr::new(10, 91, 0, 1)
+}
 
 /// One echo request that must be answered.
 const PING: [&str; 5] = ["ping", "-c", "1", "-W", "3"];
@@ -172,4 +182,33 @@ fn containers_of_podman_reach_each_other() {
         podman.remove(name);
     }
     machine.assert_nothing_left(&before);
+}
+
+/// A port that is published, and an address that stays with the container's name.
+#[test]
+fn a_container_of_podman_comes_again_with_its_port_and_its_address() {
+    let machine = Machine::with("20-weft-nerdctl-podman.conflist", |conflist| {
+        conflist["plugins"][0]["ipam"]["sticky"] = "name".into();
+    });
+    let podman = Podman::new(&machine);
+    let web = || {
+        podman.run_with("web", "weft-net", &["--publish", "8080:80"], &SERVE);
+        let address = podman.address("web");
+        let asked = eventually(Duration::from_secs(5), "web serves on the host's port", || {
+            let mut stream = TcpStream::connect((address_of_bridge(), 8080)).ok()?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).ok()?;
+            Some(text)
+        });
+        assert_eq!(asked, "served\n");
+        address
+    };
+    let first = web();
+    podman.run("other", "weft-net");
+    let from_other = podman.exec("other", &["nc", &address_of_bridge().to_string(), "8080"]);
+    assert_eq!(from_other, "served\n");
+    podman.remove("web");
+    podman.run("next", "weft-net");
+    assert_ne!(podman.address("next"), first);
+    assert_eq!(web(), first, "the address is kept for the name");
 }

@@ -22,11 +22,12 @@ pub struct CniArgs {
 }
 
 impl CniArgs {
-    /// Namespace and name of a pod. podman gives its containers' names as both.
+    /// `NAMESPACE/NAME` of a pod, or `NAME` without a namespace, as podman gives its containers' names.
     #[must_use]
-    pub fn pod(&self) -> Option<(&str, &str)> {
+    pub fn pod(&self) -> Option<String> {
         let part = |key| self.k8s_pod.get(key).map(String::as_str).filter(|part| !part.is_empty());
-        Some((part("NAMESPACE")?, part("NAME")?))
+        let name = part("NAME")?;
+        Some(part("NAMESPACE").map_or_else(|| name.to_owned(), |namespace| format!("{namespace}/{name}")))
     }
 
     /// Reads `KEY=VALUE;KEY=VALUE`. An empty text has no arguments; an empty value asks for nothing.
@@ -115,11 +116,13 @@ mod tests {
         .unwrap();
         assert_eq!(args.ips, ["10.0.0.7".parse::<IpAddr>().unwrap(), "fd00::7".parse().unwrap()]);
         assert_eq!(args.mac, Some(MacAddr::new([2, 0, 0, 0, 0, 1])));
-        assert_eq!(args.pod(), Some(("default", "p")));
+        assert_eq!(args.pod().as_deref(), Some("default/p"));
         assert_eq!(args.hostname.as_deref(), Some("web"));
         assert_eq!(CniArgs::parse("").unwrap(), CniArgs::default());
         assert_eq!(CniArgs::parse("IP=;MAC=").unwrap(), CniArgs::default());
-        assert_eq!(CniArgs::parse("K8S_POD_NAMESPACE=;K8S_POD_NAME=p").unwrap().pod(), None);
+        let pod = |text| CniArgs::parse(text).unwrap().pod();
+        assert_eq!(pod("K8S_POD_NAMESPACE=;K8S_POD_NAME=p").as_deref(), Some("p"));
+        assert_eq!(pod("K8S_POD_NAMESPACE=default;K8S_POD_NAME="), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Names {
-    /// `NAMESPACE/NAME` of a pod; podman gives its containers' names in the same way.
+    /// `NAMESPACE/NAME` of a pod, or the name of a container of podman.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
     /// Names of one container on this network.
@@ -43,8 +43,7 @@ impl Names {
 }
 
 fn pod(args: &CniArgs) -> Option<String> {
-    let (namespace, name) = args.pod()?;
-    (is_name(namespace) && is_name(name)).then(|| format!("{namespace}/{name}"))
+    args.pod().filter(|pod| pod.splitn(2, '/').all(is_name))
 }
 
 fn list(names: &Value) -> Result<Vec<String>, Error> {
@@ -86,11 +85,11 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_has_a_namespace_and_a_name() {
+    fn a_pod_has_a_namespace_and_a_container_of_podman_has_none() {
         let mut args = CniArgs::default();
         let names = |args: &CniArgs| Names::parse(&Map::new(), args).unwrap().pod;
         args.k8s_pod.insert("NAME".into(), "web-0".into());
-        assert_eq!(names(&args), None);
+        assert_eq!(names(&args), Some("web-0".into()));
         args.k8s_pod.insert("NAMESPACE".into(), "default".into());
         assert_eq!(names(&args), Some("default/web-0".into()));
         args.k8s_pod.insert("NAME".into(), "../web".into());

@@ -29,7 +29,7 @@ pub(super) fn make() {
         fs::create_dir_all(root.join(name)).expect("make the image's directories");
     }
     fs::copy(busybox(), root.join("bin/busybox")).expect("copy busybox");
-    for applet in ["ip", "ping", "sh", "sleep"] {
+    for applet in ["ip", "nc", "ping", "sh", "sleep"] {
         symlink("busybox", root.join("bin").join(applet)).expect("link an applet");
     }
     tools::command(&format!("busybox tar -cf {LAYER} -C {} .", root.display()));

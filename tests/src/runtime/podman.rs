@@ -29,10 +29,16 @@ impl<'machine> Podman<'machine> {
     /// Starts a container on a network; returns when its network is there.
     #[track_caller]
     pub fn run(&self, name: &str, network: &str) {
+        self.run_with(name, network, &[], &["sleep", "infinity"]);
+    }
+
+    /// The same with further options and another program.
+    #[track_caller]
+    pub fn run_with(&self, name: &str, network: &str, more: &[&str], program: &[&str]) {
         let cgroup = self.machine.cgroup();
         let options = ["--detach", "--name", name, "--network", network, "--cgroup-parent", cgroup];
         // Without NET_RAW, which podman does not give, nobody can ping.
-        let words = [&["run", "--cap-add", "NET_RAW"], &options[..], &[IMAGE, "sleep", "infinity"]].concat();
+        let words = [&["run", "--cap-add", "NET_RAW"], &options[..], more, &[IMAGE], program].concat();
         self.podman(&words);
     }
 
