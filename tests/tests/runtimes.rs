@@ -12,16 +12,27 @@ use std::path::Path;
 use std::time::Duration;
 
 use cri::Kubelet;
+use k8s_cri::v1::{DnsConfig, PodSandboxConfig, PortMapping};
 use serde_json::Value;
 use weft_tests::runtime::{Containerd, Machine, Podman};
-use weft_tests::{CniTool, Etcd, Host, Mirror, Pod, World, eventually, ips};
+use weft_tests::{CniTool, Etcd, Host, Mirror, Pod, World, command, eventually, ips};
 
 /// What a container runs that serves on its port 80.
 const SERVE: [&str; 3] = ["sh", "-c", "while nc -l -p 80 -e echo served; do :; done"];
 
 /// The host's address towards the containers of `20-weft-nerdctl-podman.conflist`.
-fn address_of_bridge() -> Ipv4Addr {
-    Ipv4Addr::new(10, 91, 0, 1)
+const BRIDGE: Ipv4Addr = Ipv4Addr::new(10, 91, 0, 1);
+
+/// What serves in a container is at the host's port 8080.
+#[track_caller]
+fn assert_serves(host: Ipv4Addr) {
+    let asked = eventually(Duration::from_secs(5), "a container serves on the host's port", || {
+        let mut stream = TcpStream::connect((host, 8080)).ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        Some(text)
+    });
+    assert_eq!(asked, "served\n");
 }
 
 /// One echo request that must be answered.
@@ -159,6 +170,37 @@ fn pods_of_containerd_reach_each_other() {
     machine.assert_nothing_left(&before);
 }
 
+/// A kubelet's wishes come by containerd in containerd's own spelling.
+#[test]
+fn a_pod_of_containerd_has_its_port_and_its_limits() {
+    let machine = Machine::with("30-weft-containerd-cri.conflist", |conflist| {
+        conflist["plugins"][0]["capabilities"]["dns"] = true.into();
+    });
+    let _containerd = Containerd::start(&machine);
+    let mut kubelet = Kubelet::connect(&machine);
+    let wishes = |pod: &mut PodSandboxConfig| {
+        pod.port_mappings = vec![PortMapping { container_port: 80, host_port: 8080, ..Default::default() }];
+        pod.dns_config =
+            Some(DnsConfig { servers: vec!["192.0.2.53".into()], searches: vec![], options: vec![] });
+        let limit = |way: &str| (format!("kubernetes.io/{way}-bandwidth"), "10M".to_owned());
+        pod.annotations = [limit("ingress"), limit("egress")].into();
+    };
+    let first = kubelet.run_with("first", wishes);
+    kubelet.stop(&first);
+    kubelet.remove(first);
+    let before = World::of(machine.host(), &[]);
+
+    let pod = kubelet.run_with("web", wishes);
+    let serve = format!("({}) </dev/null >/dev/null 2>&1 &", SERVE[2]);
+    kubelet.exec(&pod, &["sh", "-c", &serve]);
+    assert_serves(Ipv4Addr::new(10, 92, 0, 1));
+    let queues = command("tc qdisc show");
+    assert_eq!(queues.matches("rate 10Mbit").count(), 2, "{queues}");
+    kubelet.stop(&pod);
+    kubelet.remove(pod);
+    machine.assert_nothing_left(&before);
+}
+
 #[test]
 fn containers_of_podman_reach_each_other() {
     let machine = Machine::new("20-weft-nerdctl-podman.conflist");
@@ -193,19 +235,12 @@ fn a_container_of_podman_comes_again_with_its_port_and_its_address() {
     let podman = Podman::new(&machine);
     let web = || {
         podman.run_with("web", "weft-net", &["--publish", "8080:80"], &SERVE);
-        let address = podman.address("web");
-        let asked = eventually(Duration::from_secs(5), "web serves on the host's port", || {
-            let mut stream = TcpStream::connect((address_of_bridge(), 8080)).ok()?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text).ok()?;
-            Some(text)
-        });
-        assert_eq!(asked, "served\n");
-        address
+        assert_serves(BRIDGE);
+        podman.address("web")
     };
     let first = web();
     podman.run("other", "weft-net");
-    let from_other = podman.exec("other", &["nc", &address_of_bridge().to_string(), "8080"]);
+    let from_other = podman.exec("other", &["nc", &BRIDGE.to_string(), "8080"]);
     assert_eq!(from_other, "served\n");
     podman.remove("web");
     podman.run("next", "weft-net");

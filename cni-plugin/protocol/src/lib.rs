@@ -25,6 +25,7 @@ mod request;
 mod result;
 mod run;
 mod running;
+mod runtime_config;
 mod shape;
 mod spawn;
 mod stdin;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use crate::env::{Attachment, RawEnv};
 use crate::{
     AddArgs, AddResult, Call, CheckArgs, Code, Command, Deadline, DelArgs, Error, GcArgs, NetworkName,
-    StatusArgs, ValidAttachment, Verb, Version, json, logging, stdin,
+    StatusArgs, ValidAttachment, Verb, Version, json, logging, runtime_config, stdin,
 };
 
 /// The environment variable with the time for stdin in seconds.
@@ -99,13 +99,14 @@ fn del(attachment: Attachment<Option<PathBuf>>, call: Call) -> Command {
     Command::Del(DelArgs { call, container_id, ifname, netns, args, prev_result })
 }
 
-/// Reads stdin as one JSON object, whose version and wishes about logs hold from then on.
+/// Reads stdin as one JSON object, in which runtimes' spellings are settled, and whose version and wishes about logs hold from then on.
 ///
 /// # Errors
 /// [`Code::Io`] and [`Code::Decode`] of stdin, [`Code::InvalidEnvironment`] for a wrong time for it.
 fn read_conf(version: &Cell<Version>) -> Result<(Vec<u8>, Map<String, Value>), Error> {
     let stdin = read_stdin()?;
-    let conf = json::parse_object(&stdin, "the network configuration on stdin")?;
+    let mut conf = json::parse_object(&stdin, "the network configuration on stdin")?;
+    runtime_config::canonicalize(&mut conf);
     let text = |key: &str| conf.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
     logging::init(text("logLevel"), text("logFile").map(Path::new));
     if let Ok(stated) = stated_version(&conf) {

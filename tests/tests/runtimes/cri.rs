@@ -69,7 +69,13 @@ impl Kubelet {
 
     /// Starts a pod and in it a container that stays.
     pub(crate) fn run(&mut self, name: &str) -> KubePod {
-        let config = self.pod_config(name);
+        self.run_with(name, |_| {})
+    }
+
+    /// The same with a configuration that is changed.
+    pub(crate) fn run_with(&mut self, name: &str, change: impl FnOnce(&mut PodSandboxConfig)) -> KubePod {
+        let mut config = self.pod_config(name);
+        change(&mut config);
         let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
         let started = self.tasks.block_on(self.client.run_pod_sandbox(request)).expect("RunPodSandbox");
         let id = started.into_inner().pod_sandbox_id;
