@@ -23,7 +23,6 @@ use crate::step::{Change, Fault, Journal, Shared, Step, failed};
 use crate::tuning;
 use weft_net::netns::NetNs;
 use weft_net::nft::Nft;
-use weft_net::sysctl::Sysctl;
 use weft_net::{BridgePort, Entry, Link, NetError, Netlink, NewVeth, is_bridge_full};
 
 /// Attaches the container. What was done goes with the result: who cannot deliver that takes all back.
@@ -174,7 +173,7 @@ impl Attachment {
         }
         for family in &plan.forwarding {
             self.journal.run(Step::Shared(Shared::Forwarding(*family)), || {
-                Sysctl::forwarding(*family).ensure("1").map(|changed| ((), Change::from(changed)))
+                bridge::ensure_forwarding(host, *family).map(|change| ((), change))
             })?;
         }
         if !plan.masquerade.prefixes.is_empty() {

@@ -6,6 +6,7 @@ use std::io::{self, Read};
 
 use cni_protocol::{Code, Deadline, Error, IfName, MacAddr};
 use ipnetwork::IpNetwork;
+use nix::errno::Errno;
 
 use crate::conf::Network;
 use weft_net::Family;
@@ -124,6 +125,17 @@ pub fn ensure_gateway(netlink: &mut Netlink, bridge: &Link, gateway: IpNetwork) 
         Err(error) if error.exists() => Ok(Change::Found),
         Err(error) => Err(error),
     }
+}
+
+/// Sees to it that the host routes packets.
+pub fn ensure_forwarding(netlink: &mut Netlink, family: Family) -> Result<Change, Fault> {
+    match netlink.forwards(family) {
+        Ok(true) => return Ok(Change::Found),
+        // A kernel without the family has no such setting either.
+        Err(error) if error.errno != Errno::EOPNOTSUPP => return Err(error.into()),
+        _ => {}
+    }
+    Ok(Sysctl::forwarding(family).ensure("1")?.into())
 }
 
 /// Gives a bridge back an address that had given way.

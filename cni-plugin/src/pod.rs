@@ -40,8 +40,7 @@ impl Pod {
     /// Switches IPv6 of an interface as planned. Before the interface is up for the first time, so that
     /// nothing is sent that the network does not have.
     pub fn set_ipv6(&self, ifname: &IfName, ipv6: Ipv6) -> Result<(), Fault> {
-        let settings = ipv6_settings(ifname, ipv6);
-        self.netns.run(&self.home, || settings.iter().try_for_each(|(key, value)| key.set(value)))??;
+        self.netns.run(&self.home, || Sysctl::set_ipv6_of(ifname.as_str(), ipv6_settings(ipv6)))??;
         Ok(())
     }
 
@@ -60,7 +59,9 @@ impl Pod {
         ipv6: Ipv6,
         tuning: &Tuning,
     ) -> Result<Option<String>, Fault> {
-        let mut settings = ipv6_settings(ifname, ipv6);
+        let of_interface =
+            |&(key, value): &(&str, &'static str)| (Sysctl::ipv6_of(ifname.as_str(), key), value);
+        let mut settings: Vec<_> = ipv6_settings(ipv6).iter().map(of_interface).collect();
         // Who asks for another value gets that.
         let asked: Vec<Sysctl> = tuning.sysctls.iter().filter_map(|setting| setting.sysctl(ifname)).collect();
         settings.retain(|(key, _)| !asked.contains(key));
@@ -155,13 +156,12 @@ impl Pod {
 }
 
 /// Router advertisements are never accepted: the routes are the network's to give (CVE-2020-10749).
-fn ipv6_settings(ifname: &IfName, ipv6: Ipv6) -> Vec<(Sysctl, &'static str)> {
-    let key = |name| Sysctl::ipv6_of(ifname.as_str(), name);
+fn ipv6_settings(ipv6: Ipv6) -> &'static [(&'static str, &'static str)] {
     match ipv6 {
-        Ipv6::Untouched => vec![],
-        Ipv6::Off => vec![(key("disable_ipv6"), "1"), (key("accept_ra"), "0")],
+        Ipv6::Untouched => &[],
+        Ipv6::Off => &[("disable_ipv6", "1"), ("accept_ra", "0")],
         // A runtime may have switched IPv6 off in all namespaces.
-        Ipv6::On => vec![(key("disable_ipv6"), "0"), (key("accept_ra"), "0"), (key("accept_dad"), "0")],
-        Ipv6::OnAfterDetection => vec![(key("disable_ipv6"), "0"), (key("accept_ra"), "0")],
+        Ipv6::On => &[("disable_ipv6", "0"), ("accept_ra", "0"), ("accept_dad", "0")],
+        Ipv6::OnAfterDetection => &[("disable_ipv6", "0"), ("accept_ra", "0")],
     }
 }

@@ -9,6 +9,7 @@ use netlink_sys::protocols;
 use nix::errno::Errno;
 
 use super::attribute::{find, text};
+use super::netconf::{self, NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL, RTM_NEWNETCONF};
 use super::socket::{NlResult, Socket};
 
 // Groups of linux/rtnetlink.h (`enum rtnetlink_groups`) and linux/netfilter/nfnetlink.h.
@@ -22,7 +23,7 @@ const RTNLGRP_IPV4_NETCONF: u32 = 24;
 const RTNLGRP_IPV6_NETCONF: u32 = 25;
 const NFNLGRP_NFTABLES: u32 = 7;
 
-// Message types of linux/rtnetlink.h. netlink-packet-route knows no NETCONF, so all of them are told apart here.
+// Message types of linux/rtnetlink.h.
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_NEWADDR: u16 = 20;
@@ -31,15 +32,11 @@ const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_NEWNEIGH: u16 = 28;
 const RTM_DELNEIGH: u16 = 29;
-const RTM_NEWNETCONF: u16 = 80;
 
 const HEADER: usize = 16;
 const IFLA_IFNAME: u16 = 3;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
-const NETCONFA_IFINDEX: u16 = 1;
-/// `NETCONFA_IFINDEX_ALL` of linux/netconf.h: the setting of the namespace, not of one link.
-const NETCONFA_IFINDEX_ALL: i32 = -1;
 /// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`, `NFTA_SET_TABLE` and `NFTA_SET_ELEM_LIST_TABLE` of
 /// linux/netfilter/nf_tables.h are all 1.
 const NFTA_TABLE: u16 = 1;
@@ -146,8 +143,7 @@ fn of_interface(message: &[u8]) -> Option<Event> {
             })
         }
         RTM_NEWNETCONF => {
-            // After netconfmsg, which is one byte, the attributes begin at the next multiple of four.
-            let index = find(body.get(4..)?, NETCONFA_IFINDEX)?;
+            let index = find(body.get(netconf::HEADER..)?, NETCONFA_IFINDEX)?;
             let index = i32::from_ne_bytes(index.try_into().ok()?);
             (index == NETCONFA_IFINDEX_ALL).then_some(Event::Forwarding)
         }

@@ -17,6 +17,7 @@ mod family;
 pub mod foreign;
 mod link;
 mod neigh;
+mod netconf;
 pub mod netns;
 pub mod nft;
 mod route;

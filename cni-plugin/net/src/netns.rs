@@ -18,14 +18,17 @@ pub struct NetNs {
 impl NetNs {
     /// Opens the namespace that a path names: `/var/run/netns/NAME`, `/proc/PID/ns/net`.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        let inode = file.metadata()?.ino();
-        Ok(Self { fd: file.into(), inode })
+        Self::of(File::open(path)?)
     }
 
     /// The namespace that this process is in.
     pub fn current() -> io::Result<Self> {
-        Self::open(Path::new("/proc/thread-self/ns/net"))
+        Self::of(cni_protocol::own_netns()?)
+    }
+
+    fn of(file: File) -> io::Result<Self> {
+        let inode = file.metadata()?.ino();
+        Ok(Self { fd: file.into(), inode })
     }
 
     pub fn inode(&self) -> u64 {

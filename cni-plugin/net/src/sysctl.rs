@@ -1,8 +1,12 @@
 //! Kernel settings of the network namespace that the process is in: `sysctl net.…`.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::Mode;
 
 use crate::Family;
 
@@ -65,6 +69,23 @@ impl Sysctl {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// `net.ipv6.conf.IFNAME.KEY=VALUE` for several keys. Their directory is looked up once: the kernel finds it among those
+    /// of all namespaces, which have the same names.
+    pub fn set_ipv6_of(ifname: &str, settings: &[(&str, &str)]) -> io::Result<()> {
+        let Self(path) = Self::at(&format!("ipv6/conf/{ifname}"));
+        let directory = match open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) {
+            Err(Errno::ENOENT) => return Ok(()),
+            other => other?,
+        };
+        for (key, value) in settings {
+            match openat(&directory, *key, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()) {
+                Err(Errno::ENOENT) => {}
+                file => File::from(file?).write_all(value.as_bytes())?,
+            }
+        }
+        Ok(())
     }
 
     /// Writes the value unless it is set already; whether it had to.

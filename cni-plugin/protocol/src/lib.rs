@@ -42,6 +42,7 @@ pub use delegate::Delegate;
 pub use error::{Code, Error};
 pub use id::{ContainerId, IfName, NetworkName};
 pub use mac::MacAddr;
+pub use netns::own as own_netns;
 pub use request::VALID_ATTACHMENTS;
 pub use result::{AddResult, Dns, Interface, IpConfig, Route};
 pub use run::{Plugin, run};

@@ -4,16 +4,26 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use cni_protocol::{Code, Error, NetworkName};
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// The kernel's random name of this boot, such as `3fdc1c41-07e8-4e7a-8a7c-4f3cf11c6fd1`.
+/// The kernel's random name of this boot, such as `3fdc1c41-07e8-4e7a-8a7c-4f3cf11c6fd1`. It is read
+/// once: a process does not outlive it.
 ///
 /// # Errors
 /// [`Code::Io`] when the kernel's file cannot be read or holds no such name: /proc is not mounted.
-pub fn boot_id() -> Result<String, Error> {
+pub fn boot_id() -> Result<&'static str, Error> {
+    static ID: OnceLock<String> = OnceLock::new();
+    match ID.get() {
+        Some(id) => Ok(id),
+        None => read_boot_id().map(|id| ID.get_or_init(|| id).as_str()),
+    }
+}
+
+fn read_boot_id() -> Result<String, Error> {
     let text = fs::read_to_string(BOOT_ID).map_err(|e| {
         Error::new(Code::Io, format!("read the boot id from {BOOT_ID}: {e}; mount /proc and call again"))
     })?;
@@ -98,7 +108,7 @@ mod tests {
 
     #[test]
     fn the_boot_id_has_its_form() {
-        assert!(is_boot_id(&boot_id().unwrap()));
+        assert!(is_boot_id(boot_id().unwrap()));
         for name in ["", "lock", "00000000x1111-2222-3333-444444444444", "..-..-"] {
             assert!(!is_boot_id(name), "{name}");
         }

@@ -63,7 +63,7 @@ impl Holder {
             host: line("/proc/sys/kernel/hostname")?,
             mac: local.and_then(hardware_of).map(|mac| mac.to_string()),
             instance: known.map_or_else(|| line("/proc/sys/kernel/random/uuid"), Ok)?,
-            boot: boot_id()?,
+            boot: boot_id()?.to_owned(),
             netns: fs::metadata("/proc/thread-self/ns/net").map(|file| file.ino()).unwrap_or_default(),
             keeper,
         })
