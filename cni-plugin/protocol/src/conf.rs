@@ -10,6 +10,10 @@ use crate::{Code, Error, node};
 /// # Errors
 /// [`Code::InvalidConfig`] with the JSON path of the value that does not fit, and why.
 pub fn decode<T: DeserializeOwned>(conf: &Map<String, Value>) -> Result<T, Error> {
+    // Keeping track of the path takes as long again as the decoding, so that is done when there is an error to tell.
+    if let Ok(decoded) = T::deserialize(node::of_object(conf)) {
+        return Ok(decoded);
+    }
     serde_path_to_error::deserialize(node::of_object(conf)).map_err(|error| {
         let path = error.path().to_string();
         let place =

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::de::StrRead;
 use serde_json::map::Entry;
 use serde_json::{Map, Number, Value};
 
@@ -22,17 +23,13 @@ pub(crate) fn parse_object(text: &[u8], source: &str) -> Result<Map<String, Valu
     if text.trim_ascii().is_empty() {
         return Err(refuse("is empty: a JSON object is expected there".to_owned()));
     }
-    let mut json = serde_json::Deserializer::from_str(text);
-    // Its own limit is one level below this crate's.
-    json.disable_recursion_limit();
-    let mut track = serde_path_to_error::Track::new();
-    let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
-    let value = match (Level { depth: 0 }).deserialize(tracked) {
+    let mut json = deserializer(text);
+    // Keeping track of the path takes as long again as the reading, so that is done when there is an error to tell.
+    let value = match (Level { depth: 0 }).deserialize(&mut json) {
         Ok(value) => value,
-        Err(error) => {
-            let path = track.path().to_string();
-            let place = if path == "." { String::new() } else { format!(" at {path}") };
-            return Err(refuse(format!("cannot be decoded{place}: {error}")));
+        Err(_) => {
+            json = deserializer(text);
+            tracked(&mut json).map_err(|reason| refuse(format!("cannot be decoded{reason}")))?
         }
     };
     json.end().map_err(|error| refuse(format!("has more than one JSON document: {error}")))?;
@@ -40,6 +37,24 @@ pub(crate) fn parse_object(text: &[u8], source: &str) -> Result<Map<String, Valu
         Value::Object(map) => Ok(map),
         _ => Err(refuse("is not a JSON object".to_owned())),
     }
+}
+
+fn deserializer(text: &str) -> serde_json::Deserializer<StrRead<'_>> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    // Its own limit is one level below this crate's.
+    json.disable_recursion_limit();
+    json
+}
+
+/// Reads a value; the error is where it is wrong and why.
+fn tracked(json: &mut serde_json::Deserializer<StrRead<'_>>) -> Result<Value, String> {
+    let mut track = serde_path_to_error::Track::new();
+    let level = Level { depth: 0 };
+    level.deserialize(serde_path_to_error::Deserializer::new(json, &mut track)).map_err(|error| {
+        let path = track.path().to_string();
+        let place = if path == "." { String::new() } else { format!(" at {path}") };
+        format!("{place}: {error}")
+    })
 }
 
 /// Reads any value that is nested this deep.
