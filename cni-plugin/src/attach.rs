@@ -83,9 +83,8 @@ impl Attachment {
         }
         let bridge = self.ensure_bridge()?;
         self.network.mtu = self.asked.tuning.mtu.or(self.network.mtu);
-        let veth = self.connect(&bridge)?;
-        let limits = self.network.shaping.or(&self.asked.shaping);
-        let detours = shaping::apply(&mut self.journal, &mut self.host, &self.key, &veth, &limits)?;
+        self.connect(&bridge)?;
+        let detours = self.limit()?;
         if let Some(reserving) = reserving {
             given = self.finish_reservation(reserving)?;
         }
@@ -95,8 +94,8 @@ impl Attachment {
         let holdings = Holdings::new(&self.network, &self.asked, &plan, self.mac)?;
         let _hold = hold(&mut self.journal, &self.args.call, &self.key, &self.network.traces, holdings)?;
         self.forget_neighbours(&bridge, &plan)?;
-        let container = self.configure(&plan, peer_of(&veth)?)?;
-        self.open_port(&veth)?;
+        let container = self.configure(&plan)?;
+        let veth = self.host_end()?;
         if self.announces {
             self.announce(&plan)?;
         }
@@ -195,8 +194,8 @@ impl Attachment {
         self.journal.within(Step::Neighbours(self.network.bridge.clone()), || self.host.apply(&known, &[]))
     }
 
-    /// The veth pair, its host end a port of the bridge. Returns the host end, as the kernel has it.
-    fn connect(&mut self, bridge: &Link) -> Result<Link, Error> {
+    /// The veth pair, its host end a port of the bridge.
+    fn connect(&mut self, bridge: &Link) -> Result<(), Error> {
         let name = self.key.host_veth();
         let (host, pod, key, network) = (&mut self.host, &mut self.pod, &self.key, &self.network);
         self.journal.run(Step::Veth(name.clone()), || {
@@ -218,16 +217,28 @@ impl Attachment {
         };
         self.journal.within(Step::Port(name.clone()), || {
             self.host.configure_port(&name, self.key.alias().as_deref(), port)
-        })?;
-        self.journal.run(Step::ReadBack(name.clone()), || {
-            Ok::<_, Fault>((present(self.host.link(&name)?, &name)?, Change::Found))
         })
     }
 
+    /// The limits on the container's traffic. Returns the links that some of it takes a detour through.
+    fn limit(&mut self) -> Result<Vec<Link>, Error> {
+        let limits = self.network.shaping.or(&self.asked.shaping);
+        if limits.is_none() {
+            return Ok(Vec::new());
+        }
+        let veth = self.host_end()?;
+        shaping::apply(&mut self.journal, &mut self.host, &self.key, &veth, &limits)
+    }
+
     /// The container's side, down until nothing is missing but the routes. Returns its interface.
-    fn configure(&mut self, plan: &Plan, index: u32) -> Result<Link, Error> {
+    fn configure(&mut self, plan: &Plan) -> Result<Link, Error> {
         let ifname = &self.key.ifname;
         let (journal, pod) = (&mut self.journal, &mut self.pod);
+        // Read before it is up: the kernel settles a new carrier first, on all ports of the bridge.
+        let container = journal.run(Step::ReadBack(ifname.to_string()), || {
+            Ok::<_, Fault>((present(pod.interface(ifname)?, ifname.as_str())?, Change::Found))
+        })?;
+        let index = container.index;
         if plan.ipv6 != Ipv6::Untouched {
             journal.within(Step::Settings(ifname.clone()), || pod.set_ipv6(ifname, plan.ipv6))?;
         }
@@ -243,10 +254,6 @@ impl Attachment {
                 false => pod.netlink.add_address(index, *address, nodad),
             })?;
         }
-        // Read before it is up: the kernel settles a new carrier first, on all ports of the bridge.
-        let container = journal.run(Step::ReadBack(ifname.to_string()), || {
-            Ok::<_, Fault>((present(pod.interface(ifname)?, ifname.as_str())?, Change::Found))
-        })?;
         if !self.network.interface_down {
             journal.within(Step::Up(ifname.clone()), || pod.netlink.set_up(ifname.as_str()))?;
         }
@@ -264,15 +271,14 @@ impl Attachment {
         Ok(container)
     }
 
-    /// The bridge passes no frame to or from a port before it has taken notice of the carrier. The kernel leaves that to a work
-    /// queue, and does it at once when the link is asked for. A packet in between would be lost, the first question for an
-    /// address is repeated after a second.
-    fn open_port(&mut self, veth: &Link) -> Result<(), Error> {
-        if self.network.interface_down {
-            return Ok(());
-        }
-        let name = &veth.name;
-        self.journal.within(Step::ReadBack(name.clone()), || self.host.link(name).map(drop))
+    /// The pair's host end. Asked for it, the kernel settles its carrier, which is work for the whole bridge: so it is asked when the
+    /// container's end is up, and the bridge passes the port's frames then. By itself the kernel leaves that to a work queue; a
+    /// packet in between would be lost, and the first question for an address is repeated after a second.
+    fn host_end(&mut self) -> Result<Link, Error> {
+        let name = self.key.host_veth();
+        self.journal.run(Step::ReadBack(name.clone()), || {
+            Ok::<_, Fault>((present(self.host.link(&name)?, &name)?, Change::Found))
+        })
     }
 
     /// Other containers may still look for an address at the MAC address of who had it before. What the kernel sent when the
@@ -294,11 +300,11 @@ impl Attachment {
         [bridge, veth, container]: [Link; 3],
         detours: Vec<Link>,
     ) -> AddResult {
-        let sandbox = self.args.netns.display().to_string();
-        let mut interfaces =
-            vec![describe(bridge, None), describe(veth, None), describe(container, Some(sandbox))];
+        let sandbox = Some(self.args.netns.display().to_string());
+        let container = Interface { sandbox, ..describe(container) };
+        let mut interfaces = vec![describe(bridge), describe(veth), container];
         let of_container = Some(interfaces.len() - 1);
-        interfaces.extend(detours.into_iter().map(|ifb| describe(ifb, None)));
+        interfaces.extend(detours.into_iter().map(describe));
         AddResult {
             interfaces,
             ips: plan.ips.iter().map(|ip| IpConfig { interface: of_container, ..ip.clone() }).collect(),
@@ -376,16 +382,6 @@ fn explain(error: &NetError, network: &Network, key: &AttachmentKey, pod: &mut P
     Error::new(Code::Conflict, conflict).into()
 }
 
-/// The index of the container's interface, which the host's end names.
-fn peer_of(veth: &Link) -> Result<u32, Error> {
-    veth.peer.ok_or_else(|| {
-        Error::new(
-            Code::Kernel,
-            format!("{} has no other end: the kernel gave no IFLA_LINK for it", veth.name),
-        )
-    })
-}
-
 fn present(link: Option<Link>, name: &str) -> Result<Link, Error> {
     link.ok_or_else(|| {
         Error::new(
@@ -395,12 +391,7 @@ fn present(link: Option<Link>, name: &str) -> Result<Link, Error> {
     })
 }
 
-fn describe(link: Link, sandbox: Option<String>) -> Interface {
-    Interface {
-        name: link.name,
-        mac: link.mac.map(|mac| mac.to_string()),
-        mtu: Some(link.mtu),
-        sandbox,
-        ..Interface::default()
-    }
+fn describe(link: Link) -> Interface {
+    let mac = link.mac.map(|mac| mac.to_string());
+    Interface { name: link.name, mac, mtu: Some(link.mtu), ..Interface::default() }
 }
