@@ -191,7 +191,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     };
     let interface = OfAnother::find(&args.prev_result, &args.ifname, &mut host, &mut pod).map_err(gone)?;
     // The record has what was asked for when the container was attached.
-    let (holdings, limits) = match record::peek(&conf.traces.state_dir, &key.network, &key.hash())? {
+    let (holdings, limits) = match record::peek(&conf.traces.state_dir, &key.network, key.hash())? {
         Found::Attached(content) => (content.holdings, content.shaping),
         _ => (interface.holdings(&conf, &asked)?, conf.shaping.or(&asked.shaping)),
     };

@@ -49,7 +49,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     let metric = network.metrics.get(key.ifname.as_str()).copied();
     let plan = Plan::new(&network, &own, &args.prev_result.routes)?.with_metric(metric);
     // The record has what was asked for when the container was attached.
-    let (mut holdings, limits) = match record::peek(&network.traces.state_dir, &key.network, &key.hash())? {
+    let (mut holdings, limits) = match record::peek(&network.traces.state_dir, &key.network, key.hash())? {
         Found::Attached(content) => (content.holdings, content.shaping),
         _ => {
             (Holdings::new(&network, &asked, &plan, promised.mac(&key))?, network.shaping.or(&asked.shaping))

@@ -98,7 +98,7 @@ impl Collector<'_> {
     fn find(&self, netlink: &mut Netlink) -> Result<(BTreeMap<String, Stale>, Vec<AttachmentKey>), Error> {
         let mut kept = Vec::new();
         let hash_of = |valid: &ValidAttachment| {
-            AttachmentKey::new(self.network(), &valid.container_id, &valid.ifname).hash()
+            AttachmentKey::new(self.network(), &valid.container_id, &valid.ifname).hash().to_owned()
         };
         let mut keep: BTreeSet<String> = self.args.valid.iter().map(hash_of).collect();
         let mut stale: BTreeMap<String, Stale> = BTreeMap::new();

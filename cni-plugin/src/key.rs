@@ -23,16 +23,18 @@ pub struct AttachmentKey {
     pub network: NetworkName,
     pub container_id: ContainerId,
     pub ifname: IfName,
+    hash: String,
 }
 
 impl AttachmentKey {
     pub fn new(network: &NetworkName, container_id: &ContainerId, ifname: &IfName) -> Self {
-        Self { network: network.clone(), container_id: container_id.clone(), ifname: ifname.clone() }
+        let hash = short_hash(&[network.as_str(), container_id.as_str(), ifname.as_str()]);
+        Self { network: network.clone(), container_id: container_id.clone(), ifname: ifname.clone(), hash }
     }
 
     /// 11 characters that name the attachment's files and links.
-    pub fn hash(&self) -> String {
-        short_hash(&self.parts())
+    pub fn hash(&self) -> &str {
+        &self.hash
     }
 
     /// The name of the veth's host end: 15 bytes, the most that an interface name may have.
@@ -64,29 +66,21 @@ impl AttachmentKey {
     /// The key that an alias of this network names.
     pub fn from_alias(network: &NetworkName, alias: &str) -> Option<Self> {
         let (container, ifname) = alias.strip_prefix(&alias_prefix(network))?.split_once(':')?;
-        Some(Self {
-            network: network.clone(),
-            container_id: container.parse().ok()?,
-            ifname: ifname.parse().ok()?,
-        })
+        Some(Self::new(network, &container.parse().ok()?, &ifname.parse().ok()?))
     }
 
     /// The MAC address of one end. It follows from the key, so that a repeated attachment has the same one
     /// and neighbours' caches stay right.
     pub fn mac(&self, end: VethEnd) -> MacAddr {
-        let mut parts = self.parts().to_vec();
-        parts.push(match end {
+        let end = match end {
             VethEnd::Host => "host",
             VethEnd::Container => "container",
-        });
+        };
+        let parts = [self.network.as_str(), self.container_id.as_str(), self.ifname.as_str(), end];
         // Eleven digits of base 36 are 56 bits and a bit; 48 of them make the address.
         let number = u64::from_str_radix(&short_hash(&parts), 36).unwrap_or_default();
         let [_, _, mac @ ..] = number.to_be_bytes();
         MacAddr::from(mac).locally_administered()
-    }
-
-    fn parts(&self) -> [&str; 3] {
-        [self.network.as_str(), self.container_id.as_str(), self.ifname.as_str()]
     }
 }
 
@@ -125,11 +119,7 @@ mod tests {
     use super::*;
 
     fn key(network: &str, container: &str, ifname: &str) -> AttachmentKey {
-        AttachmentKey {
-            network: network.parse().unwrap(),
-            container_id: container.parse().unwrap(),
-            ifname: ifname.parse().unwrap(),
-        }
+        AttachmentKey::new(&network.parse().unwrap(), &container.parse().unwrap(), &ifname.parse().unwrap())
     }
 
     #[test]

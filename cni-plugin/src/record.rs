@@ -74,11 +74,7 @@ impl Content {
 
     /// The attachment that it speaks of.
     pub fn key(&self, network: &NetworkName) -> Option<AttachmentKey> {
-        Some(AttachmentKey {
-            network: network.clone(),
-            container_id: self.container_id.parse().ok()?,
-            ifname: self.ifname.parse().ok()?,
-        })
+        Some(AttachmentKey::new(network, &self.container_id.parse().ok()?, &self.ifname.parse().ok()?))
     }
 }
 

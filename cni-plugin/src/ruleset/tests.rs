@@ -17,11 +17,11 @@ fn objects() -> Vec<String> {
 }
 
 fn key(container: &str) -> AttachmentKey {
-    AttachmentKey {
-        network: "net".parse().unwrap(),
-        container_id: container.parse().unwrap(),
-        ifname: "eth0".parse().unwrap(),
-    }
+    key_in("net", container)
+}
+
+fn key_in(network: &str, container: &str) -> AttachmentKey {
+    AttachmentKey::new(&network.parse().unwrap(), &container.parse().unwrap(), &"eth0".parse().unwrap())
 }
 
 /// An element of the first set of every group, so that all groups are needed.
@@ -292,7 +292,7 @@ fn of_network(name: &str, subnet: &str) -> Vec<Element> {
     };
     let plan = crate::plan::Plan::new(&network, &[ip], &[]).unwrap();
     let isolation = isolation::Isolation::new(&network, &[], &plan).unwrap().unwrap();
-    isolation.elements("weft0123").of(&AttachmentKey { network: name.parse().unwrap(), ..key("a") }).network
+    isolation.elements("weft0123").of(&key_in(name, "a")).network
 }
 
 #[test]

@@ -3,11 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn key() -> AttachmentKey {
-    AttachmentKey {
-        network: "net".parse().unwrap(),
-        container_id: "a".parse().unwrap(),
-        ifname: "eth0".parse().unwrap(),
-    }
+    AttachmentKey::new(&"net".parse().unwrap(), &"a".parse().unwrap(), &"eth0".parse().unwrap())
 }
 
 const LIMIT: Option<Limit> = Some(Limit { rate: 8_000, burst: None });
