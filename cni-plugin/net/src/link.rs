@@ -125,14 +125,16 @@ impl Netlink {
 
     /// `ip link set NAME alias TEXT addrgenmode none type bridge_slave hairpin … isolated …`: what a
     /// container's bridge port needs beyond its creation, in one message. The port needs no IPv6 address
-    /// of its own, and with 1,000 of them on a bridge each one's chatter goes to all others.
+    /// of its own, and with 1,000 of them on a bridge each one's chatter goes to all others. The kernel makes ports with both
+    /// settings off.
     pub fn configure_port(&mut self, name: &str, alias: Option<&str>, port: BridgePort) -> NlResult<()> {
-        let mut link = LinkUnspec::new_with_name(name).set_port_kind(InfoPortKind::Bridge).set_port_data(
-            InfoPortData::BridgePort(vec![
+        let mut link = LinkUnspec::new_with_name(name);
+        if port != BridgePort::default() {
+            link = link.set_port_kind(InfoPortKind::Bridge).set_port_data(InfoPortData::BridgePort(vec![
                 InfoBridgePort::HairpinMode(port.hairpin),
                 InfoBridgePort::Isolated(port.isolated),
-            ]),
-        );
+            ]));
+        }
         if let Some(alias) = alias {
             link = link.alias(alias);
         }
