@@ -21,6 +21,9 @@ const OUTPUT_MAX: usize = 4 << 20;
 /// How much of an output that is no error JSON is shown in the error, in bytes.
 const HEAD: usize = 500;
 
+/// How long a plugin may take to end before it is listened to.
+const MOMENT: Duration = Duration::from_millis(10);
+
 /// How long a killed plugin is waited for. One that sits in the kernel for longer is left to init.
 const DEATH: Duration = Duration::from_secs(1);
 
@@ -92,6 +95,7 @@ impl Running {
         let fail =
             |error: io::Error| Error::new(Code::Io, format!("talking to {} failed: {error}", self.name));
         pipes.set_nonblocking().map_err(fail)?;
+        pipes.wait_for_end(&self.process.ended, deadline).map_err(fail)?;
         loop {
             let is_alive = pipes.exchange(&self.process.ended, deadline).map_err(fail)?;
             if pipes.output.len() > OUTPUT_MAX {
@@ -146,6 +150,20 @@ impl Pipes<'_> {
             fcntl(from, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
         Ok(())
+    }
+
+    /// Gives a plugin that has its configuration a moment to end. What it says fits into the pipe mostly; to be woken up for
+    /// that, and then for its end, takes two changes of process more.
+    fn wait_for_end(&mut self, ended: &OwnedFd, deadline: Deadline) -> io::Result<()> {
+        self.send()?;
+        if self.to.is_some() {
+            return Ok(());
+        }
+        let moment = Deadline::after(deadline.remaining().min(MOMENT));
+        match poll(&mut [PollFd::new(ended.as_fd(), PollFlags::POLLIN)], moment.poll_timeout()) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Moves what can be moved, waiting for it; false once the plugin has ended and nothing more can come.
