@@ -1,31 +1,34 @@
 //! Weft behind another interface plugin: ADD, CHECK and STATUS with `"chained": true`.
 //!
-//! Only what concerns an interface whoever made it is done here: host ports and limits. The result is that of the plugin
+//! Only what concerns an interface whoever made it is done here: host ports, guard, isolation and limits. The result is that of the plugin
 //! before. DEL and GC go by key and record and are those of all attachments, in [`crate::detach`] and [`crate::gc`].
 
 use std::rc::Rc;
 
-use cni_protocol::{
-    AddArgs, AddResult, Call, CheckArgs, Code, Error, IfName, Interface, Outcome, StatusArgs,
-};
+use cni_protocol::{AddArgs, AddResult, Call, CheckArgs, Code, Error, Outcome, StatusArgs};
 use serde_json::Value;
 use weft_net::nft::Nft;
-use weft_net::{Link, Netlink};
+use weft_net::{NetError, Netlink};
 
 use crate::attach;
 use crate::check;
 use crate::conf::Asked;
 use crate::conf::chained::Chained;
 use crate::conf::names::Names;
-use crate::holdings::{Holdings, hold};
-use crate::hostport::{Ports, Reach};
+use crate::guard;
+use crate::holdings::{self, hold};
+use crate::isolation;
 use crate::key::AttachmentKey;
-use crate::plan::Plan;
 use crate::pod::Pod;
 use crate::record::{self, Found};
+use crate::ruleset;
 use crate::shaping::{self, Limited};
 use crate::status;
-use crate::step::{Fault, Journal, failed};
+use crate::step::{Journal, failed};
+
+mod interface;
+
+use interface::OfAnother;
 
 /// Does for the container's interface what is asked for. What was done goes with the result: who cannot deliver that
 /// takes all back.
@@ -90,82 +93,6 @@ impl Attachment {
     }
 }
 
-/// An interface that another plugin made.
-struct OfAnother {
-    plan: Plan,
-    /// The other end of a pair.
-    host_end: Option<Link>,
-    reach: Reach,
-}
-
-impl OfAnother {
-    /// Finds it by what the plugin before says, and looks whether that is so.
-    ///
-    /// # Errors
-    /// [`Code::InvalidConfig`] when the result does not name the container's interface, [`Code::Conflict`] when there is none.
-    fn find(previous: &AddResult, ifname: &IfName, host: &mut Netlink, pod: &mut Pod) -> Result<Self, Error> {
-        let AddResult { interfaces, ips, routes, .. } = previous;
-        let sandboxed = |link: &Interface| link.sandbox.as_deref().is_some_and(|path| !path.is_empty());
-        let at = interfaces.iter().position(|link| link.name == ifname.as_str() && sandboxed(link));
-        // Results up to 0.2.0 name no interfaces.
-        if at.is_none() && !interfaces.is_empty() {
-            let why = "put weft behind the plugin that makes it";
-            let msg = format!("prevResult has no interface {ifname} with a sandbox: {why}");
-            return Err(Error::new(Code::InvalidConfig, msg));
-        }
-        let read = |error| failed(&format!("look at {ifname} and its other end"), Fault::Net(error));
-        let container = pod.interface(ifname).map_err(read)?.ok_or_else(|| {
-            let why = "the plugin before weft says that it made it";
-            Error::new(Code::Conflict, format!("the container has no interface {ifname}: {why}"))
-        })?;
-        let mut host_end = None;
-        for named in interfaces.iter().filter(|link| !sandboxed(link)) {
-            let link = host.link(&named.name).map_err(read)?;
-            host_end = host_end.or(link.filter(|link| are_pair(link, &container)));
-        }
-        let own = ips.iter().filter(|ip| ip.interface.is_none_or(|of| Some(of) == at)).cloned().collect();
-        let reach = reach(host, host_end.as_ref()).map_err(read)?;
-        Ok(Self { plan: Plan::of_another(own, routes.clone()), host_end, reach })
-    }
-
-    /// What the attachment needs in the host's rules. Pure.
-    fn holdings(&self, conf: &Chained, asked: &Asked) -> Result<Holdings, Error> {
-        let ports = Ports::new(&conf.ports, &self.reach, asked, &self.plan)?;
-        Ok(Holdings { ports, ..Holdings::default() })
-    }
-
-    /// The link at which traffic is limited.
-    ///
-    /// # Errors
-    /// [`Code::InvalidConfig`] where the host has none of the container's own.
-    fn to_be_limited(&self, key: &AttachmentKey) -> Result<&Link, Error> {
-        self.host_end.as_ref().ok_or_else(|| {
-            let msg = format!(
-                "limits on traffic are asked for, but prevResult names no link of the host whose other end is the \
-                 container's {} (as with macvlan): leave the limits out, or use a plugin that makes a veth pair",
-                key.ifname
-            );
-            Error::new(Code::InvalidConfig, msg)
-        })
-    }
-}
-
-/// Numbers of links alone do not tell: each namespace has its own, and a macvlan has the number of the link below it.
-fn are_pair(one: &Link, other: &Link) -> bool {
-    let is_end = |link: &Link| matches!(link.kind.as_deref(), Some("veth" | "netkit"));
-    is_end(one)
-        && is_end(other)
-        && one.kind == other.kind
-        && (one.peer, other.peer) == (Some(other.index), Some(one.index))
-}
-
-fn reach(host: &mut Netlink, host_end: Option<&Link>) -> weft_net::NlResult<Reach> {
-    let Some(link) = host_end else { return Ok(Reach::Unknown) };
-    let Some(master) = link.master else { return Ok(Reach::Own(link.name.clone())) };
-    let master = host.link_at(master)?.filter(|master| master.kind.as_deref() == Some("bridge"));
-    Ok(master.map_or(Reach::Unknown, |bridge| Reach::Bridge(bridge.name)))
-}
-
 /// The result of the plugin before, as it came.
 fn unchanged(call: &Call, previous: &AddResult) -> Value {
     let version = call.version;
@@ -190,12 +117,27 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         _ => error,
     };
     let interface = OfAnother::find(&args.prev_result, &args.ifname, &mut host, &mut pod).map_err(gone)?;
+    let mut found = Vec::new();
     // The record has what was asked for when the container was attached.
-    let (holdings, limits) = match record::peek(&conf.traces.state_dir, &key.network, key.hash())? {
+    let (mut holdings, limits) = match record::peek(&conf.traces.state_dir, &key.network, key.hash())? {
         Found::Attached(content) => (content.holdings, content.shaping),
         _ => (interface.holdings(&conf, &asked)?, conf.shaping.or(&asked.shaping)),
     };
-    let mut found = Vec::new();
+    let guarded = holdings.port.as_deref().filter(|_| holdings.guard.is_some());
+    if let Some(port) = guarded.filter(|port| interface.port_name() != Some(port)) {
+        found.push(format!(
+            "{port}, where the container's frames are compared, is no port of a bridge any more"
+        ));
+    }
+    // What the network has may be from a newer configuration than the record, or from another container's subnet.
+    if let Some(isolation) = &mut holdings.isolation {
+        match interface.isolation(&conf, &asked) {
+            Ok(Some(now)) => isolation.policy = now.policy,
+            Ok(None) => {}
+            Err(error) => found.push(error.msg),
+        }
+        holdings::gather(&mut open_nft(call)?, &conf.traces, &key, &mut holdings)?;
+    }
     if let Some(link) = &interface.host_end {
         let different = shaping::differences(&mut host, &key, link, &limits);
         found.extend(different.map_err(|error| failed(&"look at the limits", error.into()))?);
@@ -221,10 +163,20 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
     status::check_state_dir(&conf.traces).map_err(refuse)?;
     let has_ports =
         args.call.conf.get("capabilities").and_then(|all| all.get("portMappings")) == Some(&true.into());
-    if has_ports {
-        Nft::open(args.call.deadline)
-            .and_then(|mut nft| nft.available())
-            .map_err(|error| refuse(failed(&"ask for nftables, which host ports need", error.into())))?;
+    // Which interface will come is not known, so only what is asked for is sure to be needed.
+    let isolates = !conf.isolation_wishes.is_empty();
+    let guards = conf.guard_wish.is_some() && !conf.guard.is_none();
+    if has_ports || isolates || guards {
+        let rehearse = || {
+            let mut nft = Nft::open(args.call.deadline)?;
+            nft.available()?;
+            let groups = [(isolates, isolation::GROUPS.as_slice()), (guards, &[&guard::GROUP])];
+            groups
+                .iter()
+                .filter(|(needed, _)| *needed)
+                .try_for_each(|(_, groups)| ruleset::rehearse(&mut nft, groups))
+        };
+        rehearse().map_err(|error: NetError| refuse(failed(&"rehearse the rules", error.into())))?;
     }
     status::rehearse_limits(&args.call, &conf.shaping).map_err(refuse)?;
     Ok(Outcome::Done)
@@ -232,6 +184,10 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
 
 fn open_host(call: &Call) -> Result<Netlink, Error> {
     Netlink::open(call.deadline).map_err(|error| failed(&"open a netlink socket", error.into()))
+}
+
+fn open_nft(call: &Call) -> Result<Nft, Error> {
+    Nft::open(call.deadline).map_err(|error| failed(&"open a netfilter socket", error.into()))
 }
 
 fn open_pod(netns: &std::path::Path, call: &Call) -> Result<Pod, Error> {

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use weft_net::Family;
 use weft_net::nft::{Element, Set, Tuple, ends};
 
+use crate::conf::Asked;
 use crate::conf::guard::Parts;
-use crate::conf::{Asked, Network};
 use crate::plan::Plan;
 use crate::ruleset::{Elements, by_address};
 
@@ -31,10 +31,10 @@ pub struct Guard {
 
 impl Guard {
     /// Works out what an attachment may use; `None` where the network is not guarded. Pure.
-    pub fn new(network: &Network, asked: &Asked, plan: &Plan, mac: MacAddr) -> Option<Self> {
+    pub fn new(parts: Parts, ipam: Option<&str>, asked: &Asked, plan: &Plan, mac: MacAddr) -> Option<Self> {
         let parts = match plan.ips.is_empty() {
-            true => network.guard.without_addresses(),
-            false => network.guard,
+            true => parts.without_addresses(),
+            false => parts,
         };
         if parts.is_none() {
             return None;
@@ -43,7 +43,7 @@ impl Guard {
         if plan.ips.iter().any(|ip| ip.address.is_ipv6()) {
             addresses.push(IpAddr::V6(link_local(mac)).into());
         }
-        if network.traces.ipam.as_deref() == Some("dhcp") {
+        if ipam == Some("dhcp") {
             // A client without an address asks from this one (RFC 2131 §4.1).
             addresses.push(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
         }
@@ -97,7 +97,7 @@ impl Guard {
 }
 
 /// The link-local address that the kernel makes of a MAC address (RFC 4291, appendix A).
-fn link_local(mac: MacAddr) -> Ipv6Addr {
+pub fn link_local(mac: MacAddr) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac.octets();
     Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }

@@ -37,6 +37,9 @@ pub struct Holdings {
     pub isolation: Option<Isolation>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guard: Option<Guard>,
+    /// The host's end of the container's pair, where another plugin made it and rules name it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<String>,
 }
 
 impl Holdings {
@@ -51,8 +54,9 @@ impl Holdings {
         let reach = Reach::Bridge(network.bridge.to_string());
         Ok(Self {
             ports: Ports::new(&network.ports, &reach, asked, plan)?,
-            isolation: Isolation::new(network, &asked.allow, plan)?,
-            guard: Guard::new(network, asked, plan, mac),
+            isolation: Isolation::new(&network.isolation, &network.all_hosts, &asked.allow, plan)?,
+            guard: Guard::new(network.guard, network.traces.ipam.as_deref(), asked, plan, mac),
+            port: None,
         })
     }
 
@@ -60,8 +64,9 @@ impl Holdings {
     pub fn elements(&self, key: &AttachmentKey) -> Elements {
         let mut all = Elements::default();
         let ports = self.ports.as_ref().map(Ports::elements);
-        let isolation = self.isolation.as_ref().map(|isolation| isolation.elements(&key.host_veth()));
-        let guard = self.guard.as_ref().map(|guard| guard.elements(&key.host_veth()));
+        let port = self.port.clone().unwrap_or_else(|| key.host_veth());
+        let isolation = self.isolation.as_ref().map(|isolation| isolation.elements(&port));
+        let guard = self.guard.as_ref().map(|guard| guard.elements(&port));
         for part in [ports, isolation, guard].into_iter().flatten() {
             all.extend(part);
         }
@@ -92,16 +97,7 @@ pub fn hold(
         return Ok(None);
     }
     let mut nft = Nft::open(call.deadline).map_err(|error| failed(&Step::Rules, error.into()))?;
-    let mut private = None;
-    if let Some(isolation) = holdings.isolation.as_mut().filter(|isolation| isolation.policy.private) {
-        let path = boot_dir(&traces.state_dir, &key.network)?.join(MEETING_LOCK);
-        private = Some(Lock::exclusive(&path, call.deadline)?);
-        let others = record::contents(&traces.state_dir, &key.network)?;
-        isolation.meet(key, &journal.names, others);
-        journal.run(Step::Rules, || {
-            isolation::forget(&mut nft, &isolation.addresses).map(|()| ((), Change::Found))
-        })?;
-    }
+    let meeting = meet(journal, &mut nft, call, key, traces, &mut holdings)?;
     let _only_one = holdings.ports.as_ref().map(|_| lock_ports(traces, call.deadline)).transpose()?;
     let elements = holdings.elements(key);
     ensure_shared(journal, &mut nft, traces, &elements)?;
@@ -116,7 +112,53 @@ pub fn hold(
         open_ports(journal, &mut nft, ports)?;
     }
     journal.holdings = holdings;
-    Ok(private)
+    Ok(meeting)
+}
+
+/// Works out what depends on the network's other containers.
+fn meet(
+    journal: &mut Journal,
+    nft: &mut Nft,
+    call: &Call,
+    key: &AttachmentKey,
+    traces: &Traces,
+    holdings: &mut Holdings,
+) -> Result<Option<Lock>, Error> {
+    let Some(policy) = holdings.isolation.as_ref().map(|isolation| &isolation.policy) else {
+        return Ok(None);
+    };
+    if !policy.private && !policy.is_gathered {
+        return Ok(None);
+    }
+    let path = boot_dir(&traces.state_dir, &key.network)?.join(MEETING_LOCK);
+    let lock = Lock::exclusive(&path, call.deadline)?;
+    if policy.is_gathered {
+        gather(nft, traces, key, holdings)?;
+    }
+    if let Some(isolation) = holdings.isolation.as_mut().filter(|isolation| isolation.policy.private) {
+        isolation.meet(key, &journal.names, record::contents(&traces.state_dir, &key.network)?);
+        journal.within(Step::Rules, || isolation::forget(nft, &isolation.addresses))?;
+    }
+    Ok(Some(lock))
+}
+
+/// Adds the subnets of the network's other containers, where they are not known from its configuration. When the network has
+/// what this one alone tells, nobody knows more.
+pub fn gather(
+    nft: &mut Nft,
+    traces: &Traces,
+    key: &AttachmentKey,
+    holdings: &mut Holdings,
+) -> Result<(), Error> {
+    let elements = holdings.elements(key);
+    let Some(isolation) = holdings.isolation.as_mut().filter(|isolation| isolation.policy.is_gathered) else {
+        return Ok(());
+    };
+    let known = ruleset::network::has(nft, &elements.network);
+    if !known.map_err(|error| failed(&Step::Rules, error.into()))? {
+        isolation.policy.gather(&record::contents(&traces.state_dir, &key.network)?);
+    }
+    Ok(())
 }
 
 /// What others rely on too: the static rules, and what the network has in them.

@@ -13,8 +13,7 @@ use serde::{Deserialize, Serialize};
 use weft_net::Family;
 use weft_net::nft::{Element, Set, Tuple, ends};
 
-use crate::conf::Network;
-use crate::conf::isolation::{Allow, reduced};
+use crate::conf::isolation::{Allow, IsolationPolicy, reduced};
 use crate::conf::names::Names;
 use crate::key::AttachmentKey;
 use crate::plan::{Plan, everything, prefix};
@@ -63,6 +62,9 @@ pub struct Policy {
     /// Where they may go; `None` is everywhere.
     egress_allow: Option<Vec<IpNetwork>>,
     egress_deny: Vec<IpNetwork>,
+    /// Whether subnets are known by containers' addresses only, as another plugin gives these.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_gathered: bool,
 }
 
 impl Isolation {
@@ -71,16 +73,21 @@ impl Isolation {
     /// # Errors
     /// [`Code::InvalidConfig`] when no subnet is known to which the network's policy could apply, or when what is allowed
     /// could not pass.
-    pub fn new(network: &Network, own_rules: &[Allow], plan: &Plan) -> Result<Option<Self>, Error> {
-        if plan.ips.is_empty() && network.isolation.icc {
-            return Ok(None);
-        }
-        let Some(policy) = Policy::new(network, plan)? else { return Ok(None) };
-        let rules = &network.isolation.allow;
-        if !own_rules.is_empty() && !policy.private {
+    pub fn new(
+        conf: &IsolationPolicy,
+        all_hosts: &[IpNetwork],
+        own_rules: &[Allow],
+        plan: &Plan,
+    ) -> Result<Option<Self>, Error> {
+        if !own_rules.is_empty() && conf.icc {
             let msg = "args.weft.allow has rules, but the network's icc is true: set icc to false or leave allow out";
             return Err(Error::new(Code::InvalidConfig, msg));
         }
+        if plan.ips.is_empty() && conf.icc {
+            return Ok(None);
+        }
+        let Some(policy) = Policy::new(conf, all_hosts, plan)? else { return Ok(None) };
+        let rules = &conf.allow;
         if policy.private && plan.gateways.is_empty() && !(rules.is_empty() && own_rules.is_empty()) {
             let msg = "allow has rules, but containers of a network with icc false talk by the host, and that is not their \
                        gateway: set isGateway or isDefaultGateway";
@@ -92,6 +99,13 @@ impl Isolation {
             allow: rules.iter().chain(own_rules).cloned().collect(),
             grants: Vec::new(),
         }))
+    }
+
+    /// The same for a network whose addresses another plugin gives, so that its subnets are not known beforehand.
+    #[must_use]
+    pub fn of_gathered_subnets(mut self) -> Self {
+        self.policy.is_gathered = true;
+        self
     }
 
     /// Works out what is allowed between the container and those that are there.
@@ -128,13 +142,12 @@ impl Policy {
     ///
     /// # Errors
     /// [`Code::InvalidConfig`] when it does, and they are not known.
-    pub fn new(network: &Network, plan: &Plan) -> Result<Option<Self>, Error> {
-        let conf = &network.isolation;
-        let subnets = if network.all_hosts.is_empty() {
+    pub fn new(conf: &IsolationPolicy, all_hosts: &[IpNetwork], plan: &Plan) -> Result<Option<Self>, Error> {
+        let subnets = if all_hosts.is_empty() {
             let of_plan = plan.ips.iter().map(|ip| prefix(ip.address));
             reduced(of_plan.chain(conf.subnets.iter().copied()).filter(is_wide).collect())
         } else {
-            network.all_hosts.clone()
+            all_hosts.to_vec()
         };
         if subnets.is_empty() && !plan.ips.is_empty() {
             let asked = [
@@ -160,7 +173,15 @@ impl Policy {
             host_access: conf.host_access,
             egress_allow: conf.egress_allow.clone(),
             egress_deny: conf.egress_deny.clone(),
+            is_gathered: false,
         }))
+    }
+
+    /// Adds the subnets of other containers of the network.
+    pub fn gather(&mut self, others: &[Content]) {
+        let policies = others.iter().filter_map(|other| Some(&other.holdings.isolation.as_ref()?.policy));
+        let known = policies.filter(|policy| policy.is_gathered).flat_map(|policy| &policy.subnets);
+        self.subnets = reduced(self.subnets.iter().chain(known).copied().collect());
     }
 
     fn elements(&self) -> Vec<Element> {

@@ -95,13 +95,13 @@ impl Plan {
         Ok(plan)
     }
 
-    /// An attachment that another plugin made, as far as it says.
+    /// An attachment that another plugin made, as far as it says, and the addresses that the host has on the way to it.
     #[must_use]
-    pub fn of_another(ips: Vec<IpConfig>, routes: Vec<Route>) -> Self {
+    pub fn of_another(ips: Vec<IpConfig>, routes: Vec<Route>, gateways: Vec<IpNetwork>) -> Self {
         Self {
             ips,
             routes,
-            gateways: Vec::new(),
+            gateways,
             masquerade: Masquerade { prefixes: Vec::new(), exempt: Vec::new() },
             forwarding: Vec::new(),
             ipv6: Ipv6::Untouched,

@@ -53,7 +53,7 @@ pub use etcd::{Access, Etcd, Identity, Lease, Member, Tls};
 pub use firewalld::Firewalld;
 pub use flanneld::Flanneld;
 pub use host::{Host, Outside};
-pub use mirror::{Mirror, Place};
+pub use mirror::{Mirror, Place, assert_way};
 pub use netns::NetNs;
 pub use node::{Cable, Node};
 pub use pod::Pod;

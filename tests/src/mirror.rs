@@ -77,3 +77,14 @@ impl Mirror {
         connected.is_err()
     }
 }
+
+/// Whether there is a way to a server is as expected. Where there is one, it gets more time than where there is none.
+#[track_caller]
+pub fn assert_way(is_open: bool, server: &Mirror, from: &impl Place, to: IpAddr, what: &str) {
+    let target = (to, server.listener.local_addr().expect("its port").port());
+    let is_as_expected = match is_open {
+        true => server.seen(from, target).is_some(),
+        false => server.is_closed_to(from, target),
+    };
+    assert!(is_as_expected, "{what}: to {to} there ought to be {} way", if is_open { "a" } else { "no" });
+}

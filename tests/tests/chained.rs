@@ -1,6 +1,12 @@
 //! Weft behind other interface plugins: what it does for their interfaces, and that it leaves these as they were.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
 
+#[path = "chained/chain.rs"]
+mod chain;
+#[path = "chained/guard.rs"]
+mod guard;
+#[path = "chained/isolation.rs"]
+mod isolation;
 #[path = "chained/kill.rs"]
 mod kill;
 #[path = "chained/kinds.rs"]

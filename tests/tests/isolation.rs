@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_tests::frames::{BROADCAST, Wire, ethernet};
-use weft_tests::{Host, Mirror, Network, Outside, Place, Pod, command, ips};
+use weft_tests::{Host, Mirror, Network, Outside, Pod, assert_way, command, ips};
 
 const PORT: u16 = 80;
 
@@ -27,16 +27,6 @@ fn private() -> Network {
 fn serve(network: &Network, pod: &Pod) -> (Mirror, Vec<IpAddr>) {
     let addresses = ips(&network.add(pod));
     (Mirror::on(pod, PORT), addresses)
-}
-
-/// Whether there is a way is as expected. Where there is one, it gets more time than where there is none.
-#[track_caller]
-fn assert_way(is_open: bool, mirror: &Mirror, from: &impl Place, to: IpAddr, what: &str) {
-    let is_as_expected = match is_open {
-        true => mirror.seen(from, (to, PORT)).is_some(),
-        false => mirror.is_closed_to(from, (to, PORT)),
-    };
-    assert!(is_as_expected, "{what}: to {to} there ought to be {} way", if is_open { "a" } else { "no" });
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use cni_protocol::{Code, Error};
 use serde_json::{Map, Value};
 
+use super::guard::Parts;
+use super::isolation::IsolationPolicy;
 use super::keys::{asks_for_something, refuse_unknown};
 use super::ports::PortPolicy;
 use super::shaping::Shaping;
@@ -10,14 +12,12 @@ use super::{Traces, invalid};
 
 /// The keys that are about an interface whoever made it, and those of every plugin.
 const KEYS: &[&str] = &[
-    "args", "capabilities", "chained", "cniVersion", "cni.dev/attachments", "cni.dev/valid-attachments",
-    "egressBurst", "egressRate", "ingressBurst", "ingressRate", "logFile", "logLevel", "masqAll", "name",
-    "prevResult", "runtimeConfig", "shapedSubnets", "snat", "sources", "stateDir", "timeout", "type",
+    "allow", "args", "capabilities", "chained", "cniVersion", "cni.dev/attachments",
+    "cni.dev/valid-attachments", "egress", "egressBurst", "egressRate", "guard", "hostAccess", "icc",
+    "ingressBurst", "ingressRate", "internal", "isolation", "logFile", "logLevel", "macspoofchk", "masqAll",
+    "name", "prevResult", "runtimeConfig", "shapedSubnets", "snat", "sources", "stateDir", "timeout", "type",
     "unshapedSubnets",
 ];
-
-/// Keys that ask for something when they are false.
-const FALSE_ASKS: &[&str] = &["hostAccess", "icc"];
 
 /// What a runtime may pass.
 const CAPABILITIES: &[&str] = &["aliases", "bandwidth", "portMappings"];
@@ -27,7 +27,37 @@ const CAPABILITIES: &[&str] = &["aliases", "bandwidth", "portMappings"];
 pub struct Chained {
     pub ports: PortPolicy,
     pub shaping: Shaping,
+    pub guard: Parts,
+    pub isolation: IsolationPolicy,
+    /// By which key the guard is asked for; without, it is on where it can be.
+    pub guard_wish: Option<Wish>,
+    /// The keys that ask for isolation; without, a network is closed where it can be.
+    pub isolation_wishes: Vec<Wish>,
     pub traces: Traces,
+}
+
+/// A key that asks for what not every interface can have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    pub key: &'static str,
+    value: Value,
+}
+
+impl Wish {
+    /// Those of some keys that ask for something, each told what asks for nothing.
+    fn all(conf: &Map<String, Value>, keys: &[(&'static str, Value)]) -> Vec<Self> {
+        let wish = |(key, nothing): &(&'static str, Value)| {
+            let value =
+                conf.get(*key).filter(|value| ![&Value::Null, &"".into(), nothing].contains(value))?;
+            Some(Self { key, value: value.clone() })
+        };
+        keys.iter().filter_map(wish).collect()
+    }
+
+    /// Why an interface cannot have it, and what helps.
+    pub fn refused(&self, why: &str) -> Error {
+        Error::new(Code::InvalidConfig, format!("{} is {}, but {why}", self.key, self.value))
+    }
 }
 
 /// Whether a configuration puts Weft behind another interface plugin.
@@ -55,21 +85,32 @@ impl Chained {
             refuse_others("runtimeConfig.", runtime, CAPABILITIES)?;
         }
         if let Some(Value::Object(own)) = conf.get("args").and_then(|args| args.get("weft")) {
-            refuse_others("args.weft.", own, &["sources"])?;
+            refuse_others("args.weft.", own, &["allow", "sources"])?;
         }
+        let no = Value::Bool(false);
+        let guards = [("guard", no.clone()), ("macspoofchk", no.clone())];
+        let isolates = [
+            ("isolation", Value::from("none")),
+            ("icc", Value::Bool(true)),
+            ("internal", no),
+            ("egress", Value::Object(Map::new())),
+            ("hostAccess", Value::Bool(true)),
+        ];
         Ok(Self {
             ports: PortPolicy::parse(conf)?,
             shaping: Shaping::of_network(conf)?,
+            guard: Parts::parse(conf)?,
+            isolation: IsolationPolicy::parse(conf)?,
+            guard_wish: Wish::all(conf, &guards).pop(),
+            isolation_wishes: Wish::all(conf, &isolates),
             traces: Traces::parse(conf)?,
         })
     }
 }
 
 fn refuse_others(object: &str, fields: &Map<String, Value>, known: &[&str]) -> Result<(), Error> {
-    let asks = |key: &str, value: &Value| {
-        asks_for_something(value) || (FALSE_ASKS.contains(&key) && *value == Value::Bool(false))
-    };
-    let other = fields.iter().find(|(key, value)| !known.contains(&key.as_str()) && asks(key, value));
+    let other =
+        fields.iter().find(|(key, value)| !known.contains(&key.as_str()) && asks_for_something(value));
     other.map_or(Ok(()), |(key, value)| {
         let why = "is for interfaces that Weft makes, but with chained the plugin before it made the interface: \
                    take it out, or set it there";
@@ -103,8 +144,7 @@ mod tests {
             ("dns", json!({"domain": "example.org"})),
             ("sysctl", json!({"net.core.somaxconn": "1"})),
             ("routes", json!([{"dst": "10.0.0.0/8"}])),
-            ("icc", json!(false)),
-            ("internal", json!(true)),
+            ("portIsolation", json!(true)),
         ] {
             let error = parse(&conf(key, value)).unwrap_err();
             assert_eq!(error.code, Code::UnsupportedField);
@@ -116,9 +156,6 @@ mod tests {
         }
         let error = parse(&conf("runtimeConfig", json!({"mac": "02:00:00:00:00:01"}))).unwrap_err();
         assert!(error.msg.contains("runtimeConfig.mac"), "{}", error.msg);
-        let rule = json!({"weft": {"allow": [{"from": {"container": "web"}}]}});
-        let error = parse(&conf("args", rule)).unwrap_err();
-        assert!(error.msg.contains("args.weft.allow"), "{}", error.msg);
         assert!(parse(&conf("chaind", json!(true))).unwrap_err().msg.contains("did you mean chained?"));
         // What asks for nothing is in nobody's way.
         for (key, value) in [("isGateway", json!(false)), ("ipam", json!({})), ("mtu", json!(0))] {
@@ -135,6 +172,31 @@ mod tests {
         let chained = parse(&conf).unwrap();
         assert_eq!(chained.ports.sources.len(), 1);
         assert!(!chained.shaping.is_none());
+    }
+
+    #[test]
+    fn what_is_asked_for_is_told_from_what_is_on_by_default() {
+        let wishes = |conf: Value| {
+            let conf = parse(&conf).unwrap();
+            let keys = conf.isolation_wishes.iter().chain(&conf.guard_wish);
+            keys.map(|wish| wish.key).collect::<Vec<_>>()
+        };
+        let nothing = json!({
+            "guard": false, "macspoofchk": false, "isolation": "none", "icc": true, "internal": false, "egress": {},
+            "hostAccess": true,
+        });
+        for conf in [json!({}), nothing, json!({"guard": null, "isolation": null})] {
+            assert_eq!(wishes(conf), [""; 0]);
+        }
+        let all = json!({
+            "guard": {"arp": false}, "isolation": "network", "icc": false, "internal": true,
+            "egress": {"deny": ["192.0.2.0/24"]}, "hostAccess": false,
+        });
+        assert_eq!(wishes(all), ["isolation", "icc", "internal", "egress", "hostAccess", "guard"]);
+        assert_eq!(wishes(json!({"macspoofchk": true})), ["macspoofchk"]);
+        let error = parse(&json!({"guard": true})).unwrap().guard_wish.unwrap().refused("no");
+        assert_eq!((error.code, error.msg.as_str()), (Code::InvalidConfig, "guard is true, but no"));
+        assert!(parse(&json!({"guard": "on"})).is_err() && parse(&json!({"isolation": "all"})).is_err());
     }
 
     #[test]

@@ -31,12 +31,16 @@ fn owner(network: &NetworkName) -> String {
 pub fn ensure(nft: &mut Nft, wanted: &[Element]) -> NlResult<Option<Vec<Element>>> {
     let Some(first) = wanted.first() else { return Ok(None) };
     let owner: String = first.comment.split_inclusive(' ').take(2).collect();
-    retry(|| {
-        if nft.element(first)?.is_some_and(|found| found.comment == first.comment) {
-            return Ok(None);
-        }
-        replace(nft, &owner, wanted).map(Some)
-    })
+    retry(|| if has(nft, wanted)? { Ok(None) } else { replace(nft, &owner, wanted).map(Some) })
+}
+
+/// Whether a network has these elements, which are marked.
+///
+/// # Errors
+/// What the kernel says to the query.
+pub fn has(nft: &mut Nft, wanted: &[Element]) -> NlResult<bool> {
+    let Some(first) = wanted.first() else { return Ok(true) };
+    Ok(nft.element(first)?.is_some_and(|found| found.comment == first.comment))
 }
 
 /// Gives a network back what it had, or nothing.

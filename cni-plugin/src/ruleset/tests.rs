@@ -291,7 +291,7 @@ fn of_network(name: &str, subnet: &str) -> Vec<Element> {
         interface: None,
     };
     let plan = crate::plan::Plan::new(&network, &[ip], &[]).unwrap();
-    let isolation = isolation::Isolation::new(&network, &[], &plan).unwrap().unwrap();
+    let isolation = isolation::Isolation::new(&network.isolation, &[], &[], &plan).unwrap().unwrap();
     isolation.elements("weft0123").of(&key_in(name, "a")).network
 }
 

@@ -45,7 +45,7 @@ fn add_and_del_then_add_or_del_or_gc() {
                 network.del(&pod);
             }
             1 => network.del(&pod),
-            _ => network.gc(&[]),
+            _ => network.gc(&[("another", "eth0")]),
         }
         before.assert_unchanged(&host, &[&pod], &format!("ADD killed, number {number}"));
     }

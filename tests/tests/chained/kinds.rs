@@ -5,32 +5,35 @@ use weft_tests::{Host, Pod, World, command};
 
 use crate::{answers, behind, port_alone, server, wishes};
 
-/// What `ptp` does: a pair whose host's end has the gateway's address and is no port of anything.
-fn routed(pod: &Pod) -> Value {
-    let netns = pod.path().display();
-    command(&format!("ip link add ptp0 type veth peer name eth0 netns {netns}"));
-    command("ip addr add 10.96.0.1/32 dev ptp0");
-    command("ip link set ptp0 up");
-    command("ip route add 10.96.0.2/32 dev ptp0");
+/// What `ptp` does for `10.SUBNET.0.NUMBER`: a pair whose host's end has the gateway's address and is no port of anything.
+pub(crate) fn routed(pod: &Pod, (subnet, number): (u8, u8)) -> Value {
+    let (netns, link) = (pod.path().display(), format!("ptp{subnet}-{number}"));
+    let (own, gateway) = (format!("10.{subnet}.0.{number}"), format!("10.{subnet}.0.1"));
+    command(&format!("ip link add {link} type veth peer name eth0 netns {netns}"));
+    command(&format!("ip addr add {gateway}/32 dev {link}"));
+    command(&format!("ip link set {link} up"));
+    command(&format!("ip route add {own}/32 dev {link}"));
+    command("sysctl -qw net.ipv4.ip_forward=1");
     for line in [
-        "ip addr add 10.96.0.2/24 dev eth0",
+        &format!("ip addr add {own}/24 dev eth0"),
         "ip link set eth0 up",
-        "ip route del 10.96.0.0/24 dev eth0",
-        "ip route add 10.96.0.1 dev eth0",
-        "ip route add default via 10.96.0.1",
+        &format!("ip route del 10.{subnet}.0.0/24 dev eth0"),
+        &format!("ip route add {gateway} dev eth0"),
+        &format!("ip route add 10.{subnet}.0.0/24 via {gateway}"),
+        &format!("ip route add default via {gateway}"),
     ] {
         pod.command(line);
     }
     json!({
         "cniVersion": "1.0.0",
-        "interfaces": [{ "name": "ptp0" }, { "name": "eth0", "sandbox": pod.path() }],
-        "ips": [{ "interface": 1, "address": "10.96.0.2/24", "gateway": "10.96.0.1" }],
+        "interfaces": [{ "name": link }, { "name": "eth0", "sandbox": pod.path() }],
+        "ips": [{ "interface": 1, "address": format!("{own}/24"), "gateway": gateway }],
         "routes": [{ "dst": "0.0.0.0/0" }],
     })
 }
 
 /// What `macvlan` does: an interface above one of the host, which is no other end of it.
-fn macvlan(pod: &Pod) -> Value {
+pub(crate) fn macvlan(pod: &Pod) -> Value {
     command("ip link add parent0 type veth peer name parent1");
     command("ip link set parent0 up");
     command(&format!(
@@ -50,7 +53,7 @@ fn macvlan(pod: &Pod) -> Value {
 fn a_pair_without_a_bridge() {
     let host = Host::new();
     let pod = Pod::new();
-    let previous = routed(&pod);
+    let previous = routed(&pod, (96, 2));
     let network = behind(&previous, &wishes());
     network.add(&pod);
     network.del(&pod);
