@@ -4,12 +4,11 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use cni_protocol::{AddArgs, AddResult, Code, Dns, Error, Interface, IpConfig, MacAddr, Outcome};
-use weft_state::{Lock, boot_dir};
 
+use crate::begin;
 use crate::bridge;
 use crate::conf::names::Names;
-use crate::conf::{Asked, Network, Traces, chooses_addresses, requested_mac};
-use crate::detach;
+use crate::conf::{Asked, Network, chooses_addresses, requested_mac};
 use crate::holdings::{Holdings, hold};
 use crate::ipam::Reserving;
 use crate::key::{AttachmentKey, VethEnd};
@@ -17,11 +16,9 @@ use crate::masquerade::{self, Ensured};
 use crate::overlay;
 use crate::plan::{Ipv6, Plan};
 use crate::pod::Pod;
-use crate::record::{self, Content, Found, Record};
 use crate::shaping;
 use crate::step::{Change, Fault, Journal, Shared, Step, failed};
 use crate::tuning;
-use weft_net::netns::NetNs;
 use weft_net::nft::Nft;
 use weft_net::{BridgePort, Entry, Link, NetError, Netlink, NewVeth, is_bridge_full};
 
@@ -64,7 +61,7 @@ impl Attachment {
         let announces = chooses_addresses(&call.conf, &args.args) && !network.interface_down;
         let pod = Pod::open(&args.netns, call.deadline).map_err(|fault| failed(&"open CNI_NETNS", fault))?;
         let host = Netlink::open(call.deadline).map_err(|e| failed(&"open a netlink socket", e.into()))?;
-        let mut journal = open_journal(&args, &key, &network.traces)?;
+        let mut journal = begin::open_journal(&args, &key, &network.traces)?;
         journal.names = names;
         Ok(Self { args, network, asked, key, mac, announces, host, pod, journal })
     }
@@ -96,6 +93,7 @@ impl Attachment {
         self.forget_neighbours(&bridge, &plan)?;
         let container = self.configure(&plan)?;
         let veth = self.host_end()?;
+        self.settle(&bridge)?;
         if self.announces {
             self.announce(&plan)?;
         }
@@ -281,6 +279,15 @@ impl Attachment {
         })
     }
 
+    /// With its first port the bridge itself has a carrier, with which it is the same: before it is settled the host's packets
+    /// are lost.
+    fn settle(&mut self, bridge: &Link) -> Result<(), Error> {
+        if bridge.running || self.network.interface_down {
+            return Ok(());
+        }
+        self.journal.within(Step::ReadBack(bridge.name.clone()), || self.host.link(&bridge.name).map(drop))
+    }
+
     /// Other containers may still look for an address at the MAC address of who had it before. What the kernel sent when the
     /// interface came up is lost where the port was not open yet.
     fn announce(&mut self, plan: &Plan) -> Result<(), Error> {
@@ -322,44 +329,6 @@ fn merged(network: Dns, own: &Dns) -> Dns {
         domain: network.domain,
         search: either(network.search, &own.search),
         options: either(network.options, &own.options),
-    }
-}
-
-/// Takes the locks and the record of an attachment. Nothing else is touched yet.
-///
-/// # Errors
-/// [`Code::Conflict`] when it is attached already, [`Code::TryAgain`] when another call is at work on it.
-pub fn open_journal(args: &Rc<AddArgs>, key: &AttachmentKey, traces: &Traces) -> Result<Journal, Error> {
-    let deadline = args.call.deadline;
-    let state_dir = &traces.state_dir;
-    boot_dir(state_dir, &key.network)?;
-    let host_lock = Lock::shared(&state_dir.join("lock"), deadline)?;
-    let network_lock = Lock::shared(&record::network_lock(state_dir, &key.network), deadline)?;
-    let record = Record::lock(state_dir, key, deadline)?;
-    refuse_or_clean(&record, args, key, traces)?;
-    let home =
-        NetNs::current().map_err(|error| failed(&"open the host's network namespace", error.into()))?;
-    Ok(Journal::new(args.clone(), key.clone(), (host_lock, network_lock), record, home))
-}
-
-/// A record that is there already: of an attachment that is held, or of an ADD that was killed.
-fn refuse_or_clean(
-    record: &Record,
-    args: &AddArgs,
-    key: &AttachmentKey,
-    traces: &Traces,
-) -> Result<(), Error> {
-    let held = |why: &str| {
-        Err(Error::new(Code::Conflict, format!("{key} {why}: call DEL for it before another ADD")))
-    };
-    match record.read()? {
-        Found::Nothing => Ok(()),
-        Found::Attached(Content { netns, .. }) => held(&format!("is attached already, in {netns}")),
-        Found::Damaged => held(&format!("has a damaged record, {}", record.path().display())),
-        Found::Begun(content) => {
-            log::warn!("{key}: an ADD was killed; removing what it left");
-            detach::remove(&args.call, key, traces, Some(&content))
-        }
     }
 }
 

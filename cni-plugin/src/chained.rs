@@ -10,7 +10,7 @@ use serde_json::Value;
 use weft_net::nft::Nft;
 use weft_net::{NetError, Netlink};
 
-use crate::attach;
+use crate::begin;
 use crate::check;
 use crate::conf::Asked;
 use crate::conf::chained::Chained;
@@ -73,7 +73,7 @@ impl Attachment {
         let mut host = open_host(call)?;
         let mut pod = open_pod(&args.netns, call)?;
         let found = OfAnother::find(&previous, &args.ifname, &mut host, &mut pod)?;
-        let mut journal = attach::open_journal(args, &key, &conf.traces)?;
+        let mut journal = begin::open_journal(args, &key, &conf.traces)?;
         journal.names = names;
         Ok(Self { args: args.clone(), conf, asked, key, previous, host, found, journal })
     }

@@ -9,6 +9,7 @@
 )]
 
 pub mod attach;
+pub mod begin;
 pub mod bridge;
 pub mod chained;
 pub mod check;

@@ -28,6 +28,8 @@ pub struct Link {
     pub mac: Option<MacAddr>,
     pub mtu: u32,
     pub up: bool,
+    /// Up with a carrier that the kernel has taken notice of: packets pass.
+    pub running: bool,
     pub promiscuous: bool,
     pub all_multicast: bool,
     /// How many packets may wait to be sent, where it has a queue.

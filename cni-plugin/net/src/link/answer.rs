@@ -42,6 +42,7 @@ fn link(index: u32, flags: u32, nest: &[u8]) -> Link {
         mac: None,
         mtu: 0,
         up: has(libc::IFF_UP),
+        running: has(libc::IFF_RUNNING),
         promiscuous: has(libc::IFF_PROMISC),
         all_multicast: has(libc::IFF_ALLMULTI),
         queue_length: 0,

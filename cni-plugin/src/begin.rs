@@ -1,0 +1,51 @@
+//! How an ADD begins: the locks, and what an earlier one of the attachment left.
+
+use std::rc::Rc;
+
+use cni_protocol::{AddArgs, Code, Error};
+use weft_net::netns::NetNs;
+use weft_state::{Lock, boot_dir};
+
+use crate::conf::Traces;
+use crate::detach;
+use crate::key::AttachmentKey;
+use crate::record::{self, Content, Found, Record};
+use crate::step::{Journal, failed};
+
+/// Takes the locks and the record of an attachment. Nothing else is touched yet.
+///
+/// # Errors
+/// [`Code::Conflict`] when it is attached already, [`Code::TryAgain`] when another call is at work on it.
+pub fn open_journal(args: &Rc<AddArgs>, key: &AttachmentKey, traces: &Traces) -> Result<Journal, Error> {
+    let deadline = args.call.deadline;
+    let state_dir = &traces.state_dir;
+    boot_dir(state_dir, &key.network)?;
+    let host_lock = Lock::shared(&state_dir.join("lock"), deadline)?;
+    let network_lock = Lock::shared(&record::network_lock(state_dir, &key.network), deadline)?;
+    let record = Record::lock(state_dir, key, deadline)?;
+    refuse_or_clean(&record, args, key, traces)?;
+    let home =
+        NetNs::current().map_err(|error| failed(&"open the host's network namespace", error.into()))?;
+    Ok(Journal::new(args.clone(), key.clone(), (host_lock, network_lock), record, home))
+}
+
+/// A record that is there already: of an attachment that is held, or of an ADD that was killed.
+fn refuse_or_clean(
+    record: &Record,
+    args: &AddArgs,
+    key: &AttachmentKey,
+    traces: &Traces,
+) -> Result<(), Error> {
+    let held = |why: &str| {
+        Err(Error::new(Code::Conflict, format!("{key} {why}: call DEL for it before another ADD")))
+    };
+    match record.read()? {
+        Found::Nothing => Ok(()),
+        Found::Attached(Content { netns, .. }) => held(&format!("is attached already, in {netns}")),
+        Found::Damaged => held(&format!("has a damaged record, {}", record.path().display())),
+        Found::Begun(content) => {
+            log::warn!("{key}: an ADD was killed; removing what it left");
+            detach::remove(&args.call, key, traces, Some(&content))
+        }
+    }
+}
