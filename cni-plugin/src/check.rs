@@ -57,7 +57,8 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     };
     // What the network has may be from a newer configuration than the record.
     if let Some(isolation) = &mut holdings.isolation
-        && let Some(policy) = Policy::new(&network.isolation, &network.all_hosts, &plan)?
+        && let Some(policy) =
+            Policy::new(&network.isolation, Some(network.bridge.as_str()), &network.all_hosts, &plan)?
     {
         isolation.policy = policy;
     }

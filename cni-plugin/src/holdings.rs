@@ -54,7 +54,13 @@ impl Holdings {
         let reach = Reach::Bridge(network.bridge.to_string());
         Ok(Self {
             ports: Ports::new(&network.ports, &reach, asked, plan)?,
-            isolation: Isolation::new(&network.isolation, &network.all_hosts, &asked.allow, plan)?,
+            isolation: Isolation::new(
+                &network.isolation,
+                Some(network.bridge.as_str()),
+                &network.all_hosts,
+                &asked.allow,
+                plan,
+            )?,
             guard: Guard::new(network.guard, network.traces.ipam.as_deref(), asked, plan, mac),
             port: None,
         })
@@ -168,6 +174,24 @@ fn ensure_shared(
     traces: &Traces,
     elements: &Elements,
 ) -> Result<(), Error> {
+    ensure_groups(journal, nft, traces, elements)?;
+    let before = journal.run(Step::Shared(Shared::NetworkRules(Vec::new())), || {
+        ruleset::network::ensure(nft, &elements.network).map(|before| (before, Change::Found))
+    })?;
+    if let Some(before) = before {
+        journal.note(Step::Shared(Shared::NetworkRules(before)));
+        // Another network that came at the same time was not seen before; now one of the two sees the other.
+        ensure_groups(journal, nft, traces, elements)?;
+    }
+    Ok(())
+}
+
+fn ensure_groups(
+    journal: &mut Journal,
+    nft: &mut Nft,
+    traces: &Traces,
+    elements: &Elements,
+) -> Result<(), Error> {
     let mut made = Vec::new();
     let ensured = journal.within(Step::Shared(Shared::Ruleset(Vec::new())), || {
         // Their locks are held until their elements are back: no DEL can come in between.
@@ -185,14 +209,7 @@ fn ensure_shared(
     if !made.is_empty() {
         journal.note(Step::Shared(Shared::Ruleset(made)));
     }
-    ensured?;
-    let before = journal.run(Step::Shared(Shared::NetworkRules(Vec::new())), || {
-        ruleset::network::ensure(nft, &elements.network).map(|before| (before, Change::Found))
-    })?;
-    if let Some(before) = before {
-        journal.note(Step::Shared(Shared::NetworkRules(before)));
-    }
-    Ok(())
+    ensured
 }
 
 /// Puts back what attachments hold in rules that were flushed or altered; whether there was anything to put back. For

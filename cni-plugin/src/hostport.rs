@@ -29,8 +29,8 @@ mod rules;
 mod tests;
 
 use claim::{Claim, claim, meets, single_ports};
-pub use rules::GROUP;
 use rules::{ANY, AT, LIMITED, LOCALNET, MASQUERADED, RANGES, SAME, SOURCES};
+pub use rules::{GROUP, SOURCES_GROUP};
 
 /// How many ports are tried for a listener at most, one socket each.
 const PROBES: usize = 64;

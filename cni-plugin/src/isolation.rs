@@ -26,10 +26,10 @@ mod rules;
 pub use allow::{Grant, forget};
 use allow::{Member, grants};
 use rules::{
-    BRIDGE_CLOSED, BRIDGE_INSIDE, BRIDGE_NETWORKS, CLOSED, HOSTLESS, INSIDE, INTERNAL, LIMITED, NETWORKS,
-    NO_WAYS_OUT, PRIVATE, PRIVATE_PORTS, WAYS_OUT,
+    BRIDGE_CLOSED, BRIDGE_INSIDE, BRIDGE_NETWORKS, BRIDGES, CLOSED, HOSTLESS, INSIDE, INTERNAL, LIMITED,
+    NETWORKS, NO_WAYS_OUT, PRIVATE, PRIVATE_PORTS, WAYS_OUT,
 };
-pub use rules::{BRIDGE_GROUP, GROUP};
+pub use rules::{BRIDGE_GROUP, GROUP, IDLE};
 
 /// The groups that hold it.
 pub static GROUPS: [&Group; 2] = [&GROUP, &BRIDGE_GROUP];
@@ -53,6 +53,9 @@ pub struct Isolation {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Policy {
+    /// Where they are ports.
+    #[serde(default)]
+    bridge: Option<String>,
     subnets: Vec<IpNetwork>,
     closed: bool,
     internal: bool,
@@ -75,6 +78,7 @@ impl Isolation {
     /// could not pass.
     pub fn new(
         conf: &IsolationPolicy,
+        bridge: Option<&str>,
         all_hosts: &[IpNetwork],
         own_rules: &[Allow],
         plan: &Plan,
@@ -86,7 +90,7 @@ impl Isolation {
         if plan.ips.is_empty() && conf.icc {
             return Ok(None);
         }
-        let Some(policy) = Policy::new(conf, all_hosts, plan)? else { return Ok(None) };
+        let Some(policy) = Policy::new(conf, bridge, all_hosts, plan)? else { return Ok(None) };
         let rules = &conf.allow;
         if policy.private && plan.gateways.is_empty() && !(rules.is_empty() && own_rules.is_empty()) {
             let msg = "allow has rules, but containers of a network with icc false talk by the host, and that is not their \
@@ -142,7 +146,12 @@ impl Policy {
     ///
     /// # Errors
     /// [`Code::InvalidConfig`] when it does, and they are not known.
-    pub fn new(conf: &IsolationPolicy, all_hosts: &[IpNetwork], plan: &Plan) -> Result<Option<Self>, Error> {
+    pub fn new(
+        conf: &IsolationPolicy,
+        bridge: Option<&str>,
+        all_hosts: &[IpNetwork],
+        plan: &Plan,
+    ) -> Result<Option<Self>, Error> {
         let subnets = if all_hosts.is_empty() {
             let of_plan = plan.ips.iter().map(|ip| prefix(ip.address));
             reduced(of_plan.chain(conf.subnets.iter().copied()).filter(is_wide).collect())
@@ -166,6 +175,7 @@ impl Policy {
             };
         }
         Ok(Some(Self {
+            bridge: bridge.map(str::to_owned),
             subnets,
             closed: conf.closed,
             internal: conf.internal,
@@ -185,7 +195,7 @@ impl Policy {
     }
 
     fn elements(&self) -> Vec<Element> {
-        let mut elements = Vec::new();
+        let (mut elements, mut on_bridge) = (Vec::new(), Vec::new());
         let mut pair = |sets: &'static [Set; 2], one: IpNetwork, other: IpNetwork| {
             if one.is_ipv4() == other.is_ipv4() {
                 elements.push(pair_element(by_address(sets, one.ip()), one, other));
@@ -209,6 +219,15 @@ impl Policy {
             for (sets, _) in flags.into_iter().filter(|(_, is_set)| *is_set) {
                 pair(sets, *subnet, everything(Family::of(subnet.ip())));
             }
+            if let Some(bridge) = &self.bridge {
+                let ((first, last), set) = (ends(*subnet), by_address(&BRIDGES, subnet.ip()));
+                let key = |end| Tuple::default().ifname(bridge).address(end);
+                on_bridge.push(Element::between(
+                    set,
+                    (key(first), key(last)),
+                    format!("{bridge} . {subnet}"),
+                ));
+            }
             for prefix in self.egress_allow.iter().flatten() {
                 pair(&WAYS_OUT, *subnet, *prefix);
             }
@@ -216,6 +235,7 @@ impl Policy {
                 pair(&NO_WAYS_OUT, *subnet, *prefix);
             }
         }
+        elements.extend(on_bridge);
         elements
     }
 }

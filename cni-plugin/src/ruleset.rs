@@ -20,17 +20,21 @@ use crate::{guard, hostport, isolation};
 
 mod check;
 mod group;
+mod idle;
 pub mod network;
 #[cfg(test)]
 mod tests;
 
 pub use check::check;
 pub use group::{Chain, Group, is_whole, mend, rehearse, undo};
-use group::{build, explain, is_intact};
+pub use idle::{Idle, is_waiting};
+
+use group::{build, explain};
+use idle::is_ready;
 
 /// All groups.
-pub static GROUPS: [&Group; 4] =
-    [&hostport::GROUP, &isolation::GROUP, &isolation::BRIDGE_GROUP, &guard::GROUP];
+pub static GROUPS: [&Group; 5] =
+    [&hostport::GROUP, &hostport::SOURCES_GROUP, &isolation::GROUP, &isolation::BRIDGE_GROUP, &guard::GROUP];
 
 /// What one attachment has in the ruleset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -88,7 +92,7 @@ pub fn ensure(
 ) -> NlResult<()> {
     let mut intact = true;
     for group in elements.groups() {
-        intact &= retry(|| is_intact(nft, group))?;
+        intact &= retry(|| is_ready(nft, group, elements.all()))?;
     }
     if intact {
         return Ok(());
@@ -99,7 +103,8 @@ pub fn ensure(
         if of_others.is_empty() && !elements.groups().contains(&group) {
             continue;
         }
-        if let Some(was_there) = remake(nft, group, &of_others).map_err(|error| explain(group, error))?
+        if let Some(was_there) =
+            remake(nft, group, &of_others, elements).map_err(|error| explain(group, error))?
             && !was_there
             && of_others.is_empty()
         {
@@ -109,20 +114,21 @@ pub fn ensure(
     Ok(())
 }
 
-/// Makes a group that is not intact, together with elements, so that it is never seen without them. Whether anything of it
-/// was there; `None` where it is intact.
-fn remake(nft: &mut Nft, group: &Group, elements: &[Element]) -> NlResult<Option<bool>> {
-    let whole = retry(|| match is_intact(nft, group)? {
+/// Makes a group that is not ready for what is `needed`, together with elements, so that it is never seen without them.
+/// Whether anything of it was there; `None` where it is ready.
+fn remake(nft: &mut Nft, group: &Group, elements: &[Element], needed: &Elements) -> NlResult<Option<bool>> {
+    let all = || elements.iter().chain(needed.all());
+    let whole = retry(|| match is_ready(nft, group, all())? {
         true => Ok(None),
-        false => build(nft, group, elements).map(Some),
+        false => build(nft, group, elements, all()).map(Some),
     });
     match whole {
         Err(error) if !elements.is_empty() => {
             // One that cannot be put back must not keep out the others.
             log::warn!("putting elements back one by one: {error}");
-            let made = retry(|| match is_intact(nft, group)? {
+            let made = retry(|| match is_ready(nft, group, all())? {
                 true => Ok(None),
-                false => build(nft, group, &[]).map(Some),
+                false => build(nft, group, &[], all()).map(Some),
             })?;
             one_by_one(nft, elements);
             Ok(made)

@@ -23,7 +23,7 @@ use crate::ruleset;
 use crate::shaping;
 use crate::step::failed;
 use weft_net::nft::Nft;
-use weft_net::{Family, NetError, Netlink};
+use weft_net::{Family, NetError, Netlink, NlResult};
 
 /// `CAP_NET_ADMIN` and `CAP_SYS_ADMIN` of linux/capability.h, as bits of `CapEff`.
 const CAPABILITIES: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")];
@@ -63,12 +63,22 @@ fn check_rules(args: &StatusArgs, network: &Network) -> Result<(), Error> {
             .map_err(|error| refused("rehearse the rules of ipMasq", error))?;
     }
     if network.traces.ipam.is_some() {
-        ruleset::rehearse(&mut nft, &isolation::GROUPS)
+        rehearse_isolation(&mut nft, network)
             .map_err(|error| refused("rehearse the rules of isolation", error))?;
     }
     if !network.guard.is_none() {
         ruleset::rehearse(&mut nft, &[&guard::GROUP])
             .map_err(|error| refused("rehearse the rules of the guard", error))?;
+    }
+    Ok(())
+}
+
+/// A network that is only closed makes no chains as long as it is alone.
+fn rehearse_isolation(nft: &mut Nft, network: &Network) -> NlResult<()> {
+    for group in isolation::GROUPS {
+        if !network.isolation.is_plain() || !ruleset::is_waiting(nft, group)? {
+            ruleset::rehearse(nft, &[group])?;
+        }
     }
     Ok(())
 }

@@ -128,7 +128,11 @@ impl OfAnother {
         if only_routed {
             plan.ips.retain(is_routed);
         }
-        let isolation = Isolation::new(&conf.isolation, &[], &asked.allow, &plan)?;
+        let bridge = match &self.reach {
+            Reach::Bridge(name) => Some(name.as_str()),
+            _ => None,
+        };
+        let isolation = Isolation::new(&conf.isolation, bridge, &[], &asked.allow, &plan)?;
         Ok(isolation.map(Isolation::of_gathered_subnets))
     }
 

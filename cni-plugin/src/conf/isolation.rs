@@ -96,6 +96,15 @@ struct RawAllow {
 }
 
 impl IsolationPolicy {
+    /// Whether it says nothing but whether the network is closed.
+    pub fn is_plain(&self) -> bool {
+        self.icc
+            && self.host_access
+            && !self.internal
+            && self.egress_allow.is_none()
+            && self.egress_deny.is_empty()
+    }
+
     /// Reads the keys.
     ///
     /// # Errors

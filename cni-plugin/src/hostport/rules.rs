@@ -60,7 +60,7 @@ pub static GROUP: Group = Group {
     table: Table::Inet,
     sets: &[
         ANY[0], ANY[1], AT[0], AT[1], RANGES[0], RANGES[1], SAME[0], SAME[1], MASQUERADED[0], MASQUERADED[1],
-        LIMITED[0], LIMITED[1], SOURCES[0], SOURCES[1], LOCALNET,
+        LOCALNET,
     ],
     chains: &[
         Chain { name: "hostport", kind: ChainKind::Regular, rules: to_containers, uses: 8 },
@@ -88,13 +88,20 @@ pub static GROUP: Group = Group {
             rules: loopback_stays_inside,
             uses: 2,
         },
-        Chain {
-            name: "hostport-sources",
-            kind: ChainKind::Base { kind: "filter", hook: InetHookNumber::Forward, priority: FILTER },
-            rules: only_sources,
-            uses: 3,
-        },
     ],
+};
+
+/// What is needed where ports are for some sources only.
+pub static SOURCES_GROUP: Group = Group {
+    name: "host port sources",
+    table: Table::Inet,
+    sets: &[LIMITED[0], LIMITED[1], SOURCES[0], SOURCES[1]],
+    chains: &[Chain {
+        name: "hostport-sources",
+        kind: ChainKind::Base { kind: "filter", hook: InetHookNumber::Forward, priority: FILTER },
+        rules: only_sources,
+        uses: 3,
+    }],
 };
 
 const FAMILIES: [(Family, usize); 2] = [(Family::V4, 0), (Family::V6, 1)];
@@ -140,12 +147,11 @@ fn masqueraded() -> Vec<Rule> {
     rules.chain([localhost]).collect()
 }
 
-/// What `route_localnet` of a bridge would let in: its containers' packets from or to 127.0.0.0/8.
+/// What `route_localnet` of a bridge would let in: its containers' packets from or to 127.0.0.0/8. Every packet comes by
+/// here, so what is cheap to see and rare comes first.
 fn loopback_stays_inside() -> Vec<Rule> {
     [Load::DestinationBlock, Load::SourceBlock]
-        .map(|field| {
-            Rule::any().found(&[Load::Iifname], &LOCALNET).and_of(Family::V4).is(field, &LOOPBACK).drop()
-        })
+        .map(|field| Rule::of(Family::V4).is(field, &LOOPBACK).found(&[Load::Iifname], &LOCALNET).drop())
         .into()
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use weft_net::Family;
 use weft_net::nft::{ChainKind, Field, InetHookNumber, Load, Rule, Set, Table, Type};
 
-use crate::ruleset::{Chain, Group};
+use crate::ruleset::{Chain, Group, Idle};
 
 const V4: Type = Type::Address(Family::V4);
 const V6: Type = Type::Address(Family::V6);
@@ -19,6 +19,9 @@ const REDIRECT: [[u8; 1]; 2] = [[5], [137]];
 /// `ETH_P_IP`, `ETH_P_IPV6`.
 const ETHER_TYPES: [(Family, [u8; 2]); 2] = [(Family::V4, [0x08, 0x00]), (Family::V6, [0x86, 0xdd])];
 const FAMILIES: [(Family, usize); 2] = [(Family::V4, 0), (Family::V6, 1)];
+
+/// Of linux/if.h.
+const IFNAMSIZ: usize = 16;
 
 /// What never leaves a link (RFC 5771 §4, RFC 919, RFC 4291 §2.5.6 and §2.7). Neighbours are found by it, and where
 /// br_netfilter is in use frames on a bridge pass these rules too.
@@ -66,6 +69,11 @@ pub(super) static NO_WAYS_OUT: [Set; 2] = pairs(Table::Inet, "egress-deny-v4", "
 pub(super) static BRIDGE_INSIDE: [Set; 2] = pairs(Table::Bridge, "inside-v4", "inside-v6");
 pub(super) static BRIDGE_NETWORKS: [Set; 2] = pairs(Table::Bridge, "networks-v4", "networks-v6");
 pub(super) static BRIDGE_CLOSED: [Set; 2] = pairs(Table::Bridge, "closed-v4", "closed-v6");
+/// A bridge and the subnets that networks have on it.
+pub(super) static BRIDGES: [Set; 2] = [
+    Set { table: Table::Bridge, name: "bridges-v4", key: &[Type::Ifname, V4], data: &[], intervals: true },
+    Set { table: Table::Bridge, name: "bridges-v6", key: &[Type::Ifname, V6], data: &[], intervals: true },
+];
 /// The ports of bridges whose containers talk with each other as they are allowed only.
 pub(super) static PRIVATE_PORTS: Set =
     Set { table: Table::Bridge, name: "private-ports", key: &[Type::Ifname], data: &[], intervals: false };
@@ -122,7 +130,7 @@ pub static BRIDGE_GROUP: Group = Group {
     table: Table::Bridge,
     sets: &[
         BRIDGE_INSIDE[0], BRIDGE_INSIDE[1], BRIDGE_NETWORKS[0], BRIDGE_NETWORKS[1], BRIDGE_CLOSED[0],
-        BRIDGE_CLOSED[1], PRIVATE_PORTS,
+        BRIDGE_CLOSED[1], BRIDGES[0], BRIDGES[1], PRIVATE_PORTS,
     ],
     chains: &[Chain {
         name: "isolation",
@@ -131,6 +139,25 @@ pub static BRIDGE_GROUP: Group = Group {
         uses: 8,
     }],
 };
+
+/// A network that is only closed has nobody to be closed to where it is alone: on the host, on a bridge.
+pub static IDLE: [Idle; 2] = [
+    Idle {
+        group: &GROUP,
+        sets: &[INSIDE[0], INSIDE[1], NETWORKS[0], NETWORKS[1], CLOSED[0], CLOSED[1]],
+        meeting: &NETWORKS,
+        common: 0,
+    },
+    Idle {
+        group: &BRIDGE_GROUP,
+        sets: &[
+            BRIDGE_INSIDE[0], BRIDGE_INSIDE[1], BRIDGE_NETWORKS[0], BRIDGE_NETWORKS[1], BRIDGE_CLOSED[0],
+            BRIDGE_CLOSED[1], BRIDGES[0], BRIDGES[1],
+        ],
+        meeting: &BRIDGES,
+        common: IFNAMSIZ,
+    },
+];
 
 const fn there(family: Family) -> [Load; 2] {
     [Load::Source(family), Load::Destination(family)]

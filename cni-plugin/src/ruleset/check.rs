@@ -3,6 +3,7 @@
 use weft_net::nft::Nft;
 use weft_net::{NetError, NlResult};
 
+use super::idle::may_wait;
 use super::{Elements, Group};
 
 /// Compares the kernel's state with what the attachment needs of it.
@@ -12,6 +13,9 @@ use super::{Elements, Group};
 pub fn check(nft: &mut Nft, elements: &Elements) -> Result<(), String> {
     let unreadable = |error: NetError| format!("nftables cannot be read: {error}");
     for group in elements.groups() {
+        if may_wait(nft, group, elements.all()).map_err(unreadable)? {
+            continue;
+        }
         if let Some(difference) = difference(nft, group).map_err(unreadable)? {
             return Err(difference);
         }

@@ -8,6 +8,7 @@ use weft_net::{NetError, NlResult};
 
 use super::GROUPS;
 use super::check::difference;
+use super::idle::{is_idle, is_waiting};
 
 /// Sets, chains and rules that belong together.
 pub struct Group {
@@ -49,7 +50,7 @@ pub fn is_whole(nft: &mut Nft) -> NlResult<bool> {
     for table in [Table::Inet, Table::Bridge] {
         let mut intact = false;
         for group in GROUPS.iter().filter(|group| group.table == table) {
-            if is_intact(nft, group)? {
+            if is_intact(nft, group)? || is_waiting(nft, group)? {
                 intact = true;
             } else if !is_absent(nft, group)? {
                 return Ok(false);
@@ -71,7 +72,10 @@ pub fn mend(nft: &mut Nft) -> NlResult<bool> {
     let mut mended = false;
     for group in GROUPS {
         mended |= retry(|| match is_intact(nft, group)? && difference(nft, group)?.is_some() {
-            true => build(nft, group, &[]),
+            true => {
+                let (changes, _) = blueprint(nft, group, group.chains)?;
+                nft.batch(changes).map(|()| true)
+            }
             false => Ok(false),
         })
         .map_err(|error| explain(group, error))?;
@@ -107,24 +111,30 @@ pub fn rehearse(nft: &mut Nft, groups: &[&Group]) -> NlResult<()> {
     for group in groups {
         let rehearsed = retry(|| match is_intact(nft, group)? {
             true => Ok(()),
-            false => blueprint(nft, group).and_then(|(changes, _)| nft.rehearse(changes)),
+            false => blueprint(nft, group, group.chains).and_then(|(changes, _)| nft.rehearse(changes)),
         });
         rehearsed.map_err(|error| explain(group, error))?;
     }
     Ok(())
 }
 
-/// Makes a group with elements. Whether anything of it was there.
-pub(super) fn build(nft: &mut Nft, group: &Group, elements: &[Element]) -> NlResult<bool> {
-    let (mut changes, was_there) = blueprint(nft, group)?;
+/// Makes a group with elements, as it is needed for others. Whether anything of it was there.
+pub(super) fn build<'a>(
+    nft: &mut Nft,
+    group: &Group,
+    elements: &[Element],
+    needed: impl Iterator<Item = &'a Element>,
+) -> NlResult<bool> {
+    let chains = if is_idle(nft, group, needed)? { &[] } else { group.chains };
+    let (mut changes, was_there) = blueprint(nft, group, chains)?;
     changes.extend(Change::for_elements(elements, Change::ensure_elements));
     nft.batch(changes)?;
     Ok(was_there)
 }
 
-/// What makes a group in place of what is left of it; sets that are as wanted stay, with their elements. Whether
-/// anything was there.
-fn blueprint(nft: &mut Nft, group: &Group) -> NlResult<(Vec<Change>, bool)> {
+/// What makes a group with these chains in place of what is left of it; sets that are as wanted stay, with their
+/// elements. Whether anything was there.
+fn blueprint(nft: &mut Nft, group: &Group, chains: &[Chain]) -> NlResult<(Vec<Change>, bool)> {
     let mut changes = clear(nft, group)?;
     let mut was_there = !changes.is_empty();
     changes.insert(0, Change::ensure_table(group.table));
@@ -142,8 +152,8 @@ fn blueprint(nft: &mut Nft, group: &Group) -> NlResult<(Vec<Change>, bool)> {
         }
         changes.push(Change::create(set));
     }
-    changes.extend(group.chains.iter().map(|chain| Change::new_chain(group.table, chain.name, chain.kind)));
-    for chain in group.chains {
+    changes.extend(chains.iter().map(|chain| Change::new_chain(group.table, chain.name, chain.kind)));
+    for chain in chains {
         changes.extend((chain.rules)().iter().map(|rule| Change::append(group.table, chain.name, rule)));
     }
     Ok((changes, was_there))

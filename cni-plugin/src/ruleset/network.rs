@@ -23,6 +23,11 @@ fn owner(network: &NetworkName) -> String {
     format!("{OWNER}{} ", short_hash(&[network.as_str()]))
 }
 
+/// What tells a network's elements from those of others.
+pub(super) fn of(element: &Element) -> Option<&str> {
+    element.comment.strip_prefix(OWNER)?.split(' ').next()
+}
+
 /// Makes sure that a network has these elements, which are marked, and no others. Returns those that it had instead;
 /// `None` where nothing was to do.
 ///

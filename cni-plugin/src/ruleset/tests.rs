@@ -24,10 +24,10 @@ fn key_in(network: &str, container: &str) -> AttachmentKey {
     AttachmentKey::new(&network.parse().unwrap(), &container.parse().unwrap(), &"eth0".parse().unwrap())
 }
 
-/// An element of the first set of every group, so that all groups are needed.
+/// An element of the last set of every group, so that all groups are needed.
 fn some_of_all() -> Elements {
     let element = |group: &&Group| {
-        let set = group.sets.iter().find(|set| set.data.is_empty()).unwrap();
+        let set = group.sets.iter().rfind(|set| set.data.is_empty()).unwrap();
         let tuple = set.key.iter().fold(Tuple::default(), |tuple, field| match field {
             weft_net::nft::Type::Ifname => tuple.ifname("weft0"),
             weft_net::nft::Type::Address(Family::V4) => tuple.address([10, 0, 0, 1].into()),
@@ -145,8 +145,8 @@ fn nft_shows_the_host_ports_as_they_are_meant() {
         rules_of("inet", "hostport-raw"),
         [
             "type filter hook prerouting priority raw; policy accept;",
-            "iifname @hostport-localnet ip daddr 127.0.0.0/8 drop",
-            "iifname @hostport-localnet ip saddr 127.0.0.0/8 drop",
+            "ip daddr 127.0.0.0/8 iifname @hostport-localnet drop",
+            "ip saddr 127.0.0.0/8 iifname @hostport-localnet drop",
         ]
     );
 }
@@ -283,7 +283,11 @@ fn nft_shows_isolation_as_it_is_meant() {
 }
 
 fn of_network(name: &str, subnet: &str) -> Vec<Element> {
-    let conf = serde_json::json!({"ipam": {"type": "weft-ipam", "subnet": subnet}});
+    of_network_on("weft0", name, subnet)
+}
+
+fn of_network_on(bridge: &str, name: &str, subnet: &str) -> Vec<Element> {
+    let conf = serde_json::json!({"bridge": bridge, "ipam": {"type": "weft-ipam", "subnet": subnet}});
     let network = crate::conf::Network::parse(&name.parse().unwrap(), conf.as_object().unwrap()).unwrap();
     let ip = cni_protocol::IpConfig {
         address: subnet.replace(".0/", ".9/").parse().unwrap(),
@@ -291,7 +295,8 @@ fn of_network(name: &str, subnet: &str) -> Vec<Element> {
         interface: None,
     };
     let plan = crate::plan::Plan::new(&network, &[ip], &[]).unwrap();
-    let isolation = isolation::Isolation::new(&network.isolation, &[], &[], &plan).unwrap().unwrap();
+    let isolation =
+        isolation::Isolation::new(&network.isolation, Some(bridge), &[], &[], &plan).unwrap().unwrap();
     isolation.elements("weft0123").of(&key_in(name, "a")).network
 }
 
@@ -317,4 +322,66 @@ fn a_networks_elements_are_replaced_when_it_changes() {
         network::restore(&mut kernel, &name.parse().unwrap(), &[]).unwrap();
     }
     assert_eq!(objects(), empty);
+}
+
+/// Whether the two tables have chains of isolation.
+fn has_chains() -> [bool; 2] {
+    let text = ruleset();
+    let table = |family| {
+        text.split("\ntable ")
+            .find(|table| table.trim_start_matches("table ").starts_with(family))
+            .unwrap_or_default()
+    };
+    ["inet", "bridge"].map(|family| table(family).contains("chain isolation"))
+}
+
+#[test]
+fn chains_of_isolation_come_when_there_is_something_to_decide() {
+    let ensure_for = |kernel: &mut Nft, network: &[Element]| {
+        let all = Elements { network: network.to_vec(), ..Elements::default() };
+        ensure(kernel, &all, &mut Vec::new(), &mut Vec::new).unwrap();
+    };
+    let come = |kernel: &mut Nft, network: &[Element]| {
+        ensure_for(kernel, network);
+        network::ensure(kernel, network).unwrap();
+        ensure_for(kernel, network);
+    };
+    let (a, b) = (of_network("a", "10.1.0.0/16"), of_network_on("weft1", "b", "10.2.0.0/16"));
+    let same_bridge = of_network("c", "10.3.0.0/16");
+    let mut kernel = fresh_host();
+    come(&mut kernel, &a);
+    let (alone, handles) = (has_chains(), nft(&["-a", "list", "ruleset"], ""));
+    come(&mut kernel, &a);
+    assert_eq!(nft(&["-a", "list", "ruleset"], ""), handles, "nothing is made anew");
+    assert!(is_whole(&mut kernel).unwrap());
+    come(&mut kernel, &b);
+    let two = has_chains();
+    come(&mut kernel, &same_bridge);
+    assert_eq!((alone, two, has_chains()), ([false; 2], [true, false], [true; 2]));
+    assert!(is_whole(&mut kernel).unwrap());
+    // What is lost is missed where it is needed.
+    let lost = Elements { network: a.clone(), ..Elements::default() };
+    check(&mut kernel, &lost).unwrap();
+    nft(&["-f", "-"], "flush chain bridge weft isolation; delete chain bridge weft isolation");
+    assert!(!is_whole(&mut kernel).unwrap());
+    assert!(
+        check(&mut kernel, &lost).unwrap_err().contains("chain isolation of table bridge weft is missing")
+    );
+    come(&mut kernel, &a);
+    assert_eq!(has_chains(), [true; 2]);
+}
+
+/// Two that come at the same time do not see each other at first.
+#[test]
+fn the_later_of_two_networks_sees_the_other() {
+    let mut kernel = fresh_host();
+    let networks = [of_network("a", "10.1.0.0/16"), of_network("b", "10.2.0.0/16")];
+    let all = networks.clone().map(|network| Elements { network, ..Elements::default() });
+    let ensure_for =
+        |kernel: &mut Nft, elements| ensure(kernel, elements, &mut Vec::new(), &mut Vec::new).unwrap();
+    all.iter().for_each(|elements| ensure_for(&mut kernel, elements));
+    networks.iter().for_each(|network| drop(network::ensure(&mut kernel, network).unwrap()));
+    assert_eq!(has_chains(), [false; 2]);
+    ensure_for(&mut kernel, &all[1]);
+    assert_eq!(has_chains(), [true; 2]);
 }

@@ -109,9 +109,9 @@ impl Container {
         (0..count).map(new).collect()
     }
 
-    /// Does something in this container.
-    pub(crate) fn inside<T>(&self, work: impl FnOnce() -> T) -> T {
-        self.netns.inside(work)
+    /// Its network namespace.
+    pub(crate) fn netns(&self) -> &NetNs {
+        &self.netns
     }
 
     /// The value for `CNI_NETNS`.

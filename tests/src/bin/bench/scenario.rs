@@ -2,6 +2,7 @@
 
 mod everything;
 mod ports;
+mod traffic;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,16 +30,17 @@ const MANY: usize = 1000;
 pub(crate) type Part = (&'static str, fn(&Peers) -> Vec<Row>);
 
 /// In this order: what leaves namespaces behind for the kernel to clear away comes last.
-pub(crate) const PARTS: [Part; 10] = [
+pub(crate) const PARTS: [Part; 11] = [
     ("plain", plain),
     ("floor", floor),
     ("masq", masquerade),
     ("memory", memory),
     ("everything", everything::everything),
-    ("traffic", everything::traffic),
+    ("traffic", traffic::traffic),
     ("ports", ports::ports),
     ("burst", burst),
     ("overlay", overlay),
+    ("vxlan", traffic::vxlan),
     ("many", many),
 ];
 

@@ -1,0 +1,89 @@
+//! Groups whose chains are made when there is something for them to decide: a chain costs every packet of its hook, also
+//! those on bridges where br_netfilter is in use, and one with `ct` has the kernel keep a record of all flows. Their sets are
+//! there from the first attachment on, so whoever comes later sees who is there.
+
+use weft_net::NlResult;
+use weft_net::nft::{Element, Nft, Set};
+
+use super::group::is_intact;
+use super::{Group, network};
+use crate::isolation;
+
+/// When a group's chains have nothing to decide.
+pub struct Idle {
+    pub group: &'static Group,
+    /// Networks' elements in these sets alone decide nothing. An element of any other set does.
+    pub sets: &'static [Set],
+    /// Of two networks that meet in these sets the elements do.
+    pub meeting: &'static [Set; 2],
+    /// They meet where so many bytes at the beginning of their keys are the same.
+    pub common: usize,
+}
+
+/// Whether a group is as it ought to be for these elements, and for what others have in it.
+///
+/// # Errors
+/// What the kernel says to the queries.
+pub(super) fn is_ready<'a>(
+    nft: &mut Nft,
+    group: &Group,
+    wanted: impl Iterator<Item = &'a Element>,
+) -> NlResult<bool> {
+    Ok(is_intact(nft, group)? || may_wait(nft, group, wanted)?)
+}
+
+/// Whether a group that is there can do without its chains.
+///
+/// # Errors
+/// What the kernel says to the queries.
+pub(super) fn may_wait<'a>(
+    nft: &mut Nft,
+    group: &Group,
+    wanted: impl Iterator<Item = &'a Element>,
+) -> NlResult<bool> {
+    let Some(idle) = of(group) else { return Ok(false) };
+    Ok(nft.has_set(&idle.meeting[0])? == Some(true) && is_idle(nft, group, wanted)?)
+}
+
+/// Whether a group's chains have nothing to decide with these elements and those that are there.
+///
+/// # Errors
+/// What the kernel says to the queries.
+pub(super) fn is_idle<'a>(
+    nft: &mut Nft,
+    group: &Group,
+    wanted: impl Iterator<Item = &'a Element>,
+) -> NlResult<bool> {
+    let Some(idle) = of(group) else { return Ok(false) };
+    let wanted: Vec<&Element> = wanted.filter(|element| group.sets.contains(&element.set)).collect();
+    if wanted.iter().any(|element| !idle.sets.contains(&element.set)) {
+        return Ok(false);
+    }
+    let mut present = Vec::new();
+    for set in idle.meeting {
+        present.extend(nft.elements(set)?);
+    }
+    let all = || present.iter().chain(wanted.iter().copied().filter(|one| idle.meeting.contains(&one.set)));
+    let place = |element: &'_ Element| element.key.bytes().get(..idle.common).map(<[u8]>::to_vec);
+    let meet = |one, other| network::of(one) != network::of(other) && place(one) == place(other);
+    Ok(!all().any(|one| all().any(|other| meet(one, other))))
+}
+
+/// Whether a group without its chains is as it ought to be for all that is in it.
+///
+/// # Errors
+/// What the kernel says to the queries.
+pub fn is_waiting(nft: &mut Nft, group: &Group) -> NlResult<bool> {
+    if of(group).is_none() {
+        return Ok(false);
+    }
+    let mut present = Vec::new();
+    for set in group.sets {
+        present.extend(nft.elements(set)?);
+    }
+    may_wait(nft, group, present.iter())
+}
+
+fn of(group: &Group) -> Option<&'static Idle> {
+    isolation::IDLE.iter().find(|idle| idle.group == group)
+}

@@ -1,0 +1,147 @@
+//! What containers' traffic has of a network: on one host, and between two.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use weft_tests::{Access, Cluster, Flanneld, NetNs, Node, Weftd, eventually, ips};
+
+use super::{Container, Host, Network, Peers, Row, SLOW_RUNS, Shape, Suite, Target, interleave};
+
+/// How long one measurement takes.
+const TIME: Duration = Duration::from_millis(300);
+const BLOCK: usize = 128 << 10;
+/// How long two hosts may take to know each other.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(super) fn traffic(peers: &Peers) -> Vec<Row> {
+    let hosts = [Host::new("traffic-weft"), Host::new("traffic-reference")];
+    let containers = Container::many(4);
+    let ours = peers.network(&hosts[0], Suite::Weft, Shape::default());
+    let theirs = peers.network(&hosts[1], Suite::Reference, Shape::default());
+    let connect = |network: &Network, from: &Container, to: &Container| {
+        network.add(from);
+        let address = network.add(to).address();
+        Connection::open(from.netns(), to.netns(), address)
+    };
+    let ours = connect(&ours, &containers[0], &containers[1]);
+    let theirs = connect(&theirs, &containers[2], &containers[3]);
+    compare(&ours, &theirs, "container → container", "bridge")
+}
+
+/// Weft with its agent, and flanneld with the reference plugins: each on two hosts of its own, at one etcd.
+pub(super) fn vxlan(_peers: &Peers) -> Vec<Row> {
+    const CONFIG: &str = r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "vxlan"}}"#;
+    const FLANNEL: &str = "/flannel";
+    let cluster = Cluster::new(4);
+    let etcd = cluster.etcd(1, Access::Open);
+    for prefix in [Weftd::PREFIX, FLANNEL] {
+        etcd.put(&format!("{prefix}/config"), CONFIG);
+    }
+    let [one, two, three, four] = [0, 1, 2, 3].map(|index| cluster.node(index));
+    let weftds = [one, two].map(|node| Weftd::up(node, &etcd));
+    let flannelds = [three, four].map(|node| Flanneld::start(node, &etcd, FLANNEL, &[]));
+    flannelds.iter().for_each(Flanneld::ready);
+    let reference = |node: &Node| weft_tests::Network::leased(node, "bridge");
+    let ours = between_hosts([one, two], |_| Weftd::network(&etcd));
+    let theirs = between_hosts([three, four], reference);
+    let rows = compare(&ours, &theirs, "container → container of another host, vxlan", "bridge and flanneld");
+    drop((weftds, flannelds));
+    rows
+}
+
+/// A connection between containers of two hosts, each attached to a network.
+fn between_hosts(nodes: [&Node; 2], network: impl Fn(&Node) -> weft_tests::Network) -> Connection {
+    let [(from, _), (to, result)] = nodes.map(|node| node.attach(&network(node)));
+    let address = ips(&result)[0];
+    // The hosts' agents may still be learning of each other.
+    eventually(PATIENCE, "a packet passes", || from.ping(address).status.success().then_some(()));
+    // The namespaces live on with the sockets in them.
+    Connection::open(from.netns(), to.netns(), address)
+}
+
+fn compare(ours: &Connection, theirs: &Connection, what: &str, peer: &str) -> Vec<Row> {
+    let target = || Target::AtLeast(0.97);
+    // The first pair is not counted: TCP's windows grow in it.
+    let rows = SLOW_RUNS + 1;
+    let throughput = interleave(rows, |_| ours.gigabits(), |_| theirs.gigabits());
+    let exchanges = interleave(rows, |_| ours.exchanges(), |_| theirs.exchanges());
+    vec![
+        Row::new(&format!("{what}, TCP"), peer, "Gbit/s", target(), &throughput[1..]),
+        Row::new(&format!("{what}, requests answered"), peer, "/s", target(), &exchanges[1..]),
+    ]
+}
+
+/// A TCP connection between two containers of one network.
+struct Connection {
+    client: TcpStream,
+    server: TcpStream,
+}
+
+impl Connection {
+    /// From one network namespace to an address in another.
+    fn open(from: &NetNs, to: &NetNs, address: IpAddr) -> Self {
+        let listener = to.inside(|| TcpListener::bind((address, 0))).expect("listen");
+        let target = listener.local_addr().expect("a listener has an address");
+        let client = from.inside(|| TcpStream::connect(target)).expect("connect");
+        let (server, _) = listener.accept().expect("accept a connection that was made");
+        for stream in [&client, &server] {
+            stream.set_nodelay(true).expect("send at once");
+        }
+        Self { client, server }
+    }
+
+    /// What one end sends as fast as it can, as the other end receives it.
+    fn gigabits(&self) -> f64 {
+        let (mut client, mut server) = (&self.client, &self.server);
+        let start = Instant::now();
+        let sent = std::thread::scope(|scope| {
+            let sender = scope.spawn(move || {
+                let block = vec![0; BLOCK];
+                let mut sent = 0;
+                while start.elapsed() < TIME {
+                    client.write_all(&block).expect("send");
+                    sent += block.len();
+                }
+                // The end: the only byte that is not zero.
+                client.write_all(&[1]).expect("send");
+                sent
+            });
+            let mut buffer = vec![0; BLOCK];
+            loop {
+                let length = server.read(&mut buffer).expect("receive");
+                assert!(length > 0, "the connection ended");
+                if buffer[length - 1] == 1 {
+                    break sender.join().expect("send");
+                }
+            }
+        });
+        #[expect(clippy::cast_precision_loss, reason = "bytes of a moment are far below 2^52")]
+        let bits = sent as f64 * 8.0;
+        bits / start.elapsed().as_secs_f64() / 1e9
+    }
+
+    /// How many times a second a byte goes and comes back.
+    fn exchanges(&self) -> f64 {
+        let (mut client, mut server) = (&self.client, &self.server);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut byte = [0];
+                while byte == [0] {
+                    server.read_exact(&mut byte).expect("receive");
+                    server.write_all(&byte).expect("answer");
+                }
+            });
+            let start = Instant::now();
+            let mut count = 0_u32;
+            let mut byte = [0];
+            while byte == [0] {
+                byte = [u8::from(start.elapsed() >= TIME)];
+                client.write_all(&byte).expect("ask");
+                client.read_exact(&mut byte).expect("an answer");
+                count += 1;
+            }
+            f64::from(count) / start.elapsed().as_secs_f64()
+        })
+    }
+}
