@@ -9,6 +9,7 @@ use crate::begin;
 use crate::bridge;
 use crate::conf::names::Names;
 use crate::conf::{Asked, Network, chooses_addresses, requested_mac};
+use crate::guard::Port;
 use crate::holdings::{Holdings, hold};
 use crate::ipam::Reserving;
 use crate::key::{AttachmentKey, VethEnd};
@@ -20,7 +21,7 @@ use crate::shaping;
 use crate::step::{Change, Fault, Journal, Shared, Step, failed};
 use crate::tuning;
 use weft_net::nft::Nft;
-use weft_net::{BridgePort, Entry, Link, NetError, Netlink, NewVeth, is_bridge_full};
+use weft_net::{Entry, Link, NetError, Netlink, NewVeth, index_of, is_bridge_full};
 
 /// Attaches the container. What was done goes with the result: who cannot deliver that takes all back.
 pub fn add(args: AddArgs) -> Result<Outcome, Error> {
@@ -80,7 +81,7 @@ impl Attachment {
         }
         let bridge = self.ensure_bridge()?;
         self.network.mtu = self.asked.tuning.mtu.or(self.network.mtu);
-        self.connect(&bridge)?;
+        let index = self.connect(&bridge)?;
         let detours = self.limit()?;
         if let Some(reserving) = reserving {
             given = self.finish_reservation(reserving)?;
@@ -88,7 +89,7 @@ impl Attachment {
         let metric = self.network.metrics.get(self.key.ifname.as_str()).copied();
         let plan = Plan::new(&self.network, &given.ips, &given.routes)?.with_metric(metric);
         self.ensure_routing(&bridge, &plan)?;
-        let holdings = Holdings::new(&self.network, &self.asked, &plan, self.mac)?;
+        let holdings = Holdings::new(&self.network, &self.asked, &plan, Port { index, mac: self.mac })?;
         let _hold = hold(&mut self.journal, &self.args.call, &self.key, &self.network.traces, holdings)?;
         self.forget_neighbours(&bridge, &plan)?;
         let container = self.configure(&plan)?;
@@ -192,8 +193,8 @@ impl Attachment {
         self.journal.within(Step::Neighbours(self.network.bridge.clone()), || self.host.apply(&known, &[]))
     }
 
-    /// The veth pair, its host end a port of the bridge.
-    fn connect(&mut self, bridge: &Link) -> Result<(), Error> {
+    /// The veth pair, its host end a port of the bridge. Returns that one's number.
+    fn connect(&mut self, bridge: &Link) -> Result<u32, Error> {
         let name = self.key.host_veth();
         let (host, pod, key, network) = (&mut self.host, &mut self.pod, &self.key, &self.network);
         self.journal.run(Step::Veth(name.clone()), || {
@@ -209,12 +210,10 @@ impl Attachment {
             let made = host.add_veth(&veth).map_err(|error| explain(&error, network, key, pod));
             made.map(|()| ((), Change::Made))
         })?;
-        let port = BridgePort {
-            hairpin: self.network.hairpin_for(!self.asked.mappings.is_empty()),
-            isolated: self.network.isolated,
-        };
-        self.journal.within(Step::Port(name.clone()), || {
-            self.host.configure_port(&name, self.key.alias().as_deref(), port)
+        let port = self.network.port(!self.asked.mappings.is_empty());
+        self.journal.run(Step::Port(name.clone()), || {
+            self.host.configure_port(&name, self.key.alias().as_deref(), port)?;
+            index_of(&name).map(|index| (index, Change::Found))
         })
     }
 

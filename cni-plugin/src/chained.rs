@@ -165,7 +165,7 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
         args.call.conf.get("capabilities").and_then(|all| all.get("portMappings")) == Some(&true.into());
     // Which interface will come is not known, so only what is asked for is sure to be needed.
     let isolates = !conf.isolation_wishes.is_empty();
-    let guards = conf.guard_wish.is_some() && !conf.guard.is_none();
+    let guards = conf.guard_wish.is_some() && !conf.guard.is_empty();
     if has_ports || isolates || guards {
         let rehearse = || {
             let mut nft = Nft::open(args.call.deadline)?;

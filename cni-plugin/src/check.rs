@@ -10,6 +10,7 @@ use cni_protocol::{
 use crate::conf::shaping::Shaping;
 use crate::conf::tuning::Tuning;
 use crate::conf::{Asked, Gateway, Network};
+use crate::guard::{Guard, Port};
 use crate::holdings::Holdings;
 use crate::ipam;
 use crate::isolation::Policy;
@@ -25,7 +26,7 @@ use crate::step::{Fault, failed};
 use crate::tuning;
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
-use weft_net::{BridgePort, Link, Netlink};
+use weft_net::{Link, Netlink};
 
 /// Checks the attachment.
 ///
@@ -48,11 +49,16 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     network.mtu = asked.tuning.mtu.or(network.mtu);
     let metric = network.metrics.get(key.ifname.as_str()).copied();
     let plan = Plan::new(&network, &own, &args.prev_result.routes)?.with_metric(metric);
+    let mut host =
+        Netlink::open(call.deadline).map_err(|error| failed(&"open a netlink socket", error.into()))?;
     // The record has what was asked for when the container was attached.
     let (mut holdings, limits) = match record::peek(&network.traces.state_dir, &key.network, key.hash())? {
         Found::Attached(content) => (content.holdings, content.shaping),
         _ => {
-            (Holdings::new(&network, &asked, &plan, promised.mac(&key))?, network.shaping.or(&asked.shaping))
+            let veth =
+                host.link(&key.host_veth()).map_err(|error| failed(&"look at the veth", error.into()))?;
+            let port = Port { index: veth.map_or(0, |veth| veth.index), mac: promised.mac(&key) };
+            (Holdings::new(&network, &asked, &plan, port)?, network.shaping.or(&asked.shaping))
         }
     };
     // What the network has may be from a newer configuration than the record.
@@ -63,7 +69,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         isolation.policy = policy;
     }
     let mut checker = Checker {
-        host: Netlink::open(call.deadline).map_err(|error| failed(&"open a netlink socket", error.into()))?,
+        host,
         pod: Pod::open(&args.netns, call.deadline).map_err(|fault| failed(&"open CNI_NETNS", fault))?,
         network,
         key,
@@ -195,13 +201,12 @@ impl Checker {
             };
             self.found.push(format!("{name} is no port of bridge {}, its master is {master}", bridge.name));
         }
-        let wanted = BridgePort {
-            hairpin: self.network.hairpin_for(self.holdings.ports.is_some()),
-            isolated: self.network.isolated,
-        };
+        let wanted = self.network.port(self.holdings.ports.is_some());
         self.require(veth.port.is_none_or(|port| port == wanted), || {
             format!("bridge port {name} has {:?} instead of {wanted:?}", veth.port.unwrap_or_default())
         });
+        let guarded = self.holdings.guard.as_ref().map_or(veth.index, Guard::port);
+        self.require(guarded == veth.index, || format!("{name} was made anew: the guard knows another port"));
         if let Some(promised) = self.promised.host.clone().filter(|promised| promised.name == name) {
             self.check_link(&promised, &veth);
         }

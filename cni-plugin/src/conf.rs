@@ -1,15 +1,16 @@
 //! The network configuration: raw as the runtime gives it, and checked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use cni_protocol::{CniArgs, Code, Dns, Error, IfName, MacAddr, NetworkName, Route, decode};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use weft_net::BridgePort;
 use weft_state::lease::data_dir;
 
-use guard::Parts;
+use guard::Part;
 use isolation::IsolationPolicy;
 use ports::PortPolicy;
 use shaping::Shaping;
@@ -110,7 +111,8 @@ pub struct Network {
     pub all_hosts: Vec<IpNetwork>,
     pub ports: PortPolicy,
     pub isolation: IsolationPolicy,
-    pub guard: Parts,
+    /// The parts of the guard that are on.
+    pub guard: BTreeSet<Part>,
     pub shaping: Shaping,
     /// What is there of the network also when its configuration is wrong.
     pub traces: Traces,
@@ -160,7 +162,7 @@ impl Network {
             all_hosts: Vec::new(),
             ports: PortPolicy::parse(conf)?,
             isolation: IsolationPolicy::parse(conf)?,
-            guard: Parts::parse(conf)?,
+            guard: guard::parts(conf)?,
             shaping: Shaping::of_network(conf)?,
             traces,
         })
@@ -168,10 +170,14 @@ impl Network {
 }
 
 impl Network {
-    /// Whether a container's frames may come back by the port they left. With br_netfilter a frame to a host port
-    /// of the container itself is turned round on the bridge.
-    pub fn hairpin_for(&self, has_ports: bool) -> bool {
-        self.hairpin || (has_ports && !self.promiscuous)
+    /// What a container's port of the bridge is. With br_netfilter a frame to a host port of the container itself is turned
+    /// round on the bridge.
+    pub fn port(&self, has_host_ports: bool) -> BridgePort {
+        BridgePort {
+            hairpin: self.hairpin || (has_host_ports && !self.promiscuous),
+            isolated: self.isolated,
+            forwards_bpdus: self.guard.contains(&Part::Rogue),
+        }
     }
 }
 

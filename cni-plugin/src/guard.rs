@@ -1,103 +1,183 @@
-//! The guard: what comes from a container's port of the bridge says to be from that container.
+//! The guard: what a container may say that it is. On the port of the bridge where its frames come in, their source MAC
+//! address, source IP address and the sender in ARP and in IPv6's neighbour discovery must be the attachment's, and no
+//! container plays router, DHCP server or bridge.
 //!
-//! Table `bridge weft` has sets of pairs of a port and what may come from it. A frame costs some look-ups in hash tables,
-//! whatever else is there; one from a port that is not guarded costs one for each part.
+//! The rules are in the table `bridge weft`, which sees every frame whether br_netfilter is loaded or not, and are the
+//! same for all ports: they look for a port together with its addresses in sets. So a packet costs one look-up, however many
+//! containers there are.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr};
 
-use cni_protocol::MacAddr;
+use cni_protocol::{Code, Error, MacAddr};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use weft_net::Family;
 use weft_net::nft::{Element, Set, Tuple, ends};
 
 use crate::conf::Asked;
-use crate::conf::guard::Parts;
-use crate::plan::Plan;
+use crate::conf::guard::Part;
+use crate::plan::{Ipv6, Plan};
 use crate::ruleset::{Elements, by_address};
 
 mod rules;
+#[cfg(test)]
+mod tests;
 
 pub use rules::GROUP;
-use rules::{ADDRESSES, ARP, IP, MAC, MACS, ND, PREFIXES, ROGUE, TARGET_PREFIXES, TARGETS};
+use rules::{DHCP, MAC, MORE, ND_MAC, ND_MORE, ND_OWN, OWN, PORTS, off};
 
-/// What a container may say to be.
+/// The IPAM plugin whose addresses a client in the container renews.
+const DHCP_PLUGIN: &str = "dhcp";
+
+/// The port of the bridge where a container's frames come in, and the MAC address that they have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// The number of the interface: a look-up of it costs less than one of the name, and no other one ever gets it.
+    pub index: u32,
+    pub mac: MacAddr,
+}
+
+/// What an attachment is known by.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Guard {
-    parts: Parts,
-    mac: [u8; 6],
-    addresses: Vec<IpNetwork>,
+    #[serde(flatten)]
+    container: Port,
+    /// Its own, and further single ones that it may use.
+    addresses: Vec<IpAddr>,
+    /// The first and the last of further ones.
+    more: Vec<(IpAddr, IpAddr)>,
+    off: BTreeSet<Part>,
+    dhcp: bool,
 }
 
 impl Guard {
-    /// Works out what an attachment may use; `None` where the network is not guarded. Pure.
-    pub fn new(parts: Parts, ipam: Option<&str>, asked: &Asked, plan: &Plan, mac: MacAddr) -> Option<Self> {
-        let parts = match plan.ips.is_empty() {
-            true => parts.without_addresses(),
-            false => parts,
-        };
-        if parts.is_none() {
-            return None;
+    /// Works out what an attachment may be. Pure.
+    ///
+    /// # Errors
+    /// [`Code::InvalidConfig`] when the gateway's address is asked for.
+    pub fn new(
+        parts: &BTreeSet<Part>,
+        ipam: Option<&str>,
+        asked: &Asked,
+        plan: &Plan,
+        container: Port,
+    ) -> Result<Option<Self>, Error> {
+        if parts.is_empty() {
+            return Ok(None);
         }
-        let mut addresses: Vec<IpNetwork> = plan.ips.iter().map(|ip| ip.address.ip().into()).collect();
-        if plan.ips.iter().any(|ip| ip.address.is_ipv6()) {
-            addresses.push(IpAddr::V6(link_local(mac)).into());
+        let mut off: BTreeSet<Part> = Part::ALL.into_iter().filter(|part| !parts.contains(part)).collect();
+        if plan.ips.is_empty() {
+            // Nobody said what its addresses are.
+            off.extend([Part::Ip, Part::Arp, Part::Nd]);
         }
-        if ipam == Some("dhcp") {
-            // A client without an address asks from this one (RFC 2131 §4.1).
-            addresses.push(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
+        let mut addresses: Vec<IpAddr> = plan.ips.iter().map(|ip| ip.address.ip()).collect();
+        if matches!(plan.ipv6, Ipv6::On | Ipv6::OnAfterDetection) {
+            addresses.push(link_local(container.mac).into());
         }
-        let is_new = |prefix: &&IpNetwork| !addresses.contains(prefix);
-        let more: Vec<IpNetwork> = asked.allowed_addresses.iter().filter(is_new).copied().collect();
-        addresses.extend(more);
-        Some(Self { parts, mac: mac.octets(), addresses })
+        let gateways: Vec<IpAddr> = plan.ips.iter().filter_map(|ip| ip.gateway).collect();
+        let further = further(&asked.allowed_addresses, &gateways)?;
+        let (single, more) = further.into_iter().partition::<Vec<_>, _>(|(first, last)| first == last);
+        addresses.extend(single.into_iter().map(|(address, _)| address));
+        addresses.sort_unstable();
+        addresses.dedup();
+        Ok(Some(Self { container, more, addresses, off, dhcp: ipam == Some(DHCP_PLUGIN) }))
+    }
+
+    /// The number of the port that it knows.
+    pub fn port(&self) -> u32 {
+        self.container.index
+    }
+
+    /// Whether a part is on.
+    pub fn has(&self, part: Part) -> bool {
+        !self.off.contains(&part)
     }
 
     /// The elements that stand for it, for a port of this name.
-    pub fn elements(&self, port: &str) -> Elements {
-        let named = || Tuple::default().ifname(port);
-        let mut own = Vec::new();
-        let parts = [
-            (&MAC, self.parts.mac),
-            (&IP, self.parts.ip),
-            (&ARP, self.parts.arp),
-            (&ND, self.parts.nd),
-            (&ROGUE, self.parts.rogue),
-        ];
-        for (set, _) in parts.into_iter().filter(|(_, is_on)| *is_on) {
-            own.push(Element::new(set, named(), port.to_owned()));
+    pub fn elements(&self, veth: &str) -> Elements {
+        let Port { index, mac: own_mac } = self.container;
+        let port = || Tuple::default().ifindex(index);
+        let mac = |set| Element::new(set, port().mac(own_mac), format!("{veth} . {own_mac}"));
+        let alone = |set| Element::new(set, port(), veth.to_owned());
+        let mut own = vec![alone(&PORTS), mac(&MAC)];
+        if self.addresses.iter().any(IpAddr::is_ipv6) {
+            own.push(mac(&ND_MAC));
         }
-        if self.parts.mac || self.parts.arp {
-            let mac = MacAddr::from(self.mac);
-            own.push(Element::new(&MACS, named().mac(mac), format!("{port} . {mac}")));
+        let neighbours = |set: &'static Set, address: &IpAddr| address.is_ipv6().then_some(set);
+        for address in &self.addresses {
+            let text = format!("{veth} . {own_mac} . {address}");
+            own.push(Element::new(by_address(&OWN, *address), port().mac(own_mac).address(*address), text));
+            let target = |set| Element::new(set, port().address(*address), format!("{veth} . {address}"));
+            own.extend(neighbours(&ND_OWN, address).map(target));
         }
-        let add = |own: &mut Vec<Element>, single: &Set, wide: &Set, prefix: &IpNetwork| {
-            let text = format!("{port} . {prefix}");
-            let (first, last) = ends(*prefix);
-            own.push(match first == last {
-                true => Element::new(single, named().address(first), text),
-                false => Element::between(wide, (named().address(first), named().address(last)), text),
-            });
+        let range = |set, (first, last): (IpAddr, IpAddr)| {
+            let named = || Tuple::default().ifname(veth);
+            let ends = (named().address(first), named().address(last));
+            Element::between(set, ends, format!("{veth} . {first}-{last}"))
         };
-        for prefix in &self.addresses {
-            if self.parts.ip || self.parts.arp {
-                add(
-                    &mut own,
-                    by_address(&ADDRESSES, prefix.ip()),
-                    by_address(&PREFIXES, prefix.ip()),
-                    prefix,
-                );
-            }
-            if self.parts.nd && Family::of(prefix.ip()) == Family::V6 {
-                add(&mut own, &TARGETS, &TARGET_PREFIXES, prefix);
-            }
+        for ends in &self.more {
+            own.push(range(by_address(&MORE, ends.0), *ends));
+            own.extend(neighbours(&ND_MORE, &ends.0).map(|set| range(set, *ends)));
         }
+        if !self.has(Part::Mac) {
+            let within =
+                |address: &IpAddr| self.more.iter().any(|(first, last)| first <= address && address <= last);
+            let alone = self.addresses.iter().filter(|address| !within(address));
+            own.extend(alone.map(|address| range(by_address(&MORE, *address), (*address, *address))));
+        }
+        own.extend(self.off.iter().map(|part| alone(off(*part))));
+        own.extend(self.dhcp.then(|| alone(&DHCP)));
         Elements { own, ..Elements::default() }
     }
 }
 
-/// The link-local address that the kernel makes of a MAC address (RFC 4291, appendix A).
+/// The address that the kernel gives an interface by itself (RFC 4291 §2.5.6 and appendix A).
 pub fn link_local(mac: MacAddr) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac.octets();
-    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+    let id = u64::from_be_bytes([a ^ 0x02, b, c, 0xff, 0xfe, d, e, f]);
+    Ipv6Addr::from(u128::from(0xfe80_u16) << 112 | u128::from(id))
+}
+
+/// The ranges of these prefixes, without what they have in common and without the gateways': these are nobody's to
+/// claim.
+fn further(allowed: &[IpNetwork], gateways: &[IpAddr]) -> Result<Vec<(IpAddr, IpAddr)>, Error> {
+    let mut ranges: Vec<(IpAddr, IpAddr)> = Vec::new();
+    for prefix in allowed {
+        let (first, last) = ends(*prefix);
+        if first == last && gateways.contains(&first) {
+            let msg = format!("args.cni.allowedAddresses has {first}, which is the gateway's: take it out");
+            return Err(Error::new(Code::InvalidConfig, msg));
+        }
+        ranges.push((first, last));
+    }
+    // Of two prefixes one holds the other, or they have nothing in common.
+    let all = ranges.clone();
+    let holds = |(first, last): &(IpAddr, IpAddr), other: &(IpAddr, IpAddr)| {
+        (first, last) != (&other.0, &other.1) && *first <= other.0 && other.1 <= *last
+    };
+    ranges.retain(|range| !all.iter().any(|other| holds(other, range)));
+    ranges.sort_unstable();
+    ranges.dedup();
+    Ok(gateways.iter().fold(ranges, |ranges, gateway| {
+        ranges.into_iter().flat_map(|range| without(range, *gateway)).collect()
+    }))
+}
+
+/// What is left of a range without one address: up to two ranges.
+fn without((first, last): (IpAddr, IpAddr), address: IpAddr) -> Vec<(IpAddr, IpAddr)> {
+    if address < first || last < address || Family::of(first) != Family::of(address) {
+        return vec![(first, last)];
+    }
+    let before = step(address, -1).filter(|_| first < address).map(|before| (first, before));
+    let after = step(address, 1).filter(|_| address < last).map(|after| (after, last));
+    before.into_iter().chain(after).collect()
+}
+
+/// The address next to another.
+fn step(address: IpAddr, by: i8) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(ip) => Some(IpAddr::V4(u32::from(ip).checked_add_signed(by.into())?.into())),
+        IpAddr::V6(ip) => Some(IpAddr::V6(u128::from(ip).checked_add_signed(by.into())?.into())),
+    }
 }

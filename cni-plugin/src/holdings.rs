@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use cni_protocol::{Call, Code, Deadline, Error, IfName, MacAddr};
+use cni_protocol::{Call, Code, Deadline, Error, IfName};
 use serde::{Deserialize, Serialize};
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
@@ -12,7 +12,7 @@ use weft_net::{NetError, Netlink, NlResult, conntrack};
 use weft_state::{Lock, boot_dir};
 
 use crate::conf::{Asked, Network, Traces};
-use crate::guard::Guard;
+use crate::guard::{Guard, Port};
 use crate::hostport::{Ports, Reach};
 use crate::isolation::{self, Isolation};
 use crate::key::{AttachmentKey, VETH_PREFIX};
@@ -44,7 +44,7 @@ pub struct Holdings {
 
 impl Holdings {
     /// Works out what an attachment needs. Pure.
-    pub fn new(network: &Network, asked: &Asked, plan: &Plan, mac: MacAddr) -> Result<Self, Error> {
+    pub fn new(network: &Network, asked: &Asked, plan: &Plan, container: Port) -> Result<Self, Error> {
         if !asked.mappings.is_empty() && plan.gateways.is_empty() {
             return Err(Error::new(
                 Code::InvalidConfig,
@@ -61,7 +61,7 @@ impl Holdings {
                 &asked.allow,
                 plan,
             )?,
-            guard: Guard::new(network.guard, network.traces.ipam.as_deref(), asked, plan, mac),
+            guard: Guard::new(&network.guard, network.traces.ipam.as_deref(), asked, plan, container)?,
             port: None,
         })
     }

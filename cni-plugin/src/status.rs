@@ -66,7 +66,7 @@ fn check_rules(args: &StatusArgs, network: &Network) -> Result<(), Error> {
         rehearse_isolation(&mut nft, network)
             .map_err(|error| refused("rehearse the rules of isolation", error))?;
     }
-    if !network.guard.is_none() {
+    if !network.guard.is_empty() {
         ruleset::rehearse(&mut nft, &[&guard::GROUP])
             .map_err(|error| refused("rehearse the rules of the guard", error))?;
     }

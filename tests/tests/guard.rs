@@ -1,249 +1,314 @@
-//! The guard against forged frames. Each is sent for real; whoever it is meant for listens. With the part switched off the
-//! same frame arrives, and the honest one of its kind arrives always.
+//! The guard: what a container may say that it is. Real forged frames, and what arrives at a neighbour of them.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+#[path = "guard/forgeries.rs"]
+mod forgeries;
+#[path = "guard/frames.rs"]
+mod frames;
+#[path = "guard/lifecycle.rs"]
+mod lifecycle;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_tests::frames::{BROADCAST, Mac, Wire, arp, discovery, ethernet, ip, tagged, udp};
-use weft_tests::{Host, Network, Pod, ips};
+use weft_tests::{Host, Network, Pod, command, dist, eventually, ips, script, transfer};
 
-const PATIENCE: Duration = Duration::from_secs(3);
-const SILENCE: Duration = Duration::from_millis(150);
-const FOREIGN_MAC: Mac = [2, 0, 0, 0, 0, 0x66];
-const FOREIGN_V4: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 1);
-const FOREIGN_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x88, 0, 0, 0, 0, 0, 1);
-const ADVERTISEMENT: u8 = 136;
-const SOLICITATION: u8 = 135;
-const UNKNOWN: u8 = 253;
+use frames::{Frame, Wire};
 
-struct Bench {
-    host: Host,
-    attacker: Pod,
-    victim: Pod,
-    from: Wire,
-    to: Wire,
-    v4: Ipv4Addr,
-    v6: Ipv6Addr,
+use forgeries::{ALL, Case, GATEWAY, GATEWAY6, Station, cases, claims, claims6, fragments, superior};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A network with these parts of the guard switched off.
+fn without(parts: &[&str]) -> Network {
+    let guard: serde_json::Map<String, Value> =
+        parts.iter().map(|part| ((*part).to_owned(), json!(false))).collect();
+    Network::dual().with(&json!({ "guard": guard }))
 }
 
-impl Bench {
-    fn new(changes: &Value) -> Self {
-        let host = Host::new();
-        let (attacker, victim) = (Pod::new(), Pod::new());
-        let network = Network::dual();
-        let addresses = ips(&network.clone().with(changes).add(&attacker));
-        network.add(&victim);
-        let (from, to) = (Wire::of(&attacker), Wire::of(&victim));
-        let [IpAddr::V4(v4), IpAddr::V6(v6)] = addresses[..] else { panic!("{addresses:?}") };
-        Self { host, attacker, victim, from, to, v4, v6 }
-    }
-
-    fn passes(&self, frame: &[u8], time: Duration) -> bool {
-        self.from.send(frame);
-        // The kernel gives a tag apart from the frame.
-        let seen =
-            if frame[12..14] == [0x81, 0] { [&frame[..12], &frame[16..]].concat() } else { frame.to_vec() };
-        self.to.receives(&seen, time)
-    }
-
-    /// An IPv4 packet from the attacker to the victim that says to be from somebody.
-    fn v4_from(&self, mac: Mac, source: Ipv4Addr) -> Vec<u8> {
-        ip(self.to.mac, mac, source.into(), self.victim_address(false), UNKNOWN, b"weft")
-    }
-
-    fn v6_from(&self, mac: Mac, source: Ipv6Addr) -> Vec<u8> {
-        ip(self.to.mac, mac, source.into(), self.victim_address(true), UNKNOWN, b"weft")
-    }
-
-    fn victim_address(&self, v6: bool) -> IpAddr {
-        let own = self.victim.addresses("eth0");
-        let text = own[usize::from(v6)].split('/').next().expect("an address");
-        text.parse().expect("an address")
-    }
-
-    /// What the attacker says honestly.
-    fn honest(&self) -> Vec<(&'static str, Vec<u8>)> {
-        let mac = self.from.mac;
-        let link_local = Ipv6Addr::from([
-            0xfe,
-            0x80,
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-            mac[0] ^ 2,
-            mac[1],
-            mac[2],
-            0xff,
-            0xfe,
-            mac[3],
-            mac[4],
-            mac[5],
-        ]);
-        let nobody = Ipv6Addr::UNSPECIFIED;
-        vec![
-            ("IPv4", self.v4_from(mac, self.v4)),
-            ("IPv6", self.v6_from(mac, self.v6)),
-            ("IPv6 from the link-local address", self.v6_from(mac, link_local)),
-            ("another protocol", ethernet(self.to.mac, mac, 0x88b5, b"experiment")),
-            ("ARP", arp(mac, mac, self.v4)),
-            ("an ARP probe", arp(mac, mac, Ipv4Addr::UNSPECIFIED)),
-            ("a neighbour advertisement", discovery(mac, self.v6, ADVERTISEMENT, self.v6, 2)),
-            ("a neighbour solicitation", discovery(mac, self.v6, SOLICITATION, FOREIGN_V6, 1)),
-            ("a probe for an own address", discovery(mac, nobody, SOLICITATION, self.v6, 14)),
-            ("a DHCP client", udp(BROADCAST, mac, (self.v4.into(), Ipv4Addr::BROADCAST.into()), (68, 67))),
-        ]
-    }
-
-    /// What is forged, and the part of the guard that keeps it away.
-    fn forged(&self) -> Vec<(&'static str, &'static str, Vec<u8>)> {
-        let mac = self.from.mac;
-        let all = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1).into();
-        let (v4, v6): (IpAddr, IpAddr) = (self.v4.into(), self.v6.into());
-        let to_bridges: Mac = [0x01, 0x80, 0xc2, 0, 0, 0x0e];
-        let nobody = Ipv6Addr::UNSPECIFIED;
-        vec![
-            ("mac", "IPv4 with another MAC", self.v4_from(FOREIGN_MAC, self.v4)),
-            (
-                "mac",
-                "another protocol with another MAC",
-                ethernet(self.to.mac, FOREIGN_MAC, 0x88b5, b"experiment"),
-            ),
-            ("ip", "IPv4 from the gateway's address", self.v4_from(mac, FOREIGN_V4)),
-            ("ip", "IPv6 from the gateway's address", self.v6_from(mac, FOREIGN_V6)),
-            (
-                "ip",
-                "IPv6 from another link-local address",
-                self.v6_from(mac, Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)),
-            ),
-            ("arp", "ARP for the gateway's address", arp(mac, mac, FOREIGN_V4)),
-            ("arp", "ARP with another MAC inside", arp(mac, FOREIGN_MAC, self.v4)),
-            ("nd", "an advertisement of the gateway", discovery(mac, self.v6, ADVERTISEMENT, FOREIGN_V6, 2)),
-            ("nd", "a probe for the gateway's address", discovery(mac, nobody, SOLICITATION, FOREIGN_V6, 14)),
-            ("rogue", "a router advertisement", discovery(mac, self.v6, 134, self.v6, 1)),
-            ("rogue", "a redirect", discovery(mac, self.v6, 137, self.v6, 2)),
-            ("rogue", "a DHCP offer", udp(BROADCAST, mac, (v4, Ipv4Addr::BROADCAST.into()), (67, 68))),
-            ("rogue", "a DHCPv6 answer", udp([0x33, 0x33, 0, 0, 0, 1], mac, (v6, all), (547, 546))),
-            ("rogue", "a frame for bridges", ethernet(to_bridges, mac, 0x88cc, b"lldp")),
-            ("rogue", "a tagged frame", tagged(&self.v4_from(mac, self.v4))),
-        ]
-    }
+/// A container on a network, and its wire.
+fn attach(network: &Network, pod: &Pod) -> (Station, Wire) {
+    let result = network.add(pod);
+    (Station::of(&result), wire(&result, pod))
 }
 
-#[test]
-fn forged_frames_are_dropped_and_honest_ones_pass() {
-    let bench = Bench::new(&json!({}));
-    for (what, frame) in bench.honest() {
-        assert!(bench.passes(&frame, PATIENCE), "{what} is honest");
-    }
-    for (part, what, frame) in bench.forged() {
-        assert!(!bench.passes(&frame, SILENCE), "{part}: {what} is forged");
-    }
-    bench.attacker.assert_reaches(FOREIGN_V4);
-    bench.attacker.assert_reaches(FOREIGN_V6);
-    bench.attacker.assert_reaches(bench.victim_address(true));
+/// The wire of a container, as soon as its bridge forwards what it sends: the kernel notices a new carrier by itself.
+fn wire(result: &Value, pod: &Pod) -> Wire {
+    let veth = result["interfaces"][1]["name"].as_str().unwrap();
+    eventually(Duration::from_secs(20), "the bridge forwards for the port", || {
+        let port =
+            &weft_tests::json(&format!("ip -j -d link show dev {veth}"))[0]["linkinfo"]["info_slave_data"];
+        (port["state"] == "forwarding").then_some(())
+    });
+    Wire::open(pod.netns(), "eth0")
 }
 
-#[test]
-fn each_part_keeps_its_own_frames_away_and_lets_them_pass_when_it_is_off() {
-    for off in ["mac", "ip", "arp", "nd", "rogue"] {
-        // The bridge itself keeps what is for bridges, unless it is told to pass it on; it may not be told that for STP.
-        let bench = Bench::new(&json!({ "guard": { off: false } }));
-        bench.host.netns().inside(|| {
-            weft_tests::command("ip link set weft0 type bridge group_fwd_mask 0x4000");
-        });
-        for (part, what, frame) in bench.forged() {
-            let is_off = part == off;
-            let time = if is_off { PATIENCE } else { SILENCE };
-            assert_eq!(bench.passes(&frame, time), is_off, "without {off}, {part}: {what}");
-        }
-        for (what, frame) in bench.honest() {
-            assert!(bench.passes(&frame, PATIENCE), "without {off}: {what} is honest");
+/// Sends forged frames and the honest ones of their kinds; those arrive which nothing stops that is on.
+fn assert_stopped(cases: Vec<Case>, wire: &Wire, seen: &mut Wire, off: &[&str]) {
+    for case in cases {
+        wire.send(&case.forged);
+        wire.send(&case.honest);
+        seen.wait_for(&case.honest, &format!("off {off:?}: the honest one next to: {}", case.name));
+        if case.parts.iter().all(|part| off.contains(part)) {
+            seen.wait_for(&case.forged, &format!("off {off:?}: nothing stops it: {}", case.name));
+        } else {
+            assert!(!seen.has_seen(&case.forged), "off {off:?}: it arrived: {}", case.name);
         }
     }
 }
 
-#[test]
-fn nobody_takes_the_gateways_place_in_a_neighbours_table() {
-    for (guard, is_taken) in [(true, false), (false, true)] {
-        let bench = Bench::new(&json!({ "guard": guard }));
-        bench.victim.assert_reaches(FOREIGN_V4);
-        let entry = || bench.victim.command(&format!("ip neigh show {FOREIGN_V4}"));
-        let before = entry();
-        let forged = arp(bench.from.mac, bench.from.mac, FOREIGN_V4);
-        // An entry is locked for a second after it was confirmed.
-        bench
-            .victim
-            .inside(|| std::fs::write("/proc/sys/net/ipv4/neigh/eth0/locktime", "0").expect("unlock"));
-        assert_eq!(bench.passes(&forged, if is_taken { PATIENCE } else { SILENCE }), is_taken);
-        let hardware = |entry: &str| entry.split("lladdr ").nth(1).map(|rest| rest[..17].to_owned());
-        assert_eq!(hardware(&entry()) != hardware(&before), is_taken, "{before} became {}", entry());
+/// Whether the host's rules for IP see what bridges forward.
+fn br_netfilter(host: &Host, calls: &str) {
+    for family in ["ip", "ip6", "arp"] {
+        host.set_sysctl(&format!("net/bridge/bridge-nf-call-{family}tables"), calls);
     }
 }
 
+/// Also when the host's rules for IP see what the bridge forwards.
 #[test]
-fn a_container_may_use_more_addresses_when_that_is_asked_for() {
-    let more = json!(["10.88.0.100", "fd00:88::100", "203.0.113.0/24", "fd99::/64"]);
-    let bench = Bench::new(&json!({ "args": { "cni": { "allowedAddresses": more } } }));
-    let mac = bench.from.mac;
-    let (vip, vip6) = (Ipv4Addr::new(10, 88, 0, 100), Ipv6Addr::new(0xfd00, 0x88, 0, 0, 0, 0, 0, 0x100));
-    let routed6 = Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 9);
-    for frame in [
-        bench.v4_from(mac, vip),
-        bench.v6_from(mac, vip6),
-        arp(mac, mac, vip),
-        discovery(mac, vip6, ADVERTISEMENT, vip6, 2),
-        bench.v4_from(mac, Ipv4Addr::new(203, 0, 113, 9)),
-        bench.v6_from(mac, routed6),
-        discovery(mac, routed6, ADVERTISEMENT, routed6, 2),
-    ] {
-        assert!(bench.passes(&frame, PATIENCE));
-    }
-    for frame in [
-        bench.v4_from(mac, Ipv4Addr::new(10, 88, 0, 101)),
-        bench.v4_from(mac, Ipv4Addr::new(203, 0, 114, 9)),
-        arp(mac, mac, FOREIGN_V4),
-    ] {
-        assert!(!bench.passes(&frame, SILENCE));
-    }
-}
-
-#[test]
-fn a_container_without_addresses_is_known_by_its_mac() {
+fn forged_frames_do_not_arrive() {
     let host = Host::new();
     let (attacker, victim) = (Pod::new(), Pod::new());
-    let network = Network::new("l2", &[]);
-    network.add(&attacker);
-    network.add(&victim);
-    let (from, to) = (Wire::of(&attacker), Wire::of(&victim));
-    let packet =
-        |mac| ip(to.mac, mac, FOREIGN_V4.into(), Ipv4Addr::new(10, 88, 0, 2).into(), UNKNOWN, b"weft");
-    from.send(&packet(from.mac));
-    assert!(to.receives(&packet(from.mac), PATIENCE), "its addresses are its own business");
-    from.send(&packet(FOREIGN_MAC));
-    assert!(!to.receives(&packet(FOREIGN_MAC), SILENCE));
-    network.del(&attacker);
-    network.del(&victim);
-    assert_eq!(host.ruleset().matches("elements").count(), 0, "{}", host.ruleset());
+    let (me, wire) = attach(&Network::dual(), &attacker);
+    let (peer, mut seen) = attach(&Network::dual(), &victim);
+    for calls in ["0", "1"] {
+        br_netfilter(&host, calls);
+        assert_stopped(cases(me, peer), &wire, &mut seen, &[]);
+    }
+    br_netfilter(&host, "0");
+    assert_stopped(fragments(me, peer), &wire, &mut seen, &[]);
+}
+
+/// Each part stops what is its part, and nothing else does.
+#[test]
+fn what_is_off_stops_nothing() {
+    let host = Host::new();
+    br_netfilter(&host, "0");
+    let victim = Pod::new();
+    let (peer, mut seen) = attach(&Network::dual(), &victim);
+    // Of what is for bridges only the spanning tree protocol is forwarded where nothing else is said.
+    command("ip link set weft0 type bridge group_fwd_mask 0x4000");
+    let all = |me| [cases(me, peer), fragments(me, peer)].into_iter().flatten().collect();
+    for off in [&["mac"][..], &["ip"], &["arp"], &["nd"], &["rogue"], &["ip", "nd"], ALL] {
+        let attacker = Pod::new();
+        let (me, wire) = attach(&without(off), &attacker);
+        assert_stopped(all(me), &wire, &mut seen, off);
+        without(off).del(&attacker);
+    }
+    let attacker = Pod::new();
+    let (me, wire) = attach(&Network::dual().with(&json!({ "guard": false })), &attacker);
+    assert_stopped(all(me), &wire, &mut seen, ALL);
+}
+
+/// Sends frames and then one that is honest; which of the first have arrived.
+fn arrived(from: (Station, &Wire), to: (Station, &mut Wire), frames: &[Frame]) -> Vec<bool> {
+    let ((me, wire), (peer, seen)) = (from, to);
+    frames.iter().for_each(|frame| wire.send(frame));
+    let last = claims(me, peer, me.v4).remove(0);
+    wire.send(&last);
+    seen.wait_for(&last, "an honest packet arrives");
+    frames.iter().map(|frame| seen.has_seen(frame)).collect()
+}
+
+/// The MAC address that a container's kernel has for a neighbour.
+fn neighbour(pod: &Pod, address: IpAddr) -> Option<String> {
+    let list = pod.json(&format!("ip -j neigh show {address}"));
+    list[0]["lladdr"].as_str().map(str::to_owned)
+}
+
+/// What everybody on the link is told by somebody who wants to be the gateway.
+fn usurpation(me: Station, peer: Station) -> Vec<Frame> {
+    [claims(me, peer, GATEWAY), claims6(me, peer, GATEWAY6)].into_iter().flatten().collect()
 }
 
 #[test]
-fn check_tells_what_is_missing_and_the_next_add_brings_it_back() {
+fn the_gateways_address_cannot_be_claimed() {
     let host = Host::new();
-    let (one, other) = (Pod::new(), Pod::new());
-    let network = Network::dual();
-    let result = network.add(&one);
-    host.nft("flush set bridge weft guard-macs");
-    network.check(&one, &result).any_error().assert_names(&["guard-macs"]);
-    host.nft("flush ruleset");
-    network.add(&other);
-    network.check(&one, &result).done();
-    let (from, to) = (Wire::of(&one), Wire::of(&other));
-    from.send(&arp(from.mac, from.mac, FOREIGN_V4));
-    assert!(!to.receives(&arp(from.mac, from.mac, FOREIGN_V4), SILENCE));
-    network.gc(&[]);
-    assert_eq!(host.ruleset().matches("elements").count(), 0, "{}", host.ruleset());
+    let (attacker, other, victim) = (Pod::new(), Pod::new(), Pod::new());
+    let (peer, mut seen) = attach(&Network::dual(), &victim);
+    let (me, wire) = attach(&Network::dual(), &attacker);
+    let bridge = host.link("weft0").unwrap()["address"].as_str().unwrap().to_owned();
+    let gateways: [IpAddr; 2] = [GATEWAY.into(), GATEWAY6.into()];
+    gateways.into_iter().for_each(|gateway| victim.assert_reaches(gateway));
+    for _ in 0..10 {
+        let stopped = arrived((me, &wire), (peer, &mut seen), &usurpation(me, peer));
+        assert!(!stopped.contains(&true), "{stopped:?}");
+    }
+    for gateway in gateways {
+        assert_eq!(neighbour(&victim, gateway).as_ref(), Some(&bridge), "{gateway}");
+    }
+    // So easy is it where nothing stops it. The kernel keeps an entry of IPv4 for a second at least.
+    let (me, wire) = attach(&Network::dual().with(&json!({ "guard": false })), &other);
+    let mac = attacker_mac(&other);
+    for gateway in gateways {
+        eventually(PATIENCE, "the attacker is the gateway", || {
+            usurpation(me, peer).iter().for_each(|frame| wire.send(frame));
+            (neighbour(&victim, gateway).as_ref() == Some(&mac)).then_some(())
+        });
+    }
+}
+
+fn attacker_mac(pod: &Pod) -> String {
+    pod.link("eth0").unwrap()["address"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn allowed_addresses_and_no_others() {
+    let _host = Host::new();
+    let (router, victim) = (Pod::new(), Pod::new());
+    let (peer, mut seen) = attach(&Network::dual(), &victim);
+    let allowed = [
+        "10.88.0.100", "10.99.0.0/30", "10.88.0.0/29", "10.88.0.200", "fd00:88::200", "fd00:88::100",
+        "fd00:99::/126", "fd00:88::/120",
+    ];
+    let network = Network::dual().with(&json!({ "args": { "cni": { "allowedAddresses": allowed } } }));
+    let (me, wire) = attach(&network, &router);
+    let v4 = |address: &str| claims(me, peer, address.parse::<Ipv4Addr>().unwrap());
+    let v6 = |address: &str| claims6(me, peer, address.parse::<Ipv6Addr>().unwrap());
+    for (frames, goes) in [
+        (v4("10.88.0.100"), true),
+        (v4("10.88.0.101"), false),
+        (v4("10.99.0.0"), true),
+        (v4("10.99.0.3"), true),
+        (v4("10.99.0.4"), false),
+        (v4("10.88.0.7"), true),
+        (v4("10.88.0.8"), false),
+        // The gateway's address is nobody's, whatever prefix it is in.
+        (v4("10.88.0.1"), false),
+        (v6("fd00:88::100"), true),
+        (v6("fd00:88::101"), false),
+        (v6("fd00:99::3"), true),
+        (v6("fd00:99::4"), false),
+        (v6("fd00:88::ff"), true),
+        (v6("fd00:88::1"), false),
+    ] {
+        let found = arrived((me, &wire), (peer, &mut seen), &frames);
+        // An advertisement by its own address is stopped by its target.
+        assert_eq!(found, vec![goes; found.len()], "{frames:?}");
+    }
+    // As keepalived does it.
+    for address in ["10.88.0.200/24", "fd00:88::200/64"] {
+        router.command(&format!(
+            "ip addr add {address} dev eth0 {}",
+            if address.contains(':') { "nodad" } else { "" }
+        ));
+        victim.assert_reaches(address.split('/').next().unwrap().parse::<IpAddr>().unwrap());
+    }
+    router.command("ip addr add 10.88.0.101/24 dev eth0");
+    let silent = victim.ping(Ipv4Addr::new(10, 88, 0, 101));
+    assert!(!silent.status.success(), "an address that is not allowed answers");
+}
+
+#[test]
+fn a_dhcp_client_may_ask_where_there_is_dhcp() {
+    let _host = Host::new();
+    let (client, victim) = (Pod::new(), Pod::new());
+    let (peer, mut seen) = attach(&Network::dual(), &victim);
+    // Whoever gives the addresses: the network says that it is DHCP.
+    let plugins = "/run/netns/.plugins";
+    script(plugins, "dhcp", &format!("exec {}", dist().join("weft-ipam").display()));
+    let network = Network::dual().with(&json!({ "ipam": { "type": "dhcp" } }));
+    let path = format!("{plugins}:{}", dist().display());
+    let result = network.add_call(&client).env("CNI_PATH", &path).run().result();
+    let (me, wire) = (Station::of(&result), wire(&result, &client));
+    for case in cases(me, peer) {
+        wire.send(&case.forged);
+        wire.send(&case.honest);
+        seen.wait_for(&case.honest, case.name);
+        assert_eq!(seen.has_seen(&case.forged), case.name.starts_with("a DHCP client"), "{}", case.name);
+    }
+}
+
+/// Without addresses nobody knows what is forged of them; whose frames they are is known all the same.
+#[test]
+fn layer_2_only() {
+    let _host = Host::new();
+    let (attacker, victim) = (Pod::new(), Pod::new());
+    let network = Network::new("flat", &[]);
+    let station = |pod: &Pod, last: u8| {
+        let mut result = network.add(pod);
+        let addresses = [format!("192.0.2.{last}/24"), format!("2001:db8::{last}/64")];
+        result["ips"] = addresses.iter().map(|address| json!({ "address": address })).collect();
+        (Station::of(&result), wire(&result, pod))
+    };
+    let ((me, wire), (peer, mut seen)) = (station(&attacker, 1), station(&victim, 2));
+    assert_stopped(cases(me, peer), &wire, &mut seen, &["ip", "arp", "nd"]);
+}
+
+#[test]
+fn beside_other_keys() {
+    for keys in
+        [json!({ "hairpinMode": true }), json!({ "promiscMode": true }), json!({ "isDefaultGateway": false })]
+    {
+        let _host = Host::new();
+        let (attacker, victim) = (Pod::new(), Pod::new());
+        let network = Network::dual().with(&keys);
+        let (me, wire) = attach(&network, &attacker);
+        let (peer, mut seen) = attach(&network, &victim);
+        assert_stopped(cases(me, peer), &wire, &mut seen, &[]);
+    }
+    let _host = Host::new();
+    let (isolated, down) = (Pod::new(), Pod::new());
+    let network = Network::dual().with(&json!({ "portIsolation": true }));
+    let result = network.add(&isolated);
+    network.check(&isolated, &result).done();
+    [IpAddr::from(GATEWAY), GATEWAY6.into()].into_iter().for_each(|gateway| isolated.assert_reaches(gateway));
+    let network = Network::new("down", &[]).with(&json!({ "disableContainerInterface": true }));
+    let result = network.add(&down);
+    network.check(&down, &result).done();
+    network.del(&down);
+}
+
+/// Containers that keep to their addresses do not notice.
+#[test]
+fn real_traffic() {
+    for detection in [false, true] {
+        let _host = Host::new();
+        let (one, two) = (Pod::new(), Pod::new());
+        let network = Network::dual().with(&json!({ "enabledad": detection }));
+        network.add(&one);
+        let result = network.add(&two);
+        for address in ips(&result) {
+            one.assert_reaches(address);
+            // In fragments.
+            one.command(&format!("ping -n -c 1 -W 3 -s 4000 {address}"));
+            transfer(&one, &two, address, 3_000_000);
+            let server = two.inside(|| UdpSocket::bind(SocketAddr::new(address, 0)).unwrap());
+            server.set_read_timeout(Some(PATIENCE)).unwrap();
+            let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let client = one.inside(|| UdpSocket::bind(any).unwrap());
+            client.send_to(b"a datagram", server.local_addr().unwrap()).unwrap();
+            assert_eq!(server.recv(&mut [0; 64]).unwrap(), 10);
+        }
+        let link_local = Station::of(&result).link_local;
+        one.command(&format!("ping -n -c 1 -W 3 {link_local}%eth0"));
+    }
+}
+
+/// A bridge of the administrator's that takes part in the spanning tree protocol would take in by itself what containers
+/// say of it, past all rules (in a namespace like this one the kernel does nothing with it).
+#[test]
+fn what_bridges_tell_each_other_passes_the_rules() {
+    let host = Host::new();
+    command("ip link add weft0 type bridge stp_state 1 forward_delay 200");
+    host.nft("table bridge watch { chain c { type filter hook prerouting priority -400; ether daddr 01:80:c2:00:00:00 counter; }\n }\n");
+    let passed = || {
+        let text = command("nft list table bridge watch");
+        !text.contains("counter packets 0 ")
+    };
+    let pods = [Pod::new(), Pod::new(), Pod::new()];
+    let open = without(&["rogue"]);
+    let [victim, deaf, attacker] =
+        [(&open, &pods[0]), (&open, &pods[1]), (&Network::dual(), &pods[2])].map(|(network, pod)| {
+            let result = network.add(pod);
+            network.check(pod, &result).done();
+            (Station::of(&result), wire(&result, pod))
+        });
+    let (peer, mut seen) = victim;
+    for ((me, wire), passes) in [(deaf, false), (attacker, true)] {
+        let stopped = arrived((me, &wire), (peer, &mut seen), &[superior(me)]);
+        assert_eq!(stopped, [false]);
+        assert_eq!(passed(), passes);
+    }
 }

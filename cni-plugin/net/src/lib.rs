@@ -28,7 +28,7 @@ mod vxlan;
 
 pub use addr::Detection;
 pub use family::Family;
-pub use link::{BridgePort, Link, NewVeth, is_bridge_full};
+pub use link::{BridgePort, Link, NewVeth, index_of, is_bridge_full};
 pub use neigh::Entry;
 pub use route::{KernelRoute, ROUTE_PROTOCOL};
 pub use socket::{NetError, Netlink, NlResult, Socket};

@@ -48,6 +48,20 @@ pub struct Link {
 pub struct BridgePort {
     pub hairpin: bool,
     pub isolated: bool,
+    /// Whether what bridges tell each other is forwarded, as other frames are: so it passes the rules. Where the bridge
+    /// takes part in the spanning tree protocol it otherwise takes this in by itself.
+    pub forwards_bpdus: bool,
+}
+
+/// The bit of 01:80:c2:00:00:00 in a port's `group_fwd_mask`.
+const BPDUS: u16 = 1;
+
+/// The number of a link, by if_nametoindex(3): who asks for the link by netlink has the kernel settle its carrier first.
+///
+/// # Errors
+/// `ENODEV` without such a link; what else the kernel says.
+pub fn index_of(name: &str) -> NlResult<u32> {
+    Ok(nix::net::if_::if_nametoindex(name)?)
 }
 
 /// What a veth pair is made of.
@@ -125,9 +139,9 @@ impl Netlink {
         self.request(RouteNetlinkMessage::NewLink(host), NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// `ip link set NAME alias TEXT addrgenmode none type bridge_slave hairpin … isolated …`: what a
+    /// `ip link set NAME alias TEXT addrgenmode none type bridge_slave hairpin … isolated … group_fwd_mask …`: what a
     /// container's bridge port needs beyond its creation, in one message. The port needs no IPv6 address
-    /// of its own, and with 1,000 of them on a bridge each one's chatter goes to all others. The kernel makes ports with both
+    /// of its own, and with 1,000 of them on a bridge each one's chatter goes to all others. The kernel makes ports with all
     /// settings off.
     pub fn configure_port(&mut self, name: &str, alias: Option<&str>, port: BridgePort) -> NlResult<()> {
         let mut link = LinkUnspec::new_with_name(name);
@@ -135,6 +149,7 @@ impl Netlink {
             link = link.set_port_kind(InfoPortKind::Bridge).set_port_data(InfoPortData::BridgePort(vec![
                 InfoBridgePort::HairpinMode(port.hairpin),
                 InfoBridgePort::Isolated(port.isolated),
+                InfoBridgePort::GroupFwdMask(if port.forwards_bpdus { BPDUS } else { 0 }),
             ]));
         }
         if let Some(alias) = alias {

@@ -8,7 +8,7 @@ use weft_net::{Link, Netlink, NlResult};
 
 use crate::conf::Asked;
 use crate::conf::chained::Chained;
-use crate::guard::{Guard, link_local};
+use crate::guard::{Guard, Port, link_local};
 use crate::holdings::Holdings;
 use crate::hostport::{Ports, Reach};
 use crate::isolation::Isolation;
@@ -86,11 +86,11 @@ impl OfAnother {
 
     /// How the container is guarded, which takes a port of a bridge.
     fn guard(&self, conf: &Chained, asked: &Asked) -> Result<Option<Guard>, Error> {
-        let (Some(_), Some(mac)) = (self.port(), self.container.mac) else {
+        let (Some(port), Some(mac)) = (self.port(), self.container.mac) else {
             let why = "prevResult names no port of a bridge that is the other end of the container's interface, where \
                        frames could be compared (as with ptp, macvlan and ipvlan): leave it out, or use a plugin that \
                        makes a veth pair on a bridge";
-            let wish = conf.guard_wish.as_ref().filter(|_| !conf.guard.is_none());
+            let wish = conf.guard_wish.as_ref().filter(|_| !conf.guard.is_empty());
             return wish.map_or(Ok(None), |wish| Err(wish.refused(why)));
         };
         let mut asked = asked.clone();
@@ -101,7 +101,7 @@ impl OfAnother {
                 asked.allowed_addresses.push(address.into());
             }
         }
-        Ok(Guard::new(conf.guard, None, &asked, &self.plan, mac))
+        Guard::new(&conf.guard, None, &asked, &self.plan, Port { index: port.index, mac })
     }
 
     /// Who may talk with the container. What is forwarded shows only where the host is its gateway: a subnet that others

@@ -1,9 +1,11 @@
 //! Weft behind another interface plugin: `"chained": true`.
 
+use std::collections::BTreeSet;
+
 use cni_protocol::{Code, Error};
 use serde_json::{Map, Value};
 
-use super::guard::Parts;
+use super::guard::{Part, parts};
 use super::isolation::IsolationPolicy;
 use super::keys::{asks_for_something, refuse_unknown};
 use super::ports::PortPolicy;
@@ -27,7 +29,7 @@ const CAPABILITIES: &[&str] = &["aliases", "bandwidth", "portMappings"];
 pub struct Chained {
     pub ports: PortPolicy,
     pub shaping: Shaping,
-    pub guard: Parts,
+    pub guard: BTreeSet<Part>,
     pub isolation: IsolationPolicy,
     /// By which key the guard is asked for; without, it is on where it can be.
     pub guard_wish: Option<Wish>,
@@ -99,7 +101,7 @@ impl Chained {
         Ok(Self {
             ports: PortPolicy::parse(conf)?,
             shaping: Shaping::of_network(conf)?,
-            guard: Parts::parse(conf)?,
+            guard: parts(conf)?,
             isolation: IsolationPolicy::parse(conf)?,
             guard_wish: Wish::all(conf, &guards).pop(),
             isolation_wishes: Wish::all(conf, &isolates),

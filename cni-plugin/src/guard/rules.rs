@@ -1,171 +1,331 @@
 //! The static rules of the guard.
-
-use std::net::{IpAddr, Ipv6Addr};
+//!
+//! An honest packet of IP pays one look-up: port, MAC address and IP address are one key. TCP is then through; of other
+//! protocols it is looked whether a container may say that. What is not found, and what is no IP, goes a longer way.
 
 use weft_net::Family;
-use weft_net::nft::{ChainKind, Field, InetHookNumber, Load, Rule, Set, Table, Type};
+use weft_net::nft::{ChainKind, InetHookNumber, Load, Rule, Set, Table, Type};
 
-use crate::ruleset::{Chain, Group};
+use crate::conf::guard::Part;
+use crate::ruleset::{Chain, Group, of_family};
+
+/// `NF_BR_PRI_NAT_DST_BRIDGED` of linux/netfilter_bridge.h, `dstnat`: before the bridge's own conntrack, and before
+/// br_netfilter has packets go through the rules for IP.
+const FIRST: i32 = -300;
+/// The hook of frames that come in by a port; those of the bridge family have the numbers of `inet`.
+const HOOK: InetHookNumber = InetHookNumber::PreRouting;
 
 const V4: Type = Type::Address(Family::V4);
 const V6: Type = Type::Address(Family::V6);
-/// `NF_BR_PRI_NAT_DST_BRIDGED` of linux/netfilter_bridge.h: before anything else takes notice of a frame.
-const FIRST: i32 = -300;
-
-// linux/if_ether.h
-const ETHER_IPV4: [u8; 2] = [0x08, 0x00];
-const ETHER_ARP: [u8; 2] = [0x08, 0x06];
-const ETHER_IPV6: [u8; 2] = [0x86, 0xdd];
-const ETHER_VLAN: [u8; 2] = [0x81, 0x00];
-const ETHER_QINQ: [u8; 2] = [0x88, 0xa8];
-/// The addresses that are for bridges, 01:80:c2:00:00:00 to :0f (IEEE 802.1Q, table 8-1).
-const TO_BRIDGES: [u8; 6] = [0x01, 0x80, 0xc2, 0, 0, 0];
-const TO_BRIDGES_MASK: [u8; 6] = [0xff, 0xff, 0xff, 0xff, 0xff, 0xf0];
-const UDP: [u8; 1] = [17];
-const ICMPV6: [u8; 1] = [58];
-const DHCP_SERVER: [u8; 2] = 67_u16.to_be_bytes();
-const DHCPV6_SERVER: [u8; 2] = 547_u16.to_be_bytes();
-// RFC 4861 §4
-const ROUTER_ADVERTISEMENT: [u8; 1] = [134];
-const NEIGHBOUR_SOLICITATION: [u8; 1] = [135];
-const NEIGHBOUR_ADVERTISEMENT: [u8; 1] = [136];
-const REDIRECT: [u8; 1] = [137];
+/// The target of a neighbour solicitation or advertisement (RFC 4861 §4.3): behind type, checksum and flags.
+const TARGET: (Load, Type) = (Load::Transport { at: 8, len: 16 }, Type::Transport { at: 8, len: 16 });
+/// The option behind the target, or in a router solicitation (§4.1) where the target would be: type, length in units of
+/// 8 bytes, MAC address.
+const OPTION: u8 = 24;
+const OPTION_OF_RS: u8 = 8;
+const SOURCE_OPTION: [u8; 2] = [1, 1];
+const TARGET_OPTION: [u8; 2] = [2, 1];
+/// By which a host knows its own duplicate address detection again (RFC 7527).
+const NONCE_OPTION: [u8; 2] = [14, 1];
+const MAC_LEN: u8 = 6;
 
 const fn set(name: &'static str, key: &'static [Type], intervals: bool) -> Set {
     Set { table: Table::Bridge, name, key, data: &[], intervals }
 }
 
-/// The ports that each part is on for.
-pub(super) static MAC: Set = set("guard-mac", &[Type::Ifname], false);
-pub(super) static IP: Set = set("guard-ip", &[Type::Ifname], false);
-pub(super) static ARP: Set = set("guard-arp", &[Type::Ifname], false);
-pub(super) static ND: Set = set("guard-nd", &[Type::Ifname], false);
-pub(super) static ROGUE: Set = set("guard-rogue", &[Type::Ifname], false);
-/// Port and what may come from it.
-pub(super) static MACS: Set = set("guard-macs", &[Type::Ifname, Type::Mac], false);
-pub(super) static ADDRESSES: [Set; 2] = [
-    set("guard-addresses-v4", &[Type::Ifname, V4], false),
-    set("guard-addresses-v6", &[Type::Ifname, V6], false),
+/// Ports of bridges that are guarded: host ends of containers' veths.
+pub(super) static PORTS: Set = set("guard", &[Type::Ifindex], false);
+/// What a container behind a port is: its MAC address, alone and with each of its addresses.
+pub(super) static MAC: Set = set("guard-mac", &[Type::Ifindex, Type::Mac], false);
+pub(super) static OWN: [Set; 2] = [
+    set("guard-v4", &[Type::Ifindex, Type::Mac, V4], false),
+    set("guard-v6", &[Type::Ifindex, Type::Mac, V6], false),
 ];
-pub(super) static PREFIXES: [Set; 2] = [
-    set("guard-prefixes-v4", &[Type::Ifname, V4], true),
-    set("guard-prefixes-v6", &[Type::Ifname, V6], true),
+/// Addresses that it may use with whatever MAC address it may use: of prefixes, and its own where MAC addresses are left out.
+/// These sets have the port's name: numbers of interfaces are no interval for nft as they are in a packet.
+pub(super) static MORE: [Set; 2] =
+    [set("guard-more-v4", &[Type::Ifname, V4], true), set("guard-more-v6", &[Type::Ifname, V6], true)];
+/// The same as IPv6's neighbour discovery has them, for which nft knows no names.
+pub(super) static ND_MAC: Set =
+    set("guard-nd-mac", &[Type::Ifindex, Type::Transport { at: OPTION + 2, len: MAC_LEN }], false);
+pub(super) static ND_OWN: Set = set("guard-nd", &[Type::Ifindex, TARGET.1], false);
+pub(super) static ND_MORE: Set = set("guard-nd-more", &[Type::Ifname, TARGET.1], true);
+/// Ports behind which addresses come and go by DHCP.
+pub(super) static DHCP: Set = set("guard-dhcp", &[Type::Ifindex], false);
+/// Ports for which a part is off.
+static OFF: [Set; 5] = [
+    set("guard-off-mac", &[Type::Ifindex], false),
+    set("guard-off-ip", &[Type::Ifindex], false),
+    set("guard-off-arp", &[Type::Ifindex], false),
+    set("guard-off-nd", &[Type::Ifindex], false),
+    set("guard-off-rogue", &[Type::Ifindex], false),
 ];
-pub(super) static TARGETS: Set = set("guard-targets", &[Type::Ifname, Type::NdTarget], false);
-pub(super) static TARGET_PREFIXES: Set = set("guard-target-prefixes", &[Type::Ifname, Type::NdTarget], true);
+
+/// The set of ports for which a part is off.
+pub(super) const fn off(part: Part) -> &'static Set {
+    &OFF[part as usize]
+}
+
+const fn regular(name: &'static str, rules: fn() -> Vec<Rule>, uses: u32) -> Chain {
+    Chain { name, kind: ChainKind::Regular, rules, uses }
+}
 
 /// The guard's part of the table `bridge weft`.
 pub static GROUP: Group = Group {
     name: "guard",
     table: Table::Bridge,
     sets: &[
-        MAC, IP, ARP, ND, ROGUE, MACS, ADDRESSES[0], ADDRESSES[1], PREFIXES[0], PREFIXES[1], TARGETS,
-        TARGET_PREFIXES,
+        PORTS, MAC, OWN[0], OWN[1], MORE[0], MORE[1], ND_MAC, ND_OWN, ND_MORE, DHCP, OFF[0], OFF[1], OFF[2],
+        OFF[3], OFF[4],
     ],
     chains: &[
-        Chain { name: "guard-arp", kind: ChainKind::Regular, rules: arp, uses: 6 },
-        Chain { name: "guard-ip", kind: ChainKind::Regular, rules: ip, uses: 8 },
-        Chain { name: "guard-nd", kind: ChainKind::Regular, rules: nd, uses: 3 },
-        Chain { name: "guard-rogue", kind: ChainKind::Regular, rules: rogue, uses: 8 },
+        regular("guard-nd-source", nd_source, 6),
+        regular("guard-nd-target", nd_target, 5),
+        regular("guard-solicit", solicitation, 8),
+        regular("guard-advert", advertisement, 7),
+        regular("guard-router", router_solicitation, 6),
+        regular("guard-icmp6", icmp6, 7),
+        regular("guard-ip6-known", ip6_known, 12),
+        regular("guard-ip6", ip6, 6),
+        regular("guard-ip-known", ip_known, 6),
+        regular("guard-ip", ip, 5),
+        regular("guard-arp", arp, 11),
+        regular("guard-frames", frames, 8),
         Chain {
             name: "guard",
-            kind: ChainKind::Base { kind: "filter", hook: InetHookNumber::PreRouting, priority: FIRST },
-            rules: guard,
-            uses: 5,
+            kind: ChainKind::Base { kind: "filter", hook: HOOK, priority: FIRST },
+            rules: ports,
+            uses: 3,
         },
     ],
 };
 
-const fn from(what: Load) -> [Load; 2] {
-    [Load::Iifname, what]
-}
+const IP: [u8; 2] = [0x08, 0x00];
+const ARP: [u8; 2] = [0x08, 0x06];
+const IP6: [u8; 2] = [0x86, 0xdd];
+const UNSPECIFIED: [u8; 16] = [0; 16];
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// Where servers answer to: RFC 2131 §4.1, RFC 8415 §7.2.
+const DHCP_CLIENT: u16 = 68;
+const DHCP6_CLIENT: u16 = 546;
+const ICMP: u8 = 1;
+const ICMP6: u8 = 58;
+/// The next header of a fragment (RFC 8200 §4.5).
+const FRAGMENT: u8 = 44;
+/// The first byte behind the headers of IP. It cannot be compared with anything where it is not there.
+const BEGINNING: Load = Load::Transport { at: 0, len: 1 };
+/// `icmp type redirect`
+const REDIRECT: u8 = 5;
+// Types of ICMPv6 (RFC 4861, RFC 3810).
+const ROUTER_SOLICITATION: u8 = 133;
+const ROUTER_ADVERTISEMENT: u8 = 134;
+const SOLICITATION: u8 = 135;
+const ADVERTISEMENT: u8 = 136;
+const REDIRECT6: u8 = 137;
+const LISTENER_REPORT: u8 = 143;
 
-fn guard() -> Vec<Rule> {
-    let port = [Load::Iifname];
+fn ports() -> Vec<Rule> {
+    let honest = |protocol: &[u8], source, own, chain| {
+        let fields = [Load::Iif, Load::MacSource, source];
+        Rule::any().is(Load::EtherType, protocol).found(&fields, own).goto(chain)
+    };
     vec![
-        Rule::any().found(&port, &MAC).not_found(&from(Load::MacSource), &MACS).drop(),
-        Rule::any().found(&port, &ROGUE).jump("guard-rogue"),
-        Rule::any().is(Load::Protocol, &ETHER_ARP).found(&port, &ARP).jump("guard-arp"),
-        Rule::any().found(&port, &IP).jump("guard-ip"),
-        Rule::any()
-            .is(Load::Protocol, &ETHER_IPV6)
-            .is(Load::L4Protocol, &ICMPV6)
-            .found(&port, &ND)
-            .jump("guard-nd"),
+        honest(&IP, Load::Source(Family::V4), &OWN[0], "guard-ip-known"),
+        honest(&IP6, Load::Source(Family::V6), &OWN[1], "guard-ip6-known"),
+        Rule::any().found(&[Load::Iif], &PORTS).goto("guard-frames"),
     ]
 }
 
-/// A probe for an address has no sender (RFC 5227 §2.1.1).
-fn arp() -> Vec<Rule> {
-    // As nft does it: only then it prints the fields behind by their names.
-    let begin = || Rule::any().is(Load::EtherType, &ETHER_ARP);
+fn frames() -> Vec<Rule> {
+    let forged = Rule::any().not_found(&[Load::Iif, Load::MacSource], &MAC);
+    // IEEE 802.1D: what bridges tell each other.
+    let of_bridges = Rule::any().is_masked(
+        Load::MacDestination,
+        &[0xff, 0xff, 0xff, 0xff, 0xff, 0xf0],
+        &[0x01, 0x80, 0xc2, 0, 0, 0],
+    );
+    let to_chain = [(IP, "guard-ip"), (IP6, "guard-ip6"), (ARP, "guard-arp")]
+        .map(|(protocol, chain)| Rule::any().is(Load::EtherType, &protocol).goto(chain));
+    // A tag would hide what is behind it.
+    let tagged = [[0x81, 0x00], [0x88, 0xa8]].map(|tag| Rule::any().is(Load::EtherType, &tag).drop());
+    let begin = [unless_off(forged, Part::Mac)];
+    begin.into_iter().chain(to_chain).chain(tagged).chain([unless_off(of_bridges, Part::Rogue)]).collect()
+}
+
+/// Packets with a source that is the container's.
+fn ip_known() -> Vec<Rule> {
+    let redirect = of(Family::V4).is(Load::L4Protocol, &[ICMP]).is(Load::IcmpType, &[REDIRECT]);
+    vec![of_tcp().accept(), unless_off(to_udp(DHCP_CLIENT), Part::Rogue), unless_off(redirect, Part::Rogue)]
+}
+
+fn ip6_known() -> Vec<Rule> {
     vec![
-        begin().not_found(&from(Load::ArpSenderMac), &MACS).drop(),
-        begin().is(Load::ArpSender, &[0; 4]).give_back(),
-        begin().found(&from(Load::ArpSender), &ADDRESSES[0]).give_back(),
-        begin().found(&from(Load::ArpSender), &PREFIXES[0]).give_back(),
+        of_tcp().accept(),
+        unless_off(to_udp(DHCP6_CLIENT), Part::Rogue),
+        Rule::any().is(Load::L4Protocol, &[ICMP6]).jump("guard-icmp6"),
+        // A first fragment whose headers go on in the next one would hide what it is (RFC 7112).
+        Rule::any().is_not(BEGINNING, &[0]).give_back(),
+        Rule::any().is(BEGINNING, &[0]).give_back(),
+        of(Family::V6).is_not(Load::Ipv6Next, &[FRAGMENT]).drop(),
+        of(Family::V6).is_masked(Load::FragmentOffset, &[0xff, 0xf8], &[0, 0]).drop(),
+    ]
+}
+
+/// Packets that are not from the container's own MAC and IP address.
+fn ip() -> Vec<Rule> {
+    // A DHCP client that has no address yet (RFC 2131 §4.1).
+    let client = from_nowhere(Family::V4).is(Load::L4Protocol, &[UDP]).is(Load::Ports, &[0, 68, 0, 67]);
+    vec![
+        more(Family::V4).goto("guard-ip-known"),
+        if_off(Part::Ip).goto("guard-ip-known"),
+        client.found(&[Load::Iif], &DHCP).accept(),
         Rule::any().drop(),
     ]
 }
 
-/// Who has no IPv6 address yet looks for others that have it, and joins groups, from the unspecified one (RFC 4862 §5.4).
-fn ip() -> Vec<Rule> {
-    let v4 = || Rule::any().is(Load::Protocol, &ETHER_IPV4);
-    let v6 = || Rule::any().is(Load::Protocol, &ETHER_IPV6);
-    let nobody = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+fn ip6() -> Vec<Rule> {
+    // Duplicate address detection, whose target is looked at later, and that its group is listened to.
+    let [detection, listening] = [SOLICITATION, LISTENER_REPORT].map(|kind| {
+        let from_nowhere = from_nowhere(Family::V6).is(Load::L4Protocol, &[ICMP6]);
+        from_nowhere.is(Load::IcmpType, &[kind]).goto("guard-ip6-known")
+    });
     vec![
-        v4().found(&from(Load::Source(Family::V4)), &ADDRESSES[0]).give_back(),
-        v4().found(&from(Load::Source(Family::V4)), &PREFIXES[0]).give_back(),
-        v4().drop(),
-        v6().found(&from(Load::Source(Family::V6)), &ADDRESSES[1]).give_back(),
-        v6().found(&from(Load::Source(Family::V6)), &PREFIXES[1]).give_back(),
-        v6().is_in(Field::source(Family::V6), nobody, 128).is(Load::L4Protocol, &ICMPV6).give_back(),
-        v6().drop(),
+        more(Family::V6).goto("guard-ip6-known"),
+        if_off(Part::Ip).goto("guard-ip6-known"),
+        detection,
+        listening,
+        Rule::any().drop(),
     ]
 }
 
-/// An advertisement, and a probe before an address is used, are for the container's own. The link-layer addresses in them
-/// bind only what is its own.
-fn nd() -> Vec<Rule> {
-    let begin = |kind: &[u8]| {
-        Rule::any().is(Load::Protocol, &ETHER_IPV6).is(Load::L4Protocol, &ICMPV6).is(Load::IcmpType, kind)
-    };
-    let nobody = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-    let target = from(Load::NdTarget);
-    let forged = |rule: Rule| rule.not_found(&target, &TARGETS).not_found(&target, &TARGET_PREFIXES).drop();
-    let probe = || {
-        Rule::any()
-            .is(Load::Protocol, &ETHER_IPV6)
-            .is_in(Field::source(Family::V6), nobody, 128)
-            .is(Load::L4Protocol, &ICMPV6)
-            .is(Load::IcmpType, &NEIGHBOUR_SOLICITATION)
-    };
-    vec![forged(begin(&NEIGHBOUR_ADVERTISEMENT)), forged(probe())]
+fn arp() -> Vec<Rule> {
+    let arp = || Rule::any().is(Load::Protocol, &ARP);
+    // Addresses of other kinds have other lengths, and so the sender's elsewhere.
+    let wrong = [
+        arp().is_not(Load::ArpHardware, &[0, 1]),
+        arp().is_not(Load::ArpProtocol, &IP),
+        arp().is_not(Load::ArpHardwareLen, &[6]),
+        arp().is_not(Load::ArpProtocolLen, &[4]),
+    ];
+    let own = arp().found(&[Load::Iif, Load::ArpSenderMac, Load::ArpSender], &OWN[0]);
+    let forged = arp().not_found(&[Load::Iif, Load::ArpSenderMac], &MAC);
+    // A probe says of no address that it is somebody's (RFC 5227 §2.1).
+    let probe = arp().is(Load::ArpOperation, &[0, 1]).is(Load::ArpSender, &UNSPECIFIED[..4]);
+    let more = arp().found(&[Load::Iifname, Load::ArpSender], &MORE[0]);
+    let off = [if_off(Part::Arp).give_back()];
+    let checks = [own.give_back(), forged.drop(), probe.give_back(), more.give_back(), Rule::any().drop()];
+    off.into_iter().chain(wrong.map(Rule::drop)).chain(checks).collect()
 }
 
-/// Tagged frames are what no other rule looks into.
-fn rogue() -> Vec<Rule> {
-    let udp_from = |ether_type: &[u8], port: &[u8]| {
-        Rule::any()
-            .is(Load::Protocol, ether_type)
-            .is(Load::L4Protocol, &UDP)
-            .is(Load::SourcePort, port)
-            .drop()
-    };
-    let icmp = |kind: &[u8]| {
-        Rule::any()
-            .is(Load::Protocol, &ETHER_IPV6)
-            .is(Load::L4Protocol, &ICMPV6)
-            .is(Load::IcmpType, kind)
-            .drop()
-    };
+fn icmp6() -> Vec<Rule> {
+    let kind = |kind| of(Family::V6).is(Load::L4Protocol, &[ICMP6]).is(Load::IcmpType, &[kind]);
     vec![
-        Rule::any().is_masked(Load::MacDestination, &TO_BRIDGES_MASK, &TO_BRIDGES).drop(),
-        Rule::any().is(Load::EtherType, &ETHER_VLAN).drop(),
-        Rule::any().is(Load::EtherType, &ETHER_QINQ).drop(),
-        udp_from(&ETHER_IPV4, &DHCP_SERVER),
-        udp_from(&ETHER_IPV6, &DHCPV6_SERVER),
-        icmp(&ROUTER_ADVERTISEMENT),
-        icmp(&REDIRECT),
+        unless_off(kind(ROUTER_ADVERTISEMENT), Part::Rogue),
+        unless_off(kind(REDIRECT6), Part::Rogue),
+        if_off(Part::Nd).give_back(),
+        kind(SOLICITATION).jump("guard-solicit"),
+        kind(ADVERTISEMENT).jump("guard-advert"),
+        kind(ROUTER_SOLICITATION).jump("guard-router"),
     ]
+}
+
+/// Source and option make an entry in the neighbours' tables. With neither, it is duplicate address detection.
+fn solicitation() -> Vec<Rule> {
+    let somebody = of(Family::V6).is_not(Load::Source(Family::V6), &UNSPECIFIED);
+    vec![
+        behind_other_headers(),
+        from_nowhere(Family::V6).jump("guard-nd-target"),
+        somebody.jump("guard-nd-source"),
+        of_length(24).give_back(),
+        with_mac(32, OPTION, SOURCE_OPTION),
+        of_length(32).is(Load::Transport { at: OPTION, len: 2 }, &NONCE_OPTION).give_back(),
+        Rule::any().drop(),
+    ]
+}
+
+/// Target and option make an entry in the neighbours' tables.
+fn advertisement() -> Vec<Rule> {
+    vec![
+        behind_other_headers(),
+        Rule::any().jump("guard-nd-source"),
+        Rule::any().jump("guard-nd-target"),
+        of_length(24).give_back(),
+        with_mac(32, OPTION, TARGET_OPTION),
+        Rule::any().drop(),
+    ]
+}
+
+fn router_solicitation() -> Vec<Rule> {
+    let somebody = of(Family::V6).is_not(Load::Source(Family::V6), &UNSPECIFIED);
+    vec![
+        behind_other_headers(),
+        somebody.jump("guard-nd-source"),
+        of_length(8).give_back(),
+        with_mac(16, OPTION_OF_RS, SOURCE_OPTION),
+        Rule::any().drop(),
+    ]
+}
+
+fn nd_source() -> Vec<Rule> {
+    let own = [Load::Iif, Load::MacSource, Load::Source(Family::V6)];
+    vec![of(Family::V6).found(&own, &OWN[1]).give_back(), more(Family::V6).give_back(), Rule::any().drop()]
+}
+
+fn nd_target() -> Vec<Rule> {
+    vec![
+        Rule::any().found(&[Load::Iif, TARGET.0], &ND_OWN).give_back(),
+        Rule::any().found(&[Load::Iifname, TARGET.0], &ND_MORE).give_back(),
+        Rule::any().drop(),
+    ]
+}
+
+/// Behind an extension header nobody accepts it who keeps to RFC 6980, and options would be elsewhere.
+fn behind_other_headers() -> Rule {
+    of(Family::V6).is_not(Load::Ipv6Next, &[ICMP6]).drop()
+}
+
+/// `ip6 length LENGTH`: without options behind those that are looked at.
+fn of_length(length: u8) -> Rule {
+    of(Family::V6).is(Load::Ipv6Length, &[0, length])
+}
+
+/// Its one option is the container's MAC address.
+fn with_mac(length: u8, at: u8, option: [u8; 2]) -> Rule {
+    let mac = Load::Transport { at: at + 2, len: MAC_LEN };
+    of_length(length)
+        .is(Load::Transport { at, len: 2 }, &option)
+        .found(&[Load::Iif, mac], &ND_MAC)
+        .give_back()
+}
+
+fn of(family: Family) -> Rule {
+    Rule::any().is(Load::Protocol, if family == Family::V4 { &IP } else { &IP6 })
+}
+
+fn of_tcp() -> Rule {
+    Rule::any().is(Load::L4Protocol, &[TCP])
+}
+
+/// From an address that the container may use with whatever MAC address.
+fn more(family: Family) -> Rule {
+    let fields = [Load::Iifname, Load::Source(family)];
+    of(family).found(&fields, of_family(&MORE, family))
+}
+
+fn from_nowhere(family: Family) -> Rule {
+    let len = if family == Family::V4 { 4 } else { 16 };
+    of(family).is(Load::Source(family), &UNSPECIFIED[..len])
+}
+
+fn to_udp(port: u16) -> Rule {
+    Rule::any().is(Load::L4Protocol, &[UDP]).is(Load::DestinationPort, &port.to_be_bytes())
+}
+
+fn unless_off(rule: Rule, part: Part) -> Rule {
+    rule.not_found(&[Load::Iif], off(part)).drop()
+}
+
+fn if_off(part: Part) -> Rule {
+    Rule::any().found(&[Load::Iif], off(part))
 }

@@ -1,6 +1,6 @@
 //! Against the real kernel, each test in a network namespace of its own, and seen through the real nft.
 
-use weft_net::nft::Tuple;
+use weft_net::nft::{Table, Tuple};
 
 use super::*;
 use crate::real_nft::{fresh_host, nft, ruleset};
@@ -31,17 +31,27 @@ fn some_of_all() -> Elements {
         let tuple = set.key.iter().fold(Tuple::default(), |tuple, field| match field {
             weft_net::nft::Type::Ifname => tuple.ifname("weft0"),
             weft_net::nft::Type::Address(Family::V4) => tuple.address([10, 0, 0, 1].into()),
-            weft_net::nft::Type::Address(Family::V6) | weft_net::nft::Type::NdTarget => {
-                tuple.address([0; 16].into())
-            }
+            weft_net::nft::Type::Address(Family::V6) => tuple.address([0; 16].into()),
             weft_net::nft::Type::Mac => tuple.mac([2, 0, 0, 0, 0, 1].into()),
             weft_net::nft::Type::Protocol => tuple.protocol(6),
             weft_net::nft::Type::Port => tuple.port(80),
+            weft_net::nft::Type::Ifindex => tuple.ifindex(1),
+            weft_net::nft::Type::Transport { .. } => unreachable!("no group's first set has it"),
         });
         let element = Element::new(set, tuple.clone(), "an element".into());
         if set.intervals { Element { end: Some(tuple), ..element } } else { element }
     };
     Elements { own: GROUPS.iter().map(element).collect(), ..Elements::default() }
+}
+
+/// One that has elements in every set.
+fn a_guard() -> guard::Guard {
+    let conf = serde_json::json!({
+        "index": 1, "mac": "02:00:00:00:00:09", "dhcp": true, "off": ["mac", "ip", "arp", "nd", "rogue"],
+        "addresses": ["10.88.0.9", "fd00:88::9"],
+        "more": [["10.88.1.0", "10.88.1.6"], ["fd00:89::", "fd00:89::ffff"]],
+    });
+    serde_json::from_value(conf).unwrap()
 }
 
 fn ensure_all(kernel: &mut Nft) -> Vec<&'static Group> {
@@ -98,13 +108,17 @@ fn a_rule_that_was_altered_in_place_is_mended() {
 fn a_ruleset_that_was_saved_and_loaded_again_is_intact() {
     let mut kernel = fresh_host();
     ensure_all(&mut kernel);
-    let elements = some_of_all().of(&key("a"));
+    let mut elements = some_of_all();
+    elements.own.retain(|element| element.set.table == Table::Inet);
+    elements.extend(a_guard().elements("lo"));
+    let elements = elements.of(&key("a"));
     add(&mut kernel, &key("a"), &elements, &|_| true).unwrap();
     let saved = ruleset();
     nft(&["flush", "ruleset"], "");
     nft(&["-f", "-"], &saved);
     assert_eq!(ruleset(), saved);
     assert!(ensure_all(&mut kernel).is_empty());
+    check(&mut kernel, &a_guard().elements("lo").of(&key("a"))).unwrap();
 }
 
 #[test]
@@ -147,6 +161,54 @@ fn nft_shows_the_host_ports_as_they_are_meant() {
             "type filter hook prerouting priority raw; policy accept;",
             "ip daddr 127.0.0.0/8 iifname @hostport-localnet drop",
             "ip saddr 127.0.0.0/8 iifname @hostport-localnet drop",
+        ]
+    );
+}
+
+#[test]
+fn nft_shows_the_guard_as_it_is_meant() {
+    let mut kernel = fresh_host();
+    ensure_all(&mut kernel);
+    assert_eq!(
+        rules_of("bridge", "guard"),
+        [
+            "type filter hook prerouting priority dstnat; policy accept;",
+            "iif . ether saddr . ip saddr @guard-v4 goto guard-ip-known",
+            "iif . ether saddr . ip6 saddr @guard-v6 goto guard-ip6-known",
+            "iif @guard goto guard-frames",
+        ]
+    );
+    assert_eq!(
+        rules_of("bridge", "guard-frames"),
+        [
+            "iif . ether saddr != @guard-mac iif != @guard-off-mac drop",
+            "ether type ip goto guard-ip",
+            "ether type ip6 goto guard-ip6",
+            "ether type arp goto guard-arp",
+            "ether type 8021q drop",
+            "ether type 8021ad drop",
+            "ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 iif != @guard-off-rogue drop",
+        ]
+    );
+    assert_eq!(
+        rules_of("bridge", "guard-ip"),
+        [
+            "iifname . ip saddr @guard-more-v4 goto guard-ip-known",
+            "iif @guard-off-ip goto guard-ip-known",
+            "ip saddr 0.0.0.0 udp sport 68 udp dport 67 iif @guard-dhcp accept",
+            "drop",
+        ]
+    );
+    assert_eq!(
+        rules_of("bridge", "guard-solicit"),
+        [
+            "ip6 nexthdr != ipv6-icmp drop",
+            "ip6 saddr :: jump guard-nd-target",
+            "ip6 saddr != :: jump guard-nd-source",
+            "ip6 length 24 return",
+            "ip6 length 32 @th,192,16 0x101 iif . @th,208,48 @guard-nd-mac return",
+            "ip6 length 32 @th,192,16 0xe01 return",
+            "drop",
         ]
     );
 }

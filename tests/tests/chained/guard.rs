@@ -138,7 +138,7 @@ fn check_tells_what_is_missing_and_the_next_add_brings_it_back() {
     let port = host_end(&result);
     for (line, words) in [
         ("nft flush set inet weft closed-v4", ["closed-v4", "10.97.0.0/24"]),
-        ("nft flush set bridge weft guard-macs", ["guard-macs", port]),
+        ("nft flush set bridge weft guard-mac", ["guard-mac", port]),
         ("nft flush ruleset", ["ruleset", "missing"]),
     ] {
         command(line);

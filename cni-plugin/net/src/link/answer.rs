@@ -7,11 +7,12 @@ use cni_protocol::MacAddr;
 use netlink_packet_core::{DecodeError, NetlinkDeserializable, NetlinkHeader};
 use nix::libc;
 
-use super::{BridgePort, Link};
+use super::{BPDUS, BridgePort, Link};
 use crate::attribute::{attributes, find, text};
 
 /// Attributes of a port in `IFLA_INFO_SLAVE_DATA` (`IFLA_BRPORT_*` of linux/if_link.h).
 const BRPORT_MODE: u16 = 4;
+const BRPORT_GROUP_FWD_MASK: u16 = 31;
 const BRPORT_ISOLATED: u16 = 33;
 
 /// The link of an `RTM_NEWLINK`; `None` for what else is asked for with the same request.
@@ -79,6 +80,7 @@ fn port(nest: &[u8]) -> BridgePort {
     for (kind, value) in attributes(nest) {
         match kind {
             BRPORT_MODE => port.hairpin = value == [1],
+            BRPORT_GROUP_FWD_MASK => port.forwards_bpdus = value == BPDUS.to_ne_bytes(),
             BRPORT_ISOLATED => port.isolated = value == [1],
             _ => {}
         }

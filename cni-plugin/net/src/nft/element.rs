@@ -57,6 +57,11 @@ impl Tuple {
         self.then(&port.to_be_bytes())
     }
 
+    /// An interface's number.
+    pub fn ifindex(self, index: u32) -> Self {
+        self.then(&index.to_ne_bytes())
+    }
+
     pub fn ifname(self, ifname: &str) -> Self {
         let mut name = [0; IFNAMSIZ];
         for (byte, letter) in name[..IFNAMSIZ - 1].iter_mut().zip(ifname.bytes()) {

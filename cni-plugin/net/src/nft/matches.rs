@@ -1,6 +1,7 @@
 //! More of what rules are made of: several fields at once, conntrack, verdicts, address translation.
 
 use super::bytes::{nest, put};
+use super::load::Load;
 use super::rule::{Parameter, Rule};
 use super::set::{Set, padded};
 use crate::Family;
@@ -54,6 +55,7 @@ const NFT_NAT_DNAT: u32 = 1;
 const MAP_IPS: u32 = 1;
 const PROTO_SPECIFIED: u32 = 2;
 const NFT_META_PROTOCOL: u32 = 1;
+const NFT_META_IIF: u32 = 4;
 const NFT_META_IIFNAME: u32 = 6;
 const NFT_META_L4PROTO: u32 = 16;
 const NFT_CT_STATE: u32 = 0;
@@ -69,85 +71,12 @@ const ESTABLISHED_OR_RELATED: u32 = 0x6;
 const NF_DROP: i32 = 0;
 const NF_ACCEPT: i32 = 1;
 const NFT_JUMP: i32 = -3;
+const NFT_GOTO: i32 = -4;
 const NFT_RETURN: i32 = -5;
 /// `NFT_REG_1`, and `NFT_REG32_00`: the same room by words of four bytes.
 const REG_1: u32 = 1;
 const REG32_00: u32 = 8;
 const WORDS: u32 = 4;
-
-/// Where a payload's offset counts from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Base {
-    Link = 0,
-    Network = 1,
-    Transport = 2,
-}
-
-/// Something of a packet that can be compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Load {
-    /// `iifname`
-    Iifname,
-    /// `meta protocol`: the EtherType, behind one VLAN tag.
-    Protocol,
-    /// `meta l4proto`: the protocol, behind IPv6's extension headers.
-    L4Protocol,
-    /// `ether type`: of the frame itself, a VLAN tag's where it has one.
-    EtherType,
-    /// `ether saddr`
-    MacSource,
-    /// `ether daddr`
-    MacDestination,
-    /// `ip saddr`, `ip6 saddr`
-    Source(Family),
-    /// `ip daddr`, `ip6 daddr`
-    Destination(Family),
-    /// The first byte of an address: whether it is `127.0.0.0/8`.
-    SourceBlock,
-    DestinationBlock,
-    /// `th sport`
-    SourcePort,
-    /// `th dport`
-    DestinationPort,
-    /// `arp saddr ip` of an Ethernet ARP packet (RFC 826).
-    ArpSender,
-    /// `arp saddr ether`
-    ArpSenderMac,
-    /// `icmpv6 type`, `icmp type`
-    IcmpType,
-    /// The target of a neighbour solicitation or advertisement (RFC 4861 §4.3).
-    NdTarget,
-}
-
-impl Load {
-    fn payload(self) -> Option<(Base, u32)> {
-        Some(match self {
-            Self::Iifname | Self::Protocol | Self::L4Protocol => return None,
-            Self::MacDestination => (Base::Link, 0),
-            Self::EtherType => (Base::Link, 12),
-            Self::MacSource => (Base::Link, 6),
-            Self::Source(Family::V4) | Self::SourceBlock => (Base::Network, 12),
-            Self::Destination(Family::V4) | Self::DestinationBlock => (Base::Network, 16),
-            Self::Source(Family::V6) | Self::ArpSenderMac => (Base::Network, 8),
-            Self::Destination(Family::V6) => (Base::Network, 24),
-            Self::ArpSender => (Base::Network, 14),
-            Self::SourcePort | Self::IcmpType => (Base::Transport, 0),
-            Self::DestinationPort => (Base::Transport, 2),
-            Self::NdTarget => (Base::Transport, 8),
-        })
-    }
-
-    /// In bytes.
-    fn len(self) -> usize {
-        match self {
-            Self::L4Protocol | Self::SourceBlock | Self::DestinationBlock | Self::IcmpType => 1,
-            Self::Protocol | Self::EtherType | Self::SourcePort | Self::DestinationPort => 2,
-            Self::Source(Family::V4) | Self::Destination(Family::V4) | Self::ArpSender => 4,
-            Self::MacSource | Self::MacDestination | Self::ArpSenderMac => 6,
-            Self::Iifname | Self::Source(Family::V6) | Self::Destination(Family::V6) | Self::NdTarget => 16,
-        }
-    }
-}
 
 impl Rule {
     /// Begins a rule for all packets of its chain.
@@ -268,6 +197,12 @@ impl Rule {
         self.verdict(NFT_JUMP, Some(chain))
     }
 
+    /// `goto CHAIN`: what comes behind the rule is not looked at any more.
+    #[must_use]
+    pub fn goto(self, chain: &str) -> Self {
+        self.verdict(NFT_GOTO, Some(chain))
+    }
+
     fn verdict(mut self, code: i32, chain: Option<&str>) -> Self {
         nest(self.expressions_mut(), NFTA_LIST_ELEM, |element| {
             put(element, NFTA_EXPR_NAME, |bytes| bytes.extend(b"immediate\0"));
@@ -315,6 +250,7 @@ impl Rule {
             );
         }
         let key = match field {
+            Load::Iif => NFT_META_IIF,
             Load::Iifname => NFT_META_IIFNAME,
             Load::Protocol => NFT_META_PROTOCOL,
             _ => NFT_META_L4PROTO,

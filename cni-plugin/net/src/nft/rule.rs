@@ -25,6 +25,8 @@ const NFTA_EXPR_DATA: u16 = 2;
 const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_META_DREG: u16 = 1;
 const NFTA_META_KEY: u16 = 2;
+/// `meta protocol`
+const NFT_META_PROTOCOL: u32 = 1;
 const NFTA_CMP_SREG: u16 = 1;
 const NFTA_CMP_OP: u16 = 2;
 const NFTA_CMP_DATA: u16 = 3;
@@ -289,6 +291,9 @@ impl PartialEq for Rule {
 /// Whether two expressions have the same name and the same parameters.
 fn same(one: &[u8], other: &[u8]) -> bool {
     let parameters = |element| find(element, NFTA_EXPR_DATA).unwrap_or_default();
+    if loads_ethertype(one) && loads_ethertype(other) {
+        return true;
+    }
     let (mine, theirs) = (parameters(one), parameters(other));
     // Another version of the kernel may give them back in another order, without or with those that were not
     // sent and have their default, which is zero.
@@ -298,6 +303,25 @@ fn same(one: &[u8], other: &[u8]) -> bool {
     };
     find(one, NFTA_EXPR_NAME) == find(other, NFTA_EXPR_NAME)
         && (attributes(mine).eq(attributes(theirs)) || within((mine, theirs)) && within((theirs, mine)))
+}
+
+/// Whether it is `meta protocol` or `ether type`, which are the same of a frame without a tag: of a rule in the table
+/// `bridge weft` that was saved and loaded again, it depends on nft's version which of them it has.
+fn loads_ethertype(element: &[u8]) -> bool {
+    let data = find(element, NFTA_EXPR_DATA).unwrap_or_default();
+    let parameter = |kind| find(data, kind).and_then(number);
+    match find(element, NFTA_EXPR_NAME) {
+        Some(b"meta\0") => {
+            (parameter(NFTA_META_KEY), parameter(NFTA_META_DREG))
+                == (Some(NFT_META_PROTOCOL), Some(Register::Reg1.into()))
+        }
+        Some(b"payload\0") => {
+            let parts =
+                [NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN, NFTA_PAYLOAD_DREG].map(parameter);
+            parts == [Some(0), Some(12), Some(2), Some(Register::Reg1.into())]
+        }
+        _ => false,
+    }
 }
 
 impl Parameter<'_> {

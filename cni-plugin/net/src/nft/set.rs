@@ -31,16 +31,6 @@ const NFT_SET_CONCAT: u32 = 0x80;
 const SET_DATABYTEORDER: u8 = 1;
 /// `NFTNL_UDATA_SET_KEY_TYPEOF` of libnftnl's udata.h.
 const SET_KEY_TYPEOF: u8 = 3;
-/// What nft writes for `typeof iifname . @th,64,128`: a concatenation of a meta and a payload expression, by the numbers of
-/// its own expression.h. Without it nft prints a set that it does not read again.
-#[rustfmt::skip]
-const TYPEOF_IFNAME_ND_TARGET: [u8; 64] = [
-    0, 4, 13, 0, 0, 0,
-    1, 56,
-        0, 14, 0, 4, 9, 0, 0, 0, 1, 6, 0, 4, 6, 0, 0, 0,
-        1, 38, 0, 4, 7, 0, 0, 0, 1, 30,
-            0, 4, 0, 0, 0, 0, 1, 4, 0, 0, 0, 0, 2, 4, 3, 0, 0, 0, 3, 4, 64, 0, 0, 0, 4, 4, 128, 0, 0, 0,
-];
 /// `BYTEORDER_HOST_ENDIAN` of nft's datatype.h.
 const HOST_ENDIAN: u32 = 1;
 /// `TYPE_BITS` of nft's datatype.h: how far the types of a concatenation are from each other.
@@ -55,10 +45,13 @@ pub enum Type {
     Mac,
     Protocol,
     Port,
+    Ifindex,
     Ifname,
-    /// The target of a neighbour solicitation or advertisement, which has no type of its own: 16 bytes at offset 8 of
-    /// ICMPv6. Behind an ifname only.
-    NdTarget,
+    /// `typeof @th,OFFSET,LENGTH`, here in bytes: what nft has no name for.
+    Transport {
+        at: u8,
+        len: u8,
+    },
 }
 
 impl Type {
@@ -70,17 +63,18 @@ impl Type {
             Self::Mac => 9,
             Self::Protocol => 12,
             Self::Port => 13,
+            Self::Ifindex => 20,
             Self::Ifname => 41,
-            // "integer"
-            Self::NdTarget => 4,
+            Self::Transport { .. } => 4,
         }
     }
 
     /// In bytes.
     pub(super) fn len(self) -> usize {
         match self {
-            Self::Address(Family::V4) => 4,
-            Self::Address(Family::V6) | Self::Ifname | Self::NdTarget => 16,
+            Self::Transport { len, .. } => usize::from(len),
+            Self::Address(Family::V4) | Self::Ifindex => 4,
+            Self::Address(Family::V6) | Self::Ifname => 16,
             Self::Mac => 6,
             Self::Protocol => 1,
             Self::Port => 2,
@@ -132,8 +126,8 @@ impl Change {
             number(NFTA_SET_ID, 1),
         ];
         let mut notes = user_data(SET_KEYBYTEORDER, &byte_order(set.key).to_ne_bytes());
-        if set.key == [Type::Ifname, Type::NdTarget] {
-            notes.extend(user_data(SET_KEY_TYPEOF, &TYPEOF_IFNAME_ND_TARGET));
+        if let [port @ (Type::Ifindex | Type::Ifname), Type::Transport { at, len }] = *set.key {
+            notes.extend(user_data(SET_KEY_TYPEOF, &typeof_port_and_bytes(port, at, len)));
         }
         if !set.data.is_empty() {
             attributes.push(number(NFTA_SET_DATA_TYPE, type_of(set.data)));
@@ -178,7 +172,30 @@ fn len_of(fields: &[Type]) -> u32 {
 
 /// How nft has to read the values to print them.
 fn byte_order(fields: &[Type]) -> u32 {
-    if fields == [Type::Ifname] { HOST_ENDIAN } else { BIG_ENDIAN }
+    if matches!(fields, [Type::Ifindex | Type::Ifname]) { HOST_ENDIAN } else { BIG_ENDIAN }
+}
+
+/// `typeof iif . @th,AT,LEN`, or with `iifname`, in the form in which nft notes it: its numbers of expressions, and of their parts.
+fn typeof_port_and_bytes(port: Type, at: u8, len: u8) -> Vec<u8> {
+    /// `EXPR_META`, `EXPR_PAYLOAD`, `EXPR_CONCAT` of nft's expression.h.
+    const META: u32 = 9;
+    const PAYLOAD: u32 = 7;
+    const CONCAT: u32 = 13;
+    /// `NFT_META_IIF`, `NFT_META_IIFNAME` of linux/netfilter/nf_tables.h.
+    const IIF: u32 = 4;
+    const IIFNAME: u32 = 6;
+    /// `PROTO_BASE_TRANSPORT_HDR` of nft's proto.h.
+    const TRANSPORT: u32 = 3;
+    let numbers = |numbers: &[u32]| -> Vec<u8> {
+        (0..).zip(numbers).flat_map(|(kind, number)| user_data(kind, &number.to_ne_bytes())).collect()
+    };
+    let expression = |kind: u32, parts: &[u8]| [numbers(&[kind]), user_data(1, parts)].concat();
+    let key = if port == Type::Ifname { IIFNAME } else { IIF };
+    let port = expression(META, &numbers(&[key]));
+    let bits = |bytes: u8| 8 * u32::from(bytes);
+    // Of no known protocol, and no known field in that.
+    let bytes = expression(PAYLOAD, &numbers(&[0, 0, TRANSPORT, bits(at), bits(len)]));
+    expression(CONCAT, &[user_data(0, &port), user_data(1, &bytes)].concat())
 }
 
 /// The room that a field of this length takes in registers and in keys of several fields.

@@ -1,0 +1,212 @@
+//! Ethernet frames, honest and forged, and the packet sockets by which they leave and are seen.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, send, socket};
+
+use weft_tests::{NetNs, eventually};
+
+/// An Ethernet address.
+pub(crate) type Mac = [u8; 6];
+
+/// Who everybody on a link is.
+pub(crate) const BROADCAST: Mac = [0xff; 6];
+pub(crate) const ARP: u16 = 0x0806;
+pub(crate) const UDP: u8 = 17;
+pub(crate) const ICMP: u8 = 1;
+pub(crate) const ICMP6: u8 = 58;
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
+/// How long a frame may take within one machine.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A frame that can be told from all others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Frame {
+    bytes: Vec<u8>,
+    /// What no other frame has.
+    unique: Vec<u8>,
+}
+
+impl Frame {
+    /// A frame with an EtherType, or a length where it is below 1536. Behind the payload follow bytes that no other frame
+    /// has.
+    pub(crate) fn new(to: Mac, from: Mac, kind: u16, payload: &[u8]) -> Self {
+        Self::with(to, from, kind, [payload, b"mark", &number().to_be_bytes()].concat())
+    }
+
+    /// A frame with an IP packet, of [`packet`]. Nothing is behind that: br_netfilter cuts it off.
+    pub(crate) fn ip(to: Mac, from: Mac, packet: &[u8]) -> Self {
+        let kind = if packet[0] >> 4 == 4 { IPV4 } else { IPV6 };
+        Self::with(to, from, kind, packet.to_vec())
+    }
+
+    fn with(to: Mac, from: Mac, kind: u16, payload: Vec<u8>) -> Self {
+        Self { bytes: [&to, &from, &kind.to_be_bytes()[..], &payload].concat(), unique: payload }
+    }
+
+    /// The same with a VLAN tag of this EtherType.
+    #[must_use]
+    pub(crate) fn tagged(mut self, kind: u16, vlan: u16) -> Self {
+        let tag = [kind.to_be_bytes(), vlan.to_be_bytes()].concat();
+        self.bytes.splice(12..12, tag);
+        self
+    }
+}
+
+/// A number that nothing else got.
+fn number() -> u32 {
+    static COUNT: AtomicU32 = AtomicU32::new(1);
+    COUNT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A packet socket: it sends frames as they are, and sees every frame that arrives.
+pub(crate) struct Wire {
+    socket: OwnedFd,
+    seen: Vec<Vec<u8>>,
+}
+
+impl Wire {
+    /// Opens one on an interface of a namespace.
+    pub(crate) fn open(netns: &NetNs, ifname: &str) -> Self {
+        let socket = netns.inside(|| {
+            let all = SockProtocol::EthAll;
+            let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_NONBLOCK, all)
+                .expect("a packet socket");
+            let found = getifaddrs().expect("list interfaces").find_map(|interface| {
+                let link = interface.address.and_then(|address| address.as_link_addr().copied());
+                link.filter(|_| interface.interface_name == ifname)
+            });
+            bind(socket.as_raw_fd(), &found.unwrap_or_else(|| panic!("no interface {ifname}")))
+                .expect("bind to an interface");
+            socket
+        });
+        Self { socket, seen: Vec::new() }
+    }
+
+    /// Sends a frame.
+    pub(crate) fn send(&self, frame: &Frame) {
+        let sent = send(self.socket.as_raw_fd(), &frame.bytes, MsgFlags::empty()).expect("send a frame");
+        assert_eq!(sent, frame.bytes.len());
+    }
+
+    /// Waits until a frame has arrived.
+    #[track_caller]
+    pub(crate) fn wait_for(&mut self, frame: &Frame, what: &str) {
+        eventually(PATIENCE, what, || self.has_seen(frame).then_some(()));
+    }
+
+    /// Whether a frame has arrived until now.
+    pub(crate) fn has_seen(&mut self, frame: &Frame) -> bool {
+        let mut buffer = vec![0; 65_536];
+        loop {
+            match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Ok(length) => self.seen.push(buffer[..length].to_vec()),
+                Err(Errno::EAGAIN) => break,
+                Err(error) => panic!("receive frames: {error}"),
+            }
+        }
+        self.seen.iter().any(|seen| seen.windows(frame.unique.len()).any(|bytes| bytes == frame.unique))
+    }
+}
+
+/// An ARP packet (RFC 826): 1 asks, 2 answers.
+pub(crate) fn arp(operation: u16, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Addr)) -> Vec<u8> {
+    let head = [&[0, 1, 8, 0, 6, 4][..], &operation.to_be_bytes()].concat();
+    [&head[..], &sender.0, &sender.1.octets(), &target.0, &target.1.octets()].concat()
+}
+
+/// An IP packet of either family, by its identification or its flow label another one than all before. Where `fragment` is not zero it is of IPv4's header: flags, and offset in units of 8 bytes.
+pub(crate) fn packet(
+    from: impl Into<IpAddr>,
+    to: impl Into<IpAddr>,
+    protocol: u8,
+    fragment: u16,
+    payload: &[u8],
+) -> Vec<u8> {
+    match (from.into(), to.into()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let length = u16::try_from(20 + payload.len()).expect("a small packet").to_be_bytes();
+            let [high, low] = fragment.to_be_bytes();
+            let [_, _, id @ ..] = number().to_be_bytes();
+            let mut header = vec![0x45, 0, length[0], length[1], id[0], id[1], high, low, 64, protocol, 0, 0];
+            header.extend(from.octets());
+            header.extend(to.octets());
+            let sum = checksum(&header).to_be_bytes();
+            header[10..12].copy_from_slice(&sum);
+            [&header[..], payload].concat()
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let length = u16::try_from(payload.len()).expect("a small packet").to_be_bytes();
+            // Neighbours believe nothing that may have passed a router (RFC 4861 §7.1).
+            let [_, label @ ..] = number().to_be_bytes();
+            let header = [0x60, label[0] & 0xf, label[1], label[2], length[0], length[1], protocol, 255];
+            [&header[..], &from.octets(), &to.octets(), payload].concat()
+        }
+        (from, to) => panic!("{from} and {to} are of different families"),
+    }
+}
+
+/// A UDP datagram, with its checksum.
+pub(crate) fn udp(
+    from: impl Into<IpAddr>,
+    to: impl Into<IpAddr>,
+    ports: (u16, u16),
+    payload: &[u8],
+) -> Vec<u8> {
+    let length = u16::try_from(8 + payload.len()).expect("a small datagram");
+    let numbers = [ports.0, ports.1, length, 0];
+    let header: Vec<u8> = numbers.iter().flat_map(|number| number.to_be_bytes()).collect();
+    summed([&header[..], payload].concat(), 6, &pseudo_header(from.into(), to.into(), UDP))
+}
+
+/// An ICMP message, with its checksum: the body begins behind that.
+pub(crate) fn icmp(kind: u8, code: u8, body: &[u8]) -> Vec<u8> {
+    summed([&[kind, code, 0, 0], body].concat(), 2, &[])
+}
+
+/// An ICMPv6 message, with its checksum: the body begins behind that.
+pub(crate) fn icmp6(from: Ipv6Addr, to: Ipv6Addr, kind: u8, body: &[u8]) -> Vec<u8> {
+    summed([&[kind, 0, 0, 0], body].concat(), 2, &pseudo_header(from.into(), to.into(), ICMP6))
+}
+
+/// An option of neighbour discovery with a MAC address: 1 is the sender's, 2 the target's (RFC 4861 §4.6.1).
+pub(crate) fn lladdr_option(kind: u8, mac: Mac) -> Vec<u8> {
+    [&[kind, 1], &mac[..]].concat()
+}
+
+/// Writes the checksum into a message, whose pseudo header has the length left out.
+fn summed(mut message: Vec<u8>, at: usize, pseudo_header: &[u8]) -> Vec<u8> {
+    let mut all = pseudo_header.to_vec();
+    if !all.is_empty() {
+        all.extend(u32::try_from(message.len()).expect("a small message").to_be_bytes());
+    }
+    all.extend(&message);
+    let sum = checksum(&all).to_be_bytes();
+    message[at..at + 2].copy_from_slice(&sum);
+    message
+}
+
+/// Addresses and protocol, in an order of its own: a sum has none.
+fn pseudo_header(from: IpAddr, to: IpAddr, protocol: u8) -> Vec<u8> {
+    let octets = |ip| match ip {
+        IpAddr::V4(ip) => Ipv4Addr::octets(&ip).to_vec(),
+        IpAddr::V6(ip) => Ipv6Addr::octets(&ip).to_vec(),
+    };
+    [octets(from), octets(to), vec![0, 0, 0, protocol]].concat()
+}
+
+/// The Internet's checksum (RFC 1071).
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).expect("folded to 16 bits")
+}
