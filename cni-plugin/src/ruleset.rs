@@ -27,7 +27,7 @@ mod tests;
 
 pub use check::check;
 pub use group::{Chain, Group, is_whole, mend, rehearse, undo};
-pub use idle::{Idle, is_waiting};
+pub use idle::{Idle, is_settled};
 
 use group::{build, explain};
 use idle::is_ready;

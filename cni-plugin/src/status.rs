@@ -76,7 +76,7 @@ fn check_rules(args: &StatusArgs, network: &Network) -> Result<(), Error> {
 /// A network that is only closed makes no chains as long as it is alone.
 fn rehearse_isolation(nft: &mut Nft, network: &Network) -> NlResult<()> {
     for group in isolation::GROUPS {
-        if !network.isolation.is_plain() || !ruleset::is_waiting(nft, group)? {
+        if !network.isolation.is_plain() || !ruleset::is_settled(nft, group, &network.name)? {
             ruleset::rehearse(nft, &[group])?;
         }
     }

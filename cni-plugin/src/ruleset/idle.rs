@@ -2,6 +2,7 @@
 //! those on bridges where br_netfilter is in use, and one with `ct` has the kernel keep a record of all flows. Their sets are
 //! there from the first attachment on, so whoever comes later sees who is there.
 
+use cni_protocol::NetworkName;
 use weft_net::NlResult;
 use weft_net::nft::{Element, Nft, Set};
 
@@ -59,21 +60,46 @@ pub(super) fn is_idle<'a>(
     if wanted.iter().any(|element| !idle.sets.contains(&element.set)) {
         return Ok(false);
     }
-    let mut present = Vec::new();
-    for set in idle.meeting {
-        present.extend(nft.elements(set)?);
+    let present = idle.present(nft)?;
+    let meeting = wanted.iter().copied().filter(|element| idle.meeting.contains(&element.set));
+    Ok(!idle.do_meet(&present.iter().chain(meeting).collect::<Vec<_>>()))
+}
+
+/// Whether a network that is only closed is there already, and another container of it needs no chains.
+///
+/// # Errors
+/// What the kernel says to the queries.
+pub fn is_settled(nft: &mut Nft, group: &Group, name: &NetworkName) -> NlResult<bool> {
+    let Some(idle) = of(group) else { return Ok(false) };
+    let present = idle.present(nft)?;
+    let is_there = present.iter().any(|element| network::is_of(element, name));
+    Ok(is_there && !idle.do_meet(&present.iter().collect::<Vec<_>>()))
+}
+
+impl Idle {
+    /// What all networks have in the sets in which they may meet.
+    fn present(&self, nft: &mut Nft) -> NlResult<Vec<Element>> {
+        let mut present = Vec::new();
+        for set in self.meeting {
+            present.extend(nft.elements(set)?);
+        }
+        Ok(present)
     }
-    let all = || present.iter().chain(wanted.iter().copied().filter(|one| idle.meeting.contains(&one.set)));
-    let place = |element: &'_ Element| element.key.bytes().get(..idle.common).map(<[u8]>::to_vec);
-    let meet = |one, other| network::of(one) != network::of(other) && place(one) == place(other);
-    Ok(!all().any(|one| all().any(|other| meet(one, other))))
+
+    fn do_meet(&self, elements: &[&Element]) -> bool {
+        let meet = |one: &Element, other: &Element| {
+            network::of(one) != network::of(other)
+                && one.key.bytes().iter().take(self.common).eq(other.key.bytes().iter().take(self.common))
+        };
+        elements.iter().any(|one| elements.iter().any(|other| meet(one, other)))
+    }
 }
 
 /// Whether a group without its chains is as it ought to be for all that is in it.
 ///
 /// # Errors
 /// What the kernel says to the queries.
-pub fn is_waiting(nft: &mut Nft, group: &Group) -> NlResult<bool> {
+pub(super) fn is_waiting(nft: &mut Nft, group: &Group) -> NlResult<bool> {
     if of(group).is_none() {
         return Ok(false);
     }

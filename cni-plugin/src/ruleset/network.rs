@@ -28,6 +28,11 @@ pub(super) fn of(element: &Element) -> Option<&str> {
     element.comment.strip_prefix(OWNER)?.split(' ').next()
 }
 
+/// Whether an element is a network's.
+pub(super) fn is_of(element: &Element, network: &NetworkName) -> bool {
+    element.comment.starts_with(&owner(network))
+}
+
 /// Makes sure that a network has these elements, which are marked, and no others. Returns those that it had instead;
 /// `None` where nothing was to do.
 ///

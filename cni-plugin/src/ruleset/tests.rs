@@ -416,6 +416,10 @@ fn chains_of_isolation_come_when_there_is_something_to_decide() {
     come(&mut kernel, &a);
     assert_eq!(nft(&["-a", "list", "ruleset"], ""), handles, "nothing is made anew");
     assert!(is_whole(&mut kernel).unwrap());
+    let settled = ["a", "b"].map(|name| {
+        isolation::GROUPS.map(|group| is_settled(&mut kernel, group, &name.parse().unwrap()).unwrap())
+    });
+    assert_eq!(settled, [[true; 2], [false; 2]]);
     come(&mut kernel, &b);
     let two = has_chains();
     come(&mut kernel, &same_bridge);
