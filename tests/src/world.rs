@@ -164,7 +164,7 @@ fn files(directory: &Path, lines: &mut BTreeSet<String>) {
         // A directory may go away meanwhile: deletion in the background is looked at afterwards.
         match entry.file_type() {
             Ok(kind) if kind.is_dir() => files(&path, lines),
-            Ok(_) if name == "lock" || name.to_string_lossy().starts_with("last") => {}
+            Ok(_) if is_no_promise(&name.to_string_lossy()) => {}
             Ok(_) => {
                 let content = fs::read(&path).unwrap_or_default();
                 lines.insert(format!("file {} {:?}", path.display(), String::from_utf8_lossy(&content)));
@@ -172,6 +172,11 @@ fn files(directory: &Path, lines: &mut BTreeSet<String>) {
             Err(error) => panic!("{}: {error}", path.display()),
         }
     }
+}
+
+/// A lock, or which address was the last given.
+fn is_no_promise(name: &str) -> bool {
+    name == "lock" || name.ends_with(".lock") || name.starts_with("last")
 }
 
 fn forget(value: &mut Value, keys: &[&str]) {
