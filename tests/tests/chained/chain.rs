@@ -1,9 +1,14 @@
 //! Networks of the reference bridge with Weft behind it, in both families.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
-use weft_tests::{Call, Network, Pod, merge};
+use weft_tests::{Call, Network, Pod, command, eventually, merge};
 
 use crate::behind;
+
+/// Duplicate address detection takes two seconds at most.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// One network.
 #[derive(Clone)]
@@ -37,9 +42,13 @@ impl Chain {
         self
     }
 
-    /// What bridge answers for a container.
+    /// What bridge answers for a container. Its IPv6 addresses cannot be used before the kernel has found them to be nobody
+    /// else's.
     pub(crate) fn previous(&self, pod: &Pod) -> Value {
-        Call::any("bridge", "ADD", self.bridge.to_string()).pod(pod).run().result()
+        let result = Call::any("bridge", "ADD", self.bridge.to_string()).pod(pod).run().result();
+        let is_settled = || command("ip -6 addr show scope global tentative").trim().is_empty();
+        eventually(SETTLED, "the bridge has its IPv6 addresses", || is_settled().then_some(()));
+        result
     }
 
     /// Weft behind that.
