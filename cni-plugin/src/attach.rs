@@ -17,10 +17,10 @@ use crate::masquerade::{self, Ensured};
 use crate::overlay;
 use crate::plan::{Ipv6, Plan};
 use crate::pod::Pod;
+use crate::ruleset::Rules;
 use crate::shaping;
 use crate::step::{Change, Fault, Journal, Shared, Step, failed};
 use crate::tuning;
-use weft_net::nft::Nft;
 use weft_net::{Entry, Link, NetError, Netlink, NewVeth, index_of, is_bridge_full};
 
 /// Attaches the container. What was done goes with the result: who cannot deliver that takes all back.
@@ -45,6 +45,8 @@ struct Attachment {
     announces: bool,
     host: Netlink,
     pod: Pod,
+    /// Opened while the IPAM plugin is at work.
+    rules: Option<Rules>,
     journal: Journal,
 }
 
@@ -64,11 +66,10 @@ impl Attachment {
         let host = Netlink::open(call.deadline).map_err(|e| failed(&"open a netlink socket", e.into()))?;
         let mut journal = begin::open_journal(&args, &key, &network.traces)?;
         journal.names = names;
-        Ok(Self { args, network, asked, key, mac, announces, host, pod, journal })
+        Ok(Self { args, network, asked, key, mac, announces, host, pod, rules: None, journal })
     }
 
-    /// The steps, in their order. The bridge and the pair do not depend on the addresses: the IPAM plugin
-    /// reserves them meanwhile. In a network that spans hosts they do, as the lease says how large packets may be.
+    /// The steps, in their order. What does not depend on the addresses is done while the IPAM plugin reserves them. In a network that spans hosts they do, as the lease says how large packets may be.
     fn attach(&mut self) -> Result<AddResult, Error> {
         self.journal.write_record(false)?;
         let mut reserving = self.begin_reservation()?;
@@ -83,6 +84,8 @@ impl Attachment {
         self.network.mtu = self.asked.tuning.mtu.or(self.network.mtu);
         let index = self.connect(&bridge)?;
         let detours = self.limit()?;
+        let container = self.prepare()?;
+        self.look_at_rules()?;
         if let Some(reserving) = reserving {
             given = self.finish_reservation(reserving)?;
         }
@@ -90,9 +93,11 @@ impl Attachment {
         let plan = Plan::new(&self.network, &given.ips, &given.routes)?.with_metric(metric);
         self.ensure_routing(&bridge, &plan)?;
         let holdings = Holdings::new(&self.network, &self.asked, &plan, Port { index, mac: self.mac })?;
-        let _hold = hold(&mut self.journal, &self.args.call, &self.key, &self.network.traces, holdings)?;
+        let rules = self.rules.take();
+        let _hold =
+            hold(&mut self.journal, rules, &self.args.call, &self.key, &self.network.traces, holdings)?;
         self.forget_neighbours(&bridge, &plan)?;
-        let container = self.configure(&plan)?;
+        self.configure(&plan, container.index)?;
         let veth = self.host_end()?;
         self.settle(&bridge)?;
         if self.announces {
@@ -176,8 +181,9 @@ impl Attachment {
         }
         if !plan.masquerade.prefixes.is_empty() {
             let ensured = self.journal.run(Step::Shared(Shared::Masquerade(Ensured::Nothing)), || {
-                let mut nft = Nft::open(self.args.call.deadline)?;
-                let ensured = masquerade::ensure(&mut nft, &network.name, &plan.masquerade)?;
+                let opened = self.rules.take().map_or_else(|| Rules::open(self.args.call.deadline), Ok)?;
+                let nft = &mut self.rules.insert(opened).nft;
+                let ensured = masquerade::ensure(nft, &network.name, &plan.masquerade)?;
                 Ok::<_, NetError>((ensured, Change::Found))
             })?;
             self.journal.note(Step::Shared(Shared::Masquerade(ensured)));
@@ -227,15 +233,35 @@ impl Attachment {
         shaping::apply(&mut self.journal, &mut self.host, &self.key, &veth, &limits)
     }
 
-    /// The container's side, down until nothing is missing but the routes. Returns its interface.
-    fn configure(&mut self, plan: &Plan) -> Result<Link, Error> {
+    /// What the container's side needs whatever its addresses are. Returns its interface.
+    fn prepare(&mut self) -> Result<Link, Error> {
         let ifname = &self.key.ifname;
         let (journal, pod) = (&mut self.journal, &mut self.pod);
+        journal.run(Step::Loopback, || pod.ensure_loopback().map(|changed| ((), Change::from(changed))))?;
         // Read before it is up: the kernel settles a new carrier first, on all ports of the bridge.
-        let container = journal.run(Step::ReadBack(ifname.to_string()), || {
+        journal.run(Step::ReadBack(ifname.to_string()), || {
             Ok::<_, Fault>((present(pod.interface(ifname)?, ifname.as_str())?, Change::Found))
-        })?;
-        let index = container.index;
+        })
+    }
+
+    /// Looks whether the rules that will be needed are there.
+    fn look_at_rules(&mut self) -> Result<(), Error> {
+        let expected = Holdings::expected(&self.network, &self.asked);
+        if expected.is_empty() {
+            return Ok(());
+        }
+        let look = || {
+            let mut rules = Rules::open(self.args.call.deadline)?;
+            rules.look_at(expected).map(|()| rules)
+        };
+        self.rules = Some(look().map_err(|error: NetError| failed(&Step::Rules, error.into()))?);
+        Ok(())
+    }
+
+    /// The container's side, down until nothing is missing but the routes.
+    fn configure(&mut self, plan: &Plan, index: u32) -> Result<(), Error> {
+        let ifname = &self.key.ifname;
+        let (journal, pod) = (&mut self.journal, &mut self.pod);
         if plan.ipv6 != Ipv6::Untouched {
             journal.within(Step::Settings(ifname.clone()), || pod.set_ipv6(ifname, plan.ipv6))?;
         }
@@ -243,7 +269,6 @@ impl Attachment {
             journal.within(Step::Neighbours(ifname.clone()), || pod.set_announcing(ifname))?;
         }
         tuning::apply(journal, pod, ifname, &self.asked.tuning)?;
-        journal.run(Step::Loopback, || pod.ensure_loopback().map(|changed| ((), Change::from(changed))))?;
         for IpConfig { address, .. } in &plan.ips {
             let nodad = plan.ipv6 != Ipv6::OnAfterDetection;
             journal.within(Step::Address(*address), || match plan.by_gateway {
@@ -265,7 +290,7 @@ impl Attachment {
         for route in plan.kernel_routes() {
             journal.within(Step::Route(route.dst, route.gw), || pod.netlink.add_route(index, &route))?;
         }
-        Ok(container)
+        Ok(())
     }
 
     /// The pair's host end. Asked for it, the kernel settles its carrier, which is work for the whole bridge: so it is asked when the

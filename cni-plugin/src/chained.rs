@@ -88,7 +88,7 @@ impl Attachment {
             shaping::apply(&mut self.journal, &mut self.host, &self.key, link, &limits)?;
         }
         let holdings = self.found.holdings(&self.conf, &self.asked)?;
-        let _hold = hold(&mut self.journal, &self.args.call, &self.key, &self.conf.traces, holdings)?;
+        let _hold = hold(&mut self.journal, None, &self.args.call, &self.key, &self.conf.traces, holdings)?;
         self.journal.write_record(true)
     }
 }

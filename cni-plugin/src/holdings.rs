@@ -12,14 +12,14 @@ use weft_net::{NetError, Netlink, NlResult, conntrack};
 use weft_state::{Lock, boot_dir};
 
 use crate::conf::{Asked, Network, Traces};
-use crate::guard::{Guard, Port};
-use crate::hostport::{Ports, Reach};
+use crate::guard::{self, Guard, Port};
+use crate::hostport::{self, Ports, Reach};
 use crate::isolation::{self, Isolation};
 use crate::key::{AttachmentKey, VETH_PREFIX};
 use crate::plan::Plan;
 use crate::record;
-use crate::ruleset::{self, Elements};
-use crate::step::{Change, Journal, Shared, Step, failed};
+use crate::ruleset::{self, Elements, Group, Rules};
+use crate::step::{Change, Fault, Journal, Shared, Step, failed};
 
 /// The directory of the lock that an ADD with host ports holds while it looks whether they are free. No network
 /// has such a name.
@@ -79,6 +79,15 @@ impl Holdings {
         all.of(key)
     }
 
+    /// The groups that an attachment will need, whatever its addresses are.
+    pub fn expected(network: &Network, asked: &Asked) -> Vec<&'static Group> {
+        let ports = (!asked.mappings.is_empty()).then_some(&hostport::GROUP);
+        let has_addresses = network.traces.ipam.is_some();
+        let isolation = isolation::GROUPS.into_iter().filter(|_| has_addresses);
+        let guard = (!network.guard.is_empty()).then_some(&guard::GROUP);
+        ports.into_iter().chain(isolation).chain(guard).collect()
+    }
+
     /// What others may have been allowed with it.
     pub fn private(&self) -> Option<&Isolation> {
         self.isolation.as_ref().filter(|isolation| isolation.policy.private)
@@ -90,10 +99,12 @@ impl Holdings {
     }
 }
 
-/// Puts an attachment into the host's rules: before its link is up, so that there is no open moment. Returns the lock under
+/// Puts an attachment into the host's rules, which may be open already: before its link is up, so that there is no open
+/// moment. Returns the lock under
 /// which the rules between containers were worked out, for as long as the record does not have them.
 pub fn hold(
     journal: &mut Journal,
+    opened: Option<Rules>,
     call: &Call,
     key: &AttachmentKey,
     traces: &Traces,
@@ -102,20 +113,29 @@ pub fn hold(
     if holdings.is_empty() {
         return Ok(None);
     }
-    let mut nft = Nft::open(call.deadline).map_err(|error| failed(&Step::Rules, error.into()))?;
-    let meeting = meet(journal, &mut nft, call, key, traces, &mut holdings)?;
+    let rules = opened.map_or_else(|| Rules::open(call.deadline), Ok);
+    let rules = &mut rules.map_err(|error| failed(&Step::Rules, error.into()))?;
+    let meeting = meet(journal, &mut rules.nft, call, key, traces, &mut holdings)?;
     let _only_one = holdings.ports.as_ref().map(|_| lock_ports(traces, call.deadline)).transpose()?;
     let elements = holdings.elements(key);
-    ensure_shared(journal, &mut nft, traces, &elements)?;
-    journal.run(Step::Rules, || {
+    let add = |nft: &mut Nft| {
         let alive = |hash: &str| is_alive(traces, hash);
         if let Some(ports) = &holdings.ports {
-            ports.refuse_conflicts(&mut nft, key, &alive)?;
+            ports.refuse_conflicts(nft, key, &alive)?;
         }
-        ruleset::add(&mut nft, key, &elements, &alive).map(|()| ((), Change::Made))
-    })?;
+        ruleset::add(nft, key, &elements, &alive)
+    };
+    ensure_shared(journal, rules, traces, &elements)?;
+    let mut added = add(&mut rules.nft);
+    if matches!(&added, Err(Fault::Net(error)) if error.not_found()) {
+        // Flushed since it was looked at.
+        rules.forget();
+        ensure_shared(journal, rules, traces, &elements)?;
+        added = add(&mut rules.nft);
+    }
+    journal.run(Step::Rules, || added.map(|()| ((), Change::Made)))?;
     if let Some(ports) = &holdings.ports {
-        open_ports(journal, &mut nft, ports)?;
+        open_ports(journal, &mut rules.nft, ports)?;
     }
     journal.holdings = holdings;
     Ok(meeting)
@@ -170,33 +190,43 @@ pub fn gather(
 /// What others rely on too: the static rules, and what the network has in them.
 fn ensure_shared(
     journal: &mut Journal,
-    nft: &mut Nft,
+    rules: &mut Rules,
     traces: &Traces,
     elements: &Elements,
 ) -> Result<(), Error> {
-    ensure_groups(journal, nft, traces, elements)?;
-    let before = journal.run(Step::Shared(Shared::NetworkRules(Vec::new())), || {
-        ruleset::network::ensure(nft, &elements.network).map(|before| (before, Change::Found))
+    let step = Step::Shared(Shared::NetworkRules(Vec::new()));
+    let settled = journal
+        .run(step.clone(), || rules.look_for(&elements.network).map(|settled| (settled, Change::Found)))?;
+    if ensure_groups(journal, rules, traces, elements)? == Change::Found && settled {
+        return Ok(());
+    }
+    let before = journal.run(step, || {
+        ruleset::network::ensure(&mut rules.nft, &elements.network).map(|before| (before, Change::Found))
     })?;
     if let Some(before) = before {
         journal.note(Step::Shared(Shared::NetworkRules(before)));
         // Another network that came at the same time was not seen before; now one of the two sees the other.
-        ensure_groups(journal, nft, traces, elements)?;
+        ensure_groups(journal, rules, traces, elements)?;
     }
     Ok(())
 }
 
 fn ensure_groups(
     journal: &mut Journal,
-    nft: &mut Nft,
+    rules: &mut Rules,
     traces: &Traces,
     elements: &Elements,
-) -> Result<(), Error> {
+) -> Result<Change, Error> {
+    let step = Step::Shared(Shared::Ruleset(Vec::new()));
+    if journal.run(step.clone(), || rules.are_ready_for(elements).map(|ready| (ready, Change::Found)))? {
+        return Ok(Change::Found);
+    }
     let mut made = Vec::new();
-    let ensured = journal.within(Step::Shared(Shared::Ruleset(Vec::new())), || {
+    let ensured = journal.within(step, || {
+        rules.forget();
         // Their locks are held until their elements are back: no DEL can come in between.
         let mut locked = Vec::new();
-        ruleset::ensure(nft, elements, &mut made, &mut || {
+        ruleset::ensure(&mut rules.nft, elements, &mut made, &mut || {
             record::attached(&traces.state_dir)
                 .into_iter()
                 .map(|(key, holdings, lock)| {
@@ -209,7 +239,7 @@ fn ensure_groups(
     if !made.is_empty() {
         journal.note(Step::Shared(Shared::Ruleset(made)));
     }
-    ensured
+    ensured.map(|()| Change::Made)
 }
 
 /// Puts back what attachments hold in rules that were flushed or altered; whether there was anything to put back. For

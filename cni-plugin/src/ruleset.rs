@@ -22,12 +22,14 @@ mod check;
 mod group;
 mod idle;
 pub mod network;
+mod rules;
 #[cfg(test)]
 mod tests;
 
 pub use check::check;
 pub use group::{Chain, Group, is_whole, mend, rehearse, undo};
 pub use idle::{Idle, is_settled};
+pub use rules::Rules;
 
 use group::{build, explain};
 use idle::is_ready;

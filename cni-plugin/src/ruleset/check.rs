@@ -3,8 +3,9 @@
 use weft_net::nft::Nft;
 use weft_net::{NetError, NlResult};
 
+use super::group::is_intact;
 use super::idle::may_wait;
-use super::{Elements, Group};
+use super::{Chain, Elements, Group};
 
 /// Compares the kernel's state with what the attachment needs of it.
 ///
@@ -17,7 +18,10 @@ pub fn check(nft: &mut Nft, elements: &Elements) -> Result<(), String> {
             continue;
         }
         if let Some(difference) = difference(nft, group).map_err(unreadable)? {
-            return Err(difference);
+            let chain = group.at_hooks().next().filter(|_| is_intact(nft, group) == Ok(true));
+            let flush =
+                |chain: &Chain| format!(" (call `nft flush chain {} {}` first)", group.table, chain.name);
+            return Err(difference + &chain.map(flush).unwrap_or_default());
         }
     }
     for wanted in elements.all() {
@@ -58,9 +62,7 @@ pub(super) fn difference(nft: &mut Nft, group: &Group) -> NlResult<Option<String
             return Ok(Some(format!("{place} has {} rules, not {}", found.len(), wanted.len())));
         }
         if let Some(at) = found.iter().zip(&wanted).position(|(found, wanted)| found != wanted) {
-            // ADD counts the rules only.
-            let flush = format!("nft flush chain {} {}", group.table, chain.name);
-            return Ok(Some(format!("rule {} of {place} differs, call `{flush}`", at + 1)));
+            return Ok(Some(format!("rule {} of {place} differs", at + 1)));
         }
     }
     Ok(None)

@@ -27,6 +27,13 @@ pub struct Chain {
     pub uses: u32,
 }
 
+impl Group {
+    /// The chains that packets come to by themselves.
+    pub(super) fn at_hooks(&self) -> impl Iterator<Item = &'static Chain> {
+        self.chains.iter().filter(|chain| matches!(chain.kind, ChainKind::Base { .. }))
+    }
+}
+
 impl PartialEq for Group {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
@@ -63,7 +70,7 @@ pub fn is_whole(nft: &mut Nft) -> NlResult<bool> {
     Ok(true)
 }
 
-/// Makes those chains anew that ADD takes for intact, as it counts rules and does not read them. Whether there were any. The
+/// Makes those chains anew that ADD takes for intact, as it counts the rules at hooks and reads none. Whether there were any. The
 /// sets keep their elements, and nothing is open meanwhile.
 ///
 /// # Errors
@@ -97,9 +104,10 @@ fn is_absent(nft: &mut Nft, group: &Group) -> NlResult<bool> {
     Ok(true)
 }
 
+/// By the chains at hooks, from which all others are reached: whoever takes a table or its rules takes these too.
 pub(super) fn is_intact(nft: &mut Nft, group: &Group) -> NlResult<bool> {
-    let names: Vec<&str> = group.chains.iter().map(|chain| chain.name).collect();
-    let wanted: Vec<u32> = group.chains.iter().map(|chain| chain.uses).collect();
+    let names: Vec<&str> = group.at_hooks().map(|chain| chain.name).collect();
+    let wanted: Vec<u32> = group.at_hooks().map(|chain| chain.uses).collect();
     Ok(nft.uses(group.table, &names)? == Some(wanted))
 }
 

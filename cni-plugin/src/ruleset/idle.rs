@@ -46,6 +46,22 @@ pub(super) fn may_wait<'a>(
     Ok(nft.has_set(&idle.meeting[0])? == Some(true) && is_idle(nft, group, wanted)?)
 }
 
+/// Whether a group can do without its chains at all.
+pub(super) fn can_wait(group: &Group) -> bool {
+    of(group).is_some()
+}
+
+/// Whether these elements alone have a group's chains nothing to decide.
+pub(super) fn may_wait_without_a_look<'a>(
+    group: &Group,
+    mut wanted: impl Iterator<Item = &'a Element>,
+) -> bool {
+    let decides = |idle: &Idle, element: &Element| {
+        group.sets.contains(&element.set) && !idle.sets.contains(&element.set)
+    };
+    of(group).is_some_and(|idle| !wanted.any(|element| decides(idle, element)))
+}
+
 /// Whether a group's chains have nothing to decide with these elements and those that are there.
 ///
 /// # Errors
@@ -57,7 +73,7 @@ pub(super) fn is_idle<'a>(
 ) -> NlResult<bool> {
     let Some(idle) = of(group) else { return Ok(false) };
     let wanted: Vec<&Element> = wanted.filter(|element| group.sets.contains(&element.set)).collect();
-    if wanted.iter().any(|element| !idle.sets.contains(&element.set)) {
+    if !may_wait_without_a_look(group, wanted.iter().copied()) {
         return Ok(false);
     }
     let present = idle.present(nft)?;
@@ -100,7 +116,7 @@ impl Idle {
 /// # Errors
 /// What the kernel says to the queries.
 pub(super) fn is_waiting(nft: &mut Nft, group: &Group) -> NlResult<bool> {
-    if of(group).is_none() {
+    if !can_wait(group) {
         return Ok(false);
     }
     let mut present = Vec::new();
