@@ -18,10 +18,13 @@ use crate::overlay;
 use crate::plan::{Ipv6, Plan};
 use crate::pod::Pod;
 use crate::ruleset::Rules;
-use crate::shaping;
+use crate::shaping::{self, HostEnd};
 use crate::step::{Change, Fault, Journal, Shared, Step, failed};
 use crate::tuning;
 use weft_net::{Entry, Link, NetError, Netlink, NewVeth, index_of, is_bridge_full};
+
+/// The MTU of a veth pair that is given none (linux/if_ether.h, and `ether_setup` of net/ethernet/eth.c).
+const ETH_DATA_LEN: u32 = 1500;
 
 /// Attaches the container. What was done goes with the result: who cannot deliver that takes all back.
 pub fn add(args: AddArgs) -> Result<Outcome, Error> {
@@ -83,7 +86,7 @@ impl Attachment {
         let bridge = self.ensure_bridge()?;
         self.network.mtu = self.asked.tuning.mtu.or(self.network.mtu);
         let index = self.connect(&bridge)?;
-        let detours = self.limit()?;
+        let detours = self.limit(index)?;
         let container = self.prepare()?;
         self.look_at_rules()?;
         if let Some(reserving) = reserving {
@@ -224,12 +227,13 @@ impl Attachment {
     }
 
     /// The limits on the container's traffic. Returns the links that some of it takes a detour through.
-    fn limit(&mut self) -> Result<Vec<Link>, Error> {
+    fn limit(&mut self, index: u32) -> Result<Vec<Link>, Error> {
         let limits = self.network.shaping.or(&self.asked.shaping);
         if limits.is_none() {
             return Ok(Vec::new());
         }
-        let veth = self.host_end()?;
+        let name = &self.key.host_veth();
+        let veth = HostEnd { name, index, mtu: self.network.mtu.unwrap_or(ETH_DATA_LEN) };
         shaping::apply(&mut self.journal, &mut self.host, &self.key, &veth, &limits)
     }
 

@@ -22,7 +22,7 @@ use crate::key::AttachmentKey;
 use crate::pod::Pod;
 use crate::record::{self, Found};
 use crate::ruleset;
-use crate::shaping::{self, Limited};
+use crate::shaping::{self, HostEnd, Limited};
 use crate::status;
 use crate::step::{Journal, failed};
 
@@ -85,7 +85,8 @@ impl Attachment {
         self.journal.limited = limited.map(|link| Limited { link: link.name.clone(), index: link.index });
         self.journal.write_record(false)?;
         if let Some(link) = limited {
-            shaping::apply(&mut self.journal, &mut self.host, &self.key, link, &limits)?;
+            let end = HostEnd { name: &link.name, index: link.index, mtu: link.mtu };
+            shaping::apply(&mut self.journal, &mut self.host, &self.key, &end, &limits)?;
         }
         let holdings = self.found.holdings(&self.conf, &self.asked)?;
         let _hold = hold(&mut self.journal, None, &self.args.call, &self.key, &self.conf.traces, holdings)?;

@@ -104,31 +104,39 @@ impl Detour {
     }
 }
 
+/// The host's end of a pair, as far as limits are concerned.
+pub struct HostEnd<'a> {
+    pub name: &'a str,
+    pub index: u32,
+    pub mtu: u32,
+}
+
 /// Limits an attachment's traffic at the host's end of its pair. Returns the links that it took.
 pub fn apply(
     journal: &mut Journal,
     host: &mut Netlink,
     key: &AttachmentKey,
-    veth: &Link,
+    veth: &HostEnd<'_>,
     shaping: &Shaping,
 ) -> Result<Vec<Link>, Error> {
     // What is on an own pair goes with it.
     let is_foreign = veth.name != key.host_veth();
+    let name = || veth.name.to_owned();
     let explain_on = |error: NetError| match is_foreign && error.exists() {
-        true => taken(veth),
+        true => taken(veth.name),
         false => explain(&error),
     };
     let ways = ways(key, shaping, veth.mtu);
     let mut links = Vec::new();
     if ways.iter().any(|way| way.detour.is_some()) {
-        journal.run(Step::Hooks(veth.name.clone()), || {
+        journal.run(Step::Hooks(name()), || {
             let made = host.add_hooks(veth.index).map_err(explain_on);
             made.map(|()| ((), Change::from(is_foreign)))
         })?;
     }
     for way in ways {
         let Some(detour) = &way.detour else {
-            journal.run(Step::Queue(veth.name.clone()), || {
+            journal.run(Step::Queue(name()), || {
                 let made = host.add_token_bucket(veth.index, &way.bucket).map_err(explain_on);
                 made.map(|()| ((), Change::from(is_foreign)))
             })?;
@@ -138,7 +146,7 @@ pub fn apply(
             let made = host.add_ifb(&detour.ifb, veth.mtu).map_err(|error| explain(&error));
             made.map(|()| ((), Change::Made))
         })?;
-        let link = journal.run(Step::Shape(veth.name.clone()), || {
+        let link = journal.run(Step::Shape(name()), || {
             let link = redirect(host, veth.index, &way.bucket, detour).map_err(|error| explain(&error))?;
             Ok::<_, Fault>((link, Change::Found))
         })?;
@@ -244,13 +252,10 @@ pub fn rehearse(key: &AttachmentKey, shaping: &Shaping, deadline: Deadline) -> R
 }
 
 /// A link of another plugin that has a queue or filters already.
-fn taken(link: &Link) -> Fault {
+fn taken(link: &str) -> Fault {
     let remedy = "leave the limits to that one, or take it out of the chain";
-    Error::new(
-        Code::Conflict,
-        format!("another plugin limits or filters the traffic of {}: {remedy}", link.name),
-    )
-    .into()
+    Error::new(Code::Conflict, format!("another plugin limits or filters the traffic of {link}: {remedy}"))
+        .into()
 }
 
 /// The kernel says in several ways that a part of it is missing.
