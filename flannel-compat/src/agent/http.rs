@@ -189,6 +189,12 @@ mod tests {
         })
     }
 
+    /// Without a process: between fork and exec that would have the sockets of other tests.
+    fn loopback_up() {
+        let deadline = cni_protocol::Deadline::after(PATIENCE);
+        weft_net::Netlink::open(deadline).unwrap().set_up("lo").unwrap();
+    }
+
     fn talk(mut stream: impl io::Read + io::Write, request: &str) -> String {
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
@@ -217,7 +223,7 @@ mod tests {
 
     #[test]
     fn pages_over_tcp() {
-        std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
+        loopback_up();
         check(&ask(&Listen::Tcp("127.0.0.1:0".parse().unwrap()), REQUESTS));
     }
 
@@ -239,7 +245,7 @@ mod tests {
 
     #[test]
     fn silent_clients_do_not_keep_others_out_for_ever() {
-        std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
+        loopback_up();
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         let tasks = tokio::task::LocalSet::new();
