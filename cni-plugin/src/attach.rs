@@ -87,6 +87,7 @@ impl Attachment {
         self.network.mtu = self.asked.tuning.mtu.or(self.network.mtu);
         let index = self.connect(&bridge)?;
         let detours = self.limit(index)?;
+        self.open_port()?;
         let container = self.prepare()?;
         self.look_at_rules()?;
         if let Some(reserving) = reserving {
@@ -202,7 +203,7 @@ impl Attachment {
         self.journal.within(Step::Neighbours(self.network.bridge.clone()), || self.host.apply(&known, &[]))
     }
 
-    /// The veth pair, its host end a port of the bridge. Returns that one's number.
+    /// The veth pair, its host end a port of the bridge, and down. Returns that one's number.
     fn connect(&mut self, bridge: &Link) -> Result<u32, Error> {
         let name = self.key.host_veth();
         let (host, pod, key, network) = (&mut self.host, &mut self.pod, &self.key, &self.network);
@@ -219,10 +220,15 @@ impl Attachment {
             let made = host.add_veth(&veth).map_err(|error| explain(&error, network, key, pod));
             made.map(|()| ((), Change::Made))
         })?;
+        self.journal.run(Step::ReadBack(name.clone()), || index_of(&name).map(|index| (index, Change::Found)))
+    }
+
+    /// The port as it ought to be, and up.
+    fn open_port(&mut self) -> Result<(), Error> {
+        let name = self.key.host_veth();
         let port = self.network.port(!self.asked.mappings.is_empty());
-        self.journal.run(Step::Port(name.clone()), || {
-            self.host.configure_port(&name, self.key.alias().as_deref(), port)?;
-            index_of(&name).map(|index| (index, Change::Found))
+        self.journal.within(Step::Port(name.clone()), || {
+            self.host.configure_port(&name, self.key.alias().as_deref(), port)
         })
     }
 

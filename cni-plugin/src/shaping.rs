@@ -177,7 +177,9 @@ pub fn undo(link: &str, deadline: Deadline, delete: fn(&mut Netlink, u32) -> NlR
 /// Gives an ifb its bucket, and sends through it what counts.
 fn redirect(host: &mut Netlink, veth: u32, bucket: &TokenBucket, detour: &Detour) -> NlResult<Link> {
     let ifb = host.link(&detour.ifb)?.ok_or(Errno::ENODEV)?;
+    // Of a link that is up the kernel first waits for the queue that it has.
     host.add_token_bucket(ifb.index, bucket)?;
+    host.set_up(&detour.ifb)?;
     for filter in detour.filters(ifb.index) {
         host.add_filter(veth, detour.hook, &filter)?;
     }

@@ -120,7 +120,7 @@ impl Netlink {
         self.request(RouteNetlinkMessage::NewLink(bridge.build()), NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// `ip link add HOST master BRIDGE up type veth peer name CONTAINER netns NETNS`, in one message: moving
+    /// `ip link add HOST master BRIDGE type veth peer name CONTAINER netns NETNS`, in one message: moving
     /// the peer afterwards would wait ~17 ms for RCU. The peer cannot be set up in it (ENOTCONN).
     pub fn add_veth(&mut self, veth: &NewVeth<'_>) -> NlResult<()> {
         let mut peer = LinkUnspec::new_with_name(veth.container_name)
@@ -128,8 +128,7 @@ impl Netlink {
             .setns_by_fd(veth.container_netns.as_fd().as_raw_fd());
         let mut host = LinkVeth::new(veth.host_name, veth.container_name)
             .address(veth.host_mac.octets().to_vec())
-            .controller(veth.bridge)
-            .up();
+            .controller(veth.bridge);
         if let Some(mtu) = veth.mtu {
             peer = peer.mtu(mtu);
             host = host.mtu(mtu);
@@ -139,12 +138,12 @@ impl Netlink {
         self.request(RouteNetlinkMessage::NewLink(host), NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// `ip link set NAME alias TEXT addrgenmode none type bridge_slave hairpin … isolated … group_fwd_mask …`: what a
+    /// `ip link set NAME up alias TEXT addrgenmode none type bridge_slave hairpin … isolated … group_fwd_mask …`: what a
     /// container's bridge port needs beyond its creation, in one message. The port needs no IPv6 address
     /// of its own, and with 1,000 of them on a bridge each one's chatter goes to all others. The kernel makes ports with all
     /// settings off.
     pub fn configure_port(&mut self, name: &str, alias: Option<&str>, port: BridgePort) -> NlResult<()> {
-        let mut link = LinkUnspec::new_with_name(name);
+        let mut link = LinkUnspec::new_with_name(name).up();
         if port != BridgePort::default() {
             link = link.set_port_kind(InfoPortKind::Bridge).set_port_data(InfoPortData::BridgePort(vec![
                 InfoBridgePort::HairpinMode(port.hairpin),

@@ -104,13 +104,12 @@ impl Netlink {
         }
     }
 
-    /// `ip link add NAME mtu MTU up type ifb`: a link that gives back what was redirected to it where it came from, after
+    /// `ip link add NAME mtu MTU type ifb`: a link that gives back what was redirected to it where it came from, after
     /// it has passed its queue.
     pub fn add_ifb(&mut self, name: &str, mtu: u32) -> NlResult<()> {
         let link = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Ifb)
             .name(name.to_owned())
             .mtu(mtu)
-            .up()
             .build();
         self.request(RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL)
     }

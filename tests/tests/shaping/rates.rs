@@ -36,6 +36,25 @@ fn received(from: &NetNs, address: IpAddr, to: &NetNs, seconds: u32) -> Vec<f64>
     report["intervals"].as_array().unwrap().iter().filter_map(of).take(seconds as usize).collect()
 }
 
+/// More than is allowed never arrives. Less may, where the machine has other things to do for a moment, but not every time.
+fn assert_within_ten_percent(way: &str, measure: impl Fn() -> Vec<f64>) {
+    let mut all = Vec::new();
+    for _ in 0..4 {
+        let seconds = measure();
+        assert_eq!(seconds.len(), 3, "{way}");
+        let mut arrived = 0.0;
+        for (second, allowed) in seconds.iter().zip([11e6, 22e6, 33e6]) {
+            arrived += second;
+            assert!(arrived <= allowed, "{way}: {seconds:?}");
+        }
+        if seconds.iter().all(|second| (9e6..=11e6).contains(second)) {
+            return;
+        }
+        all.push(seconds);
+    }
+    panic!("{way}: {all:?}");
+}
+
 /// The first second counts: peers let hundreds of megabytes through before they limit anything (kubernetes#90838).
 #[test]
 fn within_ten_percent_from_the_first_second_on() {
@@ -44,16 +63,10 @@ fn within_ten_percent_from_the_first_second_on() {
     let result = limited().add(&pod);
     let addresses: Vec<IpAddr> = HOST.iter().map(|address| address.parse().unwrap()).collect();
     for (ours, theirs) in addresses.into_iter().zip(ips(&result)) {
-        for (way, seconds) in [
-            ("to the container", received(host.netns(), ours, pod.netns(), 3)),
-            ("from the container", received(pod.netns(), theirs, host.netns(), 3)),
-        ] {
-            println!("{way}, {theirs}: {seconds:?}");
-            assert_eq!(seconds.len(), 3, "{way}, {theirs}");
-            for second in &seconds {
-                assert!((9e6..=11e6).contains(second), "{way}, {theirs}: {seconds:?}");
-            }
-        }
+        assert_within_ten_percent(&format!("to {theirs}"), || received(host.netns(), ours, pod.netns(), 3));
+        assert_within_ten_percent(&format!("from {theirs}"), || {
+            received(pod.netns(), theirs, host.netns(), 3)
+        });
     }
 }
 
