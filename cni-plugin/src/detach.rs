@@ -21,6 +21,8 @@ pub fn del(args: &DelArgs) -> Result<Outcome, Error> {
     log::info!("DEL {key}");
     let record = Record::lock_existing(&traces.state_dir, &key, args.call.deadline)?;
     let found = record.as_ref().map(Record::read).transpose()?;
+    // Who comes from now on must not be allowed anything with addresses that will be another's.
+    record.iter().for_each(Record::hide);
     remove(&args.call, &key, &traces, found.as_ref().and_then(Found::content))?;
     record.map_or(Ok(()), Record::remove)?;
     Ok(Outcome::Done)
@@ -47,7 +49,7 @@ pub fn remove(
     let link_error = |error| failed(&format!("delete {}", links.join(", ")), Fault::Net(error));
     let rules_error = |error| failed(&"remove the attachment from the ruleset", Fault::Net(error));
     let holdings = known.map(|content| &content.holdings);
-    let erasure = Erasure::prepare(key, holdings, call.deadline).map_err(rules_error)?;
+    let erasure = Erasure::prepare(key, holdings, traces, call.deadline).map_err(rules_error)?;
     // The IPAM plugin's process starts while the kernel removes the link, and gets its input after that.
     let removal = Removal::begin(&links, erasure.is_some(), call.deadline).map_err(link_error);
     let release = traces.ipam.as_ref().map(|plugin| ipam::begin_release(plugin, call, key)).transpose();

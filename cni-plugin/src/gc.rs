@@ -78,6 +78,9 @@ impl Collector<'_> {
                 problems.push(error.msg);
             }
         }
+        if let Err(error) = isolation::index::sweep(&self.traces.state_dir, self.network()) {
+            problems.push(error.msg);
+        }
         if let Some(plugin) = &self.traces.ipam
             && let Err(error) = ipam::collect_garbage(plugin, &self.call_with(&kept))
         {
@@ -196,7 +199,7 @@ impl Collector<'_> {
             };
             let links: BTreeSet<String> = netlink.links(None)?.into_iter().map(|link| link.name).collect();
             let addresses: Vec<IpAddr> = stale.values().flat_map(|stale| stale.addresses.clone()).collect();
-            isolation::forget(&mut nft, &addresses)?;
+            isolation::forget(&mut nft, &addresses, false)?;
             ruleset::sweep(&mut nft, |hash| {
                 stale.contains_key(hash)
                     || !links.contains(&format!("{VETH_PREFIX}{hash}"))

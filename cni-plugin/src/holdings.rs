@@ -21,10 +21,14 @@ use crate::record;
 use crate::ruleset::{self, Elements, Group, Rules};
 use crate::step::{Change, Fault, Journal, Shared, Step, failed};
 
+mod erasure;
+
+pub use erasure::Erasure;
+
 /// The directory of the lock that an ADD with host ports holds while it looks whether they are free. No network
 /// has such a name.
 const PORTS_DIR: &str = ".hostport";
-/// The lock of a network, in its directory, that ADDs hold while they work out what is allowed between containers.
+/// In the directory of a network.
 const MEETING_LOCK: &str = "meeting.lock";
 
 /// What an attachment holds.
@@ -156,16 +160,26 @@ fn meet(
     if !policy.private && !policy.is_gathered {
         return Ok(None);
     }
-    let path = boot_dir(&traces.state_dir, &key.network)?.join(MEETING_LOCK);
-    let lock = Lock::exclusive(&path, call.deadline)?;
+    let lock = lock_meeting(&traces.state_dir, key, call.deadline)?;
     if policy.is_gathered {
         gather(nft, traces, key, holdings)?;
     }
+    let of_network = holdings.elements(key).network;
     if let Some(isolation) = holdings.isolation.as_mut().filter(|isolation| isolation.policy.private) {
-        isolation.meet(key, &journal.names, record::contents(&traces.state_dir, &key.network)?);
-        journal.within(Step::Rules, || isolation::forget(nft, &isolation.addresses))?;
+        let known = ruleset::network::has(nft, &of_network);
+        if !known.map_err(|error| failed(&Step::Rules, error.into()))? {
+            // Containers that came while it was on did not meet anybody.
+            isolation::index::discard(&traces.state_dir, &key.network)?;
+        }
+        isolation.meet(&traces.state_dir, key, &journal.names)?;
+        journal.within(Step::Rules, || isolation::forget(nft, &isolation.addresses, false))?;
     }
     Ok(Some(lock))
+}
+
+/// The lock of a network that ADDs hold while they work out what is allowed between containers.
+fn lock_meeting(state_dir: &Path, key: &AttachmentKey, deadline: Deadline) -> Result<Lock, Error> {
+    Lock::exclusive(&boot_dir(state_dir, &key.network)?.join(MEETING_LOCK), deadline)
 }
 
 /// Adds the subnets of the network's other containers, where they are not known from its configuration. When the network has
@@ -311,60 +325,4 @@ fn is_alive(traces: &Traces, hash: &str) -> bool {
         !matches!(found, Ok(None))
     };
     record::exists(&traces.state_dir, hash) || link()
-}
-
-/// The end of what an attachment holds.
-pub struct Erasure {
-    nft: Nft,
-    what: What,
-}
-
-enum What {
-    Known(Box<(Holdings, Elements)>),
-    Searched,
-}
-
-impl Erasure {
-    /// Opens the socket for it, unless there is nothing to erase.
-    pub fn prepare(
-        key: &AttachmentKey,
-        known: Option<&Holdings>,
-        deadline: Deadline,
-    ) -> NlResult<Option<Self>> {
-        let known = known.map(|known| (known, known.elements(key)));
-        if known
-            .as_ref()
-            .is_some_and(|(known, elements)| elements.own.is_empty() && known.private().is_none())
-        {
-            return Ok(None);
-        }
-        let mut nft = match Nft::open(deadline) {
-            Ok(nft) => nft,
-            // A kernel without netfilter has no elements.
-            Err(error) if error.errno == nix::errno::Errno::EPROTONOSUPPORT => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        if let Some((known, elements)) = known {
-            return Ok(Some(Self { nft, what: What::Known(Box::new((known.clone(), elements))) }));
-        }
-        let hash = key.hash();
-        let found = ruleset::find(&mut nft, |of| of == hash)?;
-        Ok((!found.is_empty()).then_some(Self { nft, what: What::Searched }))
-    }
-
-    /// Erases it. Who closes the socket last waits for RCU, so a child should have it too.
-    pub fn carry_out(mut self, key: &AttachmentKey) -> NlResult<()> {
-        let What::Known(known) = &self.what else {
-            return ruleset::remove(&mut self.nft, key, None);
-        };
-        let (holdings, elements) = known.as_ref();
-        ruleset::remove(&mut self.nft, key, Some(elements))?;
-        if let Some(isolation) = holdings.private() {
-            isolation::forget(&mut self.nft, &isolation.addresses)?;
-        }
-        if let Some(ports) = &holdings.ports {
-            forgotten(ports.forget_own_flows(&mut self.nft));
-        }
-        Ok(())
-    }
 }

@@ -2,18 +2,20 @@
 //!
 //! Three maps per family say where to: for a port of every address, for a port of one address, and for ranges
 //! of ports. No two elements of the three may meet, so it does not matter which one is asked first; who wants a
-//! port looks into the two others under a lock, and the kernel refuses a second element of the same key.
+//! port looks it up in the two others under a lock, and the kernel refuses a second element of the same key. Who wants a range
+//! looks through all three.
 //!
 //! Only what is addressed to this host is caught (`fib daddr type local`; CVE-2025-67499), after the rules of the
 //! host's own services, which stand at `dstnat` (CVE-2019-9946).
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
 use cni_protocol::{Code, Error};
 use ipnetwork::IpNetwork;
 use log::warn;
 use serde::{Deserialize, Serialize};
-use weft_net::nft::{Element, Nft, Tuple, ends};
+use weft_net::nft::{Element, Nft, Set, Tuple, ends};
 use weft_net::{Family, Netlink, NlResult};
 
 use crate::conf::Asked;
@@ -29,7 +31,7 @@ mod rules;
 mod tests;
 
 use claim::{Claim, claim, meets, single_ports};
-use rules::{ANY, AT, LIMITED, LOCALNET, MASQUERADED, RANGES, SAME, SOURCES};
+use rules::{ADDRESSES, ANY, AT, LIMITED, LOCALNET, MASQUERADED, RANGES, SAME, SOURCES};
 pub use rules::{GROUP, SOURCES_GROUP};
 
 /// How many ports are tried for a listener at most, one socket each.
@@ -140,6 +142,10 @@ impl Ports {
             }
         }
         let mut shared: Vec<Element> = self.same.iter().map(|prefix| same(*prefix)).collect();
+        let places: BTreeSet<IpAddr> = self.claims.iter().filter_map(|claim| claim.at).collect();
+        shared.extend(places.into_iter().map(|at| {
+            Element::new(by_address(&ADDRESSES, at), Tuple::default().address(at), at.to_string())
+        }));
         if let Some(bridge) = &self.localnet {
             let of = if self.localnet_is_own { &mut own } else { &mut shared };
             of.push(Element::new(&LOCALNET, Tuple::default().ifname(bridge), bridge.clone()));
@@ -212,25 +218,22 @@ impl Ports {
         for family in [Family::V4, Family::V6] {
             let wanted: Vec<&Claim> =
                 self.claims.iter().filter(|claim| Family::of(claim.to) == family).collect();
-            if wanted.is_empty() {
-                continue;
-            }
-            // Single ports of every address are what there is many of: only a range looks through them.
-            let mut taken = nft.elements(of_family(&RANGES, family))?;
-            if wanted.iter().any(|claim| claim.at.is_none() || claim.is_range()) {
-                taken.extend(nft.elements(of_family(&AT, family))?);
-            }
-            if wanted.iter().any(|claim| claim.is_range()) {
-                taken.extend(nft.elements(of_family(&ANY, family))?);
-            }
+            let taken = match wanted.iter().any(|claim| claim.is_range()) {
+                true => all_of(nft, &[&RANGES, &AT, &ANY], family)?,
+                false => Vec::new(),
+            };
+            let in_use = match wanted.iter().any(|claim| !claim.is_range() && claim.at.is_none()) {
+                true => all_of(nft, &[&ADDRESSES], family)?,
+                false => Vec::new(),
+            };
+            let in_use: Vec<IpAddr> = in_use.iter().filter_map(|element| element.key.as_address()).collect();
             for claim in wanted {
-                let holder = match claim.at_every_address() {
-                    Some(query) => nft.element(&query)?,
-                    None => None,
+                let holders = match claim.is_range() {
+                    true => taken.iter().filter(|element| meets(claim, element)).cloned().collect(),
+                    false => present(nft, &claim.rivals(&in_use))?,
                 };
-                let met = taken.iter().filter(|element| meets(claim, element));
-                for holder in holder.iter().chain(met) {
-                    ruleset::give_way(nft, key, &claim.text(), holder, alive)?;
+                for holder in holders {
+                    ruleset::give_way(nft, key, &claim.text(), &holder, alive)?;
                 }
             }
         }
@@ -274,6 +277,24 @@ impl Reach {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_shared(own: &bool) -> bool {
     !own
+}
+
+/// All elements of some sets.
+fn all_of(nft: &mut Nft, sets: &[&'static [Set; 2]], family: Family) -> NlResult<Vec<Element>> {
+    let mut all = Vec::new();
+    for sets in sets {
+        all.extend(nft.elements(of_family(sets, family))?);
+    }
+    Ok(all)
+}
+
+/// Those of the elements that are there, as they are.
+fn present(nft: &mut Nft, elements: &[Element]) -> NlResult<Vec<Element>> {
+    let mut present = Vec::new();
+    for element in elements {
+        present.extend(nft.element(element)?);
+    }
+    Ok(present)
 }
 
 fn concerns(mapping: &Mapping, family: Family) -> bool {

@@ -6,6 +6,7 @@
 //! conntrack knows answers.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use cni_protocol::{Code, Error};
 use ipnetwork::IpNetwork;
@@ -21,9 +22,10 @@ use crate::record::Content;
 use crate::ruleset::{Elements, Group, by_address};
 
 mod allow;
+pub mod index;
 mod rules;
 
-pub use allow::{Grant, forget};
+pub use allow::{Grant, are_partners, forget};
 use allow::{Member, grants};
 use rules::{
     BRIDGE_CLOSED, BRIDGE_INSIDE, BRIDGE_NETWORKS, BRIDGES, CLOSED, HOSTLESS, INSIDE, INTERNAL, LIMITED,
@@ -112,32 +114,29 @@ impl Isolation {
         self
     }
 
-    /// Works out what is allowed between the container and those that are there.
-    pub fn meet(&mut self, key: &AttachmentKey, names: &Names, others: Vec<Content>) {
+    /// Works out what is allowed between the container and those that are there. The caller holds the lock of the meeting.
+    ///
+    /// # Errors
+    /// [`Code::Io`].
+    pub fn meet(&mut self, state_dir: &Path, key: &AttachmentKey, names: &Names) -> Result<(), Error> {
         let own = Member {
             container_id: key.container_id.to_string(),
             names: names.clone(),
             addresses: self.addresses.clone(),
             allow: self.allow.clone(),
         };
-        let member = |content: Content| {
-            let isolation = content.holdings.isolation?;
-            let (container_id, names) = (content.container_id, content.names);
-            Some(Member { container_id, names, addresses: isolation.addresses, allow: isolation.allow })
-        };
-        let others: Vec<Member> = others.into_iter().filter_map(member).collect();
+        let others: Vec<Member> = index::meet(state_dir, key, &own)?.iter().filter_map(Member::of).collect();
         self.grants = grants(&own, &others);
+        Ok(())
     }
 
     /// The elements that stand for it, for a port of this name.
     pub fn elements(&self, port: &str) -> Elements {
         let named = || Element::new(&PRIVATE_PORTS, Tuple::default().ifname(port), port.to_owned());
-        let of_port = self.policy.private.then(named);
-        Elements {
-            own: allow::elements(&self.grants).into_iter().chain(of_port).collect(),
-            network: self.policy.elements(),
-            ..Elements::default()
-        }
+        let mut elements = allow::elements(&self.grants, &self.addresses);
+        elements.own.extend(self.policy.private.then(named));
+        elements.network = self.policy.elements();
+        elements
     }
 }
 

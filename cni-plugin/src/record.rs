@@ -17,6 +17,7 @@ use weft_state::{Lock, boot_dir, boot_path, monotonic};
 use crate::conf::names::Names;
 use crate::conf::shaping::Shaping;
 use crate::holdings::Holdings;
+use crate::isolation::index;
 use crate::key::AttachmentKey;
 use crate::shaping::Limited;
 
@@ -183,12 +184,33 @@ impl Record {
         self.lock.share_with_children(share)
     }
 
+    /// Removes what leads others to it: from now on nothing is allowed with the attachment. What is left leads nowhere in the end, and
+    /// GC removes it.
+    pub fn hide(&self) {
+        if let Err(error) = self.take_out_of_index() {
+            log::warn!("take {} out of the index of rules: {error}", self.path.display());
+        }
+    }
+
+    fn take_out_of_index(&self) -> io::Result<()> {
+        let (Some(boot), Some(hash)) = (self.path.parent().and_then(Path::parent), self.path.file_name())
+        else {
+            return Ok(());
+        };
+        if !index::is_there(boot)? {
+            return Ok(());
+        }
+        let found = Found::parse(&self.lock.read()?);
+        index::leave(boot, hash, found.content().filter(|content| content.attached))
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Removes the record.
     pub fn remove(self) -> Result<(), Error> {
+        self.hide();
         self.lock.remove_file()
     }
 }

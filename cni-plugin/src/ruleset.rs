@@ -223,7 +223,7 @@ pub fn find(nft: &mut Nft, is_chosen: impl Fn(&str) -> bool) -> NlResult<Vec<Ele
     for set in GROUPS.iter().flat_map(|group| group.sets) {
         let elements = nft.elements(set)?;
         found.extend(elements.into_iter().filter(|element| {
-            let hash = element.comment.split(' ').next().unwrap_or_default();
+            let hash = owner_of(element);
             is_hash(hash) && is_chosen(hash)
         }));
     }
@@ -246,14 +246,22 @@ pub fn erase(nft: &mut Nft, elements: &[Element]) -> NlResult<()> {
 /// # Errors
 /// What the kernel refused; what is gone already is no error.
 pub fn remove(nft: &mut Nft, key: &AttachmentKey, known: Option<&Elements>) -> NlResult<()> {
-    if let Some(known) = known {
-        match erase(nft, &known.own) {
-            Err(error) if error.not_found() => {}
-            other => return other,
-        }
+    let Some(known) = known else {
+        return sweep(nft, |hash| hash == key.hash());
+    };
+    match erase(nft, &known.own) {
+        Err(error) if error.not_found() => {}
+        other => return other,
     }
-    let hash = key.hash();
-    sweep(nft, |of| of == hash)
+    // Some went with the container that they were for, or were flushed.
+    retry(|| {
+        let mut left = Vec::new();
+        for element in &known.own {
+            let found = nft.element(element)?.filter(|found| owner_of(found) == key.hash());
+            left.extend(found.map(|_| element.clone()));
+        }
+        erase(nft, &left)
+    })
 }
 
 /// Deletes the elements of the attachments that a predicate on their hashes chooses.
@@ -270,6 +278,11 @@ pub fn sweep(nft: &mut Nft, is_chosen: impl Fn(&str) -> bool) -> NlResult<()> {
 /// What the comment of an attachment's elements is.
 fn owner(key: &AttachmentKey) -> String {
     format!("{} {}", key.hash(), key.container_id)
+}
+
+/// The hash of whose an element is.
+fn owner_of(element: &Element) -> &str {
+    element.comment.split(' ').next().unwrap_or_default()
 }
 
 fn is_hash(text: &str) -> bool {

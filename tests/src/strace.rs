@@ -46,13 +46,33 @@ impl Injection {
     pub fn survey(process: Tampered, call: Call) -> BTreeMap<String, usize> {
         let (reply, trace) = traced(process, &[], call);
         reply.result();
-        let mut counts = BTreeMap::new();
-        for (name, _) in trace.lines().filter_map(|line| line.split_once('(')) {
-            *counts.entry(name.to_owned()).or_default() += 1;
-        }
-        counts
+        counts(&trace)
+    }
+
+    /// The same for the interface plugin, without calls that are for waiting, but with the bytes that the kernel told it over sockets: what
+    /// depends on nothing but the work to be done.
+    pub fn work(call: Call) -> BTreeMap<String, usize> {
+        let (reply, trace) = traced(Tampered::Weft, &[], call);
+        reply.result();
+        let mut work = counts(&trace);
+        work.retain(|name, _| !WAITING.contains(&name.as_str()));
+        let received = trace.lines().filter(|line| line.starts_with("recvfrom("));
+        let bytes = received.filter_map(|line| line.rsplit_once(" = ")?.1.parse::<usize>().ok()).sum();
+        work.insert("bytes received".to_owned(), bytes);
+        work
     }
 }
+
+fn counts(trace: &str) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for (name, _) in trace.lines().filter_map(|line| line.split_once('(')) {
+        *counts.entry(name.to_owned()).or_default() += 1;
+    }
+    counts
+}
+
+/// Calls whose number is the scheduler's affair.
+const WAITING: [&str; 8] = ["poll", "ppoll", "recvfrom", "read", "wait4", "waitid", "futex", "madvise"];
 
 /// Makes a call with one of its processes under a tracer. Returns how it ended and the trace.
 fn traced(process: Tampered, options: &[&str], call: Call) -> (Reply, String) {

@@ -149,6 +149,24 @@ impl Stage {
         Self { host, pod, neighbour: Some(neighbour), network: network(), before }
     }
 
+    /// The two containers may talk with each other, by a rule of the network and by one of the new one alone.
+    fn private() -> Self {
+        let (host, pod, neighbour) = (Host::new(), Pod::new(), Pod::new());
+        let app = json!({ "label": "part=app" });
+        let labels = json!([{ "key": "part", "value": "app" }]);
+        let network = Network::dual()
+            .with(&json!({ "icc": false, "allow": [{ "from": app, "to": app, "port": 80 }] }))
+            .with(&json!({ "args": { "cni": { "labels": labels } } }));
+        network.add(&neighbour);
+        let network = network
+            .with(&json!({ "args": { "weft": { "allow": [{ "to": { "container": neighbour.id } }] } } }));
+        // What is made when it is first asked for stays.
+        network.add(&pod);
+        network.del(&pod);
+        let before = World::of(&host, &[&pod, &neighbour]);
+        Self { host, pod, neighbour: Some(neighbour), network, before }
+    }
+
     /// Another plugin has made the interface.
     fn chained() -> Self {
         let (host, pod) = (Host::new(), Pod::new());
@@ -214,6 +232,18 @@ fn of_weft_on_a_fresh_host() {
 fn of_weft_beside_another_container() {
     let hits = Failed::all(Tampered::Weft, Stage::in_use).hits;
     assert!(hits.len() > 30, "only {} system calls failed", hits.len());
+}
+
+#[test]
+fn of_weft_where_rules_are_about_containers() {
+    let hits = Failed::all(Tampered::Weft, Stage::private).hits;
+    for step in ["/allow/asks-", "/allow/has-", "meeting.lock", "getdents64(", "NFNL_SUBSYS_NFTABLES"] {
+        assert!(
+            hits.iter().any(|line| line.contains(step)),
+            "{step} never failed among\n{}",
+            hits.join("\n")
+        );
+    }
 }
 
 #[test]

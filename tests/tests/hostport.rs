@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use weft_tests::{Host, Mirror, Network, Outside, Pod, command, eventually, ips};
+use weft_tests::{Host, Injection, Mirror, Network, Outside, Pod, command, eventually, ips};
 
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -110,13 +110,64 @@ fn a_second_claimant_hears_who_has_the_port() {
         let error = with(&network(), std::slice::from_ref(&wanted)).add_call(&pod).run().error_code(103);
         error.assert_names(&[&holder.id, &wanted["hostPort"].to_string()]);
     }
+    // A range meets single ports of every address and of one, and other ranges that it is in or that are in it.
+    let from_to =
+        |first: u16, last: u16| -> Vec<Value> { (first..=last).map(|port| mapping(port, port)).collect() };
+    let of_one: Vec<Value> = (9200..9300).map(|port| json!({ "hostPort": port, "containerPort": port, "hostIP": "10.88.0.1", "protocol": "tcp" })).collect();
+    let at_one = Pod::new();
+    with(&network(), &of_one).add(&at_one);
+    for (wanted, held_by) in [
+        (from_to(8075, 8085), &holder),
+        (from_to(8081, 8090), &holder),
+        (from_to(8990, 9110), &holder),
+        (from_to(9020, 9030), &holder),
+        (from_to(9190, 9310), &at_one),
+        (vec![mapping(9250, 80)], &at_one),
+        (vec![at("10.88.0.1", 9299)], &at_one),
+    ] {
+        let error = with(&network(), &wanted).add_call(&Pod::new()).run().error_code(103);
+        error.assert_names(&[&held_by.id]);
+    }
     // What does not meet, and what is free again.
     let pod = Pod::new();
     let udp = json!({ "hostPort": 8080, "containerPort": 80, "protocol": "udp" });
-    with(&network(), &[udp, at("127.0.0.1", 8081), mapping(8999, 80), mapping(9100, 80)]).add(&pod);
+    let free = [udp, at("127.0.0.1", 8081), mapping(8999, 80), mapping(9100, 80), at("127.0.0.1", 9250)];
+    with(&network(), &free).add(&pod);
     with(&network(), &held).del(&holder);
     let next = Pod::new();
     with(&network(), &[mapping(8080, 80)]).add(&next);
+}
+
+/// Whether others with ports are 3 or 100.
+#[test]
+fn a_port_costs_the_same_however_many_others_have_one() {
+    let _host = Host::new();
+    let at = |port: u16| json!({ "hostPort": port, "containerPort": 80, "protocol": "tcp", "hostIP": "10.88.0.1" });
+    let wanted = with(&network(), &[mapping(7000, 80), at(7001)]);
+    let attach = |numbers: std::ops::Range<u16>| -> Vec<Pod> {
+        let one = |number: u16| {
+            let range = (0..10).map(|more| mapping(20_000 + 10 * number + more, 20_000 + 10 * number + more));
+            let mappings: Vec<Value> =
+                [mapping(8000 + number, 80), at(9000 + number)].into_iter().chain(range).collect();
+            let pod = Pod::new();
+            with(&network(), &mappings).add(&pod);
+            pod
+        };
+        numbers.map(one).collect()
+    };
+    let pod = Pod::new();
+    let count = || {
+        let work = Injection::work(wanted.add_call(&pod));
+        wanted.del(&pod);
+        work
+    };
+    let _few = attach(0..3);
+    // What is made once was made.
+    count();
+    let before = count();
+    assert!(before["sendto"] > 10, "{before:?}");
+    let _many = attach(3..100);
+    assert_eq!(count(), before);
 }
 
 /// A thousand ports are one element of the map, in each family.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_tests::frames::{BROADCAST, Wire, ethernet};
-use weft_tests::{Host, Mirror, Network, Outside, Pod, assert_way, command, ips};
+use weft_tests::{Call, Host, Injection, Mirror, Network, Outside, Pod, assert_way, command, ips};
 
 const PORT: u16 = 80;
 
@@ -306,6 +306,76 @@ fn rules_open_a_way_between_containers_whoever_comes_first() {
             network.del(pod);
         }
     }
+}
+
+/// Whether others are 3 or 100: who is meant by no rule, by the network's, by its own, and by one that another brought.
+#[test]
+fn what_is_allowed_costs_the_same_however_many_containers_there_are() {
+    let _host = Host::new();
+    let rules = json!({ "allow": [
+        { "from": { "container": "web" }, "to": { "label": "role=db" }, "port": PORT },
+        { "from": { "prefix": "192.0.2.0/24" }, "to": { "prefix": "10.88.0.0/24" } },
+    ] });
+    let network = private().with(&rules);
+    let named = |name: &str| format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name};IgnoreUnknown=1");
+    let own = json!({ "args": { "weft": { "allow": [{ "to": { "label": "role=db" } }] } } });
+    let (plain, own) = (network.clone(), network.clone().with(&own));
+    let ask = json!({ "args": { "weft": { "allow": [{ "from": { "container": "cache" } }] } } });
+    let pod = Pod::new();
+    let calls: [(&str, &dyn Fn() -> Call); 4] = [
+        ("meant by no rule", &|| plain.add_call(&pod)),
+        ("meant by the network's", &|| plain.add_call(&pod).args(&named("web"))),
+        ("with a rule of its own", &|| own.add_call(&pod)),
+        ("meant by another's", &|| plain.add_call(&pod).args(&named("cache"))),
+    ];
+    let mut present = vec![Pod::new(), Pod::new(), Pod::new()];
+    with_labels(network.clone(), &[("role", "db")]).add(&present[0]);
+    network.clone().with(&ask).add(&present[1]);
+    network.add(&present[2]);
+    let count = || {
+        calls.map(|(who, call)| {
+            // What is made once was made.
+            call().run().result();
+            network.del(&pod);
+            let work = Injection::work(call());
+            network.del(&pod);
+            (who, work)
+        })
+    };
+    let before = count();
+    assert!(before.iter().all(|(_, work)| work["sendto"] > 10), "{before:?}");
+    present.extend((0..97).map(|_| Pod::new()));
+    present[3..].iter().for_each(|pod| drop(network.add(pod)));
+    for ((who, before), (_, after)) in before.into_iter().zip(count()) {
+        assert_eq!(after, before, "{who}");
+    }
+}
+
+/// Each two of them are brought together by one of the two, and nothing of it is left.
+#[test]
+fn containers_that_come_and_go_at_once_all_meet() {
+    let host = Host::new();
+    let rules =
+        json!({ "allow": [{ "from": { "label": "role=web" }, "to": { "label": "role=db" }, "port": PORT }] });
+    let networks = ["web", "db"].map(|role| with_labels(private().with(&rules), &[("role", role)]));
+    let pods: Vec<(&Network, Pod)> = (0..16).map(|number| (&networks[number % 2], Pod::new())).collect();
+    let marked = |set: &str| command(&format!("nft list set inet weft {set}")).matches("comment").count();
+    for round in 0..3 {
+        let adds: Vec<_> = pods.iter().map(|(network, pod)| network.add_call(pod).start()).collect();
+        adds.into_iter().for_each(|call| drop(call.finish().result()));
+        for set in ["allow-port-v4", "allow-port-v6"] {
+            assert_eq!(marked(set), 8 * 8, "round {round}, {set}");
+        }
+        let dels: Vec<_> = pods.iter().map(|(network, pod)| network.del_call(pod).start()).collect();
+        dels.into_iter().for_each(|call| call.finish().done());
+        for set in ["allow-port-v4", "allow-port-v6", "allow-holders-v4", "allow-holders-v6"] {
+            assert_eq!(marked(set), 0, "round {round}, {set}");
+        }
+        let files = command("find /run/weft -path '*/allow/*' -type f");
+        assert_eq!(files, "", "round {round}");
+    }
+    networks[0].gc(&[]);
+    assert_eq!(host.ruleset().matches("elements").count(), 0, "{}", host.ruleset());
 }
 
 #[test]

@@ -9,11 +9,15 @@ use weft_tests::{Call, Host, Network, Pod, Random, World};
 /// How many times a call is killed in one test.
 const KILLS: u32 = 200;
 
+/// Its containers may talk with each other by rules.
 fn network() -> Network {
     let mapping = json!({ "hostPort": 8080, "containerPort": 80, "protocol": "udp" });
     let limits = json!({ "ingressRate": 10_000_000, "egressRate": 10_000_000 });
+    let app = json!({ "label": "part=app" });
     Network::dual()
         .with(&json!({ "ipMasq": true, "runtimeConfig": { "portMappings": [mapping], "bandwidth": limits } }))
+        .with(&json!({ "icc": false, "allow": [{ "from": app, "to": app, "port": 80 }] }))
+        .with(&json!({ "args": { "cni": { "labels": [{ "key": "part", "value": "app" }] } } }))
 }
 
 /// A host on which the network was used once, and how long a call of ADD and of DEL usually takes there.

@@ -69,14 +69,24 @@ impl Claim {
         }
     }
 
-    pub(super) fn any_element(&self) -> Element {
+    fn any_element(&self) -> Element {
         let key = Tuple::default().protocol(self.protocol as u8).port(self.first);
         Element::new(by_address(&ANY, self.to), key, self.text())
     }
 
-    /// Who may have the port of one address at every address.
-    pub(super) fn at_every_address(&self) -> Option<Element> {
-        (self.at.is_some() && !self.is_range()).then(|| self.any_element())
+    /// The other elements that would have a single port: of every address or of one, by itself or in a range. `in_use` are the
+    /// host's addresses of which one alone may have it.
+    pub(super) fn rivals(&self, in_use: &[IpAddr]) -> Vec<Element> {
+        let key = |at| Tuple::default().address(at).protocol(self.protocol as u8).port(self.first);
+        let of = |sets, at| Element::new(by_address(sets, self.to), key(at), self.text());
+        match self.at {
+            Some(at) => vec![self.any_element(), of(&RANGES, at)],
+            None => {
+                let any = ends(everything(Family::of(self.to))).0;
+                let at_one = in_use.iter().flat_map(|at| [of(&AT, *at), of(&RANGES, *at)]);
+                std::iter::once(of(&RANGES, any)).chain(at_one).collect()
+            }
+        }
     }
 }
 

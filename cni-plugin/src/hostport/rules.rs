@@ -40,6 +40,9 @@ pub(super) static RANGES: [Set; 2] = [
     set("hostport-range-v4", &[V4, Type::Protocol, Type::Port], &[V4], true),
     set("hostport-range-v6", &[V6, Type::Protocol, Type::Port], &[V6], true),
 ];
+/// The host's addresses of which one alone has or had a port: where to look for who wants a port of every address. No rule asks it.
+pub(super) static ADDRESSES: [Set; 2] =
+    [set("hostport-addresses-v4", &[V4], &[], false), set("hostport-addresses-v6", &[V6], &[], false)];
 /// Pairs of a prefix with itself: who talks within it would be answered directly.
 pub(super) static SAME: [Set; 2] =
     [set("hostport-same-v4", &[V4, V4], &[], true), set("hostport-same-v6", &[V6, V6], &[], true)];
@@ -59,8 +62,8 @@ pub static GROUP: Group = Group {
     name: "host port",
     table: Table::Inet,
     sets: &[
-        ANY[0], ANY[1], AT[0], AT[1], RANGES[0], RANGES[1], SAME[0], SAME[1], MASQUERADED[0], MASQUERADED[1],
-        LOCALNET,
+        ANY[0], ANY[1], AT[0], AT[1], RANGES[0], RANGES[1], ADDRESSES[0], ADDRESSES[1], SAME[0], SAME[1],
+        MASQUERADED[0], MASQUERADED[1], LOCALNET,
     ],
     chains: &[
         Chain { name: "hostport", kind: ChainKind::Regular, rules: to_containers, uses: 8 },

@@ -1,5 +1,6 @@
 //! What rules of the key `allow` come to between containers.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -9,10 +10,11 @@ use weft_net::NlResult;
 use weft_net::nft::{Element, Nft, Set, Tuple, ends, retry};
 
 use super::is_wide;
-use super::rules::{ALL, FROM, PORT, PORTS, TO};
+use super::rules::{ALL, FROM, HOLDERS, PARTNERS, PORT, PORTS, TO};
 use crate::conf::isolation::{Allow, Peer, Service};
 use crate::conf::names::Names;
-use crate::ruleset::{self, by_address};
+use crate::record::Content;
+use crate::ruleset::{self, Elements, by_address};
 
 /// One direction that is open; one of its sides is a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +92,38 @@ pub(super) struct Member {
 }
 
 impl Member {
+    /// Another container of the network, by what is on file of it.
+    pub(super) fn of(content: &Content) -> Option<Self> {
+        let isolation = content.holdings.isolation.as_ref()?;
+        Some(Self {
+            container_id: content.container_id.clone(),
+            names: content.names.clone(),
+            addresses: isolation.addresses.clone(),
+            allow: isolation.allow.clone(),
+        })
+    }
+
+    /// All that a side of a rule can mean it by.
+    pub(super) fn terms(&self) -> BTreeSet<String> {
+        let pod = self.names.pod.as_deref();
+        let short = pod.and_then(|pod| pod.split_once('/')).map(|(_, pod)| pod);
+        let names = [Some(self.container_id.as_str()), pod, short].into_iter().flatten();
+        let names = names.chain(self.names.aliases.iter().map(String::as_str)).map(container_term);
+        names.chain(self.names.labels.iter().map(|label| label_term(label))).collect()
+    }
+
+    /// What its rules that mean it have on the other side.
+    pub(super) fn asks(&self) -> BTreeSet<String> {
+        let term = |side: &Peer| match side {
+            Peer::Own => Some(container_term(&self.container_id)),
+            Peer::Container(name) => Some(container_term(name)),
+            Peer::Label(label) => Some(label_term(label)),
+            Peer::Prefix(_) => None,
+        };
+        let sides = self.allow.iter().flat_map(|rule| [(&rule.from, &rule.to), (&rule.to, &rule.from)]);
+        sides.filter(|(side, _)| self.is_meant(side, self)).filter_map(|(_, other)| term(other)).collect()
+    }
+
     /// Whether a side of a rule of `owner` means this container. A prefix means it where no name is needed to know.
     fn is_meant(&self, side: &Peer, owner: &Self) -> bool {
         match side {
@@ -105,6 +139,14 @@ impl Member {
             Peer::Prefix(_) => false,
         }
     }
+}
+
+fn container_term(name: &str) -> String {
+    format!("container {name}")
+}
+
+fn label_term(label: &str) -> String {
+    format!("label {label}")
 }
 
 /// What a container's rules and those of others come to for it. Each two containers are asked once: when the
@@ -178,9 +220,22 @@ fn contains(prefix: IpNetwork, other: IpNetwork) -> bool {
     prefix.prefix() <= other.prefix() && prefix.contains(other.network())
 }
 
-/// The elements that stand for grants.
-pub(super) fn elements(grants: &[Grant]) -> Vec<Element> {
-    grants.iter().map(element).collect()
+/// The elements that stand for grants of a container with these addresses.
+pub(super) fn elements(grants: &[Grant], own: &[IpAddr]) -> Elements {
+    let sides = || grants.iter().flat_map(|grant| [grant.from, grant.to]);
+    let is_there = |address: &&IpAddr| sides().any(|side| side == IpNetwork::from(**address));
+    let others = sides().filter(|side| !is_wide(side)).map(|side| side.ip());
+    let partners: BTreeSet<IpAddr> = others.filter(|address| !own.contains(address)).collect();
+    let holders = own.iter().filter(is_there).map(|address| noted(&HOLDERS, *address));
+    Elements {
+        own: grants.iter().map(element).chain(holders).collect(),
+        shared: partners.into_iter().map(|address| noted(&PARTNERS, address)).collect(),
+        ..Elements::default()
+    }
+}
+
+fn noted(sets: &'static [Set; 2], address: IpAddr) -> Element {
+    Element::new(by_address(sets, address), Tuple::default().address(address), address.to_string())
 }
 
 fn element(grant: &Grant) -> Element {
@@ -207,29 +262,59 @@ fn element(grant: &Grant) -> Element {
     }
 }
 
-/// Removes what others were allowed with addresses that are somebody else's from now on.
+/// Removes what others were allowed with addresses that are somebody else's from now on. Only where it is noted that there is
+/// something, the sets are looked through. The notes stay where an ADD may be `beside`, which relies on them.
 ///
 /// # Errors
 /// What the kernel refused; what is gone already is no error.
-pub fn forget(nft: &mut Nft, addresses: &[IpAddr]) -> NlResult<()> {
+pub fn forget(nft: &mut Nft, addresses: &[IpAddr], beside: bool) -> NlResult<()> {
     retry(|| {
         let mut found = Vec::new();
         for address in addresses {
-            for sets in [&ALL, &PORT, &PORTS] {
+            let notes = notes(nft, *address)?;
+            if notes.is_empty() {
+                continue;
+            }
+            for sets in [&ALL, &PORT, &PORTS, &FROM, &TO] {
                 found.extend(with(nft, by_address(sets, *address), *address)?);
             }
+            found.extend(notes.into_iter().filter(|_| !beside));
         }
         ruleset::erase(nft, &found)
     })
+}
+
+/// Whether others hold elements with one of these addresses.
+///
+/// # Errors
+/// What the kernel says to the queries.
+pub fn are_partners(nft: &mut Nft, addresses: &[IpAddr]) -> NlResult<bool> {
+    for address in addresses {
+        if !notes(nft, *address)?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// What is noted of an address.
+fn notes(nft: &mut Nft, address: IpAddr) -> NlResult<Vec<Element>> {
+    let mut found = Vec::new();
+    for sets in [&HOLDERS, &PARTNERS] {
+        found.extend(nft.element(&noted(sets, address))?);
+    }
+    Ok(found)
 }
 
 /// The elements of a set of pairs one side of which is this address.
 fn with(nft: &mut Nft, set: &Set, address: IpAddr) -> NlResult<Vec<Element>> {
     let own = Tuple::default().address(address);
     let own = own.bytes();
+    let is_at = |key: &Tuple, at: usize| key.bytes().get(at..).is_some_and(|rest| rest.starts_with(own));
     let is_side = |element: &Element| {
-        let key = element.key.bytes();
-        key.starts_with(own) || key.get(own.len()..).is_some_and(|rest| rest.starts_with(own))
+        [0, own.len()]
+            .into_iter()
+            .any(|at| is_at(&element.key, at) && element.end.as_ref().is_none_or(|last| is_at(last, at)))
     };
     Ok(nft.elements(set)?.into_iter().filter(is_side).collect())
 }

@@ -47,6 +47,14 @@ const fn services(v4: &'static str, v6: &'static str, intervals: bool) -> [Set; 
     ]
 }
 
+const fn addresses(v4: &'static str, v6: &'static str) -> [Set; 2] {
+    let table = Table::Inet;
+    [
+        Set { table, name: v4, key: &[V4], data: &[], intervals: false },
+        Set { table, name: v6, key: &[V6], data: &[], intervals: false },
+    ]
+}
+
 /// Pairs of subnets of one network.
 pub(super) static INSIDE: [Set; 2] = pairs(Table::Inet, "inside-v4", "inside-v6");
 // Pairs of a network's subnet with everything, as a set of intervals has two fields at least.
@@ -91,6 +99,13 @@ pub(super) static ALL: [Set; 2] = [
 pub(super) static FROM: [Set; 2] = services("allow-from-v4", "allow-from-v6", true);
 pub(super) static TO: [Set; 2] = services("allow-to-v4", "allow-to-v6", true);
 
+// Which addresses the sets above have with containers' addresses on both sides; no rule asks them. Whoever gets an address looks
+// here, as an element cannot be found by one side of it.
+/// Those of containers that hold such elements.
+pub(super) static HOLDERS: [Set; 2] = addresses("allow-holders-v4", "allow-holders-v6");
+/// Those on the other side.
+pub(super) static PARTNERS: [Set; 2] = addresses("allow-partners-v4", "allow-partners-v6");
+
 /// Isolation's part of the table `inet weft`.
 pub static GROUP: Group = Group {
     name: "isolation",
@@ -99,7 +114,7 @@ pub static GROUP: Group = Group {
         INSIDE[0], INSIDE[1], NETWORKS[0], NETWORKS[1], CLOSED[0], CLOSED[1], INTERNAL[0], INTERNAL[1],
         PRIVATE[0], PRIVATE[1], HOSTLESS[0], HOSTLESS[1], LIMITED[0], LIMITED[1], WAYS_OUT[0], WAYS_OUT[1],
         NO_WAYS_OUT[0], NO_WAYS_OUT[1], PORT[0], PORT[1], PORTS[0], PORTS[1], ALL[0], ALL[1], FROM[0],
-        FROM[1], TO[0], TO[1],
+        FROM[1], TO[0], TO[1], HOLDERS[0], HOLDERS[1], PARTNERS[0], PARTNERS[1],
     ],
     chains: &[
         Chain { name: "isolation-inside", kind: ChainKind::Regular, rules: inside, uses: 16 },

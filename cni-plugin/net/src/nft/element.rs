@@ -10,7 +10,7 @@ use netlink_packet_netfilter::nftables::NfTablesMessage;
 
 use super::answer::Answer;
 use super::bytes::{nest, nested, put, text, user_data};
-use super::interval::octets;
+use super::interval::{from_octets, octets};
 use super::set::{Set, padded};
 use super::{Change, Nft, NlResult, TABLE, message_of, unless_missing};
 use crate::attribute::{self, attributes, find};
@@ -68,6 +68,11 @@ impl Tuple {
             *byte = letter;
         }
         self.then(&name)
+    }
+
+    /// The address, where it is the only field.
+    pub fn as_address(&self) -> Option<IpAddr> {
+        from_octets(&self.0)
     }
 
     /// The fields' bytes.

@@ -123,7 +123,8 @@ fn bound(element: &[u8]) -> Option<(IpAddr, bool)> {
     Some((from_octets(key)?, SetElementFlags::from_bits_retain(flags).contains(SetElementFlags::IntervalEnd)))
 }
 
-fn from_octets(bytes: &[u8]) -> Option<IpAddr> {
+/// The address that these bytes are.
+pub(super) fn from_octets(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
         4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
         16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),

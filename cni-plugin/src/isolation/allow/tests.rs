@@ -83,7 +83,7 @@ proptest! {
             })
             .collect();
         let kept = without_overlaps(all.clone());
-        let elements = elements(&kept);
+        let elements: Vec<Element> = kept.iter().map(element).collect();
         for (at, element) in elements.iter().enumerate() {
             prop_assert!(!elements[at + 1..].iter().any(|other| other.overlaps(element)), "{kept:?}");
         }
@@ -101,5 +101,39 @@ proptest! {
                 prop_assert_eq!(before, passes(&kept, from.into(), protocol, port));
             }
         }
+    }
+}
+
+/// A container with one of three names and maybe a label, and rules about them, from either side.
+fn any_member(id: &'static str, last: u8) -> impl Strategy<Value = Member> {
+    let side = prop_oneof![
+        Just(Peer::Own),
+        (0..3_u8).prop_map(|name| Peer::Container(format!("name{name}"))),
+        (0..2_u8).prop_map(|label| Peer::Label(format!("label={label}"))),
+        Just(Peer::Prefix("10.0.0.0/30".parse().unwrap())),
+    ];
+    let rule = (side.clone(), side).prop_map(|(from, to)| Allow { from, to, service: None });
+    let rules = proptest::collection::vec(rule, 0..4);
+    (0..3_u8, 0..3_u8, rules).prop_map(move |(name, label, allow)| {
+        let mut member = member(id, [10, 0, 0, last], allow);
+        member.names.pod = Some(format!("shop/name{name}"));
+        member.names.labels.push(format!("label={label}"));
+        member
+    })
+}
+
+proptest! {
+    /// Whoever something may be allowed with is found by what one of the two asks for and the other one has.
+    #[test]
+    fn those_between_which_something_is_allowed_ask_for_each_other(
+        own in any_member("a", 1), other in any_member("b", 2), same_container in any::<bool>(),
+    ) {
+        let mut other = other;
+        if same_container {
+            other.container_id = own.container_id.clone();
+        }
+        let found = !own.asks().is_disjoint(&other.terms()) || !other.asks().is_disjoint(&own.terms());
+        let alone = grants(&own, &[]);
+        prop_assert!(found || grants(&own, std::slice::from_ref(&other)) == alone, "{:?} {:?}", own, other);
     }
 }

@@ -1,0 +1,83 @@
+//! DEL's part: how what an attachment holds is taken back.
+
+use std::path::{Path, PathBuf};
+
+use cni_protocol::Deadline;
+use weft_net::NlResult;
+use weft_net::nft::Nft;
+
+use super::{Holdings, forgotten, lock_meeting};
+use crate::conf::Traces;
+use crate::isolation::{self, Isolation};
+use crate::key::AttachmentKey;
+use crate::ruleset::{self, Elements};
+
+/// The end of what an attachment holds.
+pub struct Erasure {
+    nft: Nft,
+    what: What,
+    state_dir: PathBuf,
+}
+
+enum What {
+    Known(Box<(Holdings, Elements)>),
+    Searched,
+}
+
+impl Erasure {
+    /// Opens the socket for it, unless there is nothing to erase.
+    pub fn prepare(
+        key: &AttachmentKey,
+        known: Option<&Holdings>,
+        traces: &Traces,
+        deadline: Deadline,
+    ) -> NlResult<Option<Self>> {
+        let known = known.map(|known| (known, known.elements(key)));
+        if known
+            .as_ref()
+            .is_some_and(|(known, elements)| elements.own.is_empty() && known.private().is_none())
+        {
+            return Ok(None);
+        }
+        let mut nft = match Nft::open(deadline) {
+            Ok(nft) => nft,
+            // A kernel without netfilter has no elements.
+            Err(error) if error.errno == nix::errno::Errno::EPROTONOSUPPORT => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let state_dir = traces.state_dir.clone();
+        if let Some((known, elements)) = known {
+            let what = What::Known(Box::new((known.clone(), elements)));
+            return Ok(Some(Self { nft, what, state_dir }));
+        }
+        let hash = key.hash();
+        let found = ruleset::find(&mut nft, |of| of == hash)?;
+        Ok((!found.is_empty()).then_some(Self { nft, what: What::Searched, state_dir }))
+    }
+
+    /// Erases it. Who closes the socket last waits for RCU, so a child should have it too.
+    pub fn carry_out(mut self, key: &AttachmentKey) -> NlResult<()> {
+        let What::Known(known) = &self.what else {
+            return ruleset::remove(&mut self.nft, key, None);
+        };
+        let (holdings, elements) = known.as_ref();
+        ruleset::remove(&mut self.nft, key, Some(elements))?;
+        if let Some(isolation) = holdings.private() {
+            forget(&mut self.nft, &self.state_dir, key, isolation)?;
+        }
+        if let Some(ports) = &holdings.ports {
+            forgotten(ports.forget_own_flows(&mut self.nft));
+        }
+        Ok(())
+    }
+}
+
+/// Removes what others have with its addresses. An ADD that met the container before this may still add to that: what it looks
+/// at stays, unless this has its lock.
+fn forget(nft: &mut Nft, state_dir: &Path, key: &AttachmentKey, isolation: &Isolation) -> NlResult<()> {
+    if !isolation::are_partners(nft, &isolation.addresses)? {
+        return Ok(());
+    }
+    let lock = lock_meeting(state_dir, key, nft.deadline());
+    isolation::forget(nft, &isolation.addresses, lock.is_err())
+}
