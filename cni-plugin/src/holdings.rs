@@ -132,8 +132,8 @@ pub fn hold(
     ensure_shared(journal, rules, traces, &elements)?;
     let mut added = add(&mut rules.nft);
     if matches!(&added, Err(Fault::Net(error)) if error.not_found()) {
-        // Flushed since it was looked at.
-        rules.forget();
+        // Flushed since it was looked at, or a set is missing that no rule uses.
+        rules.distrust();
         ensure_shared(journal, rules, traces, &elements)?;
         added = add(&mut rules.nft);
     }

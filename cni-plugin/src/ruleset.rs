@@ -31,7 +31,7 @@ pub use group::{Chain, Group, is_whole, mend, rehearse, undo};
 pub use idle::{Idle, is_settled};
 pub use rules::Rules;
 
-use group::{build, explain};
+use group::{build, explain, has_all_sets};
 use idle::is_ready;
 
 /// All groups.
@@ -94,7 +94,7 @@ pub fn ensure(
 ) -> NlResult<()> {
     let mut intact = true;
     for group in elements.groups() {
-        intact &= retry(|| is_ready(nft, group, elements.all()))?;
+        intact &= retry(|| Ok(has_all_sets(nft, group)? && is_ready(nft, group, elements.all())?))?;
     }
     if intact {
         return Ok(());
@@ -120,7 +120,7 @@ pub fn ensure(
 /// Whether anything of it was there; `None` where it is ready.
 fn remake(nft: &mut Nft, group: &Group, elements: &[Element], needed: &Elements) -> NlResult<Option<bool>> {
     let all = || elements.iter().chain(needed.all());
-    let whole = retry(|| match is_ready(nft, group, all())? {
+    let whole = retry(|| match has_all_sets(nft, group)? && is_ready(nft, group, all())? {
         true => Ok(None),
         false => build(nft, group, elements, all()).map(Some),
     });

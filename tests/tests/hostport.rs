@@ -345,3 +345,23 @@ fn what_cannot_be_meant() {
         .error_code(7)
         .assert_names(&["portMappings", "isGateway"]);
 }
+
+/// Of a set that no rule uses nobody hears that it is gone, until something is to be put into it.
+#[test]
+fn a_set_that_was_deleted_comes_back_with_what_was_in_it() {
+    let _host = Host::new();
+    let at = |port: u16| {
+        let mapping =
+            json!({ "hostPort": port, "containerPort": 80, "protocol": "tcp", "hostIP": "127.0.0.1" });
+        with(&network(), &[mapping])
+    };
+    let (one, two) = (Pod::new(), Pod::new());
+    at(8080).add(&one);
+    let set = "inet weft hostport-addresses-v4";
+    let before = command(&format!("nft list set {set}"));
+    assert!(before.contains("127.0.0.1"), "{before}");
+    command(&format!("nft delete set {set}"));
+    let result = at(8081).add(&two);
+    assert_eq!(command(&format!("nft list set {set}")), before);
+    at(8081).check(&two, &result).done();
+}

@@ -104,6 +104,16 @@ fn is_absent(nft: &mut Nft, group: &Group) -> NlResult<bool> {
     Ok(true)
 }
 
+/// Also those that no rule uses.
+pub(super) fn has_all_sets(nft: &mut Nft, group: &Group) -> NlResult<bool> {
+    for set in group.sets {
+        if nft.has_set(set)? != Some(true) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// By the chains at hooks, from which all others are reached: whoever takes a table or its rules takes these too.
 pub(super) fn is_intact(nft: &mut Nft, group: &Group) -> NlResult<bool> {
     let names: Vec<&str> = group.at_hooks().map(|chain| chain.name).collect();

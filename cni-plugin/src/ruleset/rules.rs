@@ -14,6 +14,8 @@ pub struct Rules {
     seen: Vec<(&'static Group, Seen)>,
     /// Whether what the network has in the rules was there already, as its configuration has it now.
     settled: bool,
+    /// Whether something was not there that a quick look does not miss.
+    distrusted: bool,
 }
 
 /// How a group was when it was looked at.
@@ -30,7 +32,7 @@ impl Rules {
     /// # Errors
     /// As [`Nft::open`].
     pub fn open(deadline: Deadline) -> NlResult<Self> {
-        Ok(Self { nft: Nft::open(deadline)?, seen: Vec::new(), settled: false })
+        Ok(Self { nft: Nft::open(deadline)?, seen: Vec::new(), settled: false, distrusted: false })
     }
 
     /// Looks at groups that will be needed: for when there is nothing else to do.
@@ -53,7 +55,12 @@ impl Rules {
     /// Forgets what was seen: it is different now.
     pub fn forget(&mut self) {
         self.seen.clear();
-        self.settled = false;
+        (self.settled, self.distrusted) = (false, false);
+    }
+
+    /// What was seen cannot be all: nothing is ready until it was looked at set by set.
+    pub fn distrust(&mut self) {
+        self.distrusted = true;
     }
 
     /// Looks whether a network has these elements, which are marked, and no others.
@@ -70,6 +77,9 @@ impl Rules {
     /// # Errors
     /// What the kernel says to the queries.
     pub fn are_ready_for(&mut self, elements: &Elements) -> NlResult<bool> {
+        if self.distrusted {
+            return Ok(false);
+        }
         for group in elements.groups() {
             if !self.is_ready(group, elements)? {
                 return Ok(false);
