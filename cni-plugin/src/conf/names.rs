@@ -11,6 +11,9 @@ pub struct Names {
     /// `NAMESPACE/NAME` of a pod, or the name of a container of podman.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
+    /// The container's own name for itself, where the runtime tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
     /// Names of one container on this network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
@@ -34,7 +37,8 @@ impl Names {
             }
             Some(names) => list(names)?,
         };
-        Ok(Self { pod: pod(args), aliases, labels: super::isolation::labels(conf)? })
+        let hostname = args.hostname.clone().filter(|name| is_name(name));
+        Ok(Self { pod: pod(args), hostname, aliases, labels: super::isolation::labels(conf)? })
     }
 
     pub fn is_empty(&self) -> bool {
@@ -94,5 +98,15 @@ mod tests {
         assert_eq!(names(&args), Some("default/web-0".into()));
         args.k8s_pod.insert("NAME".into(), "../web".into());
         assert_eq!(names(&args), None);
+    }
+
+    #[test]
+    fn a_container_of_nerdctl_has_its_host_name() {
+        let of = |hostname: &str| {
+            let args = CniArgs { hostname: Some(hostname.into()), ..CniArgs::default() };
+            Names::parse(&Map::new(), &args).unwrap().hostname
+        };
+        assert_eq!(of("web"), Some("web".into()));
+        assert_eq!(of("../web"), None);
     }
 }

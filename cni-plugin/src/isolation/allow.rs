@@ -107,7 +107,8 @@ impl Member {
     pub(super) fn terms(&self) -> BTreeSet<String> {
         let pod = self.names.pod.as_deref();
         let short = pod.and_then(|pod| pod.split_once('/')).map(|(_, pod)| pod);
-        let names = [Some(self.container_id.as_str()), pod, short].into_iter().flatten();
+        let hostname = self.names.hostname.as_deref();
+        let names = [Some(self.container_id.as_str()), pod, short, hostname].into_iter().flatten();
         let names = names.chain(self.names.aliases.iter().map(String::as_str)).map(container_term);
         names.chain(self.names.labels.iter().map(|label| label_term(label))).collect()
     }
@@ -133,6 +134,7 @@ impl Member {
                 *name == self.container_id
                     || pod == Some(name)
                     || pod.and_then(|pod| pod.split_once('/')).is_some_and(|(_, pod)| pod == name)
+                    || self.names.hostname.as_ref() == Some(name)
                     || self.names.aliases.contains(name)
             }
             Peer::Label(label) => self.names.labels.contains(label),
