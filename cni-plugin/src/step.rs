@@ -295,23 +295,29 @@ impl Journal {
         record.write(&content).map_err(|error| failed(&Step::Record, error.into()))
     }
 
-    /// Takes back all that was done, the last first, and goes on after a failure. Returns what is left. The
+    /// Takes back all that was done, the last first, and goes on after a failure. Returns what is left, and what is not. The
     /// address and the record of an attachment whose link is left stay for DEL and GC, which need them.
     pub fn roll_back(&mut self) -> Vec<String> {
         // A panic may have struck inside the container's namespace, where links of the same names can be.
         if let Err(error) = self.home.enter() {
             return vec![format!("nothing was taken back, as the host's network namespace is lost: {error}")];
         }
-        let mut left = Vec::new();
+        let (mut left, mut taken_back) = (Vec::new(), Vec::new());
         while let Some(step) = self.done.pop() {
             if !left.is_empty() && matches!(step, Step::Reserve(_) | Step::Record) {
                 left.push(format!("left for DEL: {step}"));
                 continue;
             }
-            if let Err(error) = self.take_back(&step) {
-                warn!("cannot take back \"{step}\": {}", error.msg);
-                left.push(format!("not taken back: {step}: {}", error.msg));
+            match self.take_back(&step) {
+                Ok(()) => taken_back.push(step.to_string()),
+                Err(error) => {
+                    warn!("cannot take back \"{step}\": {}", error.msg);
+                    left.push(format!("not taken back: {step}: {}", error.msg));
+                }
             }
+        }
+        if !taken_back.is_empty() {
+            left.push(format!("taken back: {}", taken_back.join("; ")));
         }
         left
     }

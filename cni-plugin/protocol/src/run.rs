@@ -129,13 +129,11 @@ fn deliver(answer: Answer) -> ExitCode {
     logging::init(None, None);
     log::error!("stdout cannot be written: {error}");
     if let Some(rollback) = rollback {
-        let left = catch_unwind(AssertUnwindSafe(rollback))
+        let told = catch_unwind(AssertUnwindSafe(rollback))
             .unwrap_or_else(|panic| vec![one_line(&internal(panic.as_ref()))]);
-        for line in &left {
-            log::error!("ADD is rolled back, but: {line}");
-        }
-        if left.is_empty() {
-            log::error!("ADD is rolled back");
+        log::error!("ADD is rolled back");
+        for line in &told {
+            log::error!("{line}");
         }
     }
     ExitCode::FAILURE
