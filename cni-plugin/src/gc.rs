@@ -21,7 +21,7 @@ use crate::ruleset;
 use crate::shaping::{self, Limited};
 use crate::step::{Fault, failed};
 use weft_net::nft::Nft;
-use weft_net::{Link, Netlink};
+use weft_net::{Link, NetError, Netlink};
 
 /// Collects the network's garbage. Goes on after an error and reports all of them.
 pub fn gc(args: &GcArgs) -> Result<Outcome, Error> {
@@ -55,6 +55,13 @@ struct Stale {
     limited: Option<Limited>,
 }
 
+/// What is on record of an attachment that the runtime does not list.
+enum Recorded {
+    Stale(Stale),
+    /// It is younger than the list, or somebody else's.
+    Kept(Option<AttachmentKey>),
+}
+
 impl Collector<'_> {
     fn run(&self, problems: &mut Vec<String>) -> Result<(), Error> {
         // An ADD under way is not in the runtime's list; with this lock there is none.
@@ -64,14 +71,13 @@ impl Collector<'_> {
             false => None,
         };
         let mut netlink = open(self.args.call.deadline)?;
-        let (stale, kept) = self.find(&mut netlink)?;
+        let (mut stale, kept) = self.find(&mut netlink, problems)?;
         // An address is given back after its link is gone, or not at all.
-        for limited in stale.values().filter_map(|stale| stale.limited.as_ref()) {
-            shaping::take_off(&mut netlink, limited)
-                .map_err(|error| failed(&format!("take the limits off {}", limited.link), error.into()))?;
+        let left = remove_links(&mut netlink, &stale, problems);
+        stale.retain(|hash, _| !left.contains(hash));
+        if let Err(error) = self.remove_elements(&mut netlink, &stale) {
+            problems.push(error.msg);
         }
-        remove_links(&mut netlink, &stale)?;
-        self.remove_elements(&mut netlink, &stale)?;
         for (hash, stale) in stale {
             info!("removing attachment {hash}");
             if let Err(error) = self.release(stale) {
@@ -98,7 +104,12 @@ impl Collector<'_> {
 
     /// All that is not valid, by what the records say and by what the kernel's links say of themselves; and what
     /// is kept although it is not in the list: attached after the runtime wrote that, or in somebody's hands.
-    fn find(&self, netlink: &mut Netlink) -> Result<(BTreeMap<String, Stale>, Vec<AttachmentKey>), Error> {
+    /// An attachment of which nothing can be learned is kept, and a problem.
+    fn find(
+        &self,
+        netlink: &mut Netlink,
+        problems: &mut Vec<String>,
+    ) -> Result<(BTreeMap<String, Stale>, Vec<AttachmentKey>), Error> {
         let mut kept = Vec::new();
         let hash_of = |valid: &ValidAttachment| {
             AttachmentKey::new(self.network(), &valid.container_id, &valid.ifname).hash().to_owned()
@@ -109,24 +120,14 @@ impl Collector<'_> {
             if keep.contains(&hash) {
                 continue;
             }
-            match record::try_lock(&self.traces.state_dir, self.network(), &hash)? {
-                Some(record) => {
-                    let found = record.read()?;
-                    let key = found.key(self.network());
-                    if is_younger(&found) {
-                        kept.extend(key);
-                        keep.insert(hash);
-                    } else {
-                        let addresses = found.private_addresses();
-                        let limited = found.content().and_then(|content| content.limited.clone());
-                        let record = Some(record);
-                        stale.insert(hash, Stale { key, record, addresses, limited, ..Stale::default() });
-                    }
+            match self.of_record(&hash) {
+                Ok(Recorded::Stale(found)) => drop(stale.insert(hash, found)),
+                Ok(Recorded::Kept(key)) => {
+                    kept.extend(key);
+                    keep.insert(hash);
                 }
-                // A DEL is at work on it, or the IPAM plugin of an ADD that was killed: theirs it is.
-                None => {
-                    let found = record::peek(&self.traces.state_dir, self.network(), &hash)?;
-                    kept.extend(found.key(self.network()));
+                Err(error) => {
+                    problems.push(error.msg);
                     keep.insert(hash);
                 }
             }
@@ -145,6 +146,23 @@ impl Collector<'_> {
         }
         self.find_detours(&links, &mut stale);
         Ok((stale, kept))
+    }
+
+    /// What a record that is not listed says.
+    fn of_record(&self, hash: &str) -> Result<Recorded, Error> {
+        let Some(record) = record::try_lock(&self.traces.state_dir, self.network(), hash)? else {
+            // A DEL is at work on it, or the IPAM plugin of an ADD that was killed: theirs it is.
+            let found = record::peek(&self.traces.state_dir, self.network(), hash)?;
+            return Ok(Recorded::Kept(found.key(self.network())));
+        };
+        let found = record.read()?;
+        let key = found.key(self.network());
+        if is_younger(&found) {
+            return Ok(Recorded::Kept(key));
+        }
+        let addresses = found.private_addresses();
+        let limited = found.content().and_then(|content| content.limited.clone());
+        Ok(Recorded::Stale(Stale { key, record: Some(record), addresses, limited, ..Stale::default() }))
     }
 
     /// Adds the links that traffic of stale attachments takes a detour through, and those of no attachment of the host.
@@ -228,10 +246,36 @@ fn open(deadline: Deadline) -> Result<Netlink, Error> {
     Netlink::open(deadline).map_err(|error| failed(&"open a netlink socket", error.into()))
 }
 
-/// Deletes the links as one group: one by one, each waits ~15 ms for RCU.
-fn remove_links(netlink: &mut Netlink, stale: &BTreeMap<String, Stale>) -> Result<(), Error> {
+/// Deletes the links, and takes off the limits on those of other plugins. Returns the attachments of which something is left.
+fn remove_links(
+    netlink: &mut Netlink,
+    stale: &BTreeMap<String, Stale>,
+    problems: &mut Vec<String>,
+) -> BTreeSet<String> {
+    let mut left = BTreeSet::new();
+    let mut report = |hash: &str, what: String, error: NetError| {
+        problems.push(failed(&what, Fault::Net(error)).msg);
+        left.insert(hash.to_owned());
+    };
+    for (hash, stale) in stale {
+        if let Some(limited) = &stale.limited
+            && let Err(error) = shaping::take_off(netlink, limited)
+        {
+            report(hash, format!("take the limits off {}", limited.link), error);
+        }
+    }
+    // As one group: one by one, each waits ~15 ms for RCU.
     let links: Vec<&str> = stale.values().flat_map(|stale| &stale.links).map(String::as_str).collect();
-    netlink
-        .delete_links(&links)
-        .map_err(|error| failed(&format!("delete links {}", links.join(", ")), Fault::Net(error)))
+    if netlink.delete_links(&links).is_ok() {
+        return left;
+    }
+    for (hash, stale) in stale {
+        for link in &stale.links {
+            match netlink.delete_link(link) {
+                Err(error) if !error.not_found() => report(hash, format!("delete link {link}"), error),
+                _ => {}
+            }
+        }
+    }
+    left
 }

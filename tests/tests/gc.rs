@@ -1,6 +1,7 @@
 //! GC removes what no longer lives, of its own network, and nothing else.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use serde_json::{Value, json};
@@ -196,6 +197,34 @@ fn it_goes_on_after_an_error_and_reports_it() {
     let reply = network.gc_call(&[live(&alive)]).env("CNI_PATH", "/run/netns/.broken").run();
     reply.error().assert_names(&["weft-ipam", "the store is on fire"]);
     assert!(dead.link("eth0").is_none(), "the interface is cleaned although the address is not");
+    network.gc(&[live(&alive)]);
+    before.assert_unchanged(&host, &[&alive], "GC after a GC that failed");
+}
+
+/// One attachment that cannot be removed does not keep the others.
+#[test]
+fn what_cannot_be_removed_is_reported_and_the_rest_is_gone() {
+    let host = Host::new();
+    let network = network();
+    let (alive, broken, dead) = (Pod::new(), Pod::new(), Pod::new());
+    let result = network.add(&alive);
+    let before = World::of(&host, &[&alive]);
+    let files = |directory: &str| -> BTreeSet<String> {
+        command(&format!("find {directory} -path */attachments/*")).lines().map(str::to_owned).collect()
+    };
+    let others = files("/run/weft");
+    network.add(&broken);
+    let record = files("/run/weft").difference(&others).next().unwrap().clone();
+    network.add(&dead);
+    fs::remove_file(&record).unwrap();
+    fs::create_dir(&record).unwrap();
+
+    let reply = network.gc_call(&[live(&alive)]).run();
+    reply.error_code(106).assert_names(&[&record]);
+    assert!(broken.link("eth0").is_some(), "nobody could tell whose it is");
+    assert!(dead.link("eth0").is_none(), "another one is gone");
+    network.check(&alive, &result).done();
+    fs::remove_dir(&record).unwrap();
     network.gc(&[live(&alive)]);
     before.assert_unchanged(&host, &[&alive], "GC after a GC that failed");
 }
