@@ -251,8 +251,8 @@ fn two_networks_on_one_bridge() {
 #[test]
 fn two_interfaces_in_one_container() {
     let host = Host::new();
-    let network = Network::v4().with(&json!({ "isDefaultGateway": false }));
-    let other = Network::new("other", &["10.2.0.0/24"]).with(&json!({ "bridge": "other0" }));
+    let network = Network::v4().with(&json!({ "isDefaultGateway": false, "ipMasq": true }));
+    let other = Network::new("other", &["10.2.0.0/24"]).with(&json!({ "bridge": "other0", "ipMasq": true }));
     let pod = Pod::new();
     let results = [
         network.add(&pod),

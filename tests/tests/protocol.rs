@@ -1,6 +1,7 @@
 //! The edge of the program: what comes from outside is checked before anything is done.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
 
+use std::fs;
 use std::io::pipe;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
@@ -244,6 +245,33 @@ fn an_ipam_plugin_that_hangs() {
     reply.error_code(101).assert_names(&["weft-ipam"]);
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     before.assert_unchanged(&host, &[&pod], "ADD with an IPAM plugin that hangs");
+}
+
+/// Whatever becomes of an IPAM plugin's ADD, it is told to give back what it may have reserved; and what it says on its
+/// standard error is for the runtime's log.
+#[test]
+fn an_ipam_plugin_that_fails_is_told_to_clean_up() {
+    const CALLS: &str = "/run/netns/.calls";
+    let _host = Host::new();
+    let pod = Pod::new();
+    let network = Network::v4().with(&json!({ "timeout": 1 }));
+    for failure in [
+        "printf '%s' '{\"cniVersion\":\"1.1.0\",\"code\":119,\"msg\":\"on fire\"}'; exit 1",
+        "echo nonsense",
+        "kill -9 $$",
+        "exec sleep 600",
+    ] {
+        let body = format!(
+            "echo $CNI_COMMAND $CNI_CONTAINERID >> {CALLS}; echo smoke >&2; [ \"$CNI_COMMAND\" = ADD ] || exit 0; {failure}"
+        );
+        weft_tests::script("/run/netns/.failing", "weft-ipam", &body);
+        let reply = network.add_call(&pod).env("CNI_PATH", "/run/netns/.failing").run();
+        assert!(!reply.succeeded(), "{failure}");
+        assert!(reply.stderr.contains("smoke"), "{failure}: {}", reply.stderr);
+        let calls = fs::read_to_string(CALLS).unwrap();
+        assert_eq!(calls, format!("ADD {0}\nDEL {0}\n", pod.id), "{failure}");
+        fs::remove_file(CALLS).unwrap();
+    }
 }
 
 /// What an IPAM plugin may print instead of a result.
