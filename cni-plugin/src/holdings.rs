@@ -6,7 +6,7 @@ use std::path::Path;
 
 use cni_protocol::{Call, Code, Deadline, Error, IfName};
 use serde::{Deserialize, Serialize};
-use weft_net::nft::Nft;
+use weft_net::nft::{ATTEMPTS, Nft};
 use weft_net::sysctl::Sysctl;
 use weft_net::{NetError, Netlink, NlResult, conntrack};
 use weft_state::{Lock, boot_dir};
@@ -274,11 +274,19 @@ pub fn restore(state_dir: &Path, deadline: Deadline) -> Result<bool, Error> {
     let mut all = Elements::default();
     held.iter().cloned().for_each(|elements| all.extend(elements));
     let mut lost = false;
-    ruleset::ensure(&mut nft, &all, &mut Vec::new(), &mut || {
+    for _ in 0..ATTEMPTS {
+        // Once more, until nothing is missing: what was back may have been flushed while the rest was put back.
+        let mut missing = false;
+        ruleset::ensure(&mut nft, &all, &mut Vec::new(), &mut || {
+            missing = true;
+            held.clone()
+        })
+        .map_err(refused)?;
+        if !missing {
+            break;
+        }
         lost = true;
-        held.clone()
-    })
-    .map_err(refused)?;
+    }
     Ok(lost || mended)
 }
 

@@ -15,6 +15,7 @@ mod kernel;
 mod log_once;
 mod metrics;
 mod network;
+mod rules;
 mod service;
 mod store;
 mod truth;
@@ -70,11 +71,13 @@ async fn serve(mut conf: Conf) -> Result<(), Error> {
         networks.spawn_local(network.run(stopped.clone()));
     }
     let truths = Rc::new(truths);
+    let rules = rules::keep(conf.state_dir.clone(), Rc::clone(&metrics));
     let pages = pages(Rc::clone(&truths), metrics, conf);
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-        ended = networks.join_next() => return ended.map_or(Ok(()), join),
+        ended = networks.join_next(), if !networks.is_empty() => return ended.map_or(Ok(()), join),
+        ended = rules => return ended,
         () = server.run(pages) => {}
         () = service::watchdog() => {}
         () = tell_systemd(truths) => {}

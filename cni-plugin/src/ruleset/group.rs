@@ -80,7 +80,9 @@ pub fn mend(nft: &mut Nft) -> NlResult<bool> {
     for group in GROUPS {
         mended |= retry(|| match is_intact(nft, group)? && difference(nft, group)?.is_some() {
             true => {
-                let (changes, _) = blueprint(nft, group, group.chains)?;
+                // Without the sets: where a flush came in between, they are missing, this fails, and it is no alteration.
+                let mut changes = clear(nft, group)?;
+                changes.extend(chains_of(group, group.chains));
                 nft.batch(changes).map(|()| true)
             }
             false => Ok(false),
@@ -170,11 +172,18 @@ fn blueprint(nft: &mut Nft, group: &Group, chains: &[Chain]) -> NlResult<(Vec<Ch
         }
         changes.push(Change::create(set));
     }
-    changes.extend(chains.iter().map(|chain| Change::new_chain(group.table, chain.name, chain.kind)));
+    changes.extend(chains_of(group, chains));
+    Ok((changes, was_there))
+}
+
+/// What makes chains of a group. All are there before the first rule is, as they jump to each other.
+fn chains_of(group: &Group, chains: &[Chain]) -> Vec<Change> {
+    let new = chains.iter().map(|chain| Change::new_chain(group.table, chain.name, chain.kind));
+    let mut changes: Vec<Change> = new.collect();
     for chain in chains {
         changes.extend((chain.rules)().iter().map(|rule| Change::append(group.table, chain.name, rule)));
     }
-    Ok((changes, was_there))
+    changes
 }
 
 /// The changes that remove a group's chains. All are emptied first, as they jump to each other.

@@ -123,7 +123,7 @@ impl Source {
 
     fn read(self) -> Result<RawConf, Error> {
         let file = match self.network {
-            Some(flags) => RawConf { networks: vec![flags.into()], ..RawConf::default() },
+            Some(flags) => RawConf { networks: Some(vec![flags.into()]), ..RawConf::default() },
             None => RawConf::read(&self.config)?,
         };
         Ok(RawConf {

@@ -21,8 +21,7 @@ const STATE_DIR_ENV: &str = "WEFT_STATE_DIR";
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RawConf {
-    #[serde(default)]
-    pub networks: Vec<RawNetwork>,
+    pub networks: Option<Vec<RawNetwork>>,
     pub listen: Option<String>,
     pub state_dir: Option<PathBuf>,
     pub data_dir: Option<PathBuf>,
@@ -57,7 +56,7 @@ pub struct RawNetwork {
 /// The configuration, checked.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Conf {
-    /// One at least, no two of one name or with one file.
+    /// No two of one name or with one file.
     pub networks: Vec<NetworkConf>,
     pub listen: Listen,
     pub state_dir: PathBuf,
@@ -116,13 +115,15 @@ impl RawConf {
     /// # Errors
     /// [`Code::InvalidConfig`] with key, value and remedy.
     pub fn checked(self) -> Result<Conf, Error> {
-        if self.networks.is_empty() {
+        let Some(all) = self.networks else {
             return Err(invalid(
-                "networks is empty: add one such as {\"name\": \"pods\", \"etcd\": {}}".into(),
+                "networks is missing: add one such as {\"name\": \"pods\", \"etcd\": {}}, or write [] where all networks \
+                 of the host are its own"
+                    .into(),
             ));
-        }
+        };
         let mut networks: Vec<NetworkConf> = Vec::new();
-        for (index, raw) in self.networks.into_iter().enumerate() {
+        for (index, raw) in all.into_iter().enumerate() {
             let network = raw.checked(&format!("networks[{index}]"))?;
             for other in &networks {
                 network.check_beside(other, index)?;

@@ -52,7 +52,7 @@ fn what_is_wrong_is_named_with_its_place_and_a_remedy() {
     let two =
         |name: &str| format!(r#"{{"networks": [{{"name": "a", {ETCD}}}, {{"name": "{name}", {ETCD}}}]}}"#);
     for (text, parts) in [
-        ("{}".to_owned(), ["networks is empty", "add one"]),
+        ("{}".to_owned(), ["networks is missing", "add one"]),
         ("{".to_owned(), ["weftd.json", "EOF"]),
         ("{} {}".to_owned(), ["more than one", "JSON"]),
         (r#"{"networks": [{}]}"#.to_owned(), ["networks[0].name", "give the network's name"]),

@@ -238,6 +238,39 @@ fn stale_entries_go_at_the_start() {
 }
 
 /// Host ports of containers, after a firewall's reload.
+/// All networks of the host are its own: no etcd, no lease.
+#[test]
+fn rules_come_back_on_a_host_that_shares_no_network() {
+    let cluster = Cluster::new(1);
+    let node = cluster.node(0);
+    let agent = Weftd::with(node, &json!({ "networks": [] }));
+    agent.ready();
+    let mapping = json!({ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" });
+    let rule = json!({ "from": { "prefix": "192.0.2.0/24" }, "to": { "prefix": "10.88.0.0/24" }, "protocol": "tcp", "port": 80 });
+    let network = Network::dual().with(&json!({
+        "icc": false, "allow": [rule], "egress": { "deny": ["198.51.100.0/24"] },
+        "runtimeConfig": { "portMappings": [mapping] },
+    }));
+    let (pod, result) = node.attach(&network);
+    let rules = || node.command("nft list ruleset");
+    let check = || {
+        let with_result = network.clone().with(&json!({ "prevResult": result }));
+        with_result.call("CHECK").pod(&pod).on(node).run().succeeded()
+    };
+    assert!(check(), "{}", rules());
+    for damage in [
+        "nft flush ruleset",
+        "nft delete table bridge weft",
+        "nft flush chain inet weft isolation-inside",
+        "nft insert rule bridge weft guard accept",
+    ] {
+        node.command(damage);
+        eventually(REPAIR, damage, || check().then_some(()));
+    }
+    let heals = agent.metric(r#"weft_heals_total{network="",object="rules"}"#);
+    assert!(heals.is_some_and(|heals| heals >= 4.0), "{heals:?}");
+}
+
 #[test]
 fn flushed_host_ports_come_back() {
     let fleet = Fleet::new(1);
