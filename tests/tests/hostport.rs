@@ -1,5 +1,7 @@
 //! Host ports: who reaches a container by a port of its host, from where, and who does not. Real connections.
 
+#[path = "hostport/addresses.rs"]
+mod addresses;
 #[path = "hostport/sctp.rs"]
 mod sctp;
 

@@ -1,0 +1,101 @@
+//! `hostIP`: a port of one of the host's addresses. At the others the host is there itself.
+
+use serde_json::{Value, json};
+use weft_tests::{Host, Mirror, NetNs, Outside, Place, Pod, command};
+
+use crate::{addr, network, with};
+
+/// The host's second addresses on the cable.
+const SECOND: [&str; 2] = ["198.51.100.5", "2001:db8:ffff::5"];
+
+fn at(ip: &str) -> Value {
+    json!({ "hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ip })
+}
+
+fn second_addresses() {
+    command(&format!("ip addr add {}/24 dev up0", SECOND[0]));
+    command(&format!("ip addr add {}/64 dev up0 nodad", SECOND[1]));
+}
+
+/// A place reaches the container at these addresses of the host, and nothing at those.
+#[track_caller]
+fn assert_served(web: &Mirror, from: &impl Place, open: &[&str], closed: &[&str]) {
+    for ip in open {
+        assert!(web.seen(from, (addr(ip), 8080)).is_some(), "the container serves at {ip}");
+    }
+    for ip in closed {
+        assert!(web.is_closed_to(from, (addr(ip), 8080)), "nobody serves at {ip}");
+    }
+}
+
+#[test]
+fn one_address_serves_and_the_others_are_the_hosts() {
+    let host = Host::new();
+    let outside = host.outside();
+    second_addresses();
+    let (web, neighbour) = (Pod::new(), Pod::new());
+    let network = network();
+    network.add(&neighbour);
+    for (family, others) in [["10.88.0.1", "127.0.0.1"], ["fd00:88::1", "::1"]].iter().enumerate() {
+        let (own, second) = (Outside::HOST[family], SECOND[family]);
+        let published = with(&network, &[at(own)]);
+        published.add(&web);
+        let mirror = Mirror::on(&web, 80);
+        assert_served(&mirror, &outside, &[own], &[second]);
+        assert_served(&mirror, &neighbour, &[own], &[second, others[0]]);
+        assert_served(&mirror, host.netns(), &[own], &[second, others[0], others[1]]);
+        // The other family has no such port.
+        assert_served(&mirror, &outside, &[], &[Outside::HOST[1 - family]]);
+        // At the others a process of the host has the port; at this one the container keeps it.
+        let hosts = Mirror::on(host.netns(), 8080);
+        assert!(hosts.seen(&outside, (addr(second), 8080)).is_some(), "the host's own at {second}");
+        assert!(hosts.seen(&neighbour, (addr(others[0]), 8080)).is_some(), "the host's own at {}", others[0]);
+        assert_served(&mirror, &outside, &[own], &[]);
+        published.del(&web);
+        assert!(hosts.seen(&outside, (addr(own), 8080)).is_some(), "after DEL {own} is the host's again");
+    }
+}
+
+/// Two containers have the same port at two addresses.
+#[test]
+fn each_address_has_its_container() {
+    let host = Host::new();
+    let outside = host.outside();
+    second_addresses();
+    for family in 0..2 {
+        let (first, second) = (Pod::new(), Pod::new());
+        let network = network();
+        with(&network, &[at(Outside::HOST[family])]).add(&first);
+        with(&network, &[at(SECOND[family])]).add(&second);
+        let (one, two) = (Mirror::on(&first, 80), Mirror::on(&second, 80));
+        let peer = Some(addr(Outside::PEER[family]));
+        assert_eq!(one.seen(&outside, (addr(Outside::HOST[family]), 8080)), peer);
+        assert_eq!(two.seen(&outside, (addr(SECOND[family]), 8080)), peer);
+        with(&network, &[at(Outside::HOST[family])]).del(&first);
+        assert_served(&two, &outside, &[SECOND[family]], &[Outside::HOST[family]]);
+        with(&network, &[at(SECOND[family])]).del(&second);
+    }
+}
+
+/// For processes of this host alone.
+#[test]
+fn the_loopback_address_alone() {
+    let host = Host::new();
+    let outside = host.outside();
+    let (web, neighbour) = (Pod::new(), Pod::new());
+    let network = network();
+    network.add(&neighbour);
+    with(&network, &[at("127.0.0.1")]).add(&web);
+    let mirror = Mirror::on(&web, 80);
+    let own: &NetNs = host.netns();
+    assert_served(&mirror, own, &["127.0.0.1"], &["127.0.0.2", "::1", "10.88.0.1", Outside::HOST[0]]);
+    assert_served(&mirror, &outside, &[], &[Outside::HOST[0], Outside::HOST[1]]);
+    assert_served(&mirror, &neighbour, &[], &["10.88.0.1", "fd00:88::1", Outside::HOST[0]]);
+    // They do reach the host, and that port of it.
+    let hosts = Mirror::on(own, 8080);
+    for ip in Outside::HOST {
+        assert!(hosts.seen(&outside, (addr(ip), 8080)).is_some(), "the host's own at {ip}");
+        assert!(hosts.seen(&neighbour, (addr(ip), 8080)).is_some(), "the host's own at {ip}");
+    }
+    assert_served(&mirror, own, &["127.0.0.1"], &[]);
+}
