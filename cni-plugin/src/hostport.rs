@@ -96,7 +96,8 @@ impl Ports {
             .map(|ip| ip.address)
             .filter(|ip| claims.iter().any(|claim| claim.to == ip.ip()))
             .collect();
-        let all = |ip: &&IpNetwork| policy.masquerade_all || !has_default_route(plan, Family::of(ip.ip()));
+        let wants_all = policy.snat && policy.masquerade_all;
+        let all = |ip: &&IpNetwork| wants_all || !has_default_route(plan, Family::of(ip.ip()));
         Ok(Some(Self {
             same: if policy.snat { reached.iter().map(|ip| prefix(*ip)).collect() } else { Vec::new() },
             masquerade: reached.iter().filter(all).map(IpNetwork::ip).collect(),
@@ -244,6 +245,8 @@ impl Ports {
     pub fn warn_of_listeners(&self) {
         let ports =
             self.claims.iter().flat_map(|claim| (claim.first..=claim.last).map(move |port| (claim, port)));
+        // One of both families is in the way of both.
+        let mut told = BTreeSet::new();
         for (claim, port) in ports.take(PROBES) {
             let any: IpAddr = match Family::of(claim.to) {
                 Family::V4 => std::net::Ipv4Addr::UNSPECIFIED.into(),
@@ -255,7 +258,8 @@ impl Ports {
                 Protocol::Udp => UdpSocket::bind(address).map(drop),
                 Protocol::Sctp => continue,
             };
-            if probe.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse) {
+            let is_taken = probe.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse);
+            if is_taken && told.insert((claim.protocol, port)) {
                 warn!(
                     "a process of the host listens on {} port {port}; from now on the container gets what comes there",
                     claim.protocol

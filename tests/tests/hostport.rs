@@ -2,6 +2,10 @@
 
 #[path = "hostport/addresses.rs"]
 mod addresses;
+#[path = "hostport/listeners.rs"]
+mod listeners;
+#[path = "hostport/masquerade.rs"]
+mod masquerade;
 #[path = "hostport/sctp.rs"]
 mod sctp;
 
