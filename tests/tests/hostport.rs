@@ -8,12 +8,14 @@ mod listeners;
 mod masquerade;
 #[path = "hostport/sctp.rs"]
 mod sctp;
+#[path = "hostport/udp.rs"]
+mod udp;
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_tests::{Host, Injection, Mirror, Network, Outside, Pod, command, eventually, ips};
+use weft_tests::{Host, Injection, Mirror, Network, Outside, Pod, command, ips};
 
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -189,41 +191,6 @@ fn a_range_is_one_element() {
     for port in [20_000, 20_500, 20_999] {
         let mirror = Mirror::on(&pod, port);
         assert!(mirror.seen(&outside, (addr(Outside::HOST[0]), port)).is_some(), "port {port}");
-    }
-}
-
-/// A client that keeps sending reaches the new container: the kernel's record of the old one's flow is gone.
-#[test]
-fn udp_follows_the_container() {
-    let host = Host::new();
-    let outside = host.outside();
-    let udp = json!({ "hostPort": 5353, "containerPort": 53, "protocol": "udp" });
-    let network = with(&network(), &[udp]);
-    let client = outside.inside(|| UdpSocket::bind("0.0.0.0:0").expect("a socket"));
-    client.set_read_timeout(Some(Duration::from_millis(50))).expect("a limit");
-    let answers = |pod: &Pod, text: &'static [u8]| {
-        let server = pod.inside(|| UdpSocket::bind("0.0.0.0:53").expect("a socket"));
-        server.set_read_timeout(Some(Duration::from_millis(50))).expect("a limit");
-        let start = Instant::now();
-        eventually(Duration::from_secs(1), "the new container answers", || {
-            client.send_to(b"?", (addr(Outside::HOST[0]), 5353)).expect("send");
-            let (_, from) = server.recv_from(&mut [0; 8]).ok()?;
-            server.send_to(text, from).expect("answer");
-            let mut buffer = [0; 8];
-            let length = client.recv(&mut buffer).ok()?;
-            (&buffer[..length] == text).then_some(())
-        });
-        start.elapsed()
-    };
-    let mut pods = Vec::new();
-    for text in [b"one".as_slice(), b"two", b"three"] {
-        let pod = Pod::new();
-        network.add(&pod);
-        answers(&pod, text);
-        network.del(&pod);
-        // It also sends while nobody is there.
-        client.send_to(b"?", (addr(Outside::HOST[0]), 5353)).expect("send");
-        pods.push(pod);
     }
 }
 
