@@ -4,14 +4,18 @@
 mod addresses;
 #[path = "hostport/listeners.rs"]
 mod listeners;
+#[path = "hostport/loopback.rs"]
+mod loopback;
 #[path = "hostport/masquerade.rs"]
 mod masquerade;
 #[path = "hostport/sctp.rs"]
 mod sctp;
+#[path = "hostport/sources.rs"]
+mod sources;
 #[path = "hostport/udp.rs"]
 mod udp;
 
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -192,61 +196,6 @@ fn a_range_is_one_element() {
         let mirror = Mirror::on(&pod, port);
         assert!(mirror.seen(&outside, (addr(Outside::HOST[0]), port)).is_some(), "port {port}");
     }
-}
-
-#[test]
-fn sources_that_may_use_a_port() {
-    let host = Host::new();
-    let outside = host.outside();
-    let (web, second) = (Pod::new(), Pod::new());
-    let limited = network().with(&json!({ "sources": ["198.51.100.2/32", "2001:db8:ffff::2"] }));
-    with(&limited, &[mapping(8080, 80)]).add(&web);
-    let mirror = Mirror::on(&web, 80);
-    for (at, peer) in Outside::HOST.iter().zip(Outside::PEER) {
-        assert_eq!(mirror.seen(&outside, (addr(at), 8080)), Some(addr(peer)));
-    }
-    outside.inside(|| command("ip addr add 198.51.100.3/24 dev eth0"));
-    let stranger = outside.inside(|| {
-        let socket = UdpSocket::bind("198.51.100.3:0").expect("the second address");
-        drop(socket);
-        command("ip route add 198.51.100.1/32 dev eth0 src 198.51.100.3");
-        TcpStream::connect_timeout(
-            &SocketAddr::from((addr(Outside::HOST[0]), 8080)),
-            Duration::from_millis(300),
-        )
-    });
-    assert!(stranger.is_err(), "another source is not served");
-    // A container's own list takes the place of the network's.
-    let own = with(&limited, &[mapping(8081, 80)])
-        .with(&json!({ "args": { "weft": { "sources": ["198.51.100.3"] } } }));
-    own.add(&second);
-    let mirror = Mirror::on(&second, 80);
-    assert_eq!(mirror.seen(&outside, (addr(Outside::HOST[0]), 8081)), Some(addr("198.51.100.3")));
-}
-
-/// 127.0.0.1 is reached by this host, and by nobody who sends packets for it.
-#[test]
-fn the_hosts_loopback_is_closed_to_neighbours() {
-    let host = Host::new();
-    let (web, attacker) = (Pod::new(), Pod::new());
-    with(&network(), &[mapping(8080, 80)]).add(&web);
-    network().add(&attacker);
-    assert_eq!(host.sysctl("net/ipv4/conf/weft0/route_localnet"), "1");
-    let local = TcpListener::bind("127.0.0.1:7000").expect("a service of the host alone");
-    local.set_nonblocking(true).expect("do not wait");
-    attacker.inside(|| {
-        command("ip addr flush dev lo");
-        std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1").expect("let 127.0.0.0/8 out");
-        command("ip route add 127.0.0.1/32 via 10.88.0.1");
-        for port in [7000, 8080] {
-            let reached = TcpStream::connect_timeout(
-                &SocketAddr::from((addr("127.0.0.1"), port)),
-                Duration::from_millis(300),
-            );
-            assert!(reached.is_err(), "port {port} of the host's loopback answers a container");
-        }
-    });
-    assert!(local.accept().is_err());
 }
 
 /// What DEL, GC and CHECK have to know of it.
