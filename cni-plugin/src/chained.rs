@@ -162,8 +162,7 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
     let refuse = status::not_available;
     status::check_capabilities().map_err(refuse)?;
     status::check_state_dir(&conf.traces).map_err(refuse)?;
-    let has_ports =
-        args.call.conf.get("capabilities").and_then(|all| all.get("portMappings")) == Some(&true.into());
+    let has_ports = status::can_have_ports(&args.call);
     // Which interface will come is not known, so only what is asked for is sure to be needed.
     let isolates = !conf.isolation_wishes.is_empty();
     let guards = conf.guard_wish.is_some() && !conf.guard.is_empty();

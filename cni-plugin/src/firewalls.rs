@@ -21,12 +21,13 @@ use walk::{Fate, Packet, Way, walk};
 /// The table of firewalld. What none of its rules lets through is rejected by the last one, whatever the policy.
 const FIREWALLD: &str = "firewalld";
 
-/// Sees that no firewall of others drops what the containers of a bridge send to other networks, or the answers.
+/// Sees that no firewall of others drops what the containers of a bridge send to other networks, or the answers, nor, where
+/// they may have host ports, what comes to these from outside.
 ///
 /// # Errors
 /// [`Code::LimitedConnectivity`] with the chain, and the command that lets the traffic through. Where it cannot be told
 /// whether it passes, the log has a warning.
-pub fn check(nft: &mut Nft, bridge: &str, families: &[Family]) -> Result<(), Error> {
+pub fn check(nft: &mut Nft, bridge: &str, families: &[Family], has_ports: bool) -> Result<(), Error> {
     let read = |error: NetError| {
         let what = "read the chains of other firewalls";
         Error::new(Code::Kernel, format!("{what}: {error}: see that nftables works: nft list chains"))
@@ -38,8 +39,13 @@ pub fn check(nft: &mut Nft, bridge: &str, families: &[Family]) -> Result<(), Err
     };
     for family in families {
         let uplinks = uplinks(*family);
-        let packets =
-            [Way::Out, Way::Back].map(|way| Packet { bridge, uplinks: &uplinks, way, family: *family });
+        let packets = [Way::Out, Way::Back, Way::In].map(|way| Packet {
+            bridge,
+            uplinks: &uplinks,
+            way,
+            family: *family,
+        });
+        let packets = if has_ports { &packets[..] } else { &packets[..2] };
         for chain in chains.iter().filter(|chain| may_drop(chain, *family)) {
             let rules = load(nft, &chains, chain, packets).map_err(read)?;
             judge(chain, &rules, &chains, packets)?;
@@ -78,7 +84,7 @@ fn load(
     nft: &mut Nft,
     chains: &[Chain],
     base: &Chain,
-    packets: [Packet<'_>; 2],
+    packets: &[Packet<'_>],
 ) -> NlResult<BTreeMap<String, Vec<Rule>>> {
     let mut loaded = BTreeMap::new();
     let mut wanted = vec![base.name.clone()];
@@ -110,26 +116,33 @@ fn judge(
     chain: &Chain,
     rules: &BTreeMap<String, Vec<Rule>>,
     chains: &[Chain],
-    packets: [Packet<'_>; 2],
+    packets: &[Packet<'_>],
 ) -> Result<(), Error> {
-    let Some(policy) = &chain.policy else { return Ok(()) };
-    let bridge = packets[0].bridge;
-    let fates = packets.map(|packet| walk(packet, &chain.name, policy, rules));
-    let what = match fates {
-        [Fate::Passes, Fate::Passes] => return Ok(()),
-        [Fate::IsDropped, _] => "what containers send to other networks",
-        [_, Fate::IsDropped] => "the answers that containers get from other networks",
-        _ => {
+    let (Some(policy), [Packet { bridge, .. }, ..]) = (&chain.policy, packets) else { return Ok(()) };
+    let fates: Vec<(Way, Fate)> =
+        packets.iter().map(|packet| (packet.way, walk(*packet, &chain.name, policy, rules))).collect();
+    let Some((way, _)) = fates.iter().find(|(_, fate)| *fate == Fate::IsDropped) else {
+        if let Some((way, _)) = fates.iter().find(|(_, fate)| *fate == Fate::Unknown) {
+            let noticed =
+                if *way == Way::In { "host ports are closed to others" } else { "containers are cut off" };
             warn!(
-                "{} may drop traffic of bridge {bridge}: which of its rules apply cannot be told; if containers are cut off: {}",
+                "{} may drop traffic of bridge {bridge}: which of its rules apply cannot be told; if {noticed}: {}",
                 place(chain),
-                remedy(chain, chains, bridge)
+                remedy(chain, chains, bridge, *way)
             );
-            return Ok(());
         }
+        return Ok(());
     };
-    let msg =
-        format!("{} drops {what}: let bridge {bridge} pass: {}", place(chain), remedy(chain, chains, bridge));
+    let what = match way {
+        Way::Out => "what containers send to other networks",
+        Way::Back => "the answers that containers get from other networks",
+        Way::In => "what comes from other networks to host ports",
+    };
+    let msg = format!(
+        "{} drops {what}: let bridge {bridge} pass: {}",
+        place(chain),
+        remedy(chain, chains, bridge, *way)
+    );
     Err(Error::new(Code::LimitedConnectivity, msg))
 }
 
@@ -154,13 +167,11 @@ fn program(table: &TableOf) -> &'static str {
 }
 
 /// What lets a bridge's traffic through, by the documented means of the firewall that the chain is of.
-fn remedy(chain: &Chain, chains: &[Chain], bridge: &str) -> String {
+fn remedy(chain: &Chain, chains: &[Chain], bridge: &str, way: Way) -> String {
     let has = |name: &str| chains.iter().any(|other| other.table == chain.table && other.name == name);
     let is_iptables = match &chain.table {
         TableOf::Inet(table) | TableOf::Nft(_, table) if table == FIREWALLD => {
-            return format!(
-                "firewall-cmd --permanent --zone=trusted --add-interface={bridge} && firewall-cmd --reload"
-            );
+            return remedy_of_firewalld(bridge, way);
         }
         TableOf::Nft(_, table) => table == "filter" && chain.name == "FORWARD",
         TableOf::Legacy(_) => true,
@@ -177,6 +188,20 @@ fn remedy(chain: &Chain, chains: &[Chain], bridge: &str) -> String {
     let table = place(chain).rsplit("table ").next().unwrap_or_default().to_owned();
     let insert = format!("nft insert rule {table} {}", chain.name);
     format!("{insert} iifname {bridge} accept && {insert} oifname {bridge} accept")
+}
+
+/// A zone lets out what comes from it. Into it firewalld lets what is redirected; where it is set to StrictForwardPorts,
+/// only what a policy accepts.
+fn remedy_of_firewalld(bridge: &str, way: Way) -> String {
+    let set = "firewall-cmd --permanent";
+    let zone = format!("{set} --zone=trusted --add-interface={bridge}");
+    if way != Way::In {
+        return format!("{zone} && firewall-cmd --reload");
+    }
+    let policy = format!("{set} --policy={bridge}-ports");
+    format!(
+        "{zone} && {set} --new-policy={bridge}-ports && {policy} --set-target=ACCEPT && {policy} --add-ingress-zone=ANY && {policy} --add-egress-zone=trusted && firewall-cmd --reload"
+    )
 }
 
 /// The interfaces of the default routes.

@@ -150,6 +150,11 @@ fn check_bridge(args: &StatusArgs, network: &Network) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether a runtime may ask for host ports: it passes them to those that declare the capability.
+pub(crate) fn can_have_ports(call: &Call) -> bool {
+    call.conf.get("capabilities").and_then(|all| all.get("portMappings")) == Some(&true.into())
+}
+
 /// Whether firewalls of others let the network's traffic pass. A kernel without netfilter has none.
 fn check_firewalls(args: &StatusArgs, network: &Network) -> Result<(), Error> {
     let mut families: Vec<Family> =
@@ -159,7 +164,9 @@ fn check_firewalls(args: &StatusArgs, network: &Network) -> Result<(), Error> {
     match Nft::open(args.call.deadline) {
         Err(error) if error.errno == Errno::EPROTONOSUPPORT => Ok(()),
         Err(error) => Err(not_available(failed(&"look at firewalls of others", error.into()))),
-        Ok(mut nft) => firewalls::check(&mut nft, network.bridge.as_str(), &families),
+        Ok(mut nft) => {
+            firewalls::check(&mut nft, network.bridge.as_str(), &families, can_have_ports(&args.call))
+        }
     }
 }
 

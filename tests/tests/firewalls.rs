@@ -5,7 +5,9 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use serde_json::json;
-use weft_tests::{Dockerd, Firewalld, Host, Injection, Network, Outside, Pod, Reply, command};
+use weft_tests::{
+    Dockerd, Firewalld, Host, Injection, Mirror, Network, Outside, Pod, Reply, assert_way, command,
+};
 
 /// A host with a way to everybody else.
 fn connected() -> (Host, Outside) {
@@ -18,6 +20,14 @@ fn connected() -> (Host, Outside) {
 
 fn network() -> Network {
     Network::dual().with(&json!({ "ipMasq": true }))
+}
+
+/// With a host port, by which the container's port 80 is reached.
+fn published() -> Network {
+    let mapping = json!({ "hostPort": 80, "containerPort": 80, "protocol": "tcp" });
+    network().with(&json!({
+        "capabilities": { "portMappings": true }, "runtimeConfig": { "portMappings": [mapping] }
+    }))
 }
 
 /// Everything of others that filters, with the numbers that the kernel gave; without what counters counted.
@@ -59,6 +69,29 @@ fn reaches(pod: &Pod, address: &str) -> bool {
     pod.ping(address.parse::<IpAddr>().unwrap()).status.success()
 }
 
+/// Whether others reach the container's host port.
+#[track_caller]
+fn assert_port(is_open: bool, web: &Mirror, outside: &Outside, what: &str) {
+    for address in Outside::HOST {
+        assert_way(is_open, web, outside, address.parse().unwrap(), what);
+    }
+}
+
+/// Containers reach others, but nobody reaches their host ports: STATUS says so where they may have any, and what helps.
+fn ports_behind(pod: &Pod, outside: &Outside, remedies: &[String]) {
+    let web = Mirror::on(pod, 80);
+    Outside::PEER.iter().for_each(|address| assert!(reaches(pod, address), "{address} answers"));
+    assert_port(false, &web, outside, "behind the firewall");
+    let reply = network().status();
+    reply.done();
+    assert!(!reply.stderr.contains("weft0"), "who has no host ports is not warned: {}", reply.stderr);
+    for remedy in remedies {
+        follow(&published().status(), &["what comes from other networks to host ports", remedy]);
+    }
+    published().status().done();
+    assert_port(true, &web, outside, "after what STATUS named was done");
+}
+
 /// ADD, CHECK, DEL and STATUS beside what was loaded leave all of it byte for byte.
 fn assert_untouched(host: &Host) {
     let before = foreign(host);
@@ -76,10 +109,10 @@ fn assert_untouched(host: &Host) {
 }
 
 /// Containers are cut off, STATUS says so for each family and what helps; when that was done they are not.
-fn behind(host: &Host, suffix: &str, chains: [&str; 2]) {
+fn behind((host, outside): (&Host, &Outside), suffix: &str, chains: [&str; 2]) {
     assert_untouched(host);
     let pod = Pod::new();
-    network().add(&pod);
+    published().add(&pod);
     for address in Outside::PEER {
         assert!(!reaches(&pod, address), "{address} is behind the firewall");
     }
@@ -93,16 +126,25 @@ fn behind(host: &Host, suffix: &str, chains: [&str; 2]) {
     for address in Outside::PEER {
         assert!(reaches(&pod, address), "{address} after what STATUS named was done");
     }
+    let mut remedies = Vec::new();
+    for (program, chain) in ["iptables", "ip6tables"].iter().zip(chains) {
+        command(&format!("{program}{suffix} -D {chain} -o weft0 -j ACCEPT"));
+        command(&format!(
+            "{program}{suffix} -I {chain} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+        ));
+        remedies.push(format!("{program}{shown} -I {chain} -o weft0 -j ACCEPT"));
+    }
+    ports_behind(&pod, outside, &remedies);
     assert_untouched(host);
 }
 
 fn iptables(suffix: &str) {
-    let (host, _outside) = connected();
+    let (host, outside) = connected();
     for program in ["iptables", "ip6tables"] {
         command(&format!("{program}{suffix} -P FORWARD DROP"));
         command(&format!("{program}{suffix} -A FORWARD -m conntrack --ctstate INVALID -j DROP"));
     }
-    behind(&host, suffix, ["FORWARD"; 2]);
+    behind((&host, &outside), suffix, ["FORWARD"; 2]);
 }
 
 #[test]
@@ -116,7 +158,7 @@ fn iptables_legacy_with_policy_drop() {
 }
 
 fn docker(suffix: &str) {
-    let (host, _outside) = connected();
+    let (host, outside) = connected();
     let _dockerd = Dockerd::new(suffix);
     assert!(command(&format!("iptables{suffix} -S FORWARD")).contains("-P FORWARD DROP"), "as Docker has it");
     // Before version 27 it has no chain for users' rules of IPv6.
@@ -125,7 +167,7 @@ fn docker(suffix: &str) {
         if rules.contains("-N DOCKER-USER") { "DOCKER-USER" } else { "FORWARD" }
     });
     assert_eq!(chains[0], "DOCKER-USER");
-    behind(&host, suffix, chains);
+    behind((&host, &outside), suffix, chains);
 }
 
 #[test]
@@ -165,6 +207,62 @@ fn a_firewall_that_names_the_bridge_is_no_alarm() {
 }
 
 #[test]
+fn host_ports_behind_a_table_of_nftables() {
+    let (host, outside) = connected();
+    host.nft(
+        "table inet mine { chain passing { type filter hook forward priority 0; policy drop; iifname \"weft0\" accept; ct state established,related accept; }; }",
+    );
+    let pod = Pod::new();
+    published().add(&pod);
+    ports_behind(&pod, &outside, &["nft insert rule inet mine passing oifname weft0 accept".to_owned()]);
+    command("nft delete table inet mine");
+    // Who accepts some ports only may mean those that there are, or not.
+    host.nft(
+        "table inet mine { chain passing { type filter hook forward priority 0; policy drop; iifname \"weft0\" accept; ct state established accept; tcp dport 80 accept; }; }",
+    );
+    let reply = published().status();
+    reply.done();
+    assert!(reply.stderr.contains("if host ports are closed to others: nft insert"), "{}", reply.stderr);
+    let reply = network().status();
+    reply.done();
+    assert!(!reply.stderr.contains("weft0"), "{}", reply.stderr);
+}
+
+#[test]
+fn a_firewall_that_lets_what_is_redirected_pass_is_no_alarm() {
+    let (host, outside) = connected();
+    let pod = Pod::new();
+    published().add(&pod);
+    let web = Mirror::on(&pod, 80);
+    let assert_open = |what: &str| {
+        let reply = published().status();
+        reply.done();
+        assert!(!reply.stderr.contains("weft0"), "no warning either: {}", reply.stderr);
+        assert_port(true, &web, &outside, what);
+    };
+    for suffix in ["-nft", "-legacy"] {
+        for program in ["iptables", "ip6tables"].map(|program| format!("{program}{suffix}")) {
+            command(&format!("{program} -P FORWARD DROP"));
+            command(&format!("{program} -A FORWARD -i weft0 -j ACCEPT"));
+            command(&format!("{program} -A FORWARD -m conntrack --ctstate ESTABLISHED,DNAT -j ACCEPT"));
+        }
+        assert_open(suffix);
+        for program in ["iptables", "ip6tables"].map(|program| format!("{program}{suffix}")) {
+            command(&format!("{program} -P FORWARD ACCEPT"));
+            command(&format!("{program} -F FORWARD"));
+        }
+    }
+    for rule in ["ct status dnat accept", "iifname \"up0\" oifname \"weft0\" ct state new accept"] {
+        let text = format!(
+            "table inet mine {{ chain passing {{ type filter hook forward priority 0; policy drop; iifname \"weft0\" accept; ct state established accept; {rule}; }}; }}"
+        );
+        host.nft(&text);
+        assert_open(rule);
+        command("nft delete table inet mine");
+    }
+}
+
+#[test]
 fn a_table_of_nftables() {
     let (host, _outside) = connected();
     host.nft(
@@ -192,24 +290,46 @@ fn a_table_of_nftables() {
 
 #[test]
 fn firewalld_rejects_until_the_bridge_has_a_zone() {
-    let (host, _outside) = connected();
+    let (host, outside) = connected();
     let _firewalld = Firewalld::new();
     assert_untouched(&host);
     let pod = Pod::new();
-    let result = network().add(&pod);
+    let result = published().add(&pod);
+    let web = Mirror::on(&pod, 80);
     for address in Outside::PEER {
         assert!(!reaches(&pod, address), "{address} is behind the firewall");
     }
+    assert_port(true, &web, &outside, "what is redirected is accepted first");
     let remedy = "firewall-cmd --permanent --zone=trusted --add-interface=weft0 && firewall-cmd --reload";
-    follow(&network().status(), &["filter_FORWARD", "firewalld", remedy]);
-    let reply = network().status();
+    follow(&published().status(), &["what containers send", "filter_FORWARD", "firewalld", remedy]);
+    let reply = published().status();
     reply.done();
     assert!(!reply.stderr.contains("firewalld"), "no warning either: {}", reply.stderr);
     for address in Outside::PEER {
         assert!(reaches(&pod, address), "{address} after what STATUS named was done");
     }
-    network().check(&pod, &result).done();
+    assert_port(true, &web, &outside, "after what STATUS named was done");
+    published().check(&pod, &result).done();
+    accept_redirected_no_more();
+    assert_port(false, &web, &outside, "nothing accepts what is redirected");
+    network().status().done();
+    follow(
+        &published().status(),
+        &["to host ports", "firewalld", "--policy=weft0-ports --set-target=ACCEPT", "firewall-cmd --reload"],
+    );
+    accept_redirected_no_more();
+    published().status().done();
+    assert_port(true, &web, &outside, "by the policy that STATUS named");
+    // GC takes what the container holds, so this is last.
     assert_untouched(&host);
+}
+
+/// As firewalld's setting StrictForwardPorts has it, which not every version knows.
+fn accept_redirected_no_more() {
+    let rules = command("nft -a list chain inet firewalld filter_FORWARD");
+    let rule = rules.lines().find(|line| line.contains("ct status dnat accept"));
+    let (_, handle) = rule.and_then(|line| line.rsplit_once("# handle ")).expect("it has this rule");
+    command(&format!("nft delete rule inet firewalld filter_FORWARD handle {handle}"));
 }
 
 #[test]

@@ -76,6 +76,8 @@ pub enum End {
 pub const STATE_NEW: u32 = 1 << 3;
 /// … and of the answers.
 pub const STATE_ESTABLISHED: u32 = 1 << 1;
+/// What iptables has among the states, and nftables in `ct status`: `XT_CONNTRACK_STATE_DNAT`. No state has this bit.
+pub const STATE_REDIRECTED: u32 = 1 << 7;
 
 /// An interface's name, or how it begins.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use weft_net::Family;
-use weft_net::foreign::{Condition, End, Pattern, RULES_MAX, Rule, STATE_ESTABLISHED, STATE_NEW, Verdict};
+use weft_net::foreign::{
+    Condition, End, Pattern, RULES_MAX, Rule, STATE_ESTABLISHED, STATE_NEW, STATE_REDIRECTED, Verdict,
+};
 
 /// How deep chains jump to each other at most; the kernel allows 16.
 const DEPTH_MAX: usize = 16;
 
-/// The first packet of a connection out of a network, or an answer into it.
+/// A packet of a network by which it is judged.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Packet<'a> {
     pub(super) bridge: &'a str,
@@ -20,8 +22,12 @@ pub(super) struct Packet<'a> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
+    /// The first packet of a container's connection to others.
     Out,
+    /// The answer to it.
     Back,
+    /// The first packet of others' connection to a host port, redirected to its container.
+    In,
 }
 
 /// What becomes of it.
@@ -78,7 +84,7 @@ impl Packet<'_> {
     fn is_narrow(&self, rule: &Rule) -> bool {
         let others = match self.way {
             Way::Out => End::Destination,
-            Way::Back => End::Source,
+            Way::Back | Way::In => End::Source,
         };
         rule.conditions.contains(&Condition::Address(others))
     }
@@ -86,16 +92,16 @@ impl Packet<'_> {
     fn fits(&self, condition: &Condition) -> Truth {
         match condition {
             Condition::Input { name, is } => self.goes_by(name, self.way == Way::Out).is(*is),
-            Condition::Output { name, is } => self.goes_by(name, self.way == Way::Back).is(*is),
+            Condition::Output { name, is } => self.goes_by(name, self.way != Way::Out).is(*is),
             Condition::State { bits, is } => {
                 let own = match self.way {
                     Way::Out => STATE_NEW,
+                    Way::In => STATE_NEW | STATE_REDIRECTED,
                     Way::Back => STATE_ESTABLISHED,
                 };
                 Truth::of((bits & own != 0) == *is)
             }
-            // Neither is for a host port.
-            Condition::Redirected { is } => Truth::of(!is),
+            Condition::Redirected { is } => Truth::of((self.way == Way::In) == *is),
             Condition::Any { of, is } => {
                 let none = of.iter().map(|one| self.fits(one).is(false)).fold(Truth::True, Truth::and);
                 none.is(!*is)

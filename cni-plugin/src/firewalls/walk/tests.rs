@@ -22,16 +22,24 @@ fn answers() -> Condition {
     Condition::State { bits: STATE_ESTABLISHED, is: true }
 }
 
+fn first() -> Condition {
+    Condition::State { bits: STATE_NEW, is: true }
+}
+
+fn redirected(is: bool) -> Condition {
+    Condition::Redirected { is }
+}
+
 fn rule(conditions: &[Condition], verdict: Verdict) -> Rule {
     Rule { conditions: conditions.to_vec(), verdict }
 }
 
-/// What becomes of packets of `weft0` both ways in a chain that drops, on a host with the uplink `eth0`.
-fn fates(chains: &[(&str, Vec<Rule>)]) -> [Fate; 2] {
+/// What becomes of packets of `weft0` every way in a chain that drops, on a host with the uplink `eth0`.
+fn fates(chains: &[(&str, Vec<Rule>)]) -> [Fate; 3] {
     let chains: BTreeMap<String, Vec<Rule>> =
         chains.iter().map(|(name, rules)| ((*name).to_owned(), rules.clone())).collect();
     let uplinks = ["eth0".to_owned()];
-    [Way::Out, Way::Back].map(|way| {
+    [Way::Out, Way::Back, Way::In].map(|way| {
         walk(
             Packet { bridge: "weft0", uplinks: &uplinks, way, family: Family::V4 },
             "FORWARD",
@@ -57,30 +65,30 @@ fn docker(user: Vec<Rule>) -> Vec<(&'static str, Vec<Rule>)> {
 
 #[test]
 fn dockers_rules_are_about_its_own_bridge() {
-    assert_eq!(fates(&docker(vec![])), [Fate::IsDropped; 2]);
-    assert_eq!(fates(&docker(vec![rule(&[], Verdict::Return)])), [Fate::IsDropped; 2]);
+    assert_eq!(fates(&docker(vec![])), [Fate::IsDropped; 3]);
+    assert_eq!(fates(&docker(vec![rule(&[], Verdict::Return)])), [Fate::IsDropped; 3]);
     let let_through = vec![rule(&[from("weft0")], Verdict::Accept), rule(&[to("weft0")], Verdict::Accept)];
-    assert_eq!(fates(&docker(let_through)), [Fate::Passes; 2]);
+    assert_eq!(fates(&docker(let_through)), [Fate::Passes; 3]);
     let one_way = vec![rule(&[from("weft+")], Verdict::Accept)];
-    assert_eq!(fates(&docker(one_way)), [Fate::Passes, Fate::IsDropped]);
+    assert_eq!(fates(&docker(one_way)), [Fate::Passes, Fate::IsDropped, Fate::IsDropped]);
     let and_answers = vec![rule(&[from("weft0")], Verdict::Accept), rule(&[answers()], Verdict::Accept)];
-    assert_eq!(fates(&docker(and_answers)), [Fate::Passes; 2]);
+    assert_eq!(fates(&docker(and_answers)), [Fate::Passes, Fate::Passes, Fate::IsDropped]);
 }
 
 #[test]
 fn what_cannot_be_told_is_unknown() {
     let somewhere = vec![rule(&[from("weft0"), Condition::Other], Verdict::Accept)];
-    assert_eq!(fates(&docker(somewhere)), [Fate::Unknown, Fate::IsDropped]);
+    assert_eq!(fates(&docker(somewhere)), [Fate::Unknown, Fate::IsDropped, Fate::IsDropped]);
     let elsewhere = vec![rule(&[], Verdict::Jump("NOT-READ".into()))];
-    assert_eq!(fates(&docker(elsewhere)), [Fate::Unknown; 2]);
+    assert_eq!(fates(&docker(elsewhere)), [Fate::Unknown; 3]);
     let map = vec![rule(&[Condition::Other], Verdict::Unknown)];
-    assert_eq!(fates(&docker(map)), [Fate::Unknown; 2]);
-    assert_eq!(fates(&[("OTHER", vec![])]), [Fate::Unknown; 2]);
+    assert_eq!(fates(&docker(map)), [Fate::Unknown; 3]);
+    assert_eq!(fates(&[("OTHER", vec![])]), [Fate::Unknown; 3]);
     // A drop that may apply before an accept that does.
     let both = vec![rule(&[Condition::Other], Verdict::Drop), rule(&[], Verdict::Accept)];
-    assert_eq!(fates(&[("FORWARD", both)]), [Fate::Unknown; 2]);
+    assert_eq!(fates(&[("FORWARD", both)]), [Fate::Unknown; 3]);
     let circle = vec![rule(&[], Verdict::Jump("FORWARD".into()))];
-    assert_eq!(fates(&[("FORWARD", circle)]), [Fate::Unknown; 2]);
+    assert_eq!(fates(&[("FORWARD", circle)]), [Fate::Unknown; 3]);
 }
 
 #[test]
@@ -88,26 +96,43 @@ fn what_drops_some_of_the_others_lets_the_rest_pass() {
     let of = |family| Condition::Family { family, is: true };
     let to_some = || Condition::Address(End::Destination);
     let with = |first: Rule| fates(&[("FORWARD", vec![first, rule(&[], Verdict::Accept)])]);
-    assert_eq!(with(rule(&[to_some()], Verdict::Drop)), [Fate::Passes, Fate::Unknown]);
-    assert_eq!(with(rule(&[Condition::Address(End::Source)], Verdict::Drop)), [Fate::Unknown, Fate::Passes]);
-    assert_eq!(with(rule(&[of(Family::V6)], Verdict::Drop)), [Fate::Passes; 2]);
-    assert_eq!(with(rule(&[of(Family::V4)], Verdict::Drop)), [Fate::IsDropped; 2]);
+    assert_eq!(with(rule(&[to_some()], Verdict::Drop)), [Fate::Passes, Fate::Unknown, Fate::Unknown]);
+    assert_eq!(
+        with(rule(&[Condition::Address(End::Source)], Verdict::Drop)),
+        [Fate::Unknown, Fate::Passes, Fate::Passes]
+    );
+    assert_eq!(with(rule(&[of(Family::V6)], Verdict::Drop)), [Fate::Passes; 3]);
+    assert_eq!(with(rule(&[of(Family::V4)], Verdict::Drop)), [Fate::IsDropped; 3]);
     // Who accepts some only cannot be meant for all.
     let accepted = [("FORWARD", vec![rule(&[to_some()], Verdict::Accept)])];
-    assert_eq!(fates(&accepted), [Fate::Unknown; 2]);
+    assert_eq!(fates(&accepted), [Fate::Unknown; 3]);
 }
 
 #[test]
 fn lists_uplinks_and_gotos() {
     let list = |is| Condition::Any { of: vec![from("br0"), from("weft0")], is };
     let accept = |condition: Condition| [("FORWARD", vec![rule(&[condition], Verdict::Accept)])];
-    assert_eq!(fates(&accept(list(true))), [Fate::Passes, Fate::IsDropped]);
-    assert_eq!(fates(&accept(list(false))), [Fate::IsDropped, Fate::Passes]);
-    assert_eq!(fates(&accept(to("eth0"))), [Fate::Passes, Fate::IsDropped]);
-    assert_eq!(fates(&accept(from("eth+"))), [Fate::IsDropped, Fate::Passes]);
+    assert_eq!(fates(&accept(list(true))), [Fate::Passes, Fate::IsDropped, Fate::IsDropped]);
+    assert_eq!(fates(&accept(list(false))), [Fate::IsDropped, Fate::Passes, Fate::Passes]);
+    assert_eq!(fates(&accept(to("eth0"))), [Fate::Passes, Fate::IsDropped, Fate::IsDropped]);
+    assert_eq!(fates(&accept(from("eth+"))), [Fate::IsDropped, Fate::Passes, Fate::Passes]);
     let goto = |to: &str| vec![rule(&[], Verdict::Goto(to.into())), rule(&[], Verdict::Accept)];
-    assert_eq!(fates(&[("FORWARD", goto("X")), ("X", vec![])]), [Fate::IsDropped; 2]);
-    assert_eq!(fates(&[("FORWARD", goto("X")), ("X", vec![rule(&[], Verdict::Accept)])]), [Fate::Passes; 2]);
+    assert_eq!(fates(&[("FORWARD", goto("X")), ("X", vec![])]), [Fate::IsDropped; 3]);
+    assert_eq!(fates(&[("FORWARD", goto("X")), ("X", vec![rule(&[], Verdict::Accept)])]), [Fate::Passes; 3]);
+}
+
+#[test]
+fn what_comes_to_host_ports_is_new_and_redirected() {
+    let accept = |conditions: &[Condition]| [("FORWARD", vec![rule(conditions, Verdict::Accept)])];
+    assert_eq!(fates(&accept(&[redirected(true)])), [Fate::IsDropped, Fate::IsDropped, Fate::Passes]);
+    assert_eq!(fates(&accept(&[redirected(false)])), [Fate::Passes, Fate::Passes, Fate::IsDropped]);
+    let as_iptables_has_it = Condition::State { bits: STATE_ESTABLISHED | STATE_REDIRECTED, is: true };
+    assert_eq!(fates(&accept(&[as_iptables_has_it])), [Fate::IsDropped, Fate::Passes, Fate::Passes]);
+    assert_eq!(fates(&accept(&[first()])), [Fate::Passes, Fate::IsDropped, Fate::Passes]);
+    let by_the_uplink = [from("eth0"), to("weft0"), first(), redirected(true)];
+    assert_eq!(fates(&accept(&by_the_uplink)), [Fate::IsDropped, Fate::IsDropped, Fate::Passes]);
+    let some_ports = [to("weft0"), first(), Condition::Other];
+    assert_eq!(fates(&accept(&some_ports)), [Fate::IsDropped, Fate::IsDropped, Fate::Unknown]);
 }
 
 fn any_rule() -> impl Strategy<Value = Rule> {
@@ -117,6 +142,8 @@ fn any_rule() -> impl Strategy<Value = Rule> {
         Just(from("eth0")),
         Just(not_to("br0")),
         Just(answers()),
+        Just(first()),
+        any::<bool>().prop_map(redirected),
         Just(Condition::Other),
     ];
     let verdict = prop_oneof![
