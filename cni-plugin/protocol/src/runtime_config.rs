@@ -5,6 +5,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::canonicalize_keys;
+
 /// By capability, the keys that the conventions have (CONVENTIONS.md of the CNI specification).
 const KEYS: &[(&str, &[&str])] = &[
     ("bandwidth", &["egressBurst", "egressRate", "ingressBurst", "ingressRate"]),
@@ -26,17 +28,7 @@ pub(crate) fn canonicalize(conf: &mut Map<String, Value>) {
 fn rename(value: &mut Value, keys: &[&str]) {
     match value {
         Value::Array(items) => items.iter_mut().for_each(|item| rename(item, keys)),
-        Value::Object(fields) => {
-            for key in keys {
-                let other = fields.keys().find(|other| other.eq_ignore_ascii_case(key)).cloned();
-                // Whoever gives both means the one that is written right; the other is an unknown key then.
-                if !fields.contains_key(*key)
-                    && let Some(value) = other.and_then(|other| fields.remove(&other))
-                {
-                    fields.insert((*key).to_owned(), value);
-                }
-            }
-        }
+        Value::Object(fields) => canonicalize_keys(fields, keys),
         _ => {}
     }
 }

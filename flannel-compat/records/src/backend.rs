@@ -2,6 +2,7 @@
 //!
 //! Source: pkg/backend/vxlan/vxlan.go and pkg/backend/hostgw/hostgw.go of flannel v0.28.
 
+use cni_protocol::canonicalize_keys;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -81,7 +82,7 @@ impl Backend {
     }
 
     pub(crate) fn from_json(value: Option<Value>) -> Result<Self, ConfigError> {
-        let Some(value) = value.filter(|value| !value.is_null()) else {
+        let Some(mut value) = value.filter(|value| !value.is_null()) else {
             // flannel's own default, udp, needs a daemon in every packet's way.
             return Err(ConfigError::value(
                 "Backend",
@@ -89,6 +90,9 @@ impl Backend {
                 "add \"Backend\": {\"Type\": \"vxlan\"}",
             ));
         };
+        if let Value::Object(fields) = &mut value {
+            canonicalize_keys(fields, &KEYS);
+        }
         let raw: RawBackend = serde_path_to_error::deserialize(&value)
             .map_err(|error| ConfigError::value("Backend", &error.to_string(), "correct it"))?;
         match raw.kind.to_ascii_lowercase().as_str() {
@@ -102,6 +106,9 @@ impl Backend {
         }
     }
 }
+
+/// The keys of [`RawBackend`]. flannel reads them in any case.
+const KEYS: [&str; 8] = ["Type", "VNI", "Port", "MTU", "GBP", "Learning", "DirectRouting", "MacPrefix"];
 
 #[derive(Debug, Deserialize)]
 struct RawBackend {

@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use cni_protocol::canonicalize_keys;
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::Deserialize;
 use serde_json::Value;
@@ -45,6 +46,12 @@ impl ConfigError {
     }
 }
 
+/// The keys of [`RawConfig`]. flannel reads them in any case.
+const KEYS: [&str; 11] = [
+    "EnableIPv4", "EnableIPv6", "Network", "IPv6Network", "SubnetLen", "SubnetMin", "SubnetMax",
+    "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax", "Backend",
+];
+
 #[derive(Debug, Deserialize)]
 struct RawConfig {
     #[serde(rename = "EnableIPv4", default = "yes")]
@@ -81,21 +88,15 @@ impl NetworkConfig {
     /// # Errors
     /// What is wrong, with key, value and remedy.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let mut reader = serde_json::Deserializer::from_str(text);
-        let raw: RawConfig = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-            match (comment(text), error.inner().is_data()) {
-                (_, true) => ConfigError::value(
-                    &error.path().to_string(),
-                    &error.inner().to_string(),
-                    "correct the value",
-                ),
-                (Some(comment), _) => ConfigError::Comment(comment),
-                (None, _) => ConfigError::Json(error.inner().to_string()),
-            }
-        })?;
-        reader.end().map_err(|error| match comment(text) {
+        let mut value: Value = serde_json::from_str(text).map_err(|error| match comment(text) {
             Some(comment) => ConfigError::Comment(comment),
             None => ConfigError::Json(error.to_string()),
+        })?;
+        if let Value::Object(fields) = &mut value {
+            canonicalize_keys(fields, &KEYS);
+        }
+        let raw: RawConfig = serde_path_to_error::deserialize(&value).map_err(|error| {
+            ConfigError::value(&error.path().to_string(), &error.inner().to_string(), "correct the value")
         })?;
         raw.checked()
     }

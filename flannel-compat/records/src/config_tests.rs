@@ -44,6 +44,41 @@ fn both_families_and_bounds() {
     assert_eq!(vxlan.mac_prefix, Some([0x0e, 0x2a]));
 }
 
+/// As Go's encoding/json reads them, so as flanneld does.
+#[test]
+fn keys_are_read_in_any_case() {
+    let canonical = parse(
+        r#"{"EnableIPv4":true,"EnableIPv6":true,"Network":"10.240.0.0/12","SubnetLen":25,"SubnetMin":"10.240.1.0",
+            "SubnetMax":"10.240.200.0","IPv6Network":"fd00:42::/48","IPv6SubnetLen":65,"IPv6SubnetMin":"fd00:42:0:5::",
+            "IPv6SubnetMax":"fd00:42:0:9::","Backend":{"Type":"vxlan","VNI":7,"Port":4789,"MTU":1400,
+            "Learning":true,"DirectRouting":true,"MacPrefix":"0E-2A"}}"#,
+    );
+    let lower = parse(
+        r#"{"enableipv4":true,"enableipv6":true,"network":"10.240.0.0/12","subnetlen":25,"subnetmin":"10.240.1.0",
+            "subnetmax":"10.240.200.0","ipv6network":"fd00:42::/48","ipv6subnetlen":65,"ipv6subnetmin":"fd00:42:0:5::",
+            "ipv6subnetmax":"fd00:42:0:9::","backend":{"type":"vxlan","vni":7,"port":4789,"mtu":1400,
+            "learning":true,"directRouting":true,"macprefix":"0E-2A"}}"#,
+    );
+    assert_eq!(lower, canonical);
+    let Backend::Vxlan(vxlan) = lower.backend else { panic!("vxlan") };
+    assert_eq!((vxlan.vni.number(), vxlan.learning, vxlan.direct_routing), (7, true, true));
+    let off = parse(
+        r#"{"ENABLEIPV4":false,"enableIPv6":true,"ipv6network":"fd00:42::/48","backend":{"TYPE":"host-gw"}}"#,
+    );
+    assert_eq!((off.pools().len(), &off.backend), (1, &Backend::HostGw));
+}
+
+#[test]
+fn of_a_key_in_two_spellings_the_right_one_counts() {
+    let config = parse(
+        r#"{"network":"10.0.0.0/8","Network":"10.240.0.0/12","NETWORK":7,
+            "Backend":{"VNI":7,"vni":8,"Type":"vxlan","type":"host-gw"},"backend":{"Type":"host-gw"}}"#,
+    );
+    assert_eq!(config.pools()[0].network().to_string(), "10.240.0.0/12");
+    let Backend::Vxlan(vxlan) = config.backend else { panic!("vxlan") };
+    assert_eq!(vxlan.vni.number(), 7);
+}
+
 #[test]
 fn what_is_wrong_is_named() {
     for (text, part) in [
@@ -72,6 +107,10 @@ fn what_is_wrong_is_named() {
         ),
         (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","GBP":true}}"#, "Backend.GBP"),
         (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}"#, "Backend.VNI"),
+        (r#"{"Network":"10.0.0.0/16","backend":{"type":"vxlan","gbp":true}}"#, "Backend.GBP"),
+        (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","vni":0}}"#, "Backend.VNI"),
+        (r#"{"network":"10.0.0.0/16","subnetlen":31}"#, "SubnetLen"),
+        (r#"{"network":"10.0.0.0/40"}"#, "Network"),
         (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","MTU":9}}"#, "Backend.MTU"),
         (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","MacPrefix":"01-02"}}"#, "Backend.MacPrefix"),
         (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","Port":70000}}"#, "Port"),
