@@ -48,8 +48,8 @@ pub struct Device {
     pub port: u16,
     pub learning: bool,
     pub mac: MacAddr,
-    /// In bytes; `None`: the underlay's less the encapsulation.
-    pub mtu: Option<u32>,
+    /// Of the packets that it sends to other hosts, in bytes; `None`: the underlay's.
+    pub outer_mtu: Option<u32>,
     /// The subnet's first address, alone.
     pub address: IpNetwork,
 }
@@ -162,7 +162,7 @@ impl Side {
                 port: vxlan.port,
                 learning: vxlan.learning,
                 mac: segment.vtep?,
-                mtu: vxlan.mtu,
+                outer_mtu: vxlan.mtu,
                 address: IpNetwork::new(segment.subnet.network(), alone).ok()?,
             })
         });
@@ -176,6 +176,14 @@ impl Side {
             },
             peers: BTreeMap::new(),
         }
+    }
+}
+
+impl Device {
+    /// Its own MTU on an underlay with this one, in bytes: less the outer headers, and never more than there is room for.
+    fn mtu(&self, underlay: u32) -> u32 {
+        let outer = self.outer_mtu.map_or(underlay, |mtu| mtu.min(underlay));
+        outer.saturating_sub(Vxlan::encapsulation(self.address.is_ipv4()))
     }
 }
 

@@ -132,6 +132,21 @@ fn record_of_plain_routes() {
     assert_eq!(node.subnet_env()["FLANNEL_MTU"], "1500");
 }
 
+/// `MTU` is that of the packets between hosts, and keys are read in any case. 50 bytes are taken off in either family.
+#[test]
+fn mtu_of_the_network() {
+    let config = r#"{
+        "enableipv6": true, "network": "10.244.0.0/16", "ipv6network": "fd00:42::/48",
+        "backend": {"type": "vxlan", "vni": 7, "mtu": 1400}
+    }"#;
+    let flannel = Flannel::new(&[1], config);
+    let node = flannel.cluster.node(0);
+    for device in ["flannel.7", "flannel-v6.7"] {
+        assert_eq!(node.link(device).expect("a device")["mtu"], 1350, "{device}");
+    }
+    assert_eq!(node.subnet_env()["FLANNEL_MTU"], "1350");
+}
+
 /// One device per family, and per peer a neighbour, an entry in the forwarding table and a route.
 #[test]
 fn devices_and_peers_in_the_kernel() {

@@ -94,6 +94,22 @@ fn both_families_and_ipv6_alone() {
     assert!(fleet.node(0).link("weft.1").is_none());
 }
 
+/// The network's `MTU` is that of packets between hosts, as with flannel, and no promise that their interfaces do not
+/// keep.
+#[test]
+fn an_mtu_of_the_network() {
+    for (mtu, expected) in [(1400, 1350), (9000, 1450)] {
+        let config =
+            format!(r#"{{"Network": "10.240.0.0/12", "Backend": {{"Type": "vxlan", "MTU": {mtu}}}}}"#);
+        let fleet = Fleet::new(&[2], &config);
+        let pods = fleet.all_reach(1);
+        assert_eq!(fleet.node(0).link("weft.1").expect("a device")["mtu"], expected);
+        assert_eq!(pods[0].0.link("eth0").expect("an interface")["mtu"], expected);
+        let whole = format!("ping -c 1 -W 2 -M do -s {} {}", expected - 28, pods[1].1[0]);
+        pods[0].0.command(&whole);
+    }
+}
+
 #[test]
 fn plain_routes_without_a_device() {
     let fleet = Fleet::new(&[2], r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "host-gw"}}"#);

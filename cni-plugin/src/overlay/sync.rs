@@ -37,7 +37,7 @@ pub fn sync(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<Changes> {
         changes.links_seen.push((underlay.link.index, underlay.link.name.clone()));
         let (index, mtu) = match &side.device {
             Some(device) => {
-                let mtu = underlay.mtu(device);
+                let mtu = device.mtu(underlay.link.mtu);
                 let index = device.ensure(netlink, &underlay, mtu, &mut changes)?;
                 changes.links_seen.push((index, device.name.clone()));
                 (Some(index), mtu)
@@ -126,12 +126,6 @@ impl Underlay {
         let link = netlink.link_at(index)?.ok_or(Errno::ENODEV)?;
         Ok(Self { link, address })
     }
-
-    /// Of a device on it, in bytes: less the outer headers (RFC 7348 §5).
-    fn mtu(&self, device: &Device) -> u32 {
-        let encapsulation = if self.address.is_ipv4() { 50 } else { 70 };
-        device.mtu.unwrap_or_else(|| self.link.mtu.saturating_sub(encapsulation))
-    }
 }
 
 impl Device {
@@ -203,7 +197,7 @@ impl Device {
     }
 
     fn differences(&self, netlink: &mut Netlink, underlay: &Underlay, link: &Link) -> NlResult<Vec<String>> {
-        let (name, mtu) = (&self.name, underlay.mtu(self));
+        let (name, mtu) = (&self.name, self.mtu(underlay.link.mtu));
         let mut found = Vec::new();
         let mut require = |holds: bool, what: String| {
             if !holds {

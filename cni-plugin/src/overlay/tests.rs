@@ -48,6 +48,33 @@ fn a_device_like_flannels_and_a_peer() {
     );
 }
 
+/// flannel's key is about the packets between hosts (`MTU: devAttrs.MTU - 50` in pkg/backend/vxlan/device.go).
+#[test]
+fn the_networks_mtu_is_that_of_outer_packets() {
+    let device = |outer_mtu, address: &str| Device {
+        name: "weft.1".into(),
+        vni: 1,
+        port: 8472,
+        learning: false,
+        mac: "02:00:00:00:00:01".parse().unwrap(),
+        outer_mtu,
+        address: address.parse().unwrap(),
+    };
+    for (outer, underlay, v4, v6) in [
+        (None, 1500, 1450, 1430),
+        (Some(1400), 1500, 1350, 1330),
+        (Some(9000), 1500, 1450, 1430),
+        (Some(1500), 1400, 1350, 1330),
+        (None, 40, 0, 0),
+    ] {
+        let both = ["10.240.1.0/32", "fd00::/128"].map(|address| device(outer, address).mtu(underlay));
+        assert_eq!(both, [v4, v6], "{outer:?} on {underlay}");
+    }
+    let config = r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "vxlan", "MTU": 1400}}"#;
+    let (overlay, _) = Overlay::new(&lease(config), &Peers::default()).unwrap();
+    assert_eq!(overlay.sides[0].device.as_ref().unwrap().mtu(1500), 1350);
+}
+
 #[test]
 fn behind_a_router_packets_leave_with_the_interfaces_address() {
     let behind = HostLease { local: vec![[10, 0, 0, 5].into()], ..lease(VXLAN) };

@@ -52,7 +52,7 @@ pub struct Vxlan {
     pub learning: bool,
     /// Whether hosts of the same layer 2 segment are reached by plain routes.
     pub direct_routing: bool,
-    /// In bytes, of the device; `None`: that of the underlay less the encapsulation.
+    /// Of the packets between hosts, in bytes; `None`: that of the underlay. The device's is less by the encapsulation.
     pub mtu: Option<u32>,
     /// The first bytes of every VTEP's address, where the network wants them so.
     pub mac_prefix: Option<[u8; 2]>,
@@ -71,6 +71,15 @@ impl Default for Vxlan {
     }
 }
 
+impl Vxlan {
+    /// What a packet between hosts has before the container's, in bytes: outer IP and UDP headers, VXLAN header, inner
+    /// Ethernet header (RFC 7348 §5).
+    #[must_use]
+    pub const fn encapsulation(ipv4: bool) -> u32 {
+        if ipv4 { 50 } else { 70 }
+    }
+}
+
 impl Backend {
     /// The name in `Backend.Type` and `BackendType`.
     #[must_use]
@@ -81,7 +90,7 @@ impl Backend {
         }
     }
 
-    pub(crate) fn from_json(value: Option<Value>) -> Result<Self, ConfigError> {
+    pub(crate) fn from_json(value: Option<Value>, ipv6: bool) -> Result<Self, ConfigError> {
         let Some(mut value) = value.filter(|value| !value.is_null()) else {
             // flannel's own default, udp, needs a daemon in every packet's way.
             return Err(ConfigError::value(
@@ -97,7 +106,7 @@ impl Backend {
             .map_err(|error| ConfigError::value("Backend", &error.to_string(), "correct it"))?;
         match raw.kind.to_ascii_lowercase().as_str() {
             "host-gw" => Ok(Self::HostGw),
-            "vxlan" => Ok(Self::Vxlan(raw.vxlan()?)),
+            "vxlan" => Ok(Self::Vxlan(raw.vxlan(ipv6)?)),
             _ => Err(ConfigError::value(
                 "Backend.Type",
                 &format!("{:?} is not among those that Weft has", raw.kind),
@@ -131,7 +140,7 @@ struct RawBackend {
 }
 
 impl RawBackend {
-    fn vxlan(self) -> Result<Vxlan, ConfigError> {
+    fn vxlan(self, ipv6: bool) -> Result<Vxlan, ConfigError> {
         if self.group_policy {
             return Err(ConfigError::value("Backend.GBP", "true is not supported", "take it out"));
         }
@@ -147,7 +156,7 @@ impl RawBackend {
             port: self.port.filter(|port| *port != 0).unwrap_or(default.port),
             learning: self.learning,
             direct_routing: self.direct_routing,
-            mtu: self.mtu.filter(|mtu| *mtu != 0).map(checked_mtu).transpose()?,
+            mtu: self.mtu.filter(|mtu| *mtu != 0).map(|mtu| checked_mtu(mtu, ipv6)).transpose()?,
             mac_prefix: self
                 .mac_prefix
                 .filter(|text| !text.is_empty())
@@ -158,15 +167,19 @@ impl RawBackend {
     }
 }
 
-/// Room for an IPv4 header and something in it, and no more than a UDP packet carries.
-fn checked_mtu(mtu: u32) -> Result<u32, ConfigError> {
-    if (68..=65_485).contains(&mtu) {
+/// Room for the encapsulation and what interfaces must carry of IPv4 (RFC 791) or IPv6 (RFC 8200 §5), and no more than
+/// a link may have.
+fn checked_mtu(mtu: u32, ipv6: bool) -> Result<u32, ConfigError> {
+    let least = Vxlan::encapsulation(!ipv6) + if ipv6 { 1280 } else { 68 };
+    if (least..=65_535).contains(&mtu) {
         return Ok(mtu);
     }
     Err(ConfigError::value(
         "Backend.MTU",
-        &format!("{mtu} is out of range"),
-        "use 68 to 65485, or leave it out",
+        &format!(
+            "{mtu} is out of range: packets between hosts have an encapsulation of 50 bytes, with IPv6 of 70"
+        ),
+        &format!("use {least} to 65535, or leave it out"),
     ))
 }
 

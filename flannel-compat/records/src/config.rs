@@ -144,7 +144,7 @@ impl RawConfig {
                 "enable one of them",
             ));
         }
-        Ok(NetworkConfig { pools, backend: Backend::from_json(self.backend)? })
+        Ok(NetworkConfig { pools, backend: Backend::from_json(self.backend, self.enable_ipv6)? })
     }
 }
 

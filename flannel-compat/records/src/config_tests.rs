@@ -111,7 +111,15 @@ fn what_is_wrong_is_named() {
         (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","vni":0}}"#, "Backend.VNI"),
         (r#"{"network":"10.0.0.0/16","subnetlen":31}"#, "SubnetLen"),
         (r#"{"network":"10.0.0.0/40"}"#, "Network"),
-        (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","MTU":9}}"#, "Backend.MTU"),
+        (
+            r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","MTU":117}}"#,
+            "Backend.MTU: 117 is out of range",
+        ),
+        (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","MTU":65536}}"#, "use 118 to 65535"),
+        (
+            r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:42::/48","Backend":{"Type":"vxlan","MTU":1349}}"#,
+            "use 1350 to 65535",
+        ),
         (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","MacPrefix":"01-02"}}"#, "Backend.MacPrefix"),
         (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","Port":70000}}"#, "Port"),
     ] {

@@ -100,6 +100,20 @@ fn they_make_one_overlay() {
     }
 }
 
+/// In whatever case keys are written, and with the MTU of packets between hosts.
+#[test]
+fn they_read_the_configuration_alike() {
+    let fleet =
+        Fleet::new(r#"{"network": "10.240.0.0/12", "backend": {"type": "vxlan", "vni": 7, "mtu": 1400}}"#);
+    let _daemons = [fleet.weft(0), fleet.flannel(1)];
+    for (index, device) in [(0, "weft.7"), (1, "flannel.7")] {
+        let node = fleet.node(index);
+        assert_eq!(node.link(device).expect("a device")["mtu"], 1350, "{device}");
+        assert_eq!(node.subnet_env()["FLANNEL_MTU"], "1350", "{device}");
+    }
+    talk(&fleet.pod(0), &fleet.pod(1));
+}
+
 #[test]
 fn a_host_that_leaves_is_forgotten_by_both() {
     let fleet = Fleet::new(V4);
