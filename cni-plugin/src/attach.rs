@@ -200,7 +200,9 @@ impl Attachment {
         let (index, mac) = (bridge.index, self.mac);
         let known = plan.ips.iter().map(|ip| Entry::Neighbour { index, address: ip.address.ip(), mac });
         let known: Vec<Entry> = known.collect();
-        self.journal.within(Step::Neighbours(self.network.bridge.clone()), || self.host.apply(&known, &[]))
+        self.journal.within(Step::Neighbours(self.network.bridge.clone()), || {
+            known.iter().try_for_each(|entry| self.host.remove_entry(entry))
+        })
     }
 
     /// The veth pair, its host end a port of the bridge, and down. Returns that one's number.

@@ -17,7 +17,7 @@ use ipnetwork::IpNetwork;
 use weft_state::lease::{HostLease, Peers};
 
 pub use member::{Joined, join, on_file};
-pub use sync::{Changes, differences, remove, sync};
+pub use sync::{Changes, Unreached, differences, remove, sync};
 
 /// What ought to be there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +71,14 @@ pub struct Rejected {
     /// In a few words, of which there are only a few.
     pub kind: &'static str,
     pub reason: String,
+}
+
+impl From<&Unreached> for Rejected {
+    fn from(host: &Unreached) -> Self {
+        // As flannel's keys spell it.
+        let key = host.subnet.to_string().replace('/', "-");
+        Self { key, kind: host.kind, reason: host.reason.clone() }
+    }
 }
 
 impl Overlay {

@@ -86,6 +86,11 @@ fn subnet(node: &Node) -> String {
     node.subnet_env()["FLANNEL_SUBNET"].replace(".1/24", ".0-24")
 }
 
+/// How often everything was compared.
+fn syncs(agent: &Weftd) -> f64 {
+    agent.metric(r#"weft_sync_duration_seconds_count{network="pods"}"#).expect("a count")
+}
+
 fn mac(node: &Node) -> String {
     let link = node.link(DEVICE).unwrap_or_else(|| panic!("{} has no {DEVICE}", node.name));
     link["address"].as_str().expect("a MAC").to_owned()
@@ -238,6 +243,49 @@ fn records_that_are_no_hosts_are_rejected() {
     for (key, _) in &bad {
         assert_eq!(log.lines().filter(|line| line.contains(key)).count(), 1, "{key}: {log}");
     }
+}
+
+/// Records to whose addresses no route can lead, before and after a good one.
+#[test]
+fn addresses_that_the_kernel_refuses_keep_no_other_host_out() {
+    let fleet = Fleet::of(1, r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "host-gw"}}"#, &json!({}));
+    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
+    node.command("ip addr add 172.30.0.66/24 dev eth0");
+    // Broadcast on an address of the interface that is not the underlay's: only the kernel knows.
+    node.command("ip addr add 172.30.0.129/26 broadcast 172.30.0.191 dev eth0");
+    let record =
+        |public: &str| format!(r#"{{"PublicIP":"{public}","PublicIPv6":null,"BackendType":"host-gw"}}"#);
+    let bad = [
+        ("10.255.1.0-24", "172.30.0.255", "a broadcast address"),
+        ("10.255.2.0-24", "172.30.0.0", "the address of the link"),
+        ("10.255.3.0-24", "172.30.0.66", "another address of this host"),
+        ("10.255.4.0-24", "172.30.0.191", "refused by the kernel"),
+        ("10.255.70.0-24", "172.31.0.99", "not on the link"),
+    ];
+    let good = [("10.255.5.0-24", "172.30.0.98"), ("10.255.7.0-24", "172.30.0.99")];
+    for (key, public) in
+        bad.iter().map(|(key, public, _)| (key, public)).chain(good.iter().map(|(k, p)| (k, p)))
+    {
+        fleet.etcd.put(&format!("{SUBNETS}{key}"), record(public));
+    }
+    for (key, public) in good {
+        let route = format!("{} via {public} dev eth0", key.replace('-', "/"));
+        eventually(REPAIR, &route, || node.command("ip route show proto 119").contains(&route).then_some(()));
+    }
+    assert_eq!(node.command("ip route show proto 119").lines().count(), good.len());
+    assert_eq!(agent.ask("/readyz").expect("an answer").status, 200);
+    // What it looks at again and again is said once, and is no repair.
+    let looks = syncs(agent);
+    eventually(REPAIR, "it looks again", || {
+        node.command("ip route flush proto 119");
+        (syncs(agent) > looks + 2.0).then_some(())
+    });
+    let log = agent.daemon().log();
+    for (key, _, kind) in bad {
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains(key)).collect();
+        assert!(lines.len() == 1 && lines[0].contains(kind), "{key}: {log}");
+    }
+    agent.ready();
 }
 
 /// Keys of anybody, as many as a store may have: the others are followed all the same, and the log stays readable.

@@ -42,32 +42,37 @@ impl fmt::Display for Entry {
 }
 
 impl Netlink {
-    /// Sets or removes each.
-    pub fn apply(&mut self, remove: &[Entry], set: &[Entry]) -> NlResult<()> {
-        for entry in remove {
-            let message = match entry {
-                Entry::Route { .. } | Entry::Direct { .. } => {
-                    let mut route = route(entry)?;
-                    route.header.protocol = RouteProtocol::Unspec;
-                    route.header.scope = netlink_packet_route::route::RouteScope::NoWhere;
-                    route.header.kind = netlink_packet_route::route::RouteType::Unspec;
-                    RouteNetlinkMessage::DelRoute(route)
-                }
-                _ => RouteNetlinkMessage::DelNeighbour(neighbour(entry)),
-            };
-            match self.request(message, 0) {
-                Err(error) if !error.not_found() => return Err(error),
-                _ => {}
+    /// Makes one so (`ip neigh replace`, `bridge fdb replace`, `ip route replace`).
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn set_entry(&mut self, entry: &Entry) -> NlResult<()> {
+        let message = match entry {
+            Entry::Route { .. } | Entry::Direct { .. } => RouteNetlinkMessage::NewRoute(route(entry)?),
+            _ => RouteNetlinkMessage::NewNeighbour(neighbour(entry)),
+        };
+        self.request(message, NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Removes one (`ip neigh del`, `bridge fdb del`, `ip route del`).
+    ///
+    /// # Errors
+    /// What the kernel refused; what is gone already is no error.
+    pub fn remove_entry(&mut self, entry: &Entry) -> NlResult<()> {
+        let message = match entry {
+            Entry::Route { .. } | Entry::Direct { .. } => {
+                let mut route = route(entry)?;
+                route.header.protocol = RouteProtocol::Unspec;
+                route.header.scope = netlink_packet_route::route::RouteScope::NoWhere;
+                route.header.kind = netlink_packet_route::route::RouteType::Unspec;
+                RouteNetlinkMessage::DelRoute(route)
             }
+            _ => RouteNetlinkMessage::DelNeighbour(neighbour(entry)),
+        };
+        match self.request(message, 0) {
+            Err(error) if !error.not_found() => Err(error),
+            _ => Ok(()),
         }
-        for entry in set {
-            let message = match entry {
-                Entry::Route { .. } | Entry::Direct { .. } => RouteNetlinkMessage::NewRoute(route(entry)?),
-                _ => RouteNetlinkMessage::NewNeighbour(neighbour(entry)),
-            };
-            self.request(message, NLM_F_CREATE | NLM_F_REPLACE)?;
-        }
-        Ok(())
     }
 
     /// `ip neigh show dev INDEX nud permanent` and `bridge fdb show dev INDEX`.

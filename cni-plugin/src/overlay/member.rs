@@ -70,9 +70,7 @@ pub fn join(
         }
         failed(&"connect with the other hosts", error.into())
     })?;
-    for host in &changes.unreachable {
-        log::warn!("network {network}: {host} is not on this host's link, so no plain route leads there");
-    }
+    tell(network, &changes.unreached.iter().map(Rejected::from).collect::<Vec<_>>());
     if let Some(stamp) = &stamp {
         write_whole(&marker, stamp.0.as_bytes())
             .map_err(|error| failed(&"note what was connected", Fault::Io(error)))?;

@@ -1,7 +1,10 @@
 //! Compares the kernel with what the overlay ought to be, whole value by whole value, and changes the difference.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
+use flannel_records::Segment;
+use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use weft_net::{Entry, Family, Link, NetError, Netlink, NlResult, Vxlan};
 
@@ -21,41 +24,38 @@ pub struct Changes {
     pub links_seen: Vec<(u32, String)>,
     /// The smallest MTU of packets to other hosts.
     pub mtu: Option<u32>,
-    /// Hosts that only a plain route could reach and that are not on the link, by their addresses.
-    pub unreachable: Vec<IpAddr>,
+    /// Other hosts that this one does not lead to, whose own records are to blame.
+    pub unreached: Vec<Unreached>,
 }
 
-/// Compares what is there with what ought to be, and changes the difference.
+/// A host that cannot be reached by what its record says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreached {
+    pub subnet: IpNetwork,
+    /// In a few words, of which there are only a few.
+    pub kind: &'static str,
+    pub reason: String,
+}
+
+impl Unreached {
+    fn new(peer: &Segment, kind: &'static str) -> Self {
+        Self { subnet: peer.subnet, kind, reason: peer.public.to_string() }
+    }
+}
+
+/// Compares what is there with what ought to be, and changes the difference. Neither a host that cannot be reached nor a
+/// family that cannot be set up keeps the others from it.
 ///
 /// # Errors
-/// What the kernel refused; `EADDRNOTAVAIL` when no interface has the underlay's address, `EEXIST` when another device
-/// has the VNI.
+/// The first that the kernel refused, unless a host's record is to blame; `EADDRNOTAVAIL` when no interface has the
+/// underlay's address, `EEXIST` when another device has the VNI.
 pub fn sync(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<Changes> {
     let mut changes = Changes::default();
+    let mut outcome = Ok(());
     for side in &overlay.sides {
-        let underlay = Underlay::find(netlink, side.local)?;
-        changes.links_seen.push((underlay.link.index, underlay.link.name.clone()));
-        let (index, mtu) = match &side.device {
-            Some(device) => {
-                let mtu = device.mtu(underlay.link.mtu);
-                let index = device.ensure(netlink, &underlay, mtu, &mut changes)?;
-                changes.links_seen.push((index, device.name.clone()));
-                (Some(index), mtu)
-            }
-            None => (None, underlay.link.mtu),
-        };
-        changes.mtu = Some(changes.mtu.map_or(mtu, |other| other.min(mtu)));
-        let (remove, set) = side.entries(netlink, &underlay, index, &mut changes.unreachable)?;
-        for entry in remove.iter().chain(&set) {
-            match entry {
-                Entry::Neighbour { .. } => changes.neighbours += 1,
-                Entry::Forward { .. } => changes.fdb += 1,
-                Entry::Route { .. } | Entry::Direct { .. } => changes.routes += 1,
-            }
-        }
-        netlink.apply(&remove, &set)?;
+        outcome = outcome.and(side.sync(netlink, &mut changes));
     }
-    Ok(changes)
+    outcome.map(|()| changes)
 }
 
 /// What is not as it ought to be, in sentences; nothing is changed.
@@ -81,9 +81,9 @@ pub fn differences(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<Vec<Str
             index = Some(link.index);
             found.extend(device.differences(netlink, &underlay, &link)?);
         }
-        let (remove, set) = side.entries(netlink, &underlay, index, &mut Vec::new())?;
-        found.extend(set.iter().map(|entry| format!("to another host there is not: {entry}")));
-        found.extend(remove.iter().map(|entry| format!("of a host that is gone there is: {entry}")));
+        let plan = side.plan(netlink, &underlay, index)?;
+        found.extend(plan.set.iter().map(|(_, entry)| format!("to another host there is not: {entry}")));
+        found.extend(plan.remove.iter().map(|entry| format!("of a host that is gone there is: {entry}")));
     }
     Ok(found)
 }
@@ -102,7 +102,7 @@ pub fn remove(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<()> {
                 Err(error) if error.errno == Errno::EADDRNOTAVAIL => {}
                 underlay => {
                     let routes = direct_routes(netlink, underlay?.link.index, Family::of(side.local))?;
-                    netlink.apply(&routes, &[])?;
+                    routes.iter().try_for_each(|route| netlink.remove_entry(route))?;
                 }
             }
         }
@@ -114,7 +114,7 @@ pub fn remove(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<()> {
 struct Underlay {
     link: Link,
     /// The address with the prefix length of the link.
-    address: ipnetwork::IpNetwork,
+    address: IpNetwork,
 }
 
 impl Underlay {
@@ -125,6 +125,23 @@ impl Underlay {
         })?;
         let link = netlink.link_at(index)?.ok_or(Errno::ENODEV)?;
         Ok(Self { link, address })
+    }
+
+    /// Why no host can have an address, if none can: a packet to it would stay here, or go to everybody on the link.
+    fn excludes(&self, public: IpAddr, own: &[IpAddr]) -> Option<&'static str> {
+        let spare = if public.is_ipv4() { 31 } else { 127 };
+        if own.contains(&public) {
+            Some("another address of this host")
+        } else if self.address.prefix() >= spare {
+            // There every address is a host's (RFC 3021, RFC 6164).
+            None
+        } else if public == self.address.network() {
+            Some("the address of the link")
+        } else if public.is_ipv4() && public == self.address.broadcast() {
+            Some("a broadcast address")
+        } else {
+            None
+        }
     }
 }
 
@@ -174,7 +191,7 @@ impl Device {
     }
 
     /// Whether the device lacks its address, and those that are not its own.
-    fn addresses(&self, netlink: &mut Netlink, index: u32) -> NlResult<(bool, Vec<ipnetwork::IpNetwork>)> {
+    fn addresses(&self, netlink: &mut Netlink, index: u32) -> NlResult<(bool, Vec<IpNetwork>)> {
         let mut found = netlink.addresses(index)?;
         let missing = !found.contains(&self.address);
         let link_local = |ip: IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
@@ -218,15 +235,96 @@ impl Device {
     }
 }
 
+/// What the kernel says of a route or an entry that cannot be, as with a gateway that is not on the link.
+const IMPOSSIBLE: [Errno; 3] = [Errno::EINVAL, Errno::ENETUNREACH, Errno::EHOSTUNREACH];
+
+/// What is to change so that the other hosts are reached.
+struct Plan {
+    remove: Vec<Entry>,
+    /// With the host that it leads to.
+    set: Vec<(Segment, Entry)>,
+    unreached: Vec<Unreached>,
+}
+
+impl Plan {
+    /// Carries it out, as far as it can be.
+    fn apply(self, netlink: &mut Netlink, changes: &mut Changes) -> NlResult<()> {
+        changes.unreached.extend(self.unreached);
+        let mut outcome = Ok(());
+        let mut refused = HashSet::new();
+        let remove = self.remove.iter().map(|entry| (None, entry));
+        for (peer, entry) in remove.chain(self.set.iter().map(|(peer, entry)| (Some(peer), entry))) {
+            let changed = match peer {
+                None => netlink.remove_entry(entry),
+                Some(_) => netlink.set_entry(entry),
+            };
+            match (changed, peer) {
+                (Ok(()), _) => changes.count(entry),
+                (Err(error), Some(peer)) if IMPOSSIBLE.contains(&error.errno) => {
+                    if refused.insert(peer.subnet) {
+                        let reason = format!("{entry}: {error}");
+                        changes
+                            .unreached
+                            .push(Unreached { reason, ..Unreached::new(peer, "refused by the kernel") });
+                    }
+                }
+                // There is no time for the others either.
+                (Err(error), _) if error.errno == Errno::ETIMEDOUT => return Err(error),
+                (Err(error), _) => outcome = outcome.and(Err(error)),
+            }
+        }
+        outcome
+    }
+}
+
+impl Changes {
+    fn count(&mut self, entry: &Entry) {
+        match entry {
+            Entry::Neighbour { .. } => self.neighbours += 1,
+            Entry::Forward { .. } => self.fdb += 1,
+            Entry::Route { .. } | Entry::Direct { .. } => self.routes += 1,
+        }
+    }
+}
+
 impl Side {
-    /// What is to be removed, and what is to be set. `index` is the device's.
-    fn entries(
-        &self,
-        netlink: &mut Netlink,
-        underlay: &Underlay,
-        index: Option<u32>,
-        unreachable: &mut Vec<IpAddr>,
-    ) -> NlResult<(Vec<Entry>, Vec<Entry>)> {
+    fn sync(&self, netlink: &mut Netlink, changes: &mut Changes) -> NlResult<()> {
+        let underlay = Underlay::find(netlink, self.local)?;
+        changes.links_seen.push((underlay.link.index, underlay.link.name.clone()));
+        let (index, mtu) = match &self.device {
+            Some(device) => {
+                let mtu = device.mtu(underlay.link.mtu);
+                let index = device.ensure(netlink, &underlay, mtu, changes)?;
+                changes.links_seen.push((index, device.name.clone()));
+                (Some(index), mtu)
+            }
+            None => (None, underlay.link.mtu),
+        };
+        changes.mtu = Some(changes.mtu.map_or(mtu, |other| other.min(mtu)));
+        self.plan(netlink, &underlay, index)?.apply(netlink, changes)
+    }
+
+    /// `index` is the device's.
+    fn plan(&self, netlink: &mut Netlink, underlay: &Underlay, index: Option<u32>) -> NlResult<Plan> {
+        let found = self.found(netlink, underlay, index)?;
+        let own = netlink.all_addresses()?;
+        let mut unreached = Vec::new();
+        let mut wanted = Vec::with_capacity(self.peers.len() * 3);
+        for peer in self.peers.values() {
+            match self.way(peer, underlay, index, &own) {
+                Ok(entries) => wanted.extend(entries.into_iter().map(|entry| (*peer, entry))),
+                Err(kind) => unreached.push(Unreached::new(peer, kind)),
+            }
+        }
+        let there: HashSet<&Entry> = found.iter().collect();
+        let set = wanted.iter().filter(|(_, entry)| !there.contains(entry)).cloned().collect();
+        let wanted: HashSet<&Entry> = wanted.iter().map(|(_, entry)| entry).collect();
+        let remove = found.iter().filter(|entry| !wanted.contains(entry)).cloned().collect();
+        Ok(Plan { remove, set, unreached })
+    }
+
+    /// What leads to other hosts now.
+    fn found(&self, netlink: &mut Netlink, underlay: &Underlay, index: Option<u32>) -> NlResult<Vec<Entry>> {
         let family = Family::of(self.local);
         let mut found = Vec::new();
         if let Some(index) = index {
@@ -242,33 +340,35 @@ impl Side {
         if self.direct != Direct::None {
             found.extend(direct_routes(netlink, underlay.link.index, family)?);
         }
-        let mut wanted = Vec::with_capacity(self.peers.len() * 3);
-        for peer in self.peers.values() {
-            let on_link = underlay.address.contains(peer.public);
-            match (self.direct, index, peer.vtep) {
-                (Direct::OnLink | Direct::All, ..) if on_link => {
-                    wanted.push(Entry::Direct {
-                        index: underlay.link.index,
-                        dst: peer.subnet,
-                        gateway: peer.public,
-                    });
-                }
-                (_, Some(index), Some(mac)) => {
-                    let address = peer.subnet.network();
-                    wanted.extend([
-                        Entry::Neighbour { index, address, mac },
-                        Entry::Forward { index, mac, remote: peer.public },
-                        Entry::Route { index, dst: peer.subnet, gateway: address },
-                    ]);
-                }
-                _ => unreachable.push(peer.public),
-            }
+        Ok(found)
+    }
+
+    /// What leads to a host, or in a few words why nothing can.
+    fn way(
+        &self,
+        peer: &Segment,
+        underlay: &Underlay,
+        index: Option<u32>,
+        own: &[IpAddr],
+    ) -> Result<Vec<Entry>, &'static str> {
+        if let Some(kind) = underlay.excludes(peer.public, own) {
+            return Err(kind);
         }
-        let there: std::collections::HashSet<&Entry> = found.iter().collect();
-        let set: Vec<Entry> = wanted.iter().filter(|entry| !there.contains(entry)).cloned().collect();
-        let wanted: std::collections::HashSet<&Entry> = wanted.iter().collect();
-        let remove = found.iter().filter(|entry| !wanted.contains(entry)).cloned().collect();
-        Ok((remove, set))
+        let on_link = underlay.address.contains(peer.public);
+        match (self.direct, index, peer.vtep) {
+            (Direct::OnLink | Direct::All, ..) if on_link => {
+                Ok(vec![Entry::Direct { index: underlay.link.index, dst: peer.subnet, gateway: peer.public }])
+            }
+            (_, Some(index), Some(mac)) => {
+                let address = peer.subnet.network();
+                Ok(vec![
+                    Entry::Neighbour { index, address, mac },
+                    Entry::Forward { index, mac, remote: peer.public },
+                    Entry::Route { index, dst: peer.subnet, gateway: address },
+                ])
+            }
+            _ => Err("not on the link"),
+        }
     }
 }
 

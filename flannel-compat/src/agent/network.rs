@@ -279,7 +279,7 @@ impl Network {
     fn sync(&mut self, cause: Cause) {
         let Some(lease) = self.lease.as_ref().filter(|_| self.settled) else { return };
         let began = std::time::Instant::now();
-        let (overlay, rejected) = match Overlay::new(lease, self.hosts.known()) {
+        let (overlay, mut rejected) = match Overlay::new(lease, self.hosts.known()) {
             Ok(wanted) => wanted,
             Err(error) => return self.judge(Some(error.msg)),
         };
@@ -294,6 +294,7 @@ impl Network {
             }
         }
         self.kernel.watch(owned(&overlay, &report), duration);
+        rejected.extend(report.changes.unreached.iter().map(Rejected::from));
         self.tell(&overlay, &rejected);
         self.rejections.tell(&rejected);
         self.judge((!report.failures.is_empty()).then(|| report.failures.join("; ")));

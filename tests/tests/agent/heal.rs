@@ -102,11 +102,6 @@ fn the_subnet_file_comes_back() {
     }
 }
 
-/// How often everything was compared.
-fn syncs(agent: &Weftd) -> f64 {
-    agent.metric(r#"weft_sync_duration_seconds_count{network="pods"}"#).expect("a count")
-}
-
 /// Waits until the agent has seen its own changes; they are the last that make it look. How often it has by then.
 fn settled(agent: &Weftd) -> f64 {
     let mut last = (syncs(agent), Instant::now());
