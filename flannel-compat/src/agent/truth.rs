@@ -85,13 +85,14 @@ impl Truth {
             return Err(damage.clone());
         }
         let subnet = &lease.key;
-        if self.store.seen.is_some_and(|seen| seen.elapsed() < SILENCE) {
-            return Ok(format!("subnet {subnet}, {} peers", self.peers));
-        }
         let complaint = self.store.complaint();
         let left = lease.remaining().as_secs();
+        // Leases may be shorter than the silence that is none: anybody may have the subnet by now.
         if lease.ttl > 0 && left == 0 {
             return Err(format!("the lease of {subnet} has ended{complaint}"));
+        }
+        if self.store.seen.is_some_and(|seen| seen.elapsed() < SILENCE) {
+            return Ok(format!("subnet {subnet}, {} peers", self.peers));
         }
         let end = if lease.ttl == 0 { String::new() } else { format!("; the lease ends in {left} s") };
         Ok(format!("subnet {subnet}, {} peers as last seen{complaint}{end}", self.peers))
@@ -186,6 +187,10 @@ pub(super) mod tests {
         assert!(said.contains("trouble with etcd") && said.contains("the lease ends in"), "{said}");
         truth.lease = Held::Lease(HostLease { renewed: since_1970().as_secs() - 61, ..lease() });
         assert!(truth.ready().unwrap_err().contains("has ended; trouble with etcd"));
+        // However short the silence is.
+        truth.store.seen = Some(Instant::now());
+        assert!(truth.ready().unwrap_err().contains("has ended; trouble with etcd"));
+        truth.store.seen = Instant::now().checked_sub(SILENCE);
         // A record without an end is held for good.
         truth.lease = Held::Lease(HostLease { ttl: 0, ..lease() });
         assert!(!truth.ready().unwrap().contains("ends"));
