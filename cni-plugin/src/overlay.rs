@@ -147,10 +147,12 @@ impl Overlay {
         Ok(())
     }
 
-    /// How many other hosts there are.
+    /// How many other hosts there are, without those that cannot be reached.
     #[must_use]
-    pub fn peers(&self) -> usize {
-        self.sides.iter().map(|side| side.peers.len()).max().unwrap_or(0)
+    pub fn peers(&self, unreached: &[Unreached]) -> usize {
+        let unreached: HashSet<IpNetwork> = unreached.iter().map(|host| host.subnet).collect();
+        let reached = |side: &Side| side.peers.keys().filter(|subnet| !unreached.contains(subnet)).count();
+        self.sides.iter().map(reached).max().unwrap_or(0)
     }
 
     /// The devices' names.

@@ -280,8 +280,11 @@ fn addresses_that_the_kernel_refuses_keep_no_other_host_out() {
         node.command("ip route flush proto 119");
         (syncs(agent) > looks + 2.0).then_some(())
     });
+    assert_eq!(agent.metric(r#"weft_peers{network="pods",state="valid"}"#), Some(2.0));
     let log = agent.daemon().log();
     for (key, _, kind) in bad {
+        let counted = agent.metric(&format!(r#"weft_peers{{network="pods",state="{kind}"}}"#));
+        assert_eq!(counted, Some(1.0), "{kind}");
         let lines: Vec<&str> = log.lines().filter(|line| line.contains(key)).collect();
         assert!(lines.len() == 1 && lines[0].contains(kind), "{key}: {log}");
     }

@@ -43,7 +43,7 @@ fn a_device_like_flannels_and_a_peer() {
     assert_eq!((device.name.as_str(), device.vni, device.port, device.learning), ("weft.1", 1, 8472, false));
     assert_eq!(device.address, "10.240.1.0/32".parse::<IpNetwork>().unwrap());
     assert_eq!(
-        (side.local.to_string().as_str(), side.direct, overlay.peers()),
+        (side.local.to_string().as_str(), side.direct, overlay.peers(&[])),
         ("192.0.2.1", Direct::None, 1)
     );
 }
@@ -73,6 +73,16 @@ fn the_networks_mtu_is_that_of_outer_packets() {
     let config = r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "vxlan", "MTU": 1400}}"#;
     let (overlay, _) = Overlay::new(&lease(config), &Peers::default()).unwrap();
     assert_eq!(overlay.sides[0].device.as_ref().unwrap().mtu(1500), 1350);
+}
+
+#[test]
+fn hosts_that_cannot_be_reached_are_counted_apart() {
+    let other = |number: u8| record(&format!("192.0.2.{number}"), &format!("02:00:00:00:00:0{number}"));
+    let two = [("10.240.2.0-24", other(2)), ("10.240.3.0-24", other(3))];
+    let (overlay, _) = Overlay::new(&lease(VXLAN), &peers(&two)).unwrap();
+    let subnet = "10.240.3.0/24".parse().unwrap();
+    let lost = Unreached { subnet, kind: "not on the link", reason: "192.0.2.3".into() };
+    assert_eq!((overlay.peers(&[]), overlay.peers(&[lost])), (2, 1));
 }
 
 #[test]

@@ -294,15 +294,16 @@ impl Network {
             }
         }
         self.kernel.watch(owned(&overlay, &report), duration);
-        rejected.extend(report.changes.unreached.iter().map(Rejected::from));
-        self.tell(&overlay, &rejected);
+        let unreached = &report.changes.unreached;
+        rejected.extend(unreached.iter().map(Rejected::from));
+        self.tell(overlay.peers(unreached), &rejected);
         self.rejections.tell(&rejected);
         self.judge((!report.failures.is_empty()).then(|| report.failures.join("; ")));
     }
 
-    fn tell(&self, overlay: &Overlay, rejected: &[Rejected]) {
+    fn tell(&self, peers: usize, rejected: &[Rejected]) {
         let mut truth = self.truth.borrow_mut();
-        truth.peers = overlay.peers();
+        truth.peers = peers;
         truth.rejected.clear();
         for record in rejected {
             *truth.rejected.entry(record.kind).or_default() += 1;

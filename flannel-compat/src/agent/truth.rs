@@ -23,7 +23,7 @@ pub(super) struct Truth {
     pub(super) store: Store,
     /// How many other hosts are connected.
     pub(super) peers: usize,
-    /// How many records are none of a host that can be connected, by the kind of reason.
+    /// How many records are none of a host that can be connected or reached, by the kind of reason.
     pub(super) rejected: BTreeMap<&'static str, usize>,
     /// When the loop last turned.
     pub(super) turned: Instant,
