@@ -1,9 +1,9 @@
 //! Whole files and short names.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
@@ -20,6 +20,14 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace(path, bytes, |_| Ok(()))
 }
 
+/// [`write_whole`] for a file that everybody may read (mode 0644, whatever the umask).
+///
+/// # Errors
+/// As for [`write_whole`], and what chmod(2) says.
+pub fn write_public(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace(path, bytes, |file| file.set_permissions(Permissions::from_mode(0o644)))
+}
+
 /// [`write_whole`] that also survives a power cut: the new content is on disk before it takes its name, and the name
 /// before this returns.
 ///
@@ -30,7 +38,7 @@ pub fn write_durable(path: &Path, bytes: &[u8]) -> io::Result<()> {
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
-fn replace(path: &Path, bytes: &[u8], sync: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+fn replace(path: &Path, bytes: &[u8], finish: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
     let name = path.file_name().ok_or_else(|| io::Error::other("the path has no file name"))?;
     let mut temporary = OsString::from(".");
     temporary.push(name);
@@ -42,7 +50,7 @@ fn replace(path: &Path, bytes: &[u8], sync: impl FnOnce(&File) -> io::Result<()>
         .truncate(true)
         .mode(0o600)
         .open(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| sync(&file)))
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| finish(&file)))
         .and_then(|()| fs::rename(&temporary, path));
     written.inspect_err(|_| {
         // The cause is what the caller must hear; the leftover is harmless.
@@ -92,6 +100,21 @@ mod tests {
         write_durable(&path, b"two, longer").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two, longer");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_public_files_are_for_everybody() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        write_public(&path, b"one").unwrap();
+        assert_eq!(mode(), 0o644);
+        write_whole(&path, b"two").unwrap();
+        assert_eq!(mode(), 0o600);
+        write_public(&path, b"three").unwrap();
+        assert_eq!((mode(), fs::read(&path).unwrap().as_slice()), (0o644, &b"three"[..]));
+        write_durable(&path, b"four").unwrap();
+        assert_eq!(mode(), 0o600);
     }
 
     #[test]

@@ -14,5 +14,5 @@ mod lock;
 
 pub use boot::{boot_dir, boot_id, boot_path};
 pub use clock::{STARTED_ENV, monotonic, started};
-pub use files::{hash, short_hash, write_durable, write_whole};
+pub use files::{hash, short_hash, write_durable, write_public, write_whole};
 pub use lock::Lock;

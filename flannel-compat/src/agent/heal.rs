@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -98,18 +99,20 @@ fn forward(networks: &[IpNetwork], report: &mut Report) {
     }
 }
 
-/// Writes the file for flannel's consumers unless it says so already; whether it did not.
+/// Writes the file for flannel's consumers, who need not be root, unless it says so already to all of them; whether it
+/// did not.
 fn write_subnet_env(conf: &NetworkConf, lease: &HostLease, mtu: u32) -> Result<bool, String> {
     let text = subnet_env(lease, mtu, conf.ip_masq)?.to_string();
     let path = &conf.subnet_file;
-    if std::fs::read_to_string(path).is_ok_and(|found| found == text) {
+    let readable = std::fs::metadata(path).is_ok_and(|file| file.mode() & 0o444 == 0o444);
+    if readable && std::fs::read_to_string(path).is_ok_and(|found| found == text) {
         return Ok(false);
     }
     let write = || -> io::Result<()> {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }
-        weft_state::write_whole(path, text.as_bytes())
+        weft_state::write_public(path, text.as_bytes())
     };
     write().map(|()| true).map_err(|error| format!("write {}: {error}", path.display()))
 }

@@ -1,5 +1,7 @@
 //! What is deleted or altered in the kernel comes back.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use super::*;
 
 /// How something is damaged, and how it looks when it is whole.
@@ -100,6 +102,13 @@ fn the_subnet_file_comes_back() {
             (fs::read_to_string(&file).expect("subnet.env") == whole).then_some(())
         });
     }
+    // Its consumers need not be root, whatever an earlier agent thought.
+    let mode = || fs::metadata(&file).expect("subnet.env").permissions().mode() & 0o777;
+    assert_eq!(mode(), 0o644);
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("hide subnet.env");
+    eventually(Duration::from_secs(12), "subnet.env is for everybody again", || {
+        (mode() == 0o644).then_some(())
+    });
 }
 
 /// Waits until the agent has seen its own changes; they are the last that make it look. How often it has by then.
