@@ -54,7 +54,9 @@ impl Injection {
     pub fn work(call: Call) -> BTreeMap<String, usize> {
         let (reply, trace) = traced(Tampered::Weft, &[], call);
         reply.result();
-        let mut work = counts(&trace);
+        // What is logged depends on what befell the machine.
+        let quiet: Vec<&str> = trace.lines().filter(|line| !line.starts_with("write(2,")).collect();
+        let mut work = counts(&quiet.join("\n"));
         work.retain(|name, _| !WAITING.contains(&name.as_str()));
         let received = trace.lines().filter(|line| line.starts_with("recvfrom("));
         let bytes = received.filter_map(|line| line.rsplit_once(" = ")?.1.parse::<usize>().ok()).sum();
