@@ -72,7 +72,8 @@ impl Attachment {
         Ok(Self { args, network, asked, key, mac, announces, host, pod, rules: None, journal })
     }
 
-    /// The steps, in their order. What does not depend on the addresses is done while the IPAM plugin reserves them. In a network that spans hosts they do, as the lease says how large packets may be.
+    /// The steps, in their order. What does not depend on the addresses is done while the IPAM plugin reserves them. In a
+    /// network that spans hosts they do depend on them, as the lease says how large packets may be.
     fn attach(&mut self) -> Result<AddResult, Error> {
         self.journal.write_record(false)?;
         let mut reserving = self.begin_reservation()?;

@@ -104,8 +104,8 @@ impl Holdings {
 }
 
 /// Puts an attachment into the host's rules, which may be open already: before its link is up, so that there is no open
-/// moment. Returns the lock under
-/// which the rules between containers were worked out, for as long as the record does not have them.
+/// moment. Returns the lock under which the rules between containers were worked out, for as long as the record does
+/// not have them.
 pub fn hold(
     journal: &mut Journal,
     opened: Option<Rules>,

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use cni_protocol::{Code, Error};
 use nix::errno::Errno;
 use weft_net::Family;
-use weft_net::nft::{ATTEMPTS, Change, Element, Nft, Set, retry};
+use weft_net::nft::{ATTEMPTS, Change, Element, Nft, Set, Type, retry};
 use weft_net::{NetError, NlResult};
 
 use crate::key::AttachmentKey;
@@ -299,6 +299,12 @@ fn one_by_one(nft: &mut Nft, elements: &[Element]) {
         }
     }
 }
+
+/// An address as a field of a set.
+pub const V4: Type = Type::Address(Family::V4);
+pub const V6: Type = Type::Address(Family::V6);
+/// Each family, and where its set stands in a pair.
+pub const FAMILIES: [(Family, usize); 2] = [(Family::V4, 0), (Family::V6, 1)];
 
 /// The set of a pair for a family.
 pub fn of_family(sets: &'static [Set; 2], family: Family) -> &'static Set {

@@ -7,7 +7,7 @@ use weft_net::Family;
 use weft_net::nft::{ChainKind, InetHookNumber, Load, Rule, Set, Table, Type};
 
 use crate::conf::guard::Part;
-use crate::ruleset::{Chain, Group, of_family};
+use crate::ruleset::{Chain, Group, V4, V6, of_family};
 
 /// `NF_BR_PRI_NAT_DST_BRIDGED` of linux/netfilter_bridge.h, `dstnat`: before the bridge's own conntrack, and before
 /// br_netfilter has packets go through the rules for IP.
@@ -15,8 +15,6 @@ const FIRST: i32 = -300;
 /// The hook of frames that come in by a port; those of the bridge family have the numbers of `inet`.
 const HOOK: InetHookNumber = InetHookNumber::PreRouting;
 
-const V4: Type = Type::Address(Family::V4);
-const V6: Type = Type::Address(Family::V6);
 /// The target of a neighbour solicitation or advertisement (RFC 4861 §4.3): behind type, checksum and flags.
 const TARGET: (Load, Type) = (Load::Transport { at: 8, len: 16 }, Type::Transport { at: 8, len: 16 });
 /// The option behind the target, or in a router solicitation (§4.1) where the target would be: type, length in units of

@@ -3,10 +3,8 @@
 use weft_net::Family;
 use weft_net::nft::{ChainKind, InetHookNumber, Load, Rule, Set, Table, Type};
 
-use crate::ruleset::{Chain, Group};
+use crate::ruleset::{Chain, FAMILIES, Group, V4, V6};
 
-const V4: Type = Type::Address(Family::V4);
-const V6: Type = Type::Address(Family::V6);
 /// `NF_IP_PRI_NAT_DST` of linux/netfilter_ipv4.h, `dstnat`, and then some: rules of the host's own services, like
 /// kube-proxy's, come first.
 const AFTER_DSTNAT: i32 = -90;
@@ -106,8 +104,6 @@ pub static SOURCES_GROUP: Group = Group {
         uses: 3,
     }],
 };
-
-const FAMILIES: [(Family, usize); 2] = [(Family::V4, 0), (Family::V6, 1)];
 
 fn to_containers() -> Vec<Rule> {
     let port = [Load::L4Protocol, Load::DestinationPort];

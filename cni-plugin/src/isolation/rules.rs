@@ -5,10 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use weft_net::Family;
 use weft_net::nft::{ChainKind, Field, InetHookNumber, Load, Rule, Set, Table, Type};
 
-use crate::ruleset::{Chain, Group, Idle};
+use crate::ruleset::{Chain, FAMILIES, Group, Idle, V4, V6};
 
-const V4: Type = Type::Address(Family::V4);
-const V6: Type = Type::Address(Family::V6);
 /// `NF_IP_PRI_FILTER`, and `NF_BR_PRI_FILTER_BRIDGED` of linux/netfilter_bridge.h.
 const FILTER: i32 = 0;
 const FILTER_BRIDGED: i32 = -200;
@@ -18,7 +16,6 @@ const ICMP: [(Family, [u8; 1]); 2] = [(Family::V4, [1]), (Family::V6, [58])];
 const REDIRECT: [[u8; 1]; 2] = [[5], [137]];
 /// `ETH_P_IP`, `ETH_P_IPV6`.
 const ETHER_TYPES: [(Family, [u8; 2]); 2] = [(Family::V4, [0x08, 0x00]), (Family::V6, [0x86, 0xdd])];
-const FAMILIES: [(Family, usize); 2] = [(Family::V4, 0), (Family::V6, 1)];
 
 /// Of linux/if.h.
 const IFNAMSIZ: usize = 16;

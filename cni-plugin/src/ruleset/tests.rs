@@ -29,14 +29,14 @@ fn some_of_all() -> Elements {
     let element = |group: &&Group| {
         let set = group.sets.iter().rfind(|set| set.data.is_empty()).unwrap();
         let tuple = set.key.iter().fold(Tuple::default(), |tuple, field| match field {
-            weft_net::nft::Type::Ifname => tuple.ifname("weft0"),
-            weft_net::nft::Type::Address(Family::V4) => tuple.address([10, 0, 0, 1].into()),
-            weft_net::nft::Type::Address(Family::V6) => tuple.address([0; 16].into()),
-            weft_net::nft::Type::Mac => tuple.mac([2, 0, 0, 0, 0, 1].into()),
-            weft_net::nft::Type::Protocol => tuple.protocol(6),
-            weft_net::nft::Type::Port => tuple.port(80),
-            weft_net::nft::Type::Ifindex => tuple.ifindex(1),
-            weft_net::nft::Type::Transport { .. } => unreachable!("no group's first set has it"),
+            Type::Ifname => tuple.ifname("weft0"),
+            Type::Address(Family::V4) => tuple.address([10, 0, 0, 1].into()),
+            Type::Address(Family::V6) => tuple.address([0; 16].into()),
+            Type::Mac => tuple.mac([2, 0, 0, 0, 0, 1].into()),
+            Type::Protocol => tuple.protocol(6),
+            Type::Port => tuple.port(80),
+            Type::Ifindex => tuple.ifindex(1),
+            Type::Transport { .. } => unreachable!("no group's first set has it"),
         });
         let element = Element::new(set, tuple.clone(), "an element".into());
         if set.intervals { Element { end: Some(tuple), ..element } } else { element }
