@@ -5,14 +5,14 @@ use cni_protocol::{Call, DelArgs, Error, Outcome};
 use log::warn;
 
 use crate::conf::Traces;
-use crate::holdings::Erasure;
+use crate::holdings::{Company, Erasure};
 use crate::ipam;
 use crate::key::AttachmentKey;
 use crate::record::{Content, Found, Record};
 use crate::shaping;
 use crate::step::{Fault, failed};
 use crate::veth::Removal;
-use weft_net::Netlink;
+use weft_net::{NetError, Netlink};
 
 /// Detaches the container.
 pub fn del(args: &DelArgs) -> Result<Outcome, Error> {
@@ -51,7 +51,11 @@ pub fn remove(
     let holdings = known.map(|content| &content.holdings);
     let erasure = Erasure::prepare(key, holdings, traces, call.deadline).map_err(rules_error)?;
     // The IPAM plugin's process starts while the kernel removes the link, and gets its input after that.
-    let removal = Removal::begin(&links, erasure.is_some(), call.deadline).map_err(link_error);
+    let company = erasure.as_ref().map(|_| Company::join(&traces.state_dir)).transpose();
+    let removal = company
+        .map_err(NetError::from)
+        .and_then(|company| Removal::begin(&links, company, call.deadline))
+        .map_err(link_error);
     let release = traces.ipam.as_ref().map(|plugin| ipam::begin_release(plugin, call, key)).transpose();
     let removed = removal.and_then(|mut removal| {
         removal.as_mut().map_or(Ok(()), |removal| removal.wait().map_err(link_error))?;

@@ -21,8 +21,10 @@ use crate::record;
 use crate::ruleset::{self, Elements, Group, Rules};
 use crate::step::{Change, Fault, Journal, Shared, Step, failed};
 
+mod company;
 mod erasure;
 
+pub use company::Company;
 pub use erasure::Erasure;
 
 /// The directory of the lock that an ADD with host ports holds while it looks whether they are free. No network

@@ -15,9 +15,11 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
-use nix::unistd::{ForkResult, fork, pipe, pipe2, setsid};
+use nix::unistd::{ForkResult, fork, pipe, setsid};
 
 use weft_net::{Link, NetError, Netlink, NlResult, Socket};
+
+use crate::holdings::Company;
 
 /// `RTNLGRP_LINK` of linux/rtnetlink.h.
 const RTNLGRP_LINK: u32 = 1;
@@ -25,42 +27,41 @@ const RTNLGRP_LINK: u32 = 1;
 /// kernel drops notifications.
 const RECHECK: Duration = Duration::from_millis(2);
 
-/// A removal that has begun. While it lives, the child keeps every socket open that was open when it began: whoever
-/// closes a netfilter socket last, after nftables objects were deleted, waits ~16 ms for RCU.
+/// A removal that has begun. With [`Company`], the child has every socket that was open when it began, and keeps them until
+/// this is dropped and the company has ended: it closes them in the caller's place.
 pub struct Removal {
     netlink: Netlink,
     notifications: Socket,
     links: Vec<Link>,
     report: OwnedFd,
     deadline: Deadline,
-    _keeps_child: OwnedFd,
+    _company: Option<Company>,
 }
 
 impl Removal {
-    /// Begins to delete the links and their peers. `None`: there is no such link, and no `socket` to be kept open.
-    pub fn begin(names: &[String], socket: bool, deadline: Deadline) -> NlResult<Option<Self>> {
+    /// Begins to delete the links and their peers. `None`: there is no such link, and nobody to keep sockets open for.
+    pub fn begin(names: &[String], company: Option<Company>, deadline: Deadline) -> NlResult<Option<Self>> {
         let mut netlink = Netlink::open(deadline)?;
         let mut links = Vec::new();
         for name in names {
             links.extend(netlink.link(name)?);
         }
-        if links.is_empty() && !socket {
+        if links.is_empty() && company.is_none() {
             return Ok(None);
         }
         let mut notifications = Socket::open(NETLINK_ROUTE, deadline)?;
         notifications.subscribe(&[RTNLGRP_LINK])?;
         let (report, from_child) = pipe()?;
-        let (parent_lives, keeps_child) = pipe2(OFlag::O_CLOEXEC)?;
         #[expect(unsafe_code, reason = "only a process of its own can wait in the caller's place")]
         // SAFETY: this process has one thread, so no lock can be held by another that the child lacks.
         let forked = unsafe { fork() }?;
         match forked {
             ForkResult::Child => {
-                drop((report, keeps_child));
-                delete_and_exit(&links, from_child, parent_lives, deadline)
+                drop(report);
+                delete_and_exit(&links, from_child, company, deadline)
             }
             ForkResult::Parent { .. } => {
-                Ok(Some(Self { netlink, notifications, links, report, deadline, _keeps_child: keeps_child }))
+                Ok(Some(Self { netlink, notifications, links, report, deadline, _company: company }))
             }
         }
     }
@@ -126,7 +127,7 @@ impl Removal {
 
 /// Deletes a link and waits until it is gone; a link that is not there is gone.
 pub fn remove(name: &str, deadline: Deadline) -> NlResult<()> {
-    Removal::begin(&[name.to_owned()], false, deadline)?.map_or(Ok(()), |mut removal| removal.wait())
+    Removal::begin(&[name.to_owned()], None, deadline)?.map_or(Ok(()), |mut removal| removal.wait())
 }
 
 /// Several at once wait for RCU once; one alone needs no group.
@@ -139,19 +140,19 @@ fn delete(netlink: &mut Netlink, links: &[Link]) -> NlResult<()> {
 
 /// The child's life. It must not keep the runtime waiting: a runtime reads a plugin's output to its end,
 /// and signals its process group.
-fn delete_and_exit(links: &[Link], report: OwnedFd, parent_lives: OwnedFd, deadline: Deadline) -> ! {
+fn delete_and_exit(links: &[Link], report: OwnedFd, company: Option<Company>, deadline: Deadline) -> ! {
     let verdict = detach_from_caller()
         .map_err(NetError::from)
         .and_then(|()| delete(&mut Netlink::open(deadline)?, links))
         .map_or_else(|error| error.errno as i32, |()| 0);
     // The parent may have seen the link go and ended: then nobody reads this, and nobody needs it.
     let told = File::from(report).write_all(&verdict.to_ne_bytes()).is_ok();
-    // Nothing is ever written there: the end comes when the parent has done all, or has been killed.
-    let parent_is_done = File::from(parent_lives).read(&mut [0]).is_ok();
+    // The parent is in it until it has done all, or has been killed.
+    let is_alone = company.map_or(Ok(()), Company::outlast).is_ok();
     #[expect(unsafe_code, reason = "exit(3) would run the parent's exit handlers and flush its buffers")]
     // SAFETY: _exit(2) only ends the process.
     unsafe {
-        nix::libc::_exit(i32::from(!(told && parent_is_done)))
+        nix::libc::_exit(i32::from(!(told && is_alone)))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 
 use serde_json::Value;
@@ -164,7 +165,8 @@ fn files(directory: &Path, lines: &mut BTreeSet<String>) {
         // A directory may go away meanwhile: deletion in the background is looked at afterwards.
         match entry.file_type() {
             Ok(kind) if kind.is_dir() => files(&path, lines),
-            Ok(_) if is_no_promise(&name.to_string_lossy()) => {}
+            // A FIFO holds nothing, and to open it would wait for somebody to write.
+            Ok(kind) if kind.is_fifo() || is_no_promise(&name.to_string_lossy()) => {}
             Ok(_) => {
                 let content = fs::read(&path).unwrap_or_default();
                 lines.insert(format!("file {} {:?}", path.display(), String::from_utf8_lossy(&content)));
