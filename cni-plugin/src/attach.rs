@@ -105,8 +105,9 @@ impl Attachment {
         self.configure(&plan, container.index)?;
         let veth = self.host_end()?;
         self.settle(&bridge)?;
+        self.await_addresses(&plan)?;
         if self.announces {
-            self.announce(&plan)?;
+            self.announce()?;
         }
         let result = self.result(&plan, given, [bridge, veth, container], detours);
         self.journal.write_record(true)?;
@@ -325,15 +326,21 @@ impl Attachment {
         self.journal.within(Step::ReadBack(bridge.name.clone()), || self.host.link(&bridge.name).map(drop))
     }
 
+    /// Whoever looks for the container from now on finds it at once.
+    fn await_addresses(&mut self, plan: &Plan) -> Result<(), Error> {
+        if self.network.interface_down {
+            return Ok(());
+        }
+        let (pod, ifname) = (&mut self.pod, &self.key.ifname);
+        let addresses: Vec<IpAddr> = plan.ips.iter().map(|ip| ip.address.ip()).collect();
+        self.journal.within(Step::Answering(ifname.clone()), || pod.wait_for_addresses(&addresses))
+    }
+
     /// Other containers may still look for an address at the MAC address of who had it before. What the kernel sent when the
     /// interface came up is lost where the port was not open yet.
-    fn announce(&mut self, plan: &Plan) -> Result<(), Error> {
+    fn announce(&mut self) -> Result<(), Error> {
         let (pod, mac, ifname) = (&mut self.pod, self.mac, &self.key.ifname);
-        let addresses: Vec<IpAddr> = plan.ips.iter().map(|ip| ip.address.ip()).collect();
-        self.journal.within(Step::Neighbours(ifname.clone()), || {
-            pod.wait_for_routes(&addresses)?;
-            Ok::<_, Fault>(pod.netlink.announce(ifname.as_str(), mac)?)
-        })
+        self.journal.within(Step::Neighbours(ifname.clone()), || pod.netlink.announce(ifname.as_str(), mac))
     }
 
     /// The result, with the interfaces as the kernel has them.

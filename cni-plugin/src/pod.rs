@@ -93,7 +93,7 @@ impl Pod {
     ///
     /// # Errors
     /// [`Code::Conflict`] when somebody on the link has one of the addresses.
-    pub fn wait_for_detection(&self, index: u32) -> Result<(), Fault> {
+    pub fn wait_for_detection(&mut self, index: u32) -> Result<(), Fault> {
         /// `RTNLGRP_IPV6_IFADDR` of linux/rtnetlink.h.
         const RTNLGRP_IPV6_IFADDR: u32 = 9;
         self.wait(RTNLGRP_IPV6_IFADDR, |netlink| {
@@ -111,15 +111,13 @@ impl Pod {
         })
     }
 
-    /// Waits until the container takes in what is for these addresses: the kernel makes the routes for that of IPv6 in its own
-    /// time, usually before anybody asks.
-    pub fn wait_for_routes(&self, addresses: &[IpAddr]) -> Result<(), Fault> {
+    /// Waits until the container answers for its addresses. With one of IPv6 the kernel leaves it to a work queue to join the
+    /// group in which neighbours ask for it, and to make its route after that (`addrconf_dad_begin` of net/ipv6/addrconf.c): usually
+    /// that is done before anybody asks, but a question that comes first is lost, and repeated after a second.
+    pub fn wait_for_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), Fault> {
         /// `RTNLGRP_IPV6_ROUTE` of linux/rtnetlink.h.
         const RTNLGRP_IPV6_ROUTE: u32 = 11;
         let mut missing = addresses.iter().filter(|address| address.is_ipv6()).peekable();
-        if missing.peek().is_none() {
-            return Ok(());
-        }
         self.wait(RTNLGRP_IPV6_ROUTE, |netlink| {
             while let Some(address) = missing.peek() {
                 if !netlink.takes_in(**address)? {
@@ -133,17 +131,20 @@ impl Pod {
 
     /// Waits until something is so, of which the kernel tells in events of a group.
     fn wait(
-        &self,
+        &mut self,
         group: u32,
         mut is_so: impl FnMut(&mut Netlink) -> Result<bool, Fault>,
     ) -> Result<(), Fault> {
+        if is_so(&mut self.netlink)? {
+            return Ok(());
+        }
         let deadline = self.netlink.deadline();
-        let (mut events, mut netlink) = self.inside(|| {
+        let mut events = self.inside(|| {
             let mut events = Socket::open(NETLINK_ROUTE, deadline)?;
             events.subscribe(&[group])?;
-            Ok::<_, NetError>((events, Netlink::open(deadline)?))
+            Ok::<_, NetError>(events)
         })??;
-        while !is_so(&mut netlink)? {
+        while !is_so(&mut self.netlink)? {
             events.wait_for_events()?;
         }
         Ok(())

@@ -60,6 +60,7 @@ pub enum Step {
     Address(IpNetwork),
     Up(IfName),
     Detection(IfName),
+    Answering(IfName),
     Route(IpNetwork, Option<IpAddr>),
     ReadBack(String),
     /// What the host, or other containers, know of those that had the addresses before.
@@ -107,6 +108,7 @@ impl fmt::Display for Step {
             Self::Address(address) => write!(f, "add address {address} in the container"),
             Self::Up(name) => write!(f, "set {name} up in the container"),
             Self::Detection(name) => write!(f, "wait for duplicate address detection on {name}"),
+            Self::Answering(name) => write!(f, "wait until {name} answers for its addresses"),
             Self::Route(dst, None) => write!(f, "add route {dst} in the container"),
             Self::Route(dst, Some(gateway)) => write!(f, "add route {dst} via {gateway} in the container"),
             Self::ReadBack(name) => write!(f, "read {name} back"),
@@ -363,6 +365,7 @@ impl Journal {
             | Step::Address(_)
             | Step::Up(_)
             | Step::Detection(_)
+            | Step::Answering(_)
             | Step::Route(..)
             | Step::ReadBack(_)
             | Step::Neighbours(_) => Ok(()),

@@ -365,11 +365,7 @@ fn many_foreign_rules_change_nothing() {
     let pod = Pod::new();
     network.add(&pod);
     network.del(&pod);
-    let count = || {
-        let calls = Injection::work(network.add_call(&pod));
-        network.del(&pod);
-        calls
-    };
+    let count = || Injection::work(&|| network.add_call(&pod), &|| network.del(&pod));
     let before = count();
     assert!(before["sendto"] > 10, "{before:?}");
     host.nft(

@@ -168,11 +168,7 @@ fn a_port_costs_the_same_however_many_others_have_one() {
         numbers.map(one).collect()
     };
     let pod = Pod::new();
-    let count = || {
-        let work = Injection::work(wanted.add_call(&pod));
-        wanted.del(&pod);
-        work
-    };
+    let count = || Injection::work(&|| wanted.add_call(&pod), &|| wanted.del(&pod));
     let _few = attach(0..3);
     // What is made once was made.
     count();

@@ -337,9 +337,7 @@ fn what_is_allowed_costs_the_same_however_many_containers_there_are() {
             // What is made once was made.
             call().run().result();
             network.del(&pod);
-            let work = Injection::work(call());
-            network.del(&pod);
-            (who, work)
+            (who, Injection::work(call, &|| network.del(&pod)))
         })
     };
     let before = count();

@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::thread;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_tests::{Call, Host, Network, Pod, Reply, Running, World, ips};
@@ -134,4 +137,20 @@ fn adds_of_one_attachment() {
         assert_eq!(host.ports("weft0").len(), 1);
         network.del(&pod);
     }
+}
+
+/// The kernel joins the group in which an IPv6 address is asked for in its own time. A question that comes before that is lost,
+/// and repeated after a second.
+#[test]
+fn ipv6_answers_from_the_first_question_on() {
+    const REPEATED: Duration = Duration::from_secs(1);
+    let _host = Host::new();
+    let pods: Vec<Pod> = (0..STORM).map(|_| Pod::new()).collect();
+    let ask = |pod: &Pod| {
+        for address in ips(&network().add(pod)).into_iter().filter(IpAddr::is_ipv6) {
+            let answer = TcpStream::connect_timeout(&SocketAddr::new(address, 9), REPEATED);
+            assert_eq!(answer.unwrap_err().kind(), ErrorKind::ConnectionRefused, "{address}");
+        }
+    };
+    thread::scope(|scope| pods.iter().for_each(|pod| drop(scope.spawn(move || ask(pod)))));
 }
