@@ -9,6 +9,7 @@ use crate::begin;
 use crate::bridge;
 use crate::conf::names::Names;
 use crate::conf::{Asked, Network, chooses_addresses, requested_mac};
+use crate::fault::{Change, Fault, failed};
 use crate::guard::Port;
 use crate::holdings::{Holdings, hold};
 use crate::ipam::Reserving;
@@ -19,7 +20,7 @@ use crate::plan::{Ipv6, Plan};
 use crate::pod::Pod;
 use crate::ruleset::Rules;
 use crate::shaping::{self, HostEnd};
-use crate::step::{Change, Fault, Journal, Shared, Step, failed};
+use crate::step::{Journal, Shared, Step};
 use crate::tuning;
 use weft_net::{Entry, Link, NetError, Netlink, NewVeth, index_of, is_bridge_full};
 

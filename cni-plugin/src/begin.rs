@@ -8,9 +8,10 @@ use weft_state::{Lock, boot_dir};
 
 use crate::conf::Traces;
 use crate::detach;
+use crate::fault::failed;
 use crate::key::AttachmentKey;
 use crate::record::{self, Content, Found, Record};
-use crate::step::{Journal, failed};
+use crate::step::Journal;
 
 /// Takes the locks and the record of an attachment. Nothing else is touched yet.
 ///

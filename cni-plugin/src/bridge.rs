@@ -13,8 +13,8 @@ use weft_net::Family;
 use weft_net::sysctl::Sysctl;
 use weft_net::{Link, Netlink, NlResult};
 
+use crate::fault::{Change, Fault};
 use crate::plan::prefix;
-use crate::step::{Change, Fault};
 
 /// The most ports that the kernel gives a bridge: `BR_MAX_PORTS` of net/bridge/br_private.h, less port 0.
 pub const MAX_PORTS: usize = 1023;

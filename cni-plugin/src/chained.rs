@@ -15,6 +15,7 @@ use crate::check;
 use crate::conf::Asked;
 use crate::conf::chained::Chained;
 use crate::conf::names::Names;
+use crate::fault::failed;
 use crate::guard;
 use crate::holdings::{self, hold};
 use crate::isolation;
@@ -24,7 +25,7 @@ use crate::record::{self, Found};
 use crate::ruleset;
 use crate::shaping::{self, HostEnd, Limited};
 use crate::status;
-use crate::step::{Journal, failed};
+use crate::step::Journal;
 
 mod interface;
 

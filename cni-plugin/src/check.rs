@@ -10,6 +10,7 @@ use cni_protocol::{
 use crate::conf::shaping::Shaping;
 use crate::conf::tuning::Tuning;
 use crate::conf::{Asked, Gateway, Network};
+use crate::fault::{Fault, failed};
 use crate::guard::{Guard, Port};
 use crate::holdings::Holdings;
 use crate::ipam;
@@ -22,7 +23,6 @@ use crate::pod::Pod;
 use crate::record::{self, Found};
 use crate::ruleset;
 use crate::shaping;
-use crate::step::{Fault, failed};
 use crate::tuning;
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;

@@ -5,12 +5,12 @@ use cni_protocol::{Call, DelArgs, Error, Outcome};
 use log::warn;
 
 use crate::conf::Traces;
+use crate::fault::{Fault, failed};
 use crate::holdings::{Company, Erasure};
 use crate::ipam;
 use crate::key::AttachmentKey;
 use crate::record::{Content, Found, Record};
 use crate::shaping;
-use crate::step::{Fault, failed};
 use crate::veth::Removal;
 use weft_net::{NetError, Netlink};
 

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use weft_state::{Lock, started};
 
 use crate::conf::Traces;
+use crate::fault::{Fault, failed};
 use crate::ipam;
 use crate::isolation;
 use crate::key::{AttachmentKey, VETH_PREFIX, hash_of_ifb, is_host_veth};
@@ -19,7 +20,6 @@ use crate::masquerade;
 use crate::record::{self, Found, Record};
 use crate::ruleset;
 use crate::shaping::{self, Limited};
-use crate::step::{Fault, failed};
 use weft_net::nft::Nft;
 use weft_net::{Link, NetError, Netlink};
 

@@ -12,6 +12,7 @@ use weft_net::{NetError, Netlink, NlResult, conntrack};
 use weft_state::{Lock, boot_dir};
 
 use crate::conf::{Asked, Network, Traces};
+use crate::fault::{Change, Fault, failed};
 use crate::guard::{self, Guard, Port};
 use crate::hostport::{self, Ports, Reach};
 use crate::isolation::{self, Isolation};
@@ -19,7 +20,7 @@ use crate::key::{AttachmentKey, VETH_PREFIX};
 use crate::plan::Plan;
 use crate::record;
 use crate::ruleset::{self, Elements, Group, Rules};
-use crate::step::{Change, Fault, Journal, Shared, Step, failed};
+use crate::step::{Journal, Shared, Step};
 
 mod company;
 mod erasure;

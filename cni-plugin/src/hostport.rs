@@ -20,10 +20,10 @@ use weft_net::{Family, Netlink, NlResult};
 
 use crate::conf::Asked;
 use crate::conf::ports::{Mapping, PortPolicy, Protocol};
+use crate::fault::Fault;
 use crate::key::AttachmentKey;
 use crate::plan::{Plan, prefix};
 use crate::ruleset::{self, Elements, by_address, of_family};
-use crate::step::Fault;
 
 mod claim;
 mod rules;

@@ -15,6 +15,7 @@ pub mod chained;
 pub mod check;
 pub mod conf;
 pub mod detach;
+pub mod fault;
 pub mod firewalls;
 pub mod gc;
 pub mod guard;

@@ -7,8 +7,8 @@ use cni_protocol::{
 };
 use ipnetwork::IpNetwork;
 
+use crate::fault::{Fault, failed};
 use crate::pod::Pod;
-use crate::step::{Fault, failed};
 
 /// The interface, whatever `CNI_IFNAME` says.
 const LO: &str = "lo";

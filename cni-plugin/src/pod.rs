@@ -7,8 +7,8 @@ use cni_protocol::{Code, Deadline, Error, IfName};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 use crate::conf::tuning::Tuning;
+use crate::fault::Fault;
 use crate::plan::Ipv6;
-use crate::step::Fault;
 use weft_net::netns::NetNs;
 use weft_net::sysctl::Sysctl;
 use weft_net::{Detection, Link, NetError, Netlink, NlResult, Socket};

@@ -14,8 +14,8 @@ use weft_net::Family;
 use weft_net::nft::{ATTEMPTS, Change, Element, Nft, Set, Type, retry};
 use weft_net::{NetError, NlResult};
 
+use crate::fault::Fault;
 use crate::key::AttachmentKey;
-use crate::step::Fault;
 use crate::{guard, hostport, isolation};
 
 mod check;

@@ -13,8 +13,9 @@ use weft_net::netns::NetNs;
 use weft_net::{Family, Filter, Hook, Link, NetError, Netlink, NlResult, TokenBucket};
 
 use crate::conf::shaping::{Direction, Limit, Shaping, Subnets};
+use crate::fault::{Change, Fault};
 use crate::key::AttachmentKey;
-use crate::step::{Change, Fault, Journal, Step};
+use crate::step::{Journal, Step};
 
 /// How long what is waiting takes at the limit's rate, in milliseconds. Longer queues have TCP overshoot by so much when it
 /// starts that one connection in ten stood still for its first half second (measured with 80 ms, cubic and bbr).

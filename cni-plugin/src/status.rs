@@ -12,6 +12,7 @@ use weft_state::lease::HostLease;
 use crate::bridge;
 use crate::conf::shaping::Shaping;
 use crate::conf::{Gateway, Network, Traces};
+use crate::fault::{Fault, failed};
 use crate::firewalls;
 use crate::guard;
 use crate::ipam;
@@ -21,7 +22,6 @@ use crate::masquerade::{self, Masquerade};
 use crate::plan;
 use crate::ruleset;
 use crate::shaping;
-use crate::step::failed;
 use weft_net::nft::Nft;
 use weft_net::{Family, NetError, Netlink, NlResult};
 
@@ -133,7 +133,7 @@ pub fn check_state_dir(traces: &Traces) -> Result<(), Error> {
 }
 
 fn check_bridge(args: &StatusArgs, network: &Network) -> Result<(), Error> {
-    let read = |error| failed(&format!("look at bridge {}", network.bridge), crate::step::Fault::Net(error));
+    let read = |error| failed(&format!("look at bridge {}", network.bridge), Fault::Net(error));
     let mut netlink = Netlink::open(args.call.deadline).map_err(read)?;
     let Some(link) = netlink.link(network.bridge.as_str()).map_err(read)? else {
         return Ok(());

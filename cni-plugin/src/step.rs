@@ -4,19 +4,18 @@
 //! exhaustive match, so that a new step does not compile without its undo.
 
 use std::fmt;
-use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use cni_protocol::{AddArgs, Code, Deadline, Error, IfName};
+use cni_protocol::{AddArgs, Deadline, Error, IfName};
 use ipnetwork::IpNetwork;
 use log::{debug, warn};
-use nix::errno::Errno;
 use weft_state::Lock;
 
 use crate::conf::names::Names;
 use crate::conf::shaping::Shaping;
+use crate::fault::{Change, Fault, failed};
 use crate::holdings::Holdings;
 use crate::key::AttachmentKey;
 use crate::masquerade::{self, Ensured};
@@ -27,10 +26,10 @@ use crate::ruleset::{self, Group};
 use crate::shaping::{self, Limited};
 use crate::{bridge, ipam, tuning, veth};
 use weft_net::Family;
+use weft_net::Netlink;
 use weft_net::netns::NetNs;
 use weft_net::nft::{Element, Nft};
 use weft_net::sysctl::Sysctl;
-use weft_net::{NetError, Netlink};
 
 /// What taking back may last when the command's own time is over.
 const UNDO_TIME: Duration = Duration::from_secs(5);
@@ -132,68 +131,6 @@ impl fmt::Display for Shared {
             Self::NetworkRules(_) => f.write_str("add the network to the ruleset"),
             Self::RouteLocalnet(name) => write!(f, "route 127.0.0.1 to {name}"),
         }
-    }
-}
-
-/// Why a step failed.
-#[derive(Debug)]
-pub enum Fault {
-    Net(NetError),
-    Io(io::Error),
-    /// An error with its own code and remedy.
-    Told(Error),
-}
-
-impl From<NetError> for Fault {
-    fn from(error: NetError) -> Self {
-        Self::Net(error)
-    }
-}
-
-impl From<io::Error> for Fault {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl From<Error> for Fault {
-    fn from(error: Error) -> Self {
-        Self::Told(error)
-    }
-}
-
-/// The error of a step: what was done, on what, why it failed, and what helps.
-pub fn failed(step: &dyn fmt::Display, fault: Fault) -> Error {
-    let (text, errno) = match fault {
-        Fault::Told(error) => return Error { msg: format!("{step}: {}", error.msg), ..error },
-        Fault::Net(error) => (error.to_string(), Some(error.errno)),
-        Fault::Io(error) => (error.to_string(), error.raw_os_error().map(Errno::from_raw)),
-    };
-    let remedy = match errno {
-        Some(Errno::EPERM | Errno::EACCES) => {
-            "run the container runtime as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN"
-        }
-        Some(Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT) => {
-            "the kernel lacks this: load its module (bridge, veth, nf_tables, nft_masq)"
-        }
-        Some(Errno::ENOMEM | Errno::ENOBUFS) => "the kernel has no memory for it: free some and try again",
-        Some(Errno::ETIMEDOUT) => "the kernel did not answer in the command's time: raise the key timeout",
-        _ => "see the kernel log for more; nothing was left behind unless the details say so",
-    };
-    let code = if errno == Some(Errno::ETIMEDOUT) { Code::Deadline } else { Code::Kernel };
-    Error::new(code, format!("{step}: {text}; {remedy}"))
-}
-
-/// Whether a step changed anything. What was only found is not taken back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
-    Made,
-    Found,
-}
-
-impl From<bool> for Change {
-    fn from(changed: bool) -> Self {
-        if changed { Self::Made } else { Self::Found }
     }
 }
 

@@ -7,8 +7,9 @@ use weft_net::Link;
 use weft_net::sysctl::Sysctl;
 
 use crate::conf::tuning::{Setting, Tuning};
+use crate::fault::{Change, Fault};
 use crate::pod::Pod;
-use crate::step::{Change, Fault, Journal, Step};
+use crate::step::{Journal, Step};
 
 /// Sets what was asked for. The interface is not up yet.
 pub fn apply(journal: &mut Journal, pod: &mut Pod, ifname: &IfName, tuning: &Tuning) -> Result<(), Error> {

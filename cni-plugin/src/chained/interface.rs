@@ -8,6 +8,7 @@ use weft_net::{Link, Netlink, NlResult};
 
 use crate::conf::Asked;
 use crate::conf::chained::Chained;
+use crate::fault::{Fault, failed};
 use crate::guard::{Guard, Port, link_local};
 use crate::holdings::Holdings;
 use crate::hostport::{Ports, Reach};
@@ -15,7 +16,6 @@ use crate::isolation::Isolation;
 use crate::key::AttachmentKey;
 use crate::plan::Plan;
 use crate::pod::Pod;
-use crate::step::{Fault, failed};
 
 /// An interface that another plugin made.
 pub(super) struct OfAnother {

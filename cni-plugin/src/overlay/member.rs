@@ -12,7 +12,7 @@ use weft_state::{Lock, boot_dir, write_whole};
 
 use super::{Overlay, Rejected, remove, sync};
 use crate::conf::Network;
-use crate::step::{Fault, failed};
+use crate::fault::{Fault, failed};
 
 /// So many of the records that are passed over are named: there may be thousands.
 const NAMED: usize = 5;

@@ -1,0 +1,70 @@
+//! How what was tried ended: what it changed, or why it failed and what helps.
+
+use std::fmt;
+use std::io;
+
+use cni_protocol::{Code, Error};
+use nix::errno::Errno;
+use weft_net::NetError;
+
+/// Why a step failed.
+#[derive(Debug)]
+pub enum Fault {
+    Net(NetError),
+    Io(io::Error),
+    /// An error with its own code and remedy.
+    Told(Error),
+}
+
+impl From<NetError> for Fault {
+    fn from(error: NetError) -> Self {
+        Self::Net(error)
+    }
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self::Told(error)
+    }
+}
+
+/// The error of a step: what was done, on what, why it failed, and what helps.
+pub fn failed(step: &dyn fmt::Display, fault: Fault) -> Error {
+    let (text, errno) = match fault {
+        Fault::Told(error) => return Error { msg: format!("{step}: {}", error.msg), ..error },
+        Fault::Net(error) => (error.to_string(), Some(error.errno)),
+        Fault::Io(error) => (error.to_string(), error.raw_os_error().map(Errno::from_raw)),
+    };
+    let remedy = match errno {
+        Some(Errno::EPERM | Errno::EACCES) => {
+            "run the container runtime as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN"
+        }
+        Some(Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT) => {
+            "the kernel lacks this: load its module (bridge, veth, nf_tables, nft_masq)"
+        }
+        Some(Errno::ENOMEM | Errno::ENOBUFS) => "the kernel has no memory for it: free some and try again",
+        Some(Errno::ETIMEDOUT) => "the kernel did not answer in the command's time: raise the key timeout",
+        _ => "see the kernel log for more; nothing was left behind unless the details say so",
+    };
+    let code = if errno == Some(Errno::ETIMEDOUT) { Code::Deadline } else { Code::Kernel };
+    Error::new(code, format!("{step}: {text}; {remedy}"))
+}
+
+/// Whether a step changed anything. What was only found is not taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    Made,
+    Found,
+}
+
+impl From<bool> for Change {
+    fn from(changed: bool) -> Self {
+        if changed { Self::Made } else { Self::Found }
+    }
+}
