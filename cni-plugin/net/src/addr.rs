@@ -9,7 +9,8 @@ use netlink_packet_route::address::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::socket::{Netlink, NlResult};
+use super::error::NlResult;
+use super::socket::Netlink;
 
 impl Netlink {
     /// `ip address add ADDRESS dev INDEX [nodad]`. With `nodad` an IPv6 address can be used at once.

@@ -9,8 +9,9 @@ use netlink_sys::protocols;
 use nix::errno::Errno;
 
 use super::attribute::{find, text};
+use super::error::NlResult;
 use super::netconf::{self, NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL, RTM_NEWNETCONF};
-use super::socket::{NlResult, Socket};
+use super::socket::Socket;
 
 // Groups of linux/rtnetlink.h (`enum rtnetlink_groups`) and linux/netfilter/nfnetlink.h.
 const RTNLGRP_LINK: u32 = 1;

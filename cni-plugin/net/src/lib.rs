@@ -12,6 +12,7 @@
 mod addr;
 mod attribute;
 pub mod conntrack;
+mod error;
 pub mod events;
 mod family;
 pub mod foreign;
@@ -27,10 +28,11 @@ mod tc;
 mod vxlan;
 
 pub use addr::Detection;
+pub use error::{NetError, NlResult};
 pub use family::Family;
 pub use link::{BridgePort, Link, NewVeth, index_of, is_bridge_full};
 pub use neigh::Entry;
 pub use route::{KernelRoute, ROUTE_PROTOCOL};
-pub use socket::{NetError, Netlink, NlResult, Socket};
+pub use socket::{Netlink, Socket};
 pub use tc::{Filter, FoundBucket, Hook, TokenBucket};
 pub use vxlan::Vxlan;

@@ -15,8 +15,9 @@ use nix::errno::Errno;
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth};
 
 use self::answer::LinkAnswer;
+use super::error::{NetError, NlResult};
 use super::netns::NetNs;
-use super::socket::{NetError, Netlink, NlResult};
+use super::socket::Netlink;
 
 /// A link as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,8 +14,9 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::RouteMessageBuilder;
 
 use super::Family;
+use super::error::{NetError, NlResult};
 use super::route::ROUTE_PROTOCOL;
-use super::socket::{NetError, Netlink, NlResult};
+use super::socket::Netlink;
 
 /// A change of one object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -4,7 +4,8 @@ use netlink_packet_core::{DecodeError, NetlinkDeserializable, NetlinkHeader, Net
 use netlink_packet_route::AddressFamily;
 
 use super::attribute::find;
-use super::socket::{Netlink, NlResult};
+use super::error::NlResult;
+use super::socket::Netlink;
 use crate::Family;
 
 // linux/rtnetlink.h; netlink-packet-route knows no NETCONF.

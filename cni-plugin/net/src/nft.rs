@@ -28,7 +28,8 @@ use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProto
 use netlink_sys::protocols;
 use nix::errno::Errno;
 
-use super::socket::{NetError, NlResult, Socket};
+use super::error::{NetError, NlResult};
+use super::socket::Socket;
 use crate::{Family, attribute};
 pub(crate) use answer::Answer;
 pub(crate) use bytes::{nested, put, text as text_of};

@@ -12,7 +12,8 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use rtnetlink::RouteMessageBuilder;
 
-use super::socket::{NetError, Netlink, NlResult};
+use super::error::{NetError, NlResult};
+use super::socket::Netlink;
 
 /// `RT_TABLE_LOCAL` of linux/rtnetlink.h: the kernel's own routes to its addresses.
 const RT_TABLE_LOCAL: u32 = 255;

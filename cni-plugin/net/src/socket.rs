@@ -1,6 +1,5 @@
 //! One netlink conversation at a time: a request, its answers, its acknowledgement.
 
-use std::fmt::{self, Display};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use cni_protocol::Deadline;
@@ -16,6 +15,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::SndBufForce;
 
+use super::error::{NetError, NlResult};
+
 /// `NLMSGERR_ATTR_MSG` of linux/netlink.h: the kernel's own words for what it refused.
 const NLMSGERR_ATTR_MSG: u16 = 1;
 /// Larger than any single datagram the kernel builds for a dump (linux/netlink.h caps them at 32 KiB).
@@ -25,53 +26,6 @@ const RECEIVE_BUFFER: usize = 64 * 1024;
 const SEND_BUFFER: usize = 100 * 1024;
 /// How often a dump that the kernel marked as inconsistent is asked for again.
 const DUMP_ATTEMPTS: usize = 8;
-
-pub type NlResult<T> = Result<T, NetError>;
-
-/// What the kernel answered to a request it did not carry out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NetError {
-    pub errno: Errno,
-    /// The extended acknowledgement, where the kernel gave one.
-    pub explanation: Option<String>,
-}
-
-impl NetError {
-    /// Whether the object is there already.
-    pub fn exists(&self) -> bool {
-        self.errno == Errno::EEXIST
-    }
-
-    /// Whether the object is not there. The kernel says so in different ways for links, addresses,
-    /// routes and tables.
-    pub fn not_found(&self) -> bool {
-        matches!(self.errno, Errno::ENODEV | Errno::ENOENT | Errno::EADDRNOTAVAIL | Errno::ESRCH)
-    }
-}
-
-impl From<Errno> for NetError {
-    fn from(errno: Errno) -> Self {
-        Self { errno, explanation: None }
-    }
-}
-
-impl From<std::io::Error> for NetError {
-    fn from(error: std::io::Error) -> Self {
-        error.raw_os_error().map_or(Errno::EIO, Errno::from_raw).into()
-    }
-}
-
-impl Display for NetError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({:?})", self.errno.desc(), self.errno)?;
-        match &self.explanation {
-            Some(text) => write!(f, ": {text}"),
-            None => Ok(()),
-        }
-    }
-}
-
-impl std::error::Error for NetError {}
 
 /// A netlink socket. It stays in the network namespace it was opened in, whatever namespace the
 /// process enters later.

@@ -12,7 +12,8 @@ use netlink_packet_route::tc::{TcAttribute, TcHandle, TcHeader, TcMessage, TcOpt
 use nix::errno::Errno;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
-use super::socket::{Netlink, NlResult};
+use super::error::NlResult;
+use super::socket::Netlink;
 
 pub use filter::{Filter, Hook};
 

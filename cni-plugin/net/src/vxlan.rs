@@ -8,7 +8,8 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
 use rtnetlink::{LinkUnspec, LinkVxlan};
 
-use super::socket::{Netlink, NlResult};
+use super::error::NlResult;
+use super::socket::Netlink;
 
 /// What a VXLAN device is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

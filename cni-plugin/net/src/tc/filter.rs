@@ -13,7 +13,8 @@ use netlink_packet_route::tc::{
 
 use super::header;
 use crate::Family;
-use crate::socket::{Netlink, NlResult};
+use crate::error::NlResult;
+use crate::socket::Netlink;
 
 /// `ETH_P_ALL`, `ETH_P_IP` and `ETH_P_IPV6` of linux/if_ether.h.
 const PROTOCOLS: [u16; 3] = [0x0003, 0x0800, 0x86dd];
