@@ -60,61 +60,41 @@ fn both_ends(it: &mut Attached) {
 
 #[test]
 fn attributes_of_routes() {
+    fn change(it: &mut Attached, to: &str) {
+        it.pod("ip route del 198.51.100.0/24");
+        it.pod(&format!("ip route add 198.51.100.0/24 via 10.88.0.9 {to}"));
+    }
     let routes = json!([
         { "dst": "192.0.2.0/24" },
         { "dst": "198.51.100.0/24", "gw": "10.88.0.9", "mtu": 1400, "advmss": 1360, "priority": 50 },
         { "dst": "203.0.113.0/24", "gw": "10.88.0.9", "table": 99 },
         { "dst": "198.18.0.0/15", "scope": 253 },
     ]);
-    let detailed = Network::dual().with(&json!({ "ipam": { "routes": routes } }));
     assert_noticed(
-        &detailed,
+        &Network::dual().with(&json!({ "ipam": { "routes": routes } })),
         &[
-            (
-                "metric",
-                |it| {
-                    it.pod("ip route del 198.51.100.0/24");
-                    it.pod("ip route add 198.51.100.0/24 via 10.88.0.9 metric 51 mtu 1400 advmss 1360");
-                },
-                &["198.51.100.0/24", "51", "50"],
-            ),
-            (
-                "mtu",
-                |it| {
-                    it.pod("ip route change 198.51.100.0/24 via 10.88.0.9 metric 50 mtu 1200 advmss 1360");
-                },
-                &["198.51.100.0/24", "1200", "1400"],
-            ),
-            (
-                "no mtu",
-                |it| it.pod("ip route change 198.51.100.0/24 via 10.88.0.9 metric 50 advmss 1360"),
-                &["198.51.100.0/24", "none", "1400"],
-            ),
-            (
-                "advmss",
-                |it| {
-                    it.pod("ip route change 198.51.100.0/24 via 10.88.0.9 metric 50 mtu 1400 advmss 1000");
-                },
-                &["198.51.100.0/24", "1000", "1360"],
-            ),
-            (
-                "table",
-                |it| {
-                    it.pod("ip route del 203.0.113.0/24 table 99");
-                    it.pod("ip route add 203.0.113.0/24 via 10.88.0.9");
-                },
-                &["203.0.113.0/24", "gone", "99"],
-            ),
-            (
-                "scope",
-                |it| {
-                    it.pod("ip route del 198.18.0.0/15");
-                    it.pod("ip route add 198.18.0.0/15 dev eth0 scope global");
-                },
-                &["198.18.0.0/15", "253"],
-            ),
+            ("metric", |it| change(it, "metric 51 mtu 1400 advmss 1360"), &["198.51.100.0/24", "51", "50"]),
+            ("mtu", |it| change(it, "metric 50 mtu 1200 advmss 1360"), &["198.51.100.0/24", "1200", "1400"]),
+            ("no mtu", |it| change(it, "metric 50 advmss 1360"), &["198.51.100.0/24", "none", "1400"]),
+            ("advmss", |it| change(it, "metric 50 mtu 1400 advmss 99"), &["198.51.100.0/24", "99", "1360"]),
+            ("table", another_table, &["203.0.113.0/24", "gone", "99"]),
+            ("scope", another_scope, &["198.18.0.0/15", "0", "253"]),
         ],
     );
+}
+
+fn another_table(it: &mut Attached) {
+    it.pod("ip route del 203.0.113.0/24 table 99");
+    it.pod("ip route add 203.0.113.0/24 via 10.88.0.9");
+}
+
+fn another_scope(it: &mut Attached) {
+    it.pod("ip route del 198.18.0.0/15");
+    it.pod("ip route add 198.18.0.0/15 dev eth0 scope global");
+}
+
+#[test]
+fn metrics_of_routes_that_were_given_none() {
     assert_noticed(
         &network(),
         &[
