@@ -174,9 +174,10 @@ impl Attachment {
                 bridge::in_the_way(host, network, bridge, *gateway).map(|others| (others, Change::Found))
             })?;
             for other in in_the_way {
-                let replace = Step::Shared(Shared::ReplaceAddress(network.bridge.clone(), other));
-                self.journal
-                    .run(replace, || host.delete_address(bridge.index, other).map(|()| ((), Change::Made)))?;
+                let replace = Shared::ReplaceAddress(network.bridge.clone(), Box::new(other.clone()));
+                self.journal.run(Step::Shared(replace), || {
+                    host.take_away(&other).map(|was_there| ((), Change::from(was_there)))
+                })?;
             }
             self.journal
                 .run(step, || bridge::ensure_gateway(host, bridge, *gateway).map(|change| ((), change)))?;

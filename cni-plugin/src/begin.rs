@@ -13,6 +13,9 @@ use crate::key::AttachmentKey;
 use crate::record::{self, Content, Found, Record};
 use crate::step::Journal;
 
+/// The lock of all ADDs of the host, in the state directory beside those of the networks. No network has such a name.
+const HOST_LOCK: &str = ".lock";
+
 /// Takes the locks and the record of an attachment. Nothing else is touched yet.
 ///
 /// # Errors
@@ -21,7 +24,7 @@ pub fn open_journal(args: &Rc<AddArgs>, key: &AttachmentKey, traces: &Traces) ->
     let deadline = args.call.deadline;
     let state_dir = &traces.state_dir;
     boot_dir(state_dir, &key.network)?;
-    let host_lock = Lock::shared(&state_dir.join("lock"), deadline)?;
+    let host_lock = Lock::shared(&state_dir.join(HOST_LOCK), deadline)?;
     let network_lock = Lock::shared(&record::network_lock(state_dir, &key.network), deadline)?;
     let record = Record::lock(state_dir, key, deadline)?;
     refuse_or_clean(&record, args, key, traces)?;

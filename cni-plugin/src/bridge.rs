@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use crate::conf::Network;
 use weft_net::Family;
 use weft_net::sysctl::Sysctl;
-use weft_net::{Link, Netlink, NlResult};
+use weft_net::{Link, Netlink, NlResult, WholeAddress};
 
 use crate::fault::{Change, Fault};
 use crate::plan::prefix;
@@ -94,7 +94,9 @@ pub fn ensure_promiscuous(netlink: &mut Netlink, bridge: &Link) -> NlResult<Chan
     netlink.set_promiscuous(&bridge.name, true).map(|()| Change::Made)
 }
 
-/// The bridge's other addresses of a gateway's subnet, which have to give way to it.
+/// The bridge's other addresses of a gateway's subnet, which have to give way to it, in the order of giving way: a secondary
+/// one goes before the one that it would go with, so that all come back in their roles. The gateway's own
+/// is among them where it is secondary to one of them.
 ///
 /// # Errors
 /// [`Code::Conflict`] when there is one, unless `forceAddress`.
@@ -103,19 +105,22 @@ pub fn in_the_way(
     network: &Network,
     bridge: &Link,
     gateway: IpNetwork,
-) -> Result<Vec<IpNetwork>, Fault> {
-    let mut others = netlink.addresses(bridge.index)?;
-    others.retain(|other| *other != gateway && overlap(*other, gateway));
-    match others.first() {
-        Some(other) if !network.force_address => {
-            let conflict = format!(
-                "it has {other} of the same subnet: set forceAddress to replace that, or use another bridge or \
-                 subnet"
-            );
-            Err(Error::new(Code::Conflict, conflict).into())
-        }
-        _ => Ok(others),
+) -> Result<Vec<WholeAddress>, Fault> {
+    let mut found = netlink.whole_addresses(bridge.index)?;
+    found.retain(|other| overlap(other.address, gateway));
+    let Some(other) = found.iter().find(|other| other.address != gateway) else {
+        return Ok(Vec::new());
+    };
+    if !network.force_address {
+        let conflict = format!(
+            "it has {} of the same subnet: set forceAddress to replace that, or use another bridge or subnet",
+            other.address
+        );
+        return Err(Error::new(Code::Conflict, conflict).into());
     }
+    found.retain(|other| other.address != gateway || other.is_secondary());
+    found.reverse();
+    Ok(found)
 }
 
 /// Sees to it that the bridge answers to a gateway's address.
@@ -136,15 +141,6 @@ pub fn ensure_forwarding(netlink: &mut Netlink, family: Family) -> Result<Change
         _ => {}
     }
     Ok(Sysctl::forwarding(family).ensure("1")?.into())
-}
-
-/// Gives a bridge back an address that had given way.
-pub fn restore_address(name: &IfName, address: IpNetwork, deadline: Deadline) -> Result<(), Fault> {
-    let mut netlink = Netlink::open(deadline)?;
-    if let Some(bridge) = netlink.link(name.as_str())? {
-        ensure_gateway(&mut netlink, &bridge, address)?;
-    }
-    Ok(())
 }
 
 fn overlap(one: IpNetwork, other: IpNetwork) -> bool {

@@ -4,8 +4,9 @@
 //! promised are right; what they changed stands in the previous result.
 
 use cni_protocol::{
-    AddResult, CheckArgs, Code, Deadline, Error, Interface, IpConfig, MacAddr, Outcome, Verb,
+    AddResult, CheckArgs, Code, Deadline, Error, Interface, IpConfig, MacAddr, Outcome, Route, Verb, Version,
 };
+use serde_json::{Map, Value};
 
 use crate::conf::shaping::Shaping;
 use crate::conf::tuning::Tuning;
@@ -26,7 +27,7 @@ use crate::shaping;
 use crate::tuning;
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
-use weft_net::{Link, Netlink};
+use weft_net::{KernelRoute, Link, Netlink};
 
 /// Checks the attachment.
 ///
@@ -41,7 +42,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         network.all_hosts.clone_from(&overlay.networks);
     }
     let key = AttachmentKey::new(&call.network, &args.container_id, &args.ifname);
-    let promised = Promised::read(args)?;
+    let promised = Promised::read(args, &key)?;
     // Where the bridge is the gateway, ADD's result names it with every address: one without is a later plugin's.
     let own = |ip: &&IpConfig| ip.gateway.is_some() || network.gateway == Gateway::None;
     let own: Vec<IpConfig> = promised.ips.iter().filter(own).cloned().collect();
@@ -106,10 +107,13 @@ struct Promised {
     container: Interface,
     host: Option<Interface>,
     ips: Vec<IpConfig>,
+    /// Whether a route without a metric has none. Results before 1.1.0 have no metrics, and a runtime may have converted one
+    /// since.
+    has_metrics: bool,
 }
 
 impl Promised {
-    fn read(args: &CheckArgs) -> Result<Self, Error> {
+    fn read(args: &CheckArgs, key: &AttachmentKey) -> Result<Self, Error> {
         let AddResult { interfaces, ips, .. } = &args.prev_result;
         let sandboxed =
             |interface: &Interface| interface.sandbox.as_deref().is_some_and(|path| !path.is_empty());
@@ -123,13 +127,12 @@ impl Promised {
                 ),
             ));
         };
-        let host = interfaces
-            .iter()
-            .find(|found| !sandboxed(found) && found.name.starts_with(crate::key::VETH_PREFIX));
+        let host = interfaces.iter().find(|found| !sandboxed(found) && found.name == key.host_veth());
         Ok(Self {
             container: container.clone(),
             host: host.cloned(),
             ips: ips.iter().filter(|ip| ip.interface.is_none_or(|of| of == at)).cloned().collect(),
+            has_metrics: has_metrics(&args.call.conf),
         })
     }
 
@@ -138,6 +141,13 @@ impl Promised {
         let mac = self.container.mac.as_ref().and_then(|mac| mac.parse().ok());
         mac.unwrap_or_else(|| key.mac(VethEnd::Container))
     }
+}
+
+fn has_metrics(conf: &Map<String, Value>) -> bool {
+    let version = conf.get("prevResult").and_then(|result| result.get("cniVersion"));
+    let routes = conf.get("ipam").and_then(|ipam| ipam.get("routes")).and_then(Value::as_array);
+    version.and_then(Value::as_str) == Some(Version::V1_1_0.as_str())
+        && routes.is_none_or(|routes| routes.iter().all(|route| route.get("priority").is_none()))
 }
 
 struct Checker {
@@ -207,7 +217,7 @@ impl Checker {
         });
         let guarded = self.holdings.guard.as_ref().map_or(veth.index, Guard::port);
         self.require(guarded == veth.index, || format!("{name} was made anew: the guard knows another port"));
-        if let Some(promised) = self.promised.host.clone().filter(|promised| promised.name == name) {
+        if let Some(promised) = self.promised.host.clone() {
             self.check_link(&promised, &veth);
         }
         let found = shaping::differences(&mut self.host, &self.key, &veth, &self.limits)?;
@@ -266,19 +276,14 @@ impl Checker {
         let routes = self.pod.netlink.routes(index)?;
         for wanted in self.plan.kernel_routes() {
             let table = wanted.table.unwrap_or(MAIN);
-            let same: Vec<_> =
-                routes.iter().filter(|route| route.dst == wanted.dst && route.table == table).collect();
-            let fits = |route: &&weft_net::KernelRoute| {
-                route.gateway == wanted.gw
-                    && wanted.priority.is_none_or(|priority| route.priority == priority)
-                    && wanted.mtu.is_none_or(|mtu| route.mtu == Some(mtu))
-                    && wanted.advmss.is_none_or(|advmss| route.advmss == Some(advmss))
-            };
-            if !same.iter().any(fits) {
-                let instead =
-                    same.first().map_or_else(|| "is gone".to_owned(), |route| format!("is {route:?}"));
+            let same = routes.iter().filter(|route| route.dst == wanted.dst && route.table == table);
+            let different = same.map(|route| route_differences(route, &wanted, self.promised.has_metrics));
+            if let Some(nearest) = different.min_by_key(Vec::len).or_else(|| Some(vec!["is gone".to_owned()]))
+                && !nearest.is_empty()
+            {
                 let via = wanted.gw.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
-                self.found.push(format!("the route {}{via} {instead}", wanted.dst));
+                let place = wanted.table.map(|table| format!(" in table {table}")).unwrap_or_default();
+                self.found.push(format!("the route {}{via}{place} {}", wanted.dst, nearest.join(", ")));
             }
         }
         Ok(())
@@ -300,6 +305,30 @@ impl Checker {
         self.found.extend(found);
         Ok(())
     }
+}
+
+/// How a route is another one than was promised.
+fn route_differences(route: &KernelRoute, wanted: &Route, has_metrics: bool) -> Vec<String> {
+    let default = has_metrics.then(|| route.default_priority());
+    // IPv6 knows no scopes.
+    let scope = wanted.scope.filter(|_| route.dst.is_ipv4());
+    let pairs = [
+        ("metric", Some(route.priority), wanted.priority.or(default)),
+        ("mtu", route.mtu, wanted.mtu),
+        ("advmss", route.advmss, wanted.advmss),
+        ("scope", Some(route.scope.into()), scope.map(u32::from)),
+    ];
+    let different = pairs.into_iter().filter(|(_, has, wanted)| wanted.is_some() && has != wanted);
+    let text = |(name, has, wanted): (&str, Option<u32>, Option<u32>)| {
+        format!("has {name} {} instead of {}", or_none(has), or_none(wanted))
+    };
+    let gateway = (route.gateway != wanted.gw)
+        .then(|| format!("has gateway {} instead of {}", or_none(route.gateway), or_none(wanted.gw)));
+    gateway.into_iter().chain(different.map(text)).collect()
+}
+
+fn or_none(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "none".to_owned(), |value| value.to_string())
 }
 
 /// What is different from what an attachment holds in the host's rules.

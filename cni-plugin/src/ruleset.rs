@@ -54,7 +54,7 @@ impl Elements {
     #[must_use]
     pub fn of(mut self, key: &AttachmentKey) -> Self {
         let owner = owner(key);
-        self.own.iter_mut().for_each(|element| element.comment.clone_from(&owner));
+        self.own.iter_mut().for_each(|element| element.set_comment(&owner));
         network::mark(&mut self.network, &key.network);
         self
     }

@@ -26,10 +26,10 @@ use crate::ruleset::{self, Group};
 use crate::shaping::{self, Limited};
 use crate::{bridge, ipam, tuning, veth};
 use weft_net::Family;
-use weft_net::Netlink;
 use weft_net::netns::NetNs;
 use weft_net::nft::{Element, Nft};
 use weft_net::sysctl::Sysctl;
+use weft_net::{Netlink, WholeAddress};
 
 /// What taking back may last when the command's own time is over.
 const UNDO_TIME: Duration = Duration::from_secs(5);
@@ -73,7 +73,7 @@ pub enum Shared {
     BridgeUp(IfName),
     Promiscuous(IfName),
     /// Another address of the gateway's subnet gives way to it.
-    ReplaceAddress(IfName, IpNetwork),
+    ReplaceAddress(IfName, Box<WholeAddress>),
     Gateway(IfName, IpNetwork),
     Forwarding(Family),
     Masquerade(Ensured),
@@ -122,7 +122,9 @@ impl fmt::Display for Shared {
             Self::Bridge(name) => write!(f, "ensure bridge {name}"),
             Self::BridgeUp(name) => write!(f, "take bridge {name} into use"),
             Self::Promiscuous(name) => write!(f, "set bridge {name} promiscuous"),
-            Self::ReplaceAddress(name, address) => write!(f, "remove address {address} from bridge {name}"),
+            Self::ReplaceAddress(name, whole) => {
+                write!(f, "remove address {} from bridge {name}", whole.address)
+            }
             Self::Gateway(name, address) => write!(f, "add gateway address {address} to bridge {name}"),
             Self::Forwarding(family) => write!(f, "enable {family} forwarding"),
             Self::Masquerade(_) => f.write_str("masquerade the network"),
@@ -315,7 +317,7 @@ impl Journal {
             Shared::Bridge(name) => bridge::remove_unused(name, deadline),
             Shared::BridgeUp(name) => bridge::set_down(name, deadline),
             Shared::Promiscuous(name) => Ok(Netlink::open(deadline)?.set_promiscuous(name.as_str(), false)?),
-            Shared::ReplaceAddress(name, address) => bridge::restore_address(name, *address, deadline),
+            Shared::ReplaceAddress(_, whole) => Ok(Netlink::open(deadline)?.put_back(whole)?),
             Shared::Gateway(name, address) => bridge::remove_gateway(name, *address, deadline),
             Shared::Forwarding(family) => Ok(Sysctl::forwarding(*family).set("0")?),
             Shared::Masquerade(ensured) => {

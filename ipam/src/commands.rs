@@ -22,9 +22,9 @@ use crate::reservation::Reservation;
 use crate::sticky::Name;
 use crate::store::Store;
 
-/// So many neighbours of the address last given are looked at one by one before the whole directory
-/// is read: mostly the first one is free, and reading costs with the number of addresses held.
-const PROBES: usize = 64;
+/// So many neighbours of the address last given are looked at one by one, without asking which blocks are full: mostly the first
+/// one is free.
+const PROBES: usize = 16;
 
 /// How long taking an ADD back may wait for the store: its caller has gone, and DEL or GC can do it.
 const ROLLBACK_WAIT: Duration = Duration::from_secs(5);
@@ -152,7 +152,7 @@ fn choose(
     Ok(ip)
 }
 
-fn next_free(
+pub(crate) fn next_free(
     store: &Store,
     reservation: &Reservation<'_>,
     (index, set): (usize, &RangeSet),
@@ -164,18 +164,19 @@ fn next_free(
             return Ok(ip);
         }
     }
-    for repaired in [false, true] {
-        if repaired {
-            store.reclaim_unfinished(Some(owner))?;
-        }
-        let mut used = store.used()?;
-        used.extend(store.all_kept_for_others(name)?);
-        // At most as many steps as addresses are held or kept, and one.
-        if let Some(ip) = set.after(last).find(|ip| !used.contains(ip))
-            && reservation.claim(ip)?
-        {
-            return Ok(ip);
-        }
+    if let Some(ip) = reservation.claim_next(set, last, name)? {
+        return Ok(ip);
+    }
+    // Before it is said that there is none: killed ADDs may hold some, and marks may be wrong.
+    store.reclaim_unfinished(Some(owner))?;
+    store.forget_full()?;
+    let mut used = store.used()?;
+    used.extend(store.all_kept_for_others(name)?);
+    // At most as many steps as addresses are held or kept, and one.
+    if let Some(ip) = set.after(last).find(|ip| !used.contains(ip))
+        && reservation.claim(ip)?
+    {
+        return Ok(ip);
     }
     for ip in store.oldest_kept()?.into_iter().filter(|ip| set.gives(*ip)) {
         if reservation.claim(ip)? {

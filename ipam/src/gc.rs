@@ -80,7 +80,7 @@ impl Store {
                 record => {
                     let whose = record.map_or("nobody known".to_owned(), |r| r.owner().to_string());
                     log::warn!("GC: freeing {name} of {whose}, which had no link by owner");
-                    note(&mut left, "remove", &address, remove_file(&address));
+                    note(&mut left, "remove", &address, self.remove_address(&name));
                 }
             }
         }

@@ -10,6 +10,7 @@ mod commands;
 pub mod conf;
 mod dns;
 pub mod etcd_conf;
+mod full;
 mod gc;
 mod host;
 pub mod lease;

@@ -46,6 +46,10 @@ impl RangeSet {
         self.family == Family::V4
     }
 
+    pub(crate) fn family(&self) -> Family {
+        self.family
+    }
+
     /// Whether `ip` lies in one of the ranges, given or not.
     #[must_use]
     pub fn contains(&self, ip: IpAddr) -> bool {
@@ -70,6 +74,16 @@ impl RangeSet {
     /// A `last` that the set does not give (the configuration has changed) counts as `None`: from
     /// the beginning.
     pub fn after(&self, last: Option<IpAddr>) -> impl Iterator<Item = IpAddr> {
+        let family = self.family;
+        self.spans_after(last).flat_map(|s| s.first..=s.last).map(move |n| family.address(n))
+    }
+
+    /// The same addresses in the same order, cut where blocks of them end.
+    pub(crate) fn pieces_after(&self, last: Option<IpAddr>) -> impl Iterator<Item = Span> {
+        self.spans_after(last).flat_map(Span::by_blocks)
+    }
+
+    fn spans_after(&self, last: Option<IpAddr>) -> impl Iterator<Item = Span> {
         let last = last.filter(|ip| self.gives(*ip)).map(number);
         let at = last.and_then(|n| self.spans.iter().position(|s| s.contains(n)).map(|i| (i, n)));
         let (upper, lower, split) = match at {
@@ -78,9 +92,7 @@ impl RangeSet {
         };
         let rest = split.and_then(|(s, n)| (n < s.last).then(|| Span { first: n + 1, last: s.last }));
         let start = split.map(|(s, n)| Span { first: s.first, last: n });
-        let spans = rest.into_iter().chain(upper.iter().copied()).chain(lower.iter().copied()).chain(start);
-        let family = self.family;
-        spans.flat_map(|s| s.first..=s.last).map(move |n| family.address(n))
+        rest.into_iter().chain(upper.iter().copied()).chain(lower.iter().copied()).chain(start)
     }
 }
 

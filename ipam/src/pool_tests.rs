@@ -244,3 +244,29 @@ proptest! {
         prop_assert_eq!(pools.refusal(ip).is_none(), pools.sets()[0].after(None).any(|given| given == ip));
     }
 }
+
+proptest! {
+    /// Cut in blocks the order is the same: nothing twice, nothing left out, no piece in two blocks.
+    #[test]
+    fn pieces_are_the_order_cut_at_blocks(
+        bits in 20_u8..=30,
+        offset in 0_u32..4096,
+        excluded in prop::collection::vec(0_u32..4096, 0..4),
+        last in prop::option::of(0_u32..4096),
+    ) {
+        let base = u32::from(std::net::Ipv4Addr::new(10, 0, 0, 0));
+        let subnet = IpNetwork::new(std::net::Ipv4Addr::from(base + offset).into(), bits).unwrap();
+        let subnet = format!("{}/{bits}", subnet.network());
+        let exclude: Vec<String> =
+            excluded.iter().map(|n| std::net::Ipv4Addr::from(base + n).to_string()).collect();
+        let exclude = exclude.iter().map(|text| text.parse().unwrap()).collect();
+        let Ok(pools) = Pools::new(&[vec![range(&subnet)]], exclude) else { return Ok(()) };
+        let set = &pools.sets()[0];
+        let last = last.map(|n| std::net::Ipv4Addr::from(base + n).into());
+        let pieces: Vec<Span> = set.pieces_after(last).collect();
+        prop_assert!(pieces.iter().all(|piece| piece.first <= piece.last && piece.first >> 8 == piece.last >> 8));
+        let of_pieces = pieces.iter().flat_map(|piece| piece.first..=piece.last).map(|n| set.family().address(n));
+        prop_assert!(of_pieces.eq(set.after(last)));
+        prop_assert_eq!(set.after(last).collect::<HashSet<_>>().len() as u128, set.total());
+    }
+}

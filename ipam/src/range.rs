@@ -94,6 +94,19 @@ impl Span {
         Self { first: number(network.network()), last: number(network.broadcast()) }
     }
 
+    /// The block of addresses that one is in: such as share all but their last byte.
+    pub(crate) fn block_of(number: u128) -> Self {
+        Self { first: number & !0xff, last: number | 0xff }
+    }
+
+    /// Its parts in one block each, in order.
+    pub(crate) fn by_blocks(self) -> impl Iterator<Item = Self> {
+        let part = move |first: u128| Self { first, last: Self::block_of(first).last.min(self.last) };
+        std::iter::successors(Some(part(self.first)), move |before| {
+            (before.last < self.last).then(|| part(before.last + 1))
+        })
+    }
+
     pub(crate) fn contains(self, number: u128) -> bool {
         (self.first..=self.last).contains(&number)
     }

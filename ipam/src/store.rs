@@ -7,6 +7,7 @@
 //!     owner/<hash>/<ip>    the same files again (hard links), by container and interface
 //!     pending/<hash>/<ip>  the same for an ADD that is under way, or was killed
 //!     last.<set>           the address last given from a range set
+//!     full/                which blocks of addresses are all held, see [`crate::full`]
 //!     name/ kept/          addresses that stay with names, see [`crate::sticky`]
 //! ```
 //!
@@ -134,18 +135,35 @@ impl Store {
     }
 
     /// Frees everything that `owner` holds, finished or not, and what of `hints` has its record but
-    /// no link by owner any more. Returns what could not be freed.
+    /// no link by owner any more; where it has no links at all, whatever has its record. Returns what could not be freed.
     pub fn release(&self, owner: &Owner, hints: &[IpAddr]) -> Vec<String> {
-        let mut left = self.sweep(&self.part("pending", owner.hash()));
-        left.extend(self.free(&self.part("owner", owner.hash())));
-        for ip in hints {
-            let path = self.address_file(*ip);
+        let [pending, finished] = ["pending", "owner"].map(|part| self.part(part, owner.hash()));
+        let has_links = |dir| addresses_in(dir).is_ok_and(|held| !held.is_empty());
+        let had_links = has_links(&pending) || has_links(&finished);
+        let mut left = self.sweep(&pending);
+        left.extend(self.free(&finished));
+        // Who has no link at all may have lost all, and be known by records alone; mostly it is called a second time.
+        let unlinked = if had_links { Vec::new() } else { self.unlinked(&mut left) };
+        for name in hints.iter().map(ToString::to_string).chain(unlinked) {
+            let path = self.part("addr", &name);
             if Record::read(&path).is_some_and(|r| r.owner() == *owner) {
-                log::warn!("{owner}: {ip} had lost its link by owner, freed by its record");
-                note(&mut left, "remove", &path, remove_file(&path));
+                log::warn!("{owner}: {name} had lost its link by owner, freed by its record");
+                note(&mut left, "remove", &path, self.remove_address(&name));
             }
         }
         left
+    }
+
+    /// The names of addresses without a link by owner.
+    fn unlinked(&self, left: &mut Vec<String>) -> Vec<String> {
+        let dir = self.dir.join("addr");
+        let mut names = names_in(&dir).unwrap_or_else(|e| {
+            left.push(trouble("read", &dir, &e));
+            None
+        });
+        let is_alone = |name: &String| fs::symlink_metadata(dir.join(name)).is_ok_and(|m| m.nlink() == 1);
+        names.as_mut().into_iter().for_each(|names| names.retain(is_alone));
+        names.unwrap_or_default()
     }
 
     /// Frees a finished reservation; its addresses are kept for the name that has them. Returns what could not be freed.
@@ -170,7 +188,7 @@ impl Store {
         for name in names {
             let (link, address) = (dir.join(&name), self.part("addr", &name));
             if stands_for(&link, &address, hash) {
-                note(&mut left, "remove", &address, remove_file(&address));
+                note(&mut left, "remove", &address, self.remove_address(&name));
             } else if fs::symlink_metadata(&address).is_ok() {
                 log::warn!("{}: {name} is held by another, left alone", dir.display());
             }
@@ -327,7 +345,7 @@ pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
     ignore_missing(fs::remove_file(path))
 }
 
-fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+pub(crate) fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     result.or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) })
 }
 

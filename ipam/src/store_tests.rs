@@ -276,6 +276,44 @@ fn an_address_without_link_by_owner_is_adopted_or_freed() {
 }
 
 #[test]
+fn del_finds_an_address_by_its_record_where_all_links_are_lost() {
+    let dir = Dir::new();
+    let store = dir.store();
+    reserve(&store, &owner("other"), &["10.0.0.3", "fd00::3"]);
+    let before = world(&store);
+    let lose_links = |with_directory: bool| {
+        reserve(&store, &owner("one"), &["10.0.0.2", "fd00::2"]);
+        let owned = store.part("owner", owner("one").hash());
+        for link in ["10.0.0.2", "fd00::2"] {
+            fs::remove_file(owned.join(link)).unwrap();
+        }
+        if with_directory {
+            fs::remove_dir(owned).unwrap();
+        }
+    };
+    for with_directory in [true, false] {
+        lose_links(with_directory);
+        assert_eq!(store.release(&owner("two"), &[]), Vec::<String>::new());
+        assert_eq!(store.used().unwrap().len(), 4, "of another owner");
+        assert_eq!(store.release(&owner("one"), &[]), Vec::<String>::new());
+        assert_eq!(world(&store), before);
+    }
+    // Now nobody can know whose it is: GC frees it, and what has its record goes all the same.
+    lose_links(true);
+    fs::write(store.address_file(ip("10.0.0.2")), b"{\"containerID\":\"on").unwrap();
+    assert_eq!(store.release(&owner("one"), &[ip("10.0.0.2")]), Vec::<String>::new());
+    let left: Vec<_> = store
+        .used()
+        .unwrap()
+        .into_iter()
+        .filter(|held| !before.contains_key(&store.address_file(*held)))
+        .collect();
+    assert_eq!(left, [ip("10.0.0.2")]);
+    assert_eq!(store.collect_garbage(&[owner("other")], monotonic()), Vec::<String>::new());
+    assert_eq!(world(&store), before);
+}
+
+#[test]
 fn copies_in_place_of_links_still_belong_to_their_owner() {
     let dir = Dir::new();
     let store = dir.store();

@@ -123,17 +123,13 @@ fn links(label: &str, info: &Value, lines: &mut BTreeSet<String>) {
         info["promiscuity"],
     ));
     for address in list(&info["addr_info"]) {
-        // The kernel gives link-local addresses when the carrier comes, and loopback ones when lo is set up.
+        // Lifetimes are of the next full hour, as they pass. The kernel gives link-local addresses when the carrier comes, and loopback ones when lo is set up.
         if address["scope"] != "link" && address["scope"] != "host" {
-            let flags: Vec<&str> = ["nodad", "noprefixroute", "deprecated", "dadfailed"]
-                .into_iter()
-                .filter(|flag| address[*flag] == true)
-                .collect();
-            lines.insert(format!(
-                "{label} address {name} {}/{} {flags:?}",
-                text(&address["local"]),
-                address["prefixlen"]
-            ));
+            let mut address = address.clone();
+            let hours = |lifetime: &Value| lifetime.as_u64().unwrap_or_default().div_ceil(3600);
+            let lifetimes = [&address["valid_life_time"], &address["preferred_life_time"]].map(hours);
+            forget(&mut address, &["tentative", "valid_life_time", "preferred_life_time"]);
+            lines.insert(format!("{label} address {name} {address} for {lifetimes:?} h"));
         }
     }
 }

@@ -248,6 +248,50 @@ fn two_networks_on_one_bridge() {
     other_network.check(&other, &second).done();
 }
 
+/// A network's name is a directory's: none may be that of a file which Weft keeps beside it, or in another network's.
+#[test]
+fn networks_of_any_name() {
+    let host = Host::new();
+    let boot = host.sysctl("kernel/random/boot_id");
+    let names = [
+        "lock",
+        "net",
+        "agent.lock",
+        "hostport",
+        "ipam",
+        "attachments",
+        "lease.json",
+        "last.0",
+        "weft0",
+        "v4",
+        "net-v4",
+        &boot,
+        &"n".repeat(200),
+    ];
+    let networks = names.iter().enumerate().map(|(number, name)| {
+        // Host ports have a lock of their own.
+        let port = json!([{ "hostPort": 8000 + number, "containerPort": 80, "protocol": "tcp" }]);
+        Network::new(name, &[&format!("10.{number}.0.0/24")])
+            .with(&json!({ "ipMasq": true, "runtimeConfig": { "portMappings": port } }))
+    });
+    let networks: Vec<Network> = networks.collect();
+    // Container IDs have no greatest length; as the name of a file one has 255 bytes.
+    let pods: Vec<Pod> =
+        (10..10 + names.len()).map(|number| Pod::named(&format!("{number:0>250}"))).collect();
+    // Also as the first one of a host.
+    networks[0].add(&pods[0]);
+    networks[0].del(&pods[0]);
+    networks[0].gc(&[]);
+    assert_eq!(command("find /run/weft -type f -not -name lock -not -name .lock -not -name last.0"), "");
+    let results: Vec<Value> = networks.iter().zip(&pods).map(|(network, pod)| network.add(pod)).collect();
+    for ((network, pod), result) in networks.iter().zip(&pods).zip(&results) {
+        network.check(pod, result).done();
+        network.del(pod);
+        network.gc(&[]);
+    }
+    assert_eq!(host.ports("weft0"), [""; 0]);
+}
+
 #[test]
 fn two_interfaces_in_one_container() {
     let host = Host::new();

@@ -4,6 +4,9 @@
 use serde_json::{Value, json};
 use weft_tests::{Host, Network, Pod, World, command};
 
+#[path = "check/attributes.rs"]
+mod attributes;
+
 /// An attached container and what is needed to spoil it.
 struct Attached {
     host: Host,

@@ -2,9 +2,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
 
 use std::collections::BTreeSet;
+use std::fs;
 
 use serde_json::json;
-use weft_tests::{Call, Host, Injection, Network, Pod, Reply, Tampered, World};
+use weft_tests::{
+    Call, Etcd, Host, Injection, Network, Outside, Pod, Reply, Tampered, Weftd, World, command,
+};
+
+#[path = "failure/steps.rs"]
+mod steps;
 
 /// System calls that ADD makes on its way, with an error that each may have on a real host.
 const FAILURES: &[(&str, &str)] = &[
@@ -57,13 +63,15 @@ const FAILURES: &[(&str, &str)] = &[
     ("writev", "ENOSPC"),
 ];
 
-/// What the trace must show to have failed at least once: every kind of step that ADD takes. strace does not decode
-/// what goes to another namespace's socket: there 0x18 is `RTM_NEWROUTE`.
-const STEPS: &[&str] = &[
-    "RTM_NEWLINK", "RTM_NEWADDR", "RTM_NEWQDISC", "RTM_NEWTFILTER", "nlmsg_type=0x18 ", "RTM_GETLINK",
-    "NFNL_SUBSYS_NFTABLES", "NETLINK_NETFILTER", "NETLINK_ROUTE", "ip_forward", "/proc/sys/net/ipv6",
-    "attachments", "ipam", "setns(", "flock(",
-];
+/// strace does not decode what goes to another namespace's socket: this is `RTM_NEWROUTE`.
+const NEW_ROUTE_IN_THE_POD: &str = "nlmsg_type=0x18 ";
+
+/// Steps that only [`Stage::forced`] and [`Stage::spanning`] come to.
+const FORCED: &[&str] = &["Promiscuous", "ReplaceAddress", "Detection"];
+const SPANNING: &[&str] = &["Overlay"];
+/// Steps whose every trace goes with the veth pair.
+const WITH_THE_PAIR: &[&str] =
+    &["Port", "Shape", "Settings", "Tune", "Address", "Up", "Detection", "Route", "ReadBack", "Neighbours"];
 
 fn network() -> Network {
     Network::dual().with(&json!({
@@ -84,6 +92,10 @@ fn network() -> Network {
 struct Failed {
     /// The traced lines that failed.
     hits: Vec<String>,
+    /// What errors said.
+    messages: Vec<String>,
+    /// The steps that were taken back, as errors have it.
+    taken_back: BTreeSet<&'static str>,
     /// After which of them the world was another one, or the answer was wrong. All of them, as one tells little.
     problems: Vec<String>,
 }
@@ -91,12 +103,40 @@ struct Failed {
 impl Failed {
     /// Goes through all system calls of a process on one kind of stage.
     fn all(process: Tampered, stage: fn() -> Stage) -> Self {
+        Self::some(process, stage, |_| true)
+    }
+
+    /// Goes through those of some names.
+    fn some(process: Tampered, stage: fn() -> Stage, is_meant: fn(&str) -> bool) -> Self {
         let mut failed = Self::default();
-        for (syscall, errno) in FAILURES {
+        for (syscall, errno) in FAILURES.iter().filter(|(syscall, _)| is_meant(syscall)) {
             failed.each(process, syscall, errno, stage);
         }
         assert!(failed.problems.is_empty(), "{}", failed.problems.join("\n\n"));
         failed
+    }
+
+    /// Panics unless all of these steps have failed, and have been taken back where there is something to.
+    #[track_caller]
+    fn assert_steps(&self, is_meant: impl Fn(&str) -> bool) {
+        let mut all = steps::all();
+        all.retain(|step| is_meant(step));
+        // What the IPAM plugin says is passed on as it is.
+        let failed: BTreeSet<_> =
+            self.messages.iter().filter_map(|message| steps::named(message)).chain(["Reserve"]).collect();
+        let missing: Vec<_> = all.difference(&failed).collect();
+        assert!(missing.is_empty(), "these never failed: {missing:?}, only {failed:?}");
+        all.retain(|step| !WITH_THE_PAIR.contains(step));
+        let missing: Vec<_> = all.difference(&self.taken_back).collect();
+        assert!(missing.is_empty(), "these were never taken back: {missing:?}, only {:?}", self.taken_back);
+    }
+
+    /// Panics unless each of these texts is in the trace of a system call that failed.
+    #[track_caller]
+    fn assert_hits(&self, texts: &[&str]) {
+        let missing: Vec<_> =
+            texts.iter().filter(|text| !self.hits.iter().any(|line| line.contains(**text))).collect();
+        assert!(missing.is_empty(), "these never failed: {missing:?} among\n{}", self.hits.join("\n"));
     }
 
     /// Fails one system call, from its first to its last occurrence.
@@ -109,6 +149,11 @@ impl Failed {
                 return;
             };
             let answer = String::from_utf8_lossy(&reply.stdout).into_owned();
+            if !reply.succeeded() && !answer.is_empty() {
+                let error = reply.any_error();
+                self.taken_back.extend(steps::taken_back(&error.details));
+                self.messages.push(error.msg);
+            }
             let problems = staged.problems(&reply, &line);
             if !problems.is_empty() {
                 self.problems.push(format!("{process:?} {nth}: {line}\n{answer}{}", problems.join("\n")));
@@ -130,6 +175,8 @@ struct Stage {
     neighbour: Option<Pod>,
     network: Network,
     before: World,
+    /// A way to other hosts, and where they meet.
+    _others: Option<(Outside, Etcd)>,
 }
 
 impl Stage {
@@ -137,7 +184,7 @@ impl Stage {
     fn fresh() -> Self {
         let (host, pod) = (Host::new(), Pod::new());
         let before = World::of(&host, &[&pod]);
-        Self { host, pod, neighbour: None, network: network(), before }
+        Self { host, pod, neighbour: None, network: network(), before, _others: None }
     }
 
     /// All that containers share is there, and in use.
@@ -146,7 +193,7 @@ impl Stage {
         // The port is the other container's.
         network().with(&json!({ "runtimeConfig": { "portMappings": null } })).add(&neighbour);
         let before = World::of(&host, &[&pod, &neighbour]);
-        Self { host, pod, neighbour: Some(neighbour), network: network(), before }
+        Self { host, pod, neighbour: Some(neighbour), network: network(), before, _others: None }
     }
 
     /// The two containers may talk with each other, by a rule of the network and by one of the new one alone.
@@ -164,7 +211,7 @@ impl Stage {
         network.add(&pod);
         network.del(&pod);
         let before = World::of(&host, &[&pod, &neighbour]);
-        Self { host, pod, neighbour: Some(neighbour), network, before }
+        Self { host, pod, neighbour: Some(neighbour), network, before, _others: None }
     }
 
     /// Another plugin has made the interface.
@@ -177,7 +224,50 @@ impl Stage {
             .with(&json!({ "bridge": null, "chained": true, "prevResult": previous }))
             .with(&json!({ "runtimeConfig": network().conf["runtimeConfig"] }));
         let before = World::of(&host, &[&pod]);
-        Self { host, pod, neighbour: None, network, before }
+        Self { host, pod, neighbour: None, network, before, _others: None }
+    }
+
+    /// The bridge is somebody else's, with addresses of every kind in the way of the gateways; the container's own are asked for and
+    /// looked for on the link, and announced.
+    fn forced() -> Self {
+        let (host, pod) = (Host::new(), Pod::new());
+        command("ip link add weft0 up address 02:00:00:00:00:77 type bridge");
+        for address in [
+            "10.88.0.254/24 brd 10.88.0.127 label weft0:old valid_lft 3600 preferred_lft 1800",
+            // The gateway itself goes with the one above.
+            "10.88.0.1/24 brd + label weft0:gw",
+            "10.88.0.253/24",
+            "10.88.0.252 peer 10.88.0.77/32",
+            "10.88.7.1/16 scope site noprefixroute metric 77",
+            "fd00:88::fe/64 nodad noprefixroute valid_lft 3600 preferred_lft 1800",
+            "fd00:88::fd/64 nodad home",
+            "fd00:88::fc peer fd00:88::77/128 nodad",
+        ] {
+            command(&format!("ip addr add {address} dev weft0"));
+        }
+        // Detection begins at once: every ADD that comes so far waits for it.
+        let setting = "/proc/sys/net/ipv6/conf/default/router_solicitation_delay";
+        pod.inside(|| fs::write(setting, "0")).unwrap();
+        let network = Network::dual().with(&json!({
+            "forceAddress": true, "promiscMode": true, "enabledad": true,
+            // What this test is not about.
+            "guard": false, "isolation": "none",
+            "runtimeConfig": { "ips": ["10.88.0.9/24", "fd00:88::9/64"] },
+        }));
+        let before = World::of(&host, &[&pod]);
+        Self { host, pod, neighbour: None, network, before, _others: None }
+    }
+
+    /// This host has a lease, but knows no way to others yet.
+    fn spanning() -> Self {
+        let (host, pod) = (Host::new(), Pod::new());
+        let others = Etcd::beside(&host);
+        let network = Weftd::network(&others.1);
+        network.add(&pod);
+        network.del(&pod);
+        command("ip link delete weft.1");
+        let before = World::of(&host, &[&pod]);
+        Self { host, pod, neighbour: None, network, before, _others: Some(others) }
     }
 
     fn pods(&self) -> Vec<&Pod> {
@@ -222,10 +312,13 @@ fn lost(reply: &Reply) -> bool {
 
 #[test]
 fn of_weft_on_a_fresh_host() {
-    let hits = Failed::all(Tampered::Weft, Stage::fresh).hits;
-    let missing: Vec<&&str> =
-        STEPS.iter().filter(|step| !hits.iter().any(|line| line.contains(**step))).collect();
-    assert!(missing.is_empty(), "these never failed: {missing:?} among\n{}", hits.join("\n"));
+    let failed = Failed::all(Tampered::Weft, Stage::fresh);
+    failed.assert_hits(&[
+        "RTM_NEWLINK", "RTM_NEWADDR", "RTM_NEWQDISC", "RTM_NEWTFILTER", NEW_ROUTE_IN_THE_POD, "RTM_GETLINK",
+        "NFNL_SUBSYS_NFTABLES", "NETLINK_NETFILTER", "NETLINK_ROUTE", "ip_forward", "/proc/sys/net/ipv6",
+        "attachments", "ipam", "setns(", "flock(",
+    ]);
+    failed.assert_steps(|step| !FORCED.contains(&step) && !SPANNING.contains(&step));
 }
 
 #[test]
@@ -236,40 +329,38 @@ fn of_weft_beside_another_container() {
 
 #[test]
 fn of_weft_where_rules_are_about_containers() {
-    let hits = Failed::all(Tampered::Weft, Stage::private).hits;
-    for step in ["/allow/asks-", "/allow/has-", "meeting.lock", "getdents64(", "NFNL_SUBSYS_NFTABLES"] {
-        assert!(
-            hits.iter().any(|line| line.contains(step)),
-            "{step} never failed among\n{}",
-            hits.join("\n")
-        );
-    }
+    Failed::all(Tampered::Weft, Stage::private)
+        .assert_hits(&["/allow/asks-", "/allow/has-", "meeting.lock", "getdents64(", "NFNL_SUBSYS_NFTABLES"]);
 }
 
 #[test]
 fn of_weft_behind_another_plugin() {
-    let hits = Failed::all(Tampered::Weft, Stage::chained).hits;
-    for step in
-        ["RTM_NEWLINK", "RTM_NEWQDISC", "RTM_NEWTFILTER", "NFNL_SUBSYS_NFTABLES", "attachments", "setns("]
-    {
-        assert!(
-            hits.iter().any(|line| line.contains(step)),
-            "{step} never failed among\n{}",
-            hits.join("\n")
-        );
-    }
+    Failed::all(Tampered::Weft, Stage::chained).assert_hits(&[
+        "RTM_NEWLINK", "RTM_NEWQDISC", "RTM_NEWTFILTER", "NFNL_SUBSYS_NFTABLES", "attachments", "setns(",
+    ]);
+}
+
+/// Each ADD that comes to the end waits for duplicate address detection, so only what is new here fails.
+#[test]
+fn of_weft_on_a_bridge_with_other_addresses() {
+    let failed = Failed::some(Tampered::Weft, Stage::forced, |syscall| syscall == "sendto");
+    failed.assert_steps(|step| FORCED.contains(&step));
+    let announcing = "correct what neighbours on eth0 know";
+    assert!(failed.messages.iter().any(|message| message.starts_with(announcing)), "{:#?}", failed.messages);
+}
+
+#[test]
+fn of_weft_in_a_network_that_spans_hosts() {
+    let failed = Failed::some(Tampered::Weft, Stage::spanning, |syscall| {
+        ["sendto", "rename", "renameat", "flock"].contains(&syscall)
+    });
+    failed.assert_hits(&["/overlay"]);
+    failed.assert_steps(|step| SPANNING.contains(&step));
 }
 
 #[test]
 fn of_weft_ipam() {
-    let hits = Failed::all(Tampered::Ipam, Stage::fresh).hits;
-    for step in ["link", "mkdir", "flock(", "write("] {
-        assert!(
-            hits.iter().any(|line| line.contains(step)),
-            "{step} never failed among\n{}",
-            hits.join("\n")
-        );
-    }
+    Failed::all(Tampered::Ipam, Stage::fresh).assert_hits(&["link", "mkdir", "flock(", "write("]);
 }
 
 /// The table above is complete: a system call that ADD makes and that is not in it is known not to fail, or to have

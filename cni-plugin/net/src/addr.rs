@@ -55,10 +55,33 @@ impl Netlink {
 
     /// `ip address show dev INDEX`, without the link-local addresses that the kernel makes by itself.
     pub fn addresses(&mut self, index: u32) -> NlResult<Vec<IpNetwork>> {
+        Ok(self.whole_addresses(index)?.into_iter().map(|whole| whole.address).collect())
+    }
+
+    /// The same with all that belongs to them; of one subnet's IPv4 addresses the primary one first.
+    pub fn whole_addresses(&mut self, index: u32) -> NlResult<Vec<WholeAddress>> {
         let mut query = AddressMessage::default();
         query.header.index = index;
         let answers = self.socket.dump(&RouteNetlinkMessage::GetAddress(query))?;
         Ok(answers.into_iter().filter_map(|answer| global_address(answer, index)).collect())
+    }
+
+    /// Takes an address away, so that [`Netlink::put_back`] gives the link the same again; whether it was there.
+    pub fn take_away(&mut self, whole: &WholeAddress) -> NlResult<bool> {
+        match self.request(RouteNetlinkMessage::DelAddress(whole.message.clone()), 0) {
+            Err(error) if error.not_found() => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
+    /// Gives a link an address back, with label, lifetimes, flags and all. It is no error that it is there, or that the link is
+    /// gone.
+    pub fn put_back(&mut self, whole: &WholeAddress) -> NlResult<()> {
+        let message = RouteNetlinkMessage::NewAddress(whole.message.clone());
+        match self.request(message, NLM_F_CREATE | NLM_F_EXCL) {
+            Err(error) if error.exists() || error.not_found() => Ok(()),
+            other => other,
+        }
     }
 
     /// `ip address show to ADDRESS`: the index of the link that has an address, and the address with its prefix length.
@@ -69,7 +92,7 @@ impl Netlink {
         Ok(answers.into_iter().find_map(|answer| {
             let RouteNetlinkMessage::NewAddress(message) = &answer else { return None };
             let index = message.header.index;
-            let address = global_address(answer, index)?;
+            let address = global_address(answer, index)?.address;
             (address.ip() == ip).then_some((index, address))
         }))
     }
@@ -98,6 +121,20 @@ impl Netlink {
         query.header.family = AddressFamily::Inet6;
         let answers = self.socket.dump(&RouteNetlinkMessage::GetAddress(query))?;
         Ok(answers.into_iter().filter_map(|answer| detection_of(answer, index)).collect())
+    }
+}
+
+/// An address of a link with all that was said of it when it was added.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WholeAddress {
+    pub address: IpNetwork,
+    message: AddressMessage,
+}
+
+impl WholeAddress {
+    /// Whether it goes with another one of its subnet (IPv4).
+    pub fn is_secondary(&self) -> bool {
+        self.address.is_ipv4() && self.message.header.flags.contains(AddressHeaderFlags::Secondary)
     }
 }
 
@@ -140,7 +177,7 @@ fn address_message(index: u32, address: IpNetwork) -> AddressMessage {
     message
 }
 
-fn global_address(answer: RouteNetlinkMessage, index: u32) -> Option<IpNetwork> {
+fn global_address(answer: RouteNetlinkMessage, index: u32) -> Option<WholeAddress> {
     let RouteNetlinkMessage::NewAddress(message) = answer else {
         return None;
     };
@@ -149,12 +186,13 @@ fn global_address(answer: RouteNetlinkMessage, index: u32) -> Option<IpNetwork> 
     }
     // IFA_LOCAL is the interface's own address; IFA_ADDRESS is the peer's on a point-to-point link.
     let mut found: Option<IpAddr> = None;
-    for attribute in message.attributes {
+    for attribute in &message.attributes {
         match attribute {
-            AddressAttribute::Local(ip) => found = Some(ip),
-            AddressAttribute::Address(ip) => found = found.or(Some(ip)),
+            AddressAttribute::Local(ip) => found = Some(*ip),
+            AddressAttribute::Address(ip) => found = found.or(Some(*ip)),
             _ => {}
         }
     }
-    IpNetwork::new(found?, message.header.prefix_len).ok()
+    let address = IpNetwork::new(found?, message.header.prefix_len).ok()?;
+    Some(WholeAddress { address, message })
 }

@@ -31,7 +31,16 @@ pub struct KernelRoute {
     pub priority: u32,
     pub mtu: Option<u32>,
     pub advmss: Option<u32>,
+    /// As in [`Route::scope`].
+    pub scope: u8,
     pub protocol: u8,
+}
+
+impl KernelRoute {
+    /// The metric of a route that is given none: `IP6_RT_PRIO_USER` of linux/ipv6_route.h.
+    pub fn default_priority(&self) -> u32 {
+        if self.dst.is_ipv4() { 0 } else { 1024 }
+    }
 }
 
 impl Netlink {
@@ -127,6 +136,7 @@ fn as_route(answer: RouteNetlinkMessage, index: u32) -> Option<KernelRoute> {
         priority: 0,
         mtu: None,
         advmss: None,
+        scope: header.scope.into(),
         protocol: header.protocol.into(),
     };
     let mut through = None;

@@ -12,7 +12,7 @@ use weft_state::{Lock, boot_dir, write_whole};
 
 use super::{Overlay, Rejected, remove, sync};
 use crate::conf::Network;
-use crate::fault::{Fault, failed};
+use crate::fault::failed;
 
 /// So many of the records that are passed over are named: there may be thousands.
 const NAMED: usize = 5;
@@ -71,9 +71,9 @@ pub fn join(
         failed(&"connect with the other hosts", error.into())
     })?;
     tell(network, &changes.unreached.iter().map(Rejected::from).collect::<Vec<_>>());
-    if let Some(stamp) = &stamp {
-        write_whole(&marker, stamp.0.as_bytes())
-            .map_err(|error| failed(&"note what was connected", Fault::Io(error)))?;
+    if let Some(Err(error)) = stamp.map(|stamp| write_whole(&marker, stamp.0.as_bytes())) {
+        // The next one does the same again.
+        log::warn!("network {network}: what was connected is not noted in {}: {error}", marker.display());
     }
     Ok(Joined { overlay, mtu: changes.mtu.unwrap_or_default(), made: absent })
 }

@@ -15,7 +15,7 @@ const OWNER: &str = "network ";
 pub(super) fn mark(elements: &mut [Element], network: &NetworkName) {
     let all: Vec<&str> = elements.iter().flat_map(|element| [element.set.name, &element.text]).collect();
     let comment = format!("{}{} {network}", owner(network), short_hash(&all));
-    elements.iter_mut().for_each(|element| element.comment.clone_from(&comment));
+    elements.iter_mut().for_each(|element| element.set_comment(&comment));
 }
 
 /// How the comment of a network's elements begins; the network's name, which may be longer than a comment, ends it.

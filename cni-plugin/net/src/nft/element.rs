@@ -96,7 +96,7 @@ pub struct Element {
     pub end: Option<Tuple>,
     /// What a map gives for the key.
     pub data: Option<Tuple>,
-    /// Whose it is, as `nft list ruleset` shows it.
+    /// Whose it is, as `nft list ruleset` shows it. See [`Element::set_comment`].
     pub comment: String,
     /// For errors: the values as text.
     pub text: String,
@@ -117,6 +117,12 @@ impl Element {
     #[must_use]
     pub fn with(self, data: Tuple) -> Self {
         Self { data: Some(data), ..self }
+    }
+
+    /// Sets the comment, as far as the kernel can keep it: what is read back later is to be equal.
+    pub fn set_comment(&mut self, text: &str) {
+        let end = (0..=COMMENT_MAX).rev().find_map(|end| text.get(..end.min(text.len())));
+        end.unwrap_or_default().clone_into(&mut self.comment);
     }
 
     /// Whether two elements of a set have a key in common.
@@ -151,8 +157,7 @@ impl Element {
                 });
             }
             if whole && !self.comment.is_empty() {
-                let comment = &self.comment.as_bytes()[..self.comment.len().min(COMMENT_MAX)];
-                let comment = user_data(ELEMENT_COMMENT, &[comment, &[0]].concat());
+                let comment = user_data(ELEMENT_COMMENT, format!("{}\0", self.comment).as_bytes());
                 put(element, NFTA_SET_ELEM_USERDATA, |bytes| bytes.extend(comment));
             }
         });
