@@ -1,5 +1,6 @@
 //! A real etcd.
 
+mod connection;
 mod member;
 mod tls;
 
@@ -15,6 +16,7 @@ use crate::host::{Host, Outside};
 use crate::netns::NetNs;
 use crate::tools;
 
+pub use connection::Connection;
 pub use member::Member;
 pub(crate) use member::Place;
 pub use tls::{Identity, Tls};

@@ -17,6 +17,8 @@ mod heal;
 mod outage;
 #[path = "agent/service.rs"]
 mod service;
+#[path = "agent/watch.rs"]
+mod watch;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a repair may take, and catching up when etcd is back.

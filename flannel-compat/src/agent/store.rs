@@ -18,7 +18,8 @@ use super::backoff::Backoff;
 const KEEP: Duration = Duration::from_secs(2);
 /// How long a renewal may take until the connection counts as broken.
 const KEEP_PATIENCE: Duration = Duration::from_secs(1);
-/// How often everything is taken anew, whatever the watch said.
+/// How often everything is taken anew, whatever the watch said, or more often where leases are short: a host is to be missed
+/// for less time than its lease lasts.
 const RESYNC: Duration = Duration::from_secs(60);
 /// How often to look whether this host can have its subnet by now.
 const LOOK: Duration = Duration::from_secs(2);
@@ -111,7 +112,7 @@ impl Store {
     /// Follows hosts and lease.
     async fn follow(&mut self, registry: &mut Registry, mut lease: HostLease) -> Result<End, Error> {
         let mut keep = every(often(KEEP, Some(&lease)));
-        let mut resync = every(RESYNC);
+        let mut resync = every(often(RESYNC, Some(&lease)));
         // A snapshot, and the watch from there: nothing falls between the two.
         let hosts = registry.hosts().await?;
         let mut known = hosts.revision;
@@ -223,7 +224,7 @@ fn loses(records: &[(String, Option<String>)], lease: &HostLease) -> bool {
     records.iter().any(|(key, value)| *key == lease.key && value.as_ref() != Some(&lease.value))
 }
 
-/// A period, or a shorter one that renews a short lease in time.
+/// A period, or a shorter one that is in time for a short lease.
 fn often(period: Duration, lease: Option<&HostLease>) -> Duration {
     let ttl = lease.map(|lease| lease.ttl).filter(|ttl| *ttl != 0);
     ttl.map_or(period, |ttl| period.min(Duration::from_secs(ttl) / 3))
