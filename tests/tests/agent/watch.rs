@@ -80,7 +80,7 @@ fn three_members() -> Fleet {
     let etcd = cluster.etcd(3, Access::Open);
     etcd.put("/coreos.com/network/config", CONFIG);
     let agents = vec![Weftd::up(cluster.node(0), &etcd)];
-    Fleet { agents, etcd, cluster }
+    Fleet { agents, etcd, cluster, families: vec![Family::V4] }
 }
 
 /// The next renewal is far enough for the watch to be told first.
@@ -153,7 +153,7 @@ fn what_the_watch_misses_is_found_by_the_timer() {
     let changes = json!({ "leaseTTL": 3, "etcd": { "endpoints": [relay.endpoint()] } });
     let agents = vec![Weftd::start(node, &etcd, &changes)];
     agents[0].ready();
-    let fleet = Fleet { agents, etcd, cluster };
+    let fleet = Fleet { agents, etcd, cluster, families: vec![Family::V4] };
     let (node, agent) = (fleet.node(0), &fleet.agents[0]);
     let before = errors(agent);
     let key = format!("{SUBNETS}10.255.7.0-24");
