@@ -90,6 +90,9 @@ fn they_make_one_overlay() {
         V4,
         r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:42::/48", "Backend": {"Type": "vxlan"}}"#,
         r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "host-gw"}}"#,
+        r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:42::/48", "Backend": {"Type": "host-gw"}}"#,
+        r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:42::/48",
+            "Backend": {"Type": "vxlan", "DirectRouting": true}}"#,
     ] {
         let fleet = Fleet::new(config);
         let _daemons = [fleet.weft(0), fleet.flannel(1)];
