@@ -1,6 +1,7 @@
 //! The CNI plugin type `flannel`, with files as flanneld writes them, and with real flannelds beside Weft.
 
 mod flannel {
+    mod changeover;
     mod delegates;
     mod peers;
 }
