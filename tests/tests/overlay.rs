@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use weft_tests::{Access, Cluster, Etcd, Family, Network, Node, Pod, Random, Weftd, ips, transfer};
 
+#[path = "overlay/device.rs"]
+mod device;
+
 const CONFIG: &str = "/coreos.com/network/config";
 const SUBNETS: &str = "/coreos.com/network/subnets/";
 const V4: &str = r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "vxlan"}}"#;
