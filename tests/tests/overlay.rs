@@ -8,6 +8,8 @@ use weft_tests::{Access, Cluster, Etcd, Family, Network, Node, Pod, Random, Weft
 
 #[path = "overlay/device.rs"]
 mod device;
+#[path = "overlay/underlay.rs"]
+mod underlay;
 
 const CONFIG: &str = "/coreos.com/network/config";
 const SUBNETS: &str = "/coreos.com/network/subnets/";
