@@ -266,11 +266,14 @@ impl Etcd {
             rest.split_once(to).map(|(part, _)| part.to_owned())
         };
         let seconds = |from: &str| part(from, "s)")?.parse().ok();
+        let mut keys: Vec<String> = part("keys([", "])")?.split_whitespace().map(str::to_owned).collect();
+        // etcd names them in any order.
+        keys.sort();
         Some(Lease {
             id: id.to_owned(),
             granted: seconds("TTL(")?,
             remaining: seconds("remaining(")?,
-            keys: part("keys([", "])")?.split_whitespace().map(str::to_owned).collect(),
+            keys,
         })
     }
 
@@ -359,6 +362,6 @@ pub struct Lease {
     pub granted: u64,
     /// Seconds that it has left.
     pub remaining: u64,
-    /// The keys that end with it.
+    /// The keys that end with it, sorted.
     pub keys: Vec<String>,
 }
