@@ -269,12 +269,7 @@ impl Etcd {
         let mut keys: Vec<String> = part("keys([", "])")?.split_whitespace().map(str::to_owned).collect();
         // etcd names them in any order.
         keys.sort();
-        Some(Lease {
-            id: id.to_owned(),
-            granted: seconds("TTL(")?,
-            remaining: seconds("remaining(")?,
-            keys,
-        })
+        Some(Lease { id: id.to_owned(), granted: seconds("TTL(")?, remaining: seconds("remaining(")?, keys })
     }
 
     /// The revision of the store.

@@ -3,9 +3,9 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::node::Node;
 
@@ -100,23 +100,32 @@ fn pair(client: TcpStream, server: SocketAddr, shared: &Arc<Shared>) {
     carry(shared, (server, client), frame);
 }
 
-/// Carries what is read from one end to the other, piece by piece, until one of them ends.
+/// Carries what is read from one end to the other, piece by piece, until one of them ends. Pieces that are under way do
+/// not keep the next ones from setting out: it is time that a piece needs, not room.
 fn carry(
     shared: &Arc<Shared>,
     (mut from, mut to): (TcpStream, TcpStream),
     next: fn(&mut TcpStream) -> std::io::Result<Vec<u8>>,
 ) {
+    let (sender, way) = mpsc::channel::<(Instant, Vec<u8>)>();
     let shared = shared.clone();
     thread::spawn(move || {
         while let Ok(piece) = next(&mut from) {
-            let delay = *locked(&shared.delay);
-            thread::sleep(delay);
-            if !piece.is_empty() && (is_lost(&shared, &piece) || to.write_all(&piece).is_ok()) {
-                continue;
+            let arrival = Instant::now() + *locked(&shared.delay);
+            let ends = piece.is_empty();
+            if !is_lost(&shared, &piece) && (ends || sender.send((arrival, piece)).is_err()) {
+                break;
             }
-            break;
         }
-        let _ended_already = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+    });
+    thread::spawn(move || {
+        for (arrival, piece) in way {
+            thread::sleep(arrival.saturating_duration_since(Instant::now()));
+            if to.write_all(&piece).is_err() {
+                break;
+            }
+        }
+        let _ended_already = to.shutdown(Shutdown::Both);
     });
 }
 

@@ -8,6 +8,8 @@ use weft_tests::{Access, Cluster, Etcd, Family, Network, Node, Pod, Random, Weft
 
 #[path = "overlay/device.rs"]
 mod device;
+#[path = "overlay/slow.rs"]
+mod slow;
 #[path = "overlay/underlay.rs"]
 mod underlay;
 

@@ -142,18 +142,24 @@ fn etcd_loses_its_quorum_and_gets_it_back() {
     assert!(told <= 3, "no flood: {log}");
 }
 
-/// Events that never arrive, on a connection that lives: the next look at everything makes up for them.
-#[test]
-fn what_the_watch_misses_is_found_by_the_timer() {
+/// One host whose agent reaches etcd through a relay.
+fn relayed(changes: &Value) -> (Fleet, Relay) {
     let cluster = Cluster::new(1);
     let etcd = cluster.etcd(1, Access::Open);
     etcd.put("/coreos.com/network/config", CONFIG);
     let node = cluster.node(0);
     let relay = Relay::start(node, etcd.members()[0].clients().next().expect("an address"));
-    let changes = json!({ "leaseTTL": 3, "etcd": { "endpoints": [relay.endpoint()] } });
+    let mut changes = changes.clone();
+    changes["etcd"] = json!({ "endpoints": [relay.endpoint()] });
     let agents = vec![Weftd::start(node, &etcd, &changes)];
     agents[0].ready();
-    let fleet = Fleet { agents, etcd, cluster, families: vec![Family::V4] };
+    (Fleet { agents, etcd, cluster, families: vec![Family::V4] }, relay)
+}
+
+/// Events that never arrive, on a connection that lives: the next look at everything makes up for them.
+#[test]
+fn what_the_watch_misses_is_found_by_the_timer() {
+    let (fleet, relay) = relayed(&json!({ "leaseTTL": 3 }));
     let (node, agent) = (fleet.node(0), &fleet.agents[0]);
     let before = errors(agent);
     let key = format!("{SUBNETS}10.255.7.0-24");
@@ -170,4 +176,32 @@ fn what_the_watch_misses_is_found_by_the_timer() {
         assert_learns(node, limit, CAME, there);
     }
     assert_eq!(errors(agent), before, "the watch lives on");
+}
+
+/// etcd begins to answer so late, and goes on to; how many failures of it are counted.
+fn failures_of_a_slow_etcd(delay: Duration) -> f64 {
+    let (fleet, relay) = relayed(&json!({}));
+    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
+    relay.delay(delay);
+    let silence = || agent.metric(r#"weft_store_silence_seconds{network="pods"}"#).expect("a time");
+    for _ in 0..3 {
+        eventually(PATIENCE, "a renewal is due", || (silence() > 1.5).then_some(()));
+        eventually(PATIENCE, "the lease was renewed", || (silence() < 1.0).then_some(()));
+        assert_eq!(agent.ask("/readyz").expect("an answer").status, 200);
+    }
+    fleet.etcd.put(&format!("{SUBNETS}10.255.7.0-24"), record("172.30.0.99", CAME));
+    assert_learns(node, delay + REPAIR, CAME, true);
+    errors(agent)
+}
+
+/// Later than a healthy one ever does: nothing is begun anew, nothing is said.
+#[test]
+fn an_etcd_that_is_slow_is_no_outage() {
+    assert_eq!(failures_of_a_slow_etcd(Duration::from_millis(300)), 0.0);
+}
+
+/// As late as one that has failed: that is taken for a failure once, and then for what it is.
+#[test]
+fn an_etcd_that_is_very_slow_is_one_outage() {
+    assert_eq!(failures_of_a_slow_etcd(Duration::from_millis(600)), 1.0);
 }
