@@ -7,12 +7,12 @@ mod conf;
 mod delegate;
 mod state;
 
-use cni_protocol::{AddResult, Call, Code, Command, Delegate, Error, IpConfig, Outcome, Verb};
+use cni_protocol::{AddResult, Call, Code, Command, Delegate, Error, GcArgs, IpConfig, Outcome, Verb};
 use serde_json::{Map, Value};
 
 use conf::FlannelConf;
 use delegate::{Facts, WEFT};
-use state::State;
+use state::{Gone, State};
 
 /// Carries out a CNI command.
 ///
@@ -60,10 +60,10 @@ pub fn handle(command: Command) -> Result<Outcome, Error> {
         }
         Command::Gc(args) => {
             let facts = Facts::of_host(&conf.subnet_file).unwrap_or_default();
-            let (network, valid) = (args.call.network.clone(), args.valid.clone());
+            let args = args.clone();
             let delegate = conf.delegate(&args.call, &facts);
             let done = carry_out(command, delegate)?;
-            state::collect_garbage(&conf.data_dir, &network, &valid)?;
+            collect_garbage(&conf, &args)?;
             Ok(done)
         }
         Command::Status(args) => {
@@ -114,6 +114,42 @@ fn carry_out(mut command: Command, delegate: Map<String, Value>) -> Result<Outco
         Verb::Add => execute_add(&plugin, call),
         _ => execute(&plugin, verb, &call).map(|_output| Outcome::Done),
     }
+}
+
+/// Undoes and forgets what is gone. One that fails keeps none of the others.
+///
+/// # Errors
+/// The first failure, with the others as its details.
+fn collect_garbage(conf: &FlannelConf, args: &GcArgs) -> Result<(), Error> {
+    let mut failure: Option<Error> = None;
+    for gone in state::gone(conf, &args.call.network, &args.valid)? {
+        if let Err(error) = undo_gone(&gone, &args.call).and_then(|()| gone.state.remove()) {
+            failure = Some(match failure {
+                None => error,
+                Some(first) => first.detail(error.msg),
+            });
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+/// Weft's own GC has done it. Of others it cannot be told whether theirs did, and the reference plugins' interface
+/// plugins have none (v1.9.1): an attachment that nothing is known of any more could not even be deleted.
+fn undo_gone(gone: &Gone, call: &Call) -> Result<(), Error> {
+    let mut delegate = conf::again(call, gone.known.clone());
+    if is_weft(&delegate) {
+        return Ok(());
+    }
+    delegate.retain(|key, _| !key.ends_with("attachments"));
+    let plugin = delegate.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let stdin = Value::Object(delegate).to_string().into_bytes();
+    let env = [
+        ("CNI_CONTAINERID", gone.container.as_str()),
+        ("CNI_IFNAME", gone.ifname.as_str()),
+        // Its container is gone.
+        ("CNI_NETNS", ""),
+    ];
+    Delegate::find(&plugin, &call.cni_path)?.start(Verb::Del, &env)?.finish(&stdin, call.deadline).map(drop)
 }
 
 fn execute(plugin: &str, verb: Verb, call: &Call) -> Result<Vec<u8>, Error> {

@@ -1,6 +1,6 @@
 //! Which of this host's addresses other hosts reach it by, and which it sends from.
 //!
-//! Source: pkg/ip/match.go of flannel v0.28.
+//! Source: pkg/ip/match.go and pkg/ip/iface.go of flannel v0.28.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
@@ -129,10 +129,14 @@ impl Choice {
     }
 }
 
-/// Whether an interface of this host has an address: only then it is its own source.
+/// Whether an interface of this host has an address. One that is its own source is; that of a further IPv4 address of a
+/// subnet is the first one, so that not all is said by it.
 #[must_use]
 pub fn is_here(ip: IpAddr) -> bool {
-    source_towards(ip).is_ok_and(|source| source == ip)
+    match source_towards(ip) {
+        Ok(source) => source == ip || name_of(ip).is_ok_and(|name| name.is_some()),
+        Err(_) => false,
+    }
 }
 
 /// The first address of a family that fits.
@@ -140,20 +144,50 @@ fn first(v4: bool, fits: impl Fn(&str, IpAddr) -> bool) -> Result<Option<IpAddr>
     Ok(addresses(v4)?.into_iter().find(|(name, ip)| fits(name, *ip)).map(|(_, ip)| ip))
 }
 
-/// The addresses of a family that other hosts may know, with their interfaces' names.
+/// The addresses of a family that other hosts may know, with their interfaces' names; the better ones first.
 fn addresses(v4: bool) -> Result<Vec<(String, IpAddr)>, String> {
-    let found = getifaddrs().map_err(|error| format!("the kernel lists no addresses ({error})"))?;
-    let usable = |ip: IpAddr| match ip {
-        IpAddr::V4(ip) => v4 && !ip.is_loopback() && !ip.is_link_local(),
-        IpAddr::V6(ip) => !v4 && !ip.is_loopback() && !ip.is_unicast_link_local(),
-    };
-    let of_family = found.filter_map(|interface| {
-        let address = interface.address?;
-        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-        let ip = v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))?;
-        usable(ip).then_some((interface.interface_name, ip))
+    let told = if v4 { ipv4_addresses() } else { ipv6_addresses() };
+    told.map_err(|error| format!("the kernel lists no addresses ({error})"))
+}
+
+fn ipv4_addresses() -> std::io::Result<Vec<(String, IpAddr)>> {
+    let of_family = getifaddrs()?.filter_map(|interface| {
+        let ip = interface.address?.as_sockaddr_in()?.ip();
+        (!ip.is_loopback() && !ip.is_link_local()).then(|| (interface.interface_name, ip.into()))
     });
     Ok(of_family.collect())
+}
+
+/// From a file, as getifaddrs(3) does not tell what kind of address one is: a temporary one is soon another.
+fn ipv6_addresses() -> std::io::Result<Vec<(String, IpAddr)>> {
+    let text = match std::fs::read_to_string("/proc/thread-self/net/if_inet6") {
+        // A kernel without IPv6.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut found: Vec<_> = text.lines().filter_map(ipv6_address).collect();
+    found.sort_by_key(|(rank, ..)| *rank);
+    Ok(found.into_iter().map(|(_, name, ip)| (name, ip.into())).collect())
+}
+
+/// A line of `/proc/net/if_inet6`: address, interface, prefix length, scope and flags in hexadecimal, and the
+/// interface's name (if6_seq_show in the kernel's net/ipv6/addrconf.c). Addresses are better the lower the rank.
+fn ipv6_address(line: &str) -> Option<(u8, String, Ipv6Addr)> {
+    // IFA_F_TEMPORARY, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_PERMANENT
+    const FLAGS: [u8; 4] = [0x01, 0x08, 0x20, 0x80];
+    let mut fields = line.split_whitespace();
+    let ip = Ipv6Addr::from(u128::from_str_radix(fields.next()?, 16).ok()?);
+    let flags = u8::from_str_radix(fields.nth(3)?, 16).ok()?;
+    let [temporary, failed, deprecated, permanent] = FLAGS.map(|flag| flags & flag != 0);
+    let rank = if failed || deprecated {
+        3
+    } else if temporary {
+        2
+    } else {
+        u8::from(!permanent)
+    };
+    let name = fields.next()?.to_owned();
+    (!ip.is_loopback() && !ip.is_unicast_link_local()).then_some((rank, name, ip))
 }
 
 fn name_of(ip: IpAddr) -> Result<Option<String>, String> {
@@ -209,6 +243,21 @@ mod tests {
             let error = find(choice).unwrap_err();
             assert!(error.contains("set ipam.iface"), "{error}");
         }
+    }
+
+    #[test]
+    fn lasting_addresses_come_first() {
+        let line = |address: &str, flags: &str| {
+            let name = "eth0";
+            ipv6_address(&format!("{address} 02 40 00 {flags}     {name}"))
+        };
+        let address = "fd090001000000000000000000000002";
+        let ip: Ipv6Addr = "fd09:1::2".parse().unwrap();
+        for (flags, rank) in [("80", 0), ("00", 1), ("01", 2), ("20", 3), ("a0", 3), ("88", 3)] {
+            assert_eq!(line(address, flags), Some((rank, "eth0".into(), ip)), "{flags}");
+        }
+        assert_eq!(line("fe800000000000000000000000000002", "80"), None);
+        assert_eq!(line("nonsense", "80"), None);
     }
 
     #[test]

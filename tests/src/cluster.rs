@@ -10,7 +10,7 @@ use crate::tools;
 ///
 /// Segment 0 is 172.30.0.0/24 and fd30::/64, segment 1 is 172.30.1.0/24 and fd30:0:0:1::/64, and so on. The router has
 /// number 1 on each, etcd's members count from 2, hosts from 11, in both families alike: 172.30.0.11 is also
-/// fd30::11. A cable can be cut; there is no delay and no random loss, as the kernels that this runs on have no netem.
+/// fd30::11. A cable can be cut; delay and loss are for a [`crate::Relay`], as the kernels that this runs on have no netem.
 pub struct Cluster {
     nodes: Vec<Node>,
     router: Host,

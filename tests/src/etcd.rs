@@ -1,5 +1,6 @@
 //! A real etcd.
 
+mod connection;
 mod member;
 mod tls;
 
@@ -15,6 +16,7 @@ use crate::host::{Host, Outside};
 use crate::netns::NetNs;
 use crate::tools;
 
+pub use connection::Connection;
 pub use member::Member;
 pub(crate) use member::Place;
 pub use tls::{Identity, Tls};
@@ -264,12 +266,10 @@ impl Etcd {
             rest.split_once(to).map(|(part, _)| part.to_owned())
         };
         let seconds = |from: &str| part(from, "s)")?.parse().ok();
-        Some(Lease {
-            id: id.to_owned(),
-            granted: seconds("TTL(")?,
-            remaining: seconds("remaining(")?,
-            keys: part("keys([", "])")?.split_whitespace().map(str::to_owned).collect(),
-        })
+        let mut keys: Vec<String> = part("keys([", "])")?.split_whitespace().map(str::to_owned).collect();
+        // etcd names them in any order.
+        keys.sort();
+        Some(Lease { id: id.to_owned(), granted: seconds("TTL(")?, remaining: seconds("remaining(")?, keys })
     }
 
     /// The revision of the store.
@@ -357,6 +357,6 @@ pub struct Lease {
     pub granted: u64,
     /// Seconds that it has left.
     pub remaining: u64,
-    /// The keys that end with it.
+    /// The keys that end with it, sorted.
     pub keys: Vec<String>,
 }

@@ -1,6 +1,8 @@
 //! The CNI plugin type `flannel`, with files as flanneld writes them, and with real flannelds beside Weft.
 
 mod flannel {
+    mod changeover;
+    mod delegates;
     mod peers;
 }
 
@@ -106,17 +108,6 @@ fn everything_but_add_works_without_the_file() {
     assert_eq!(host.ports("cni0").len(), 1);
     call("DEL", &conf, &pod).run().done();
     assert!(host.ports("cni0").is_empty());
-}
-
-/// Another delegate is executed, told what flannel's plugin tells it, and told the same again at the end.
-#[test]
-fn another_delegate_is_executed() {
-    let _host = leased(ENV);
-    let pod = Pod::new();
-    let conf = conf(&json!({ "delegate": { "type": "ptp", "hairpinMode": null, "isDefaultGateway": null } }));
-    let missing = call("ADD", &conf, &pod).run().error_code(7);
-    missing.assert_names(&["ptp", "searched"]);
-    assert!(fs::read_dir("/var/lib/cni/flannel").expect("the directory of states").next().is_none());
 }
 
 #[test]

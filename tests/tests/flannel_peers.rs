@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_tests::{Access, Cluster, Etcd, Flanneld, Node, eventually};
+use weft_tests::{Access, Cluster, Etcd, Family, Flanneld, Node, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const CONFIG: &str = "/coreos.com/network/config";
@@ -47,16 +47,7 @@ fn mac(node: &Node, device: &str) -> String {
 
 /// The subnet that a node was given: `10.240.34.0/24`, `fd00:42:0:31::/64`.
 fn subnet(node: &Node, family: Family) -> String {
-    match family {
-        Family::V4 => node.subnet_env()["FLANNEL_SUBNET"].replace(".1/24", ".0/24"),
-        Family::V6 => node.subnet_env()["FLANNEL_IPV6_SUBNET"].replace("::1/64", "::/64"),
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Family {
-    V4,
-    V6,
+    family.subnet(node).to_string()
 }
 
 #[test]

@@ -4,7 +4,14 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use weft_tests::{Access, Cluster, Etcd, Network, Node, Pod, Random, Weftd, ips, transfer};
+use weft_tests::{Access, Cluster, Etcd, Family, Network, Node, Pod, Random, Weftd, ips, transfer};
+
+#[path = "overlay/device.rs"]
+mod device;
+#[path = "overlay/slow.rs"]
+mod slow;
+#[path = "overlay/underlay.rs"]
+mod underlay;
 
 const CONFIG: &str = "/coreos.com/network/config";
 const SUBNETS: &str = "/coreos.com/network/subnets/";
@@ -110,27 +117,57 @@ fn an_mtu_of_the_network() {
     }
 }
 
+/// A network with a backend, of IPv4, of IPv6 alone and of both.
+fn each_way(backend: &Value) -> [(String, Vec<Family>); 3] {
+    let config = |families: &[Family]| {
+        let config = json!({
+            "EnableIPv4": families.contains(&Family::V4), "Network": "10.240.0.0/12",
+            "EnableIPv6": families.contains(&Family::V6), "IPv6Network": "fd00:42::/48",
+            "Backend": backend,
+        });
+        (config.to_string(), families.to_vec())
+    };
+    [&[Family::V4][..], &[Family::V6], &[Family::V4, Family::V6]].map(config)
+}
+
+/// Weft's plain routes on a node.
+fn plain_routes(node: &Node, family: Family) -> String {
+    node.command(&format!("ip {} route show proto 119", family.flag()))
+}
+
 #[test]
 fn plain_routes_without_a_device() {
-    let fleet = Fleet::new(&[2], r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "host-gw"}}"#);
-    let pods = fleet.all_reach(1);
-    assert_eq!(pods[0].0.link("eth0").expect("an interface")["mtu"], 1500);
-    let routes = fleet.node(0).command("ip route show proto 119");
-    assert_eq!(routes.lines().count(), 1, "{routes}");
-    assert!(routes.contains("via 172.30.0.12 dev eth0"), "{routes}");
+    for (config, families) in each_way(&json!({ "Type": "host-gw" })) {
+        let fleet = Fleet::new(&[2], &config);
+        let pods = fleet.all_reach(families.len());
+        assert_eq!(pods[0].0.link("eth0").expect("an interface")["mtu"], 1500);
+        let (node, other) = (fleet.node(0), fleet.node(1));
+        for family in [Family::V4, Family::V6] {
+            let routes = plain_routes(node, family);
+            assert_eq!(routes.lines().count(), usize::from(families.contains(&family)), "{routes}");
+            let way = format!("via {} dev eth0", family.address(other));
+            assert!(routes.lines().all(|route| route.contains(&way)), "{routes}");
+            assert!(node.link(family.device()).is_none());
+        }
+    }
 }
 
 /// `DirectRouting`: plain routes on the same link, the device for the others.
 #[test]
 fn plain_routes_where_hosts_share_a_link() {
-    let config = r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "vxlan", "DirectRouting": true}}"#;
-    let fleet = Fleet::new(&[2, 1], config);
-    fleet.all_reach(1);
-    let node = fleet.node(0);
-    let direct = node.command("ip route show proto 119");
-    assert!(direct.lines().count() == 1 && direct.contains("via 172.30.0.12"), "{direct}");
-    let entries = node.command("bridge fdb show dev weft.1");
-    assert!(entries.contains("dst 172.30.1.11") && !entries.contains("dst 172.30.0.12"), "{entries}");
+    for (config, families) in each_way(&json!({ "Type": "vxlan", "DirectRouting": true })) {
+        let fleet = Fleet::new(&[2, 1], &config);
+        fleet.all_reach(families.len());
+        let [node, near, far] = [0, 1, 2].map(|index| fleet.node(index));
+        for family in families {
+            let direct = plain_routes(node, family);
+            let way = format!("via {} dev eth0", family.address(near));
+            assert!(direct.lines().count() == 1 && direct.contains(&way), "{direct}");
+            let entries = node.command(&format!("bridge fdb show dev {}", family.device()));
+            assert!(entries.contains(&format!("dst {} ", family.address(far))), "{entries}");
+            assert!(!entries.contains(&format!("dst {} ", family.address(near))), "{entries}");
+        }
+    }
 }
 
 /// A record that goes from etcd goes from the kernel, and what was never Weft's stays.

@@ -9,14 +9,18 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{RouteMessage, RouteProtocol};
+use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteScope, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
 use rtnetlink::RouteMessageBuilder;
 
 use super::Family;
 use super::error::{NetError, NlResult};
 use super::route::ROUTE_PROTOCOL;
 use super::socket::Netlink;
+
+/// That of IPv6 routes without one (IP6_RT_PRIO_USER).
+const IPV6_METRIC: u32 = 1024;
 
 /// A change of one object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -48,11 +52,33 @@ impl Netlink {
     /// # Errors
     /// What the kernel refused.
     pub fn set_entry(&mut self, entry: &Entry) -> NlResult<()> {
+        match (self.replace_entry(entry), entry) {
+            // In IPv6 the kernel looks first whether another device leads to the gateway (ip6_route_check_nh_onlink), and
+            // finds the route that this one is to replace.
+            (Err(error), Entry::Route { dst, .. }) if error.errno == Errno::EINVAL && dst.is_ipv6() => {
+                self.remove_replaced(*dst)?;
+                self.replace_entry(entry)
+            }
+            (outcome, _) => outcome,
+        }
+    }
+
+    fn replace_entry(&mut self, entry: &Entry) -> NlResult<()> {
         let message = match entry {
             Entry::Route { .. } | Entry::Direct { .. } => RouteNetlinkMessage::NewRoute(route(entry)?),
             _ => RouteNetlinkMessage::NewNeighbour(neighbour(entry)),
         };
         self.request(message, NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Removes the route that one of Weft's to this destination would replace, wherever it leads.
+    fn remove_replaced(&mut self, dst: IpNetwork) -> NlResult<()> {
+        let route = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(dst.network(), dst.prefix())
+            .map_err(|error| invalid(&error))?
+            .priority(IPV6_METRIC)
+            .build();
+        self.remove_if_there(RouteNetlinkMessage::DelRoute(whatever_made_it(route)))
     }
 
     /// Removes one (`ip neigh del`, `bridge fdb del`, `ip route del`).
@@ -62,14 +88,14 @@ impl Netlink {
     pub fn remove_entry(&mut self, entry: &Entry) -> NlResult<()> {
         let message = match entry {
             Entry::Route { .. } | Entry::Direct { .. } => {
-                let mut route = route(entry)?;
-                route.header.protocol = RouteProtocol::Unspec;
-                route.header.scope = netlink_packet_route::route::RouteScope::NoWhere;
-                route.header.kind = netlink_packet_route::route::RouteType::Unspec;
-                RouteNetlinkMessage::DelRoute(route)
+                RouteNetlinkMessage::DelRoute(whatever_made_it(route(entry)?))
             }
             _ => RouteNetlinkMessage::DelNeighbour(neighbour(entry)),
         };
+        self.remove_if_there(message)
+    }
+
+    fn remove_if_there(&mut self, message: RouteNetlinkMessage) -> NlResult<()> {
         match self.request(message, 0) {
             Err(error) if !error.not_found() => Err(error),
             _ => Ok(()),
@@ -124,7 +150,7 @@ fn neighbour(entry: &Entry) -> NeighbourMessage {
 
 fn route(entry: &Entry) -> NlResult<RouteMessage> {
     let (Entry::Route { index, dst, gateway } | Entry::Direct { index, dst, gateway }) = entry else {
-        return Err(nix::errno::Errno::EINVAL.into());
+        return Err(Errno::EINVAL.into());
     };
     let route = RouteMessageBuilder::<IpAddr>::new()
         .output_interface(*index)
@@ -138,8 +164,16 @@ fn route(entry: &Entry) -> NlResult<RouteMessage> {
     })
 }
 
+/// For a removal: a route of any protocol, scope and type.
+fn whatever_made_it(mut route: RouteMessage) -> RouteMessage {
+    route.header.protocol = RouteProtocol::Unspec;
+    route.header.scope = RouteScope::NoWhere;
+    route.header.kind = RouteType::Unspec;
+    route
+}
+
 fn invalid(error: &impl std::error::Error) -> NetError {
-    NetError { errno: nix::errno::Errno::EINVAL, explanation: Some(error.to_string()) }
+    NetError { errno: Errno::EINVAL, explanation: Some(error.to_string()) }
 }
 
 fn as_entry(answer: RouteNetlinkMessage, index: u32) -> Option<Entry> {

@@ -16,9 +16,10 @@ use super::backoff::Backoff;
 /// How often the lease is renewed, or more often where it is short. That also shows whether etcd can be reached: a watch
 /// is silent on a broken connection, and TCP may take as long to go on after an outage as the outage lasted.
 const KEEP: Duration = Duration::from_secs(2);
-/// How long a renewal may take until the connection counts as broken.
+/// How long a renewal may take until the connection counts as broken, where etcd is not known to be slower.
 const KEEP_PATIENCE: Duration = Duration::from_secs(1);
-/// How often everything is taken anew, whatever the watch said.
+/// How often everything is taken anew, whatever the watch said, or more often where leases are short: a host is to be missed
+/// for less time than its lease lasts.
 const RESYNC: Duration = Duration::from_secs(60);
 /// How often to look whether this host can have its subnet by now.
 const LOOK: Duration = Duration::from_secs(2);
@@ -111,9 +112,12 @@ impl Store {
     /// Follows hosts and lease.
     async fn follow(&mut self, registry: &mut Registry, mut lease: HostLease) -> Result<End, Error> {
         let mut keep = every(often(KEEP, Some(&lease)));
-        let mut resync = every(RESYNC);
+        let mut resync = every(often(RESYNC, Some(&lease)));
         // A snapshot, and the watch from there: nothing falls between the two.
+        let asked = Instant::now();
         let hosts = registry.hosts().await?;
+        // An etcd that takes long for this is slow. To begin anew with it would make nothing better.
+        let patience = KEEP_PATIENCE.max(4 * asked.elapsed());
         let mut known = hosts.revision;
         if !owns(&hosts, &lease) {
             return Ok(End::Lost);
@@ -144,7 +148,7 @@ impl Store {
                         self.tell(News::Hosts(hosts)).await
                     }
                 },
-                _ = keep.tick() => match renew(registry, &lease).await? {
+                _ = keep.tick() => match renew(registry, &lease, patience).await? {
                     Some(renewed) => {
                         lease = renewed;
                         self.lease = Some(lease.clone());
@@ -184,7 +188,7 @@ impl Store {
                 && lease::is_undisputed(&mut registry, lease).await?
             {
                 // What containers have addresses of stays this host's, whatever it is refused.
-                renew(&mut registry, lease).await?;
+                renew(&mut registry, lease, KEEP_PATIENCE).await?;
             }
             if self.tell(News::Hosts(hosts)).await.is_none() {
                 return Ok(End::Stopped);
@@ -203,11 +207,15 @@ impl Store {
     }
 }
 
-async fn renew(registry: &mut Registry, lease: &HostLease) -> Result<Option<HostLease>, Error> {
-    match tokio::time::timeout(KEEP_PATIENCE, lease::keep(registry, lease)).await {
+async fn renew(
+    registry: &mut Registry,
+    lease: &HostLease,
+    patience: Duration,
+) -> Result<Option<HostLease>, Error> {
+    match tokio::time::timeout(patience, lease::keep(registry, lease)).await {
         Ok(outcome) => outcome,
         Err(_) => {
-            let msg = format!("renew the lease: no answer within {KEEP_PATIENCE:?}");
+            let msg = format!("renew the lease: no answer within {patience:.1?}");
             Err(Error::new(Code::TryAgain, msg))
         }
     }
@@ -223,7 +231,7 @@ fn loses(records: &[(String, Option<String>)], lease: &HostLease) -> bool {
     records.iter().any(|(key, value)| *key == lease.key && value.as_ref() != Some(&lease.value))
 }
 
-/// A period, or a shorter one that renews a short lease in time.
+/// A period, or a shorter one that is in time for a short lease.
 fn often(period: Duration, lease: Option<&HostLease>) -> Duration {
     let ttl = lease.map(|lease| lease.ttl).filter(|ttl| *ttl != 0);
     ttl.map_or(period, |ttl| period.min(Duration::from_secs(ttl) / 3))

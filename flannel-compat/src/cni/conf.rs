@@ -19,11 +19,11 @@ const KEYS: &[&str] = &[
 ];
 /// What the delegate is told as it stands.
 const PASSED_ON: &[&str] = &[
-    "args", "cniVersion", "cni.dev/attachments", "cni.dev/valid-attachments", "name", "prevResult",
+    "args", "cniVersion", "cni.dev/attachments", "cni.dev/valid-attachments", "dns", "name", "prevResult",
     "runtimeConfig",
 ];
 /// Weft's own keys, for Weft as the delegate.
-const WEFTS: &[&str] = &["logFile", "logLevel", "stateDir", "timeout", "dns"];
+const WEFTS: &[&str] = &["logFile", "logLevel", "stateDir", "timeout"];
 
 /// The configuration, checked.
 #[derive(Debug)]

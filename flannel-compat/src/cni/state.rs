@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use super::conf::FlannelConf;
 
 /// One attachment's.
+#[derive(Debug)]
 pub(super) struct State {
     own: PathBuf,
     flannels: PathBuf,
@@ -55,35 +56,49 @@ impl State {
     }
 }
 
-/// Forgets the attachments of a network that are gone.
+/// An attachment that is gone, and what the delegate was told.
+#[derive(Debug)]
+pub(super) struct Gone {
+    pub(super) container: String,
+    pub(super) ifname: String,
+    pub(super) known: Map<String, Value>,
+    pub(super) state: State,
+}
+
+/// The attachments of a network that are known here and not valid any more.
 ///
 /// # Errors
-/// [`Code::Io`] when a file cannot be read or removed.
-pub(super) fn collect_garbage(
-    directory: &Path,
+/// [`Code::Io`] when a file cannot be read.
+pub(super) fn gone(
+    conf: &FlannelConf,
     network: &NetworkName,
     valid: &[ValidAttachment],
-) -> Result<(), Error> {
+) -> Result<Vec<Gone>, Error> {
+    let directory = &conf.data_dir;
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(failed("read", directory, &error)),
     };
+    let mut gone = Vec::new();
     for entry in entries {
-        let path = entry.map_err(|error| failed("read", directory, &error))?.path();
-        let Some((container, ifname)) = path.file_name().and_then(|name| name.to_str()?.split_once('@'))
+        let own = entry.map_err(|error| failed("read", directory, &error))?.path();
+        let Some((container, ifname)) = own.file_name().and_then(|name| name.to_str()?.split_once('@'))
         else {
             continue;
         };
         let is_valid =
             valid.iter().any(|one| one.container_id.as_str() == container && one.ifname.as_str() == ifname);
-        let of_network =
-            read(&path)?.is_some_and(|known| known.get("name").is_some_and(|name| name == network.as_str()));
-        if of_network && !is_valid {
-            remove(&path)?;
+        if let Some(known) = read(&own)?
+            && known.get("name").is_some_and(|name| name == network.as_str())
+            && !is_valid
+        {
+            let (container, ifname) = (container.to_owned(), ifname.to_owned());
+            let state = State { flannels: directory.join(&container), own };
+            gone.push(Gone { container, ifname, known, state });
         }
     }
-    Ok(())
+    Ok(gone)
 }
 
 fn read(path: &Path) -> Result<Option<Map<String, Value>>, Error> {

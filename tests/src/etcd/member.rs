@@ -97,7 +97,7 @@ impl Member {
     }
 
     /// Where clients reach it: addresses and ports.
-    pub(super) fn clients(&self) -> impl Iterator<Item = SocketAddr> {
+    pub fn clients(&self) -> impl Iterator<Item = SocketAddr> {
         self.place.addresses.iter().map(|ip| SocketAddr::new(*ip, CLIENTS))
     }
 

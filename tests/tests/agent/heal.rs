@@ -1,6 +1,7 @@
 //! What is deleted or altered in the kernel comes back.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Command, Stdio};
 
 use super::*;
 
@@ -10,83 +11,142 @@ struct Damage {
     object: &'static str,
     /// What is run on the node.
     line: String,
-    /// What is looked at, and what it says when all is well.
-    look: &'static str,
-    says: String,
+    /// What is looked at, and what one line of it says when all is well. What is looked at is of all devices: a line
+    /// about one that is not there would be an error.
+    look: String,
+    says: Vec<String>,
 }
 
-fn damage(object: &'static str, line: &str, look: &'static str, says: &str) -> Damage {
-    Damage { object, line: line.to_owned(), look, says: says.to_owned() }
+fn damage<T: Into<String>>(
+    object: &'static str,
+    line: &str,
+    look: &str,
+    says: impl IntoIterator<Item = T>,
+) -> Damage {
+    let says = says.into_iter().map(Into::into).collect();
+    Damage { object, line: line.to_owned(), look: look.to_owned(), says }
 }
 
-/// The device and its settings, deleted or altered. What is looked at is of all devices: a line about one that is not
-/// there would be an error.
-fn damages_of_the_device(node: &Node) -> Vec<Damage> {
-    let (mac, address) = (mac(node), subnet(node).replace("-24", ""));
-    let up = format!("{DEVICE}: <BROADCAST,MULTICAST,UP");
-    let of_device =
-        |object, line: &str, look, says: &str| damage(object, &line.replace("{}", DEVICE), look, says);
+/// An address that is nobody's.
+fn foreign(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "192.0.2.77",
+        Family::V6 => "2001:db8::77",
+    }
+}
+
+/// A family's device and settings, deleted or altered.
+fn damages_of_the_device(node: &Node, family: Family) -> Vec<Damage> {
+    let (device, alone, foreign) = (family.device(), family.alone(), foreign(family));
+    let (mac, address) = (family.mac(node), family.subnet(node).network());
+    let name = format!("{device}: ");
+    let ether = format!("link/ether {mac}");
+    let mtu = format!("mtu {} ", 1500 - family.overhead());
+    let address = [format!("{device} "), format!(" {address}/{alone} ")];
+    let set = |what: &str| format!("ip link set {device} {what}");
+    let (forwarding, set_of_prefixes, network) = match family {
+        Family::V4 => ("net.ipv4.ip_forward", "masq-pods-v4", "10.240.0.0/12"),
+        Family::V6 => ("net.ipv6.conf.all.forwarding", "masq-pods-v6", "fd00:4"),
+    };
     vec![
-        of_device("link", "ip link del {}", "ip link", &format!("link/ether {mac}")),
-        of_device("link", "ip link set {} down", "ip link", &up),
-        of_device("mac", "ip link set {} address 02:00:00:00:00:01", "ip link", &format!("link/ether {mac}")),
-        of_device("mtu", "ip link set {} mtu 1300", "ip link", &format!("{up},LOWER_UP> mtu 1450")),
-        of_device("address", "ip addr flush dev {}", "ip addr", &format!("inet {address}/32")),
-        of_device("address", "ip addr add 192.0.2.77/32 dev {}", "ip addr", &format!("inet {address}/32")),
-        damage("forwarding", "sysctl -q -w net.ipv4.ip_forward=0", "sysctl net.ipv4.ip_forward", "= 1"),
-        damage("table", "nft flush ruleset", "nft list ruleset", "masq-pods"),
-        damage("table", "nft flush set inet weft masq-pods-v4", "nft list ruleset", "10.240.0.0/12"),
+        damage("link", &format!("ip link del {device}"), "ip -o link", [&name, &ether]),
+        damage("link", &set("down"), "ip -o link", [&name, "<BROADCAST,MULTICAST,UP,LOWER_UP>"]),
+        damage("mac", &set("address 02:00:00:00:00:01"), "ip -o link", [&name, &ether]),
+        damage("mtu", &set("mtu 1300"), "ip -o link", [&name, &mtu]),
+        damage("address", &format!("ip addr flush dev {device}"), "ip -o addr", address.clone()),
+        damage("address", &format!("ip addr add {foreign}/{alone} dev {device}"), "ip -o addr", address),
+        damage(
+            "forwarding",
+            &format!("sysctl -q -w {forwarding}=0"),
+            &format!("sysctl {forwarding}"),
+            ["= 1"],
+        ),
+        damage("table", "nft flush ruleset", "nft list ruleset", ["chain masq-pods"]),
+        damage("table", &format!("nft flush set inet weft {set_of_prefixes}"), "nft list ruleset", [network]),
     ]
 }
 
 /// What leads to a peer, deleted or altered.
-fn damages_of_the_peer(peer: &Node) -> Vec<Damage> {
-    let (mac, vtep, public) = (mac(peer), subnet(peer).replace("-24", ""), peer.ipv4);
-    let fdb = format!("{mac} dev {DEVICE} dst {public} self permanent");
-    let neighbour = format!("{vtep} dev {DEVICE} lladdr {mac} PERMANENT");
-    let route = format!("{vtep}/24 via {vtep} dev {DEVICE} ");
+fn damages_of_the_peer(peer: &Node, family: Family) -> Vec<Damage> {
+    let (device, flag, foreign) = (family.device(), family.flag(), foreign(family));
+    let (mac, subnet, public) = (family.mac(peer), family.subnet(peer), family.address(peer));
+    let vtep = subnet.network();
+    let (ip, fdb) = (format!("ip {flag}"), "bridge fdb");
+    let (neigh, route) = (format!("{ip} neigh"), format!("{ip} route"));
+    let forwards = [format!("{mac} dev {device} dst {public} self permanent")];
+    let neighbour = [format!("{vtep} dev {device} lladdr {mac} PERMANENT")];
+    let routes = [format!("{subnet} via {vtep} dev {device} ")];
     let other = "lladdr 02:00:00:00:00:01 nud permanent";
-    let on = |line: String| format!("{line} dev {DEVICE}");
+    let on = |line: String| format!("{line} dev {device}");
     vec![
-        damage("fdb", &on(format!("bridge fdb del {mac} dst {public}")), "bridge fdb", &fdb),
-        damage("fdb", &on(format!("bridge fdb replace {mac} dst 192.0.2.77")), "bridge fdb", &fdb),
-        damage("neighbour", &on("ip neigh flush nud permanent".into()), "ip neigh", &neighbour),
-        damage("neighbour", &on(format!("ip neigh replace {vtep} {other}")), "ip neigh", &neighbour),
-        damage("route", &on("ip route flush".into()), "ip route", &route),
-        damage("route", &format!("ip route replace {vtep}/24 dev eth0"), "ip route", &route),
+        damage("fdb", &on(format!("bridge fdb del {mac} dst {public}")), fdb, forwards.clone()),
+        damage("fdb", &on(format!("bridge fdb replace {mac} dst {foreign}")), fdb, forwards),
+        damage("neighbour", &on(format!("{neigh} flush nud permanent")), &neigh, neighbour.clone()),
+        damage("neighbour", &on(format!("{neigh} replace {vtep} {other}")), &neigh, neighbour),
+        damage("route", &on(format!("{route} flush")), &route, routes.clone()),
+        damage("route", &format!("{route} replace {subnet} dev eth0"), &route, routes),
     ]
 }
 
-#[test]
-fn whatever_is_damaged_is_whole_again_and_traffic_flows() {
-    let fleet = Fleet::of(2, CONFIG, &json!({ "ipMasq": true }));
+/// Waits until a container is answered; a request that was lost costs no more than a repair may take.
+#[track_caller]
+fn reaches_in(limit: Duration, from: &Pod, to: IpAddr, after: &str) {
+    eventually(limit, &format!("traffic flows after `{after}`"), || {
+        let mut ping = Command::new("ping");
+        ping.args(["-n", "-c", "1", "-W", "0.1", &to.to_string()]).stdout(Stdio::null());
+        from.inside(|| ping.status().expect("run ping")).success().then_some(())
+    });
+}
+
+/// Damages everything of one network, piece by piece: each is repaired in time and counted, and traffic flows.
+fn whatever_is_damaged_is_whole_again(config: &str) {
+    let fleet = Fleet::of(2, config, &json!({ "ipMasq": true }));
     fleet.acquainted();
-    let (one, _) = fleet.pod(0);
-    let (_other, address) = fleet.pod(1);
-    one.assert_reaches(address);
+    let (one, _) = fleet.pod_of_all(0);
+    let (_other, addresses) = fleet.pod_of_all(1);
     let (node, agent) = (fleet.node(0), &fleet.agents[0]);
     let heals = |object: &str| {
         agent.metric(&format!(r#"weft_heals_total{{network="pods",object="{object}"}}"#)).unwrap_or(0.0)
     };
-    for Damage { object, line, look, says } in
-        damages_of_the_device(node).into_iter().chain(damages_of_the_peer(fleet.node(1)))
-    {
-        let before = heals(object);
-        let began = Instant::now();
-        node.command(&line);
-        eventually(REPAIR, &format!("after `{line}`, `{look}` says {says}"), || {
-            node.command(look).contains(&says).then_some(())
-        });
-        eventually(REPAIR, &format!("a repair of {object} is counted after `{line}`"), || {
-            (heals(object) > before).then_some(())
-        });
-        eventually(REPAIR.saturating_sub(began.elapsed()), &format!("traffic flows after `{line}`"), || {
-            one.ping(address).status.success().then_some(())
-        });
-        assert!(!node.command(&format!("ip addr show dev {DEVICE}")).contains("192.0.2.77"), "{line}");
-        assert!(!node.command(&format!("bridge fdb show dev {DEVICE}")).contains("192.0.2.77"), "{line}");
+    for (family, address) in fleet.families.iter().copied().zip(addresses) {
+        one.assert_reaches(address);
+        let (device, foreign) = (family.device(), foreign(family));
+        for Damage { object, line, look, says } in
+            damages_of_the_device(node, family).into_iter().chain(damages_of_the_peer(fleet.node(1), family))
+        {
+            let before = heals(object);
+            let began = Instant::now();
+            node.command(&line);
+            eventually(REPAIR, &format!("after `{line}`, `{look}` says {says:?}"), || {
+                let whole = |text: &str| says.iter().all(|part| text.contains(part));
+                node.command(&look).lines().any(whole).then_some(())
+            });
+            eventually(REPAIR, &format!("a repair of {object} is counted after `{line}`"), || {
+                (heals(object) > before).then_some(())
+            });
+            reaches_in(REPAIR.saturating_sub(began.elapsed()), &one, address, &line);
+            for look in ["ip addr show", "bridge fdb show"] {
+                let text = node.command(&format!("{look} dev {device}"));
+                assert!(!text.contains(foreign), "{line}: {text}");
+            }
+        }
     }
-    eventually(PATIENCE, "it is ready again", || (agent.ask("/readyz")?.status == 200).then_some(()));
+    agent.ready();
+}
+
+#[test]
+fn ipv4_is_whole_again() {
+    whatever_is_damaged_is_whole_again(CONFIG);
+}
+
+#[test]
+fn ipv6_alone_is_whole_again() {
+    whatever_is_damaged_is_whole_again(V6);
+}
+
+#[test]
+fn both_families_are_whole_again() {
+    whatever_is_damaged_is_whole_again(DUAL);
 }
 
 /// The file for flannel's consumers is an object of the agent's too, but nobody tells of its end.
@@ -155,15 +215,19 @@ fn changes_of_others_are_passed_over() {
 
 #[test]
 fn the_mtu_follows_the_underlay() {
-    let fleet = Fleet::new(1);
+    let fleet = Fleet::of(1, DUAL, &json!({}));
     let node = fleet.node(0);
-    for (underlay, overlay) in [(1400, 1350), (1500, 1450)] {
+    for underlay in [1400, 1500] {
         node.command(&format!("ip link set eth0 mtu {underlay}"));
-        eventually(REPAIR, "the device has the underlay's MTU less 50", || {
-            (node.link(DEVICE)?["mtu"] == overlay).then_some(())
-        });
+        for family in &fleet.families {
+            eventually(REPAIR, "the device has the underlay's MTU less what it adds", || {
+                (node.link(family.device())?["mtu"] == underlay - family.overhead()).then_some(())
+            });
+        }
+        // What both families' packets have room for.
+        let least = (underlay - Family::V6.overhead()).to_string();
         eventually(REPAIR, "subnet.env says so", || {
-            (*node.subnet_env().get("FLANNEL_MTU")? == overlay.to_string()).then_some(())
+            (*node.subnet_env().get("FLANNEL_MTU")? == least).then_some(())
         });
     }
 }
@@ -171,22 +235,28 @@ fn the_mtu_follows_the_underlay() {
 /// Without the host's address nothing can be set up: that is said, and noticed when it is over.
 #[test]
 fn the_hosts_address_goes_and_comes_back() {
-    let fleet = Fleet::new(2);
+    let fleet = Fleet::of(2, DUAL, &json!({}));
     fleet.acquainted();
-    let (one, _) = fleet.pod(0);
-    let (_other, address) = fleet.pod(1);
-    one.assert_reaches(address);
+    let (one, _) = fleet.pod_of_all(0);
+    let (_other, addresses) = fleet.pod_of_all(1);
     let (node, agent) = (fleet.node(0), &fleet.agents[0]);
     let ready = |expected: u16| {
         eventually(REPAIR, &format!("/readyz answers {expected}"), || {
             (agent.ask("/readyz")?.status == expected).then_some(())
         });
     };
-    node.command("ip addr del 172.30.0.11/24 dev eth0");
-    ready(503);
-    node.command("ip addr add 172.30.0.11/24 dev eth0");
-    ready(200);
-    one.assert_reaches(address);
+    for (family, to) in fleet.families.iter().zip(addresses) {
+        one.assert_reaches(to);
+        let address = match family {
+            Family::V4 => format!("{}/24", node.ipv4),
+            Family::V6 => format!("{}/64", node.ipv6),
+        };
+        node.command(&format!("ip addr del {address} dev eth0"));
+        ready(503);
+        node.command(&format!("ip addr add {address} dev eth0"));
+        ready(200);
+        reaches_in(REPAIR, &one, to, "the address is back");
+    }
 }
 
 /// Where lease and hosts cannot be put on file, everything else goes on, and it is said.
@@ -215,30 +285,47 @@ fn a_full_disk_is_no_end() {
 /// What an earlier agent left and the store does not confirm goes at the start; what it confirms stays untouched.
 #[test]
 fn stale_entries_go_at_the_start() {
-    let mut fleet = Fleet::new(2);
+    let mut fleet = Fleet::of(2, DUAL, &json!({}));
     fleet.acquainted();
-    let gone = format!("{SUBNETS}10.255.7.0-24");
-    fleet.etcd.put(&gone, record("172.30.0.99", "8e:00:00:00:00:01"));
-    assert_learns(fleet.node(0), REPAIR, "8e:00:00:00:00:01", true);
     fleet.agents[0].daemon().kill();
-    fleet.etcd.del(&gone);
     let node = fleet.node(0);
     // Left by an agent of older times: nobody's, of no record that any file remembers.
-    node.command(&format!("bridge fdb add 8e:00:00:00:00:77 dst 172.30.0.77 dev {DEVICE}"));
-    node.command(&format!("ip neigh add 10.250.1.0 lladdr 8e:00:00:00:00:77 nud permanent dev {DEVICE}"));
-    node.command(&format!("ip route add 10.250.1.0/24 via 10.250.1.0 dev {DEVICE} onlink"));
-    let index = node.link(DEVICE).expect("the device")["ifindex"].clone();
+    let stale = [(Family::V4, "10.250.1.0", 24), (Family::V6, "fd00:42:0:77::", 64)];
+    for (family, vtep, prefix) in stale {
+        let device = family.device();
+        let public = family.neighbour(77);
+        for line in [
+            format!("bridge fdb add 8e:00:00:00:00:77 dst {public} dev {device}"),
+            format!("ip neigh add {vtep} lladdr 8e:00:00:00:00:77 nud permanent dev {device}"),
+            format!("ip route add {vtep}/{prefix} via {vtep} dev {device} onlink"),
+        ] {
+            node.command(&line);
+        }
+    }
+    // And a host that has gone meanwhile, which the file remembers.
+    let gone = fleet.node(1);
+    let gone = [Family::V4, Family::V6].map(|family| (family, family.subnet(gone).network().to_string()));
+    let index = |family: Family| node.link(family.device()).expect("the device")["ifindex"].clone();
+    let before = [Family::V4, Family::V6].map(index);
+    fleet.agents[1].daemon().kill();
+    let other = fleet.etcd.keys(SUBNETS).into_iter().find(|key| key.contains(&gone[0].1));
+    fleet.etcd.del(&other.expect("the other host's key"));
     fleet.agents[0] = Weftd::up(fleet.node(0), &fleet.etcd);
     let node = fleet.node(0);
-    eventually(REPAIR, "stale entries are gone", || (forwarding_entries(node) == 1).then_some(()));
-    for stale in ["10.250.1.0", "10.255.7.0"] {
-        for line in ["ip route", "ip neigh"] {
-            eventually(REPAIR, &format!("{stale} is not in `{line}`"), || {
-                (!node.command(line).contains(stale)).then_some(())
+    let stale = stale.map(|(family, vtep, _)| (family, vtep.to_owned()));
+    for (family, vtep) in stale.into_iter().chain(gone) {
+        let device = family.device();
+        eventually(REPAIR, "stale entries are gone", || {
+            (forwarding_entries(node, device) == 0).then_some(())
+        });
+        for line in ["route", "neigh"].map(|object| format!("ip {} {object}", family.flag())) {
+            eventually(REPAIR, &format!("{vtep} is not in `{line}`"), || {
+                (!node.command(&line).contains(&vtep)).then_some(())
             });
         }
     }
-    assert_eq!(node.link(DEVICE).expect("the device")["ifindex"], index, "the device is the same");
+    let index = |family: Family| node.link(family.device()).expect("the device")["ifindex"].clone();
+    assert_eq!([Family::V4, Family::V6].map(index), before, "the devices are the same");
 }
 
 /// Host ports of containers, after a firewall's reload.

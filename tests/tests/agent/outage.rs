@@ -226,7 +226,9 @@ fn a_thousand_hosts() {
     for part in hosts.chunks(100) {
         fleet.etcd.put_all(part.iter().map(|(key, value)| (key.as_str(), value.as_str())));
     }
-    eventually(PATIENCE, "all of them are peers", || (forwarding_entries(node) == hosts.len()).then_some(()));
+    eventually(PATIENCE, "all of them are peers", || {
+        (forwarding_entries(node, DEVICE) == hosts.len()).then_some(())
+    });
     let syncs = agent.metric(r#"weft_sync_duration_seconds_count{network="pods"}"#).expect("a count");
     assert!(syncs < 60.0, "{syncs}");
     let status = fs::read_to_string(format!("/proc/{}/status", agent.daemon().pid())).expect("a process");
@@ -235,7 +237,7 @@ fn a_thousand_hosts() {
     // A build without optimisation has four times the code of a release.
     assert!(kib < 40 * 1024, "{kib} KiB");
     fleet.etcd.ctl(&["del", "--prefix", &format!("{SUBNETS}10.25")]);
-    eventually(PATIENCE, "all of them are gone", || (forwarding_entries(node) == 0).then_some(()));
+    eventually(PATIENCE, "all of them are gone", || (forwarding_entries(node, DEVICE) == 0).then_some(()));
 }
 
 /// An agent that ends, in whatever way, is missed by nobody, and the next one finds everything.

@@ -5,12 +5,10 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use etcd_client::Client;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::json;
-use tokio::runtime::Runtime;
-use weft_tests::{Access, Cluster, Daemon, Etcd, Flanneld, Node, Weftd};
+use weft_tests::{Access, Cluster, Connection, Daemon, Etcd, Flanneld, Node, Weftd};
 
 use crate::forwarding::Entries;
 use crate::report::{Row, Target};
@@ -32,7 +30,7 @@ pub(crate) fn overlay(_peers: &Peers) -> Vec<Row> {
         Agent { kind: Kind::Weftd, node: cluster.node(0), etcd: &etcd },
         Agent { kind: Kind::Flanneld, node: cluster.node(1), etcd: &etcd },
     ];
-    let store = Store::connect(&etcd);
+    let store = Connection::to(&etcd.endpoints());
     for agent in &agents {
         let config =
             r#"{"Network": "10.240.0.0/12", "SubnetMax": "10.251.255.0", "Backend": {"Type": "vxlan"}}"#;
@@ -136,7 +134,7 @@ fn start(agents: &[Agent; 2]) -> Vec<Row> {
 }
 
 /// From the put of another host's record until packets to its containers find their way.
-fn one_more_host(agents: &[Agent; 2], store: &Store) -> Vec<Row> {
+fn one_more_host(agents: &[Agent; 2], store: &Connection) -> Vec<Row> {
     let running = agents.each_ref().map(Agent::up);
     let entries = agents.each_ref().map(|agent| agent.node.inside(Entries::watch));
     let measure = |which: usize| {
@@ -162,7 +160,7 @@ fn one_more_host(agents: &[Agent; 2], store: &Store) -> Vec<Row> {
 }
 
 /// From the start of the process until all hosts of a large network are programmed; its memory; its idle life.
-fn many_hosts(agents: &[Agent; 2], store: &Store) -> Vec<Row> {
+fn many_hosts(agents: &[Agent; 2], store: &Connection) -> Vec<Row> {
     for agent in agents {
         for number in 0..MANY {
             let (key, value) = record(agent.prefix(), number);
@@ -234,27 +232,4 @@ fn cpu_time(pid: u32) -> Duration {
         text.split(' ').next().and_then(|word| word.parse::<u64>().ok()).expect("a number")
     });
     Duration::from_nanos(nanoseconds.sum())
-}
-
-/// A connection to etcd that is there already: etcdctl takes longer to start than everything that is measured.
-struct Store {
-    runtime: Runtime,
-    client: Client,
-}
-
-impl Store {
-    fn connect(etcd: &Etcd) -> Self {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an event loop");
-        let client = runtime.block_on(Client::connect(etcd.endpoints(), None)).expect("reach etcd");
-        Self { runtime, client }
-    }
-
-    fn put(&self, key: &str, value: &str) {
-        self.runtime.block_on(self.client.kv_client().put(key, value, None)).expect("put");
-    }
-
-    fn delete(&self, key: &str) {
-        self.runtime.block_on(self.client.kv_client().delete(key, None)).expect("delete");
-    }
 }

@@ -1,0 +1,171 @@
+//! A delegate that is not Weft is executed, as the specification has it: told what flannel's plugin tells it, and the
+//! same again when it has to look at the attachment or undo it.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use weft_tests::{Call, Pod, World, command, ips, peers, script};
+
+use super::super::{DUAL, ENV, FILE, Merged as _, conf, leased};
+
+/// Where the delegate is, which notes how it was called.
+const DIRECTORY: &str = "/run/delegates";
+const NOTES: &str = "/run/delegates/notes";
+const STATES: &str = "/var/lib/cni/flannel";
+
+/// The reference plugin `ptp`, as delegate `noted`: every call goes through it, and is noted.
+fn noted() -> Value {
+    let ptp = peers().join("ptp");
+    let body = format!(
+        "input=$(cat)\nprintf '%s %s\\n' \"$CNI_COMMAND\" \"$input\" >>{NOTES}\nprintf '%s' \"$input\" | {}",
+        ptp.display()
+    );
+    script(DIRECTORY, "noted", &body);
+    let delegate = json!({
+        "type": "noted", "hairpinMode": null, "isDefaultGateway": null, "ipMasqBackend": "nftables"
+    });
+    conf(&json!({ "delegate": delegate, "dns": { "nameservers": ["192.0.2.53"] } }))
+}
+
+fn call(verb: &str, conf: &Value, pod: &Pod) -> Call {
+    let path = format!("{DIRECTORY}:{}", peers().display());
+    super::super::call(verb, conf, pod).env("CNI_PATH", path)
+}
+
+/// The configurations that the delegate was called with, by command, since the last time.
+fn calls() -> Vec<(String, Value)> {
+    let notes = fs::read_to_string(NOTES).unwrap_or_default();
+    fs::write(NOTES, "").expect("forget the notes");
+    let note = |line: &str| {
+        let (verb, conf) = line.split_once(' ').expect("a command and a configuration");
+        (verb.to_owned(), serde_json::from_str(conf).expect("JSON"))
+    };
+    notes.lines().map(note).collect()
+}
+
+/// What the delegate was called with; it was called once.
+#[track_caller]
+fn only(verb: &str) -> Value {
+    let calls = calls();
+    assert!(calls.len() == 1 && calls[0].0 == verb, "{verb}: {calls:?}");
+    calls[0].1.clone()
+}
+
+fn states() -> usize {
+    fs::read_dir(STATES).map_or(0, Iterator::count)
+}
+
+/// host-local's reservations.
+fn held() -> usize {
+    let entries = fs::read_dir("/var/lib/cni/networks/cbr0").expect("host-local's directory").flatten();
+    let address = |name: std::ffi::OsString| name.to_str()?.parse::<std::net::IpAddr>().ok();
+    entries.filter_map(|entry| address(entry.file_name())).count()
+}
+
+#[test]
+fn every_command_goes_to_the_delegate() {
+    for (env, subnets, mtu, masquerade) in [
+        (ENV, vec!["10.240.34.0/24"], 1450, true),
+        (DUAL, vec!["10.240.34.0/24", "fd00:42:0:31::/64"], 1430, false),
+    ] {
+        let host = leased(env);
+        let conf = noted();
+        let (one, other) = (Pod::new(), Pod::new());
+        let result = call("ADD", &conf, &one).run().result();
+        let told = only("ADD");
+        let ranges: Vec<Value> = subnets.iter().map(|subnet| json!([{ "subnet": subnet }])).collect();
+        assert_eq!(told["ipam"]["ranges"], json!(ranges), "{told}");
+        assert_eq!(told["ipam"]["type"], "host-local");
+        assert_eq!(told["ipam"]["routes"][0]["dst"], "10.240.0.0/12");
+        assert_eq!((&told["mtu"], &told["ipMasq"]), (&json!(mtu), &json!(masquerade)), "{told}");
+        assert_eq!((&told["name"], &told["cniVersion"]), (&json!("cbr0"), &json!("1.1.0")));
+        assert_eq!(told["dns"], conf["dns"]);
+        assert_eq!(result["dns"], conf["dns"]);
+        assert_eq!(one.link("eth0").expect("an interface")["mtu"], mtu);
+        let second = call("ADD", &conf, &other).run().result();
+        assert_eq!(ips(&second).len(), subnets.len());
+        for address in ips(&second) {
+            one.assert_reaches(address);
+        }
+        assert_eq!(host.ruleset().contains("masquerade"), masquerade);
+        assert_eq!((states(), held()), (2, 2 * subnets.len()));
+        calls();
+
+        // What it is told later is what it was told, whatever the daemon has leased since, or when nothing is leased.
+        let lost = [env.replace("34.1/24", "35.1/24").replace("MTU=14", "MTU=13"), String::new()];
+        for now in lost {
+            if now.is_empty() {
+                fs::remove_file(FILE).expect("lose the file");
+            } else {
+                fs::write(FILE, now).expect("another lease");
+            }
+            let with_result = conf.clone().merged(&json!({ "prevResult": result }));
+            call("CHECK", &with_result, &one).run().done();
+            assert_eq!(only("CHECK"), told.clone().merged(&json!({ "prevResult": result })));
+        }
+        call("STATUS", &conf, &one).run().error_code(50).assert_names(&[FILE]);
+        assert!(calls().is_empty(), "without a lease there is nothing to ask a delegate");
+
+        let valid = json!({ "cni.dev/valid-attachments": [{ "containerID": one.id, "ifname": "eth0" }] });
+        call("GC", &conf.clone().merged(&valid), &one).run().done();
+        // ptp has no GC: what is not valid is deleted as it was added.
+        let mut done = calls();
+        assert_eq!(done.remove(0).1["cni.dev/valid-attachments"], valid["cni.dev/valid-attachments"]);
+        assert_eq!(done, [("DEL".to_owned(), told.clone())]);
+        assert_eq!((states(), held()), (1, subnets.len()));
+        call("DEL", &conf, &one).run().done();
+        assert_eq!(only("DEL"), told);
+        assert_eq!((states(), held()), (0, 0));
+        assert!(one.link("eth0").is_none());
+        call("DEL", &conf, &one).run().done();
+        assert!(calls().is_empty(), "it is gone already");
+        fs::write(FILE, env).expect("the lease is back");
+        call("STATUS", &conf, &one).run().done();
+        assert_eq!(only("STATUS")["ipam"]["ranges"], json!(ranges));
+    }
+}
+
+/// The delegate's own errors are the runtime's to see, and a failed ADD leaves nothing.
+#[test]
+fn a_delegate_that_fails() {
+    let host = leased(ENV);
+    let conf = noted();
+    let pod = Pod::new();
+    pod.command("ip link add eth0 type bridge");
+    // What the reference plugins keep for good is there before.
+    let warm = Pod::new();
+    call("ADD", &conf, &warm).run().result();
+    call("DEL", &conf, &warm).run().done();
+    calls();
+    let before = World::of(&host, &[]);
+    call("ADD", &conf, &pod).run().error().assert_names(&["eth0"]);
+    let verbs: Vec<String> = calls().into_iter().map(|(verb, _)| verb).collect();
+    assert_eq!(verbs, ["ADD", "DEL"], "what it may have begun is taken back");
+    before.assert_unchanged(&host, &[], "a failed ADD");
+    assert_eq!((states(), held()), (0, 0));
+
+    let pod = Pod::new();
+    let result = call("ADD", &conf, &pod).run().result();
+    pod.command("ip addr flush dev eth0");
+    let with_result = conf.clone().merged(&json!({ "prevResult": result }));
+    call("CHECK", &with_result, &pod).run().error();
+    // Its binary is gone at the end: said, and nothing is forgotten until it is back.
+    fs::rename(format!("{DIRECTORY}/noted"), "/run/noted").expect("lose the delegate");
+    call("DEL", &conf, &pod).run().error_code(7).assert_names(&["noted", "searched"]);
+    assert_eq!((states(), held()), (1, 1));
+    fs::rename("/run/noted", format!("{DIRECTORY}/noted")).expect("the delegate is back");
+    call("DEL", &conf, &pod).run().done();
+    assert_eq!((states(), held()), (0, 0));
+    assert!(!command("ip -o link").contains("veth"));
+}
+
+#[test]
+fn a_delegate_that_is_not_there() {
+    let _host = leased(ENV);
+    let pod = Pod::new();
+    let conf =
+        conf(&json!({ "delegate": { "type": "absent", "hairpinMode": null, "isDefaultGateway": null } }));
+    call("ADD", &conf, &pod).run().error_code(7).assert_names(&["absent", "searched"]);
+    assert!(Path::new(STATES).is_dir() && states() == 0);
+}

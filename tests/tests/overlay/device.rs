@@ -1,0 +1,89 @@
+//! The VXLAN device as the network's configuration in etcd wants it.
+
+use serde_json::json;
+use weft_tests::{Family, Pod, Weftd, eventually};
+
+use super::{CONFIG, Fleet, each_way};
+use std::time::Duration;
+
+/// What an agent needs to see another configuration with a lease of three seconds, and to follow it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A device's parameters, as `ip -d link` has them, against those that it ought to have.
+#[track_caller]
+fn assert_device(fleet: &Fleet, family: Family, vni: u32, port: u16, learning: bool, prefix: &str) {
+    let node = fleet.node(0);
+    let name = family.device().replace(".1", &format!(".{vni}"));
+    let link = node.link(&name).unwrap_or_else(|| panic!("no {name}: {}", node.command("ip link")));
+    assert_eq!(link["linkinfo"]["info_kind"], "vxlan");
+    assert_eq!(link["mtu"], 1500 - family.overhead());
+    let data = &link["linkinfo"]["info_data"];
+    let local = if family == Family::V4 { "local" } else { "local6" };
+    let expected = json!({
+        "id": vni, "port": port, "learning": learning, "link": "eth0", local: family.address(node),
+    });
+    for (key, value) in expected.as_object().expect("an object") {
+        assert_eq!(&data[key], value, "{key} of {name}: {data}");
+    }
+    let gbp = data.get("gbp").and_then(serde_json::Value::as_bool).unwrap_or(false);
+    assert!(!gbp, "no group-based policy: {data}");
+    let mac = link["address"].as_str().expect("a MAC");
+    assert!(mac.starts_with(prefix), "{mac} of {name} begins with {prefix:?}");
+    let record = fleet.etcd.ctl(&["get", "--prefix", super::SUBNETS]);
+    assert!(record.contains(&format!(r#""VNI":{vni},"VtepMAC":"{mac}""#)), "{name} is published: {record}");
+}
+
+#[test]
+fn its_parameters_are_the_networks() {
+    let backend = json!({
+        "Type": "vxlan", "VNI": 77, "Port": 4789, "Learning": true, "MacPrefix": "0E-2A"
+    });
+    for (config, families) in each_way(&backend) {
+        let fleet = Fleet::new(&[2], &config);
+        fleet.all_reach(families.len());
+        for family in families {
+            assert_device(&fleet, family, 77, 4789, true, "0e:2a:");
+        }
+    }
+    for (config, families) in each_way(&json!({ "Type": "vxlan" })) {
+        let fleet = Fleet::new(&[1], &config);
+        fleet.pods();
+        for family in families {
+            assert_device(&fleet, family, 1, 8472, false, "");
+        }
+    }
+}
+
+/// What can be changed under containers is changed in place of the old, also on a host that was there before.
+#[test]
+fn it_follows_the_networks_configuration() {
+    for (config, families) in each_way(&json!({ "Type": "vxlan" })) {
+        let fleet = Fleet::new(&[1], &config);
+        let agent = Weftd::start(fleet.node(0), &fleet.etcd, &json!({ "leaseTTL": 3 }));
+        agent.ready();
+        let changed = config.replace(r#""Type":"vxlan""#, r#""Type":"vxlan","Port":4789,"Learning":true"#);
+        assert_ne!(config, changed);
+        fleet.etcd.put(CONFIG, &changed);
+        for family in families {
+            eventually(PATIENCE, "the device has the new port", || {
+                let link = fleet.node(0).link(family.device())?;
+                (link["linkinfo"]["info_data"]["port"] == 4789).then_some(())
+            });
+            assert_device(&fleet, family, 1, 4789, true, "");
+        }
+        agent.ready();
+    }
+}
+
+/// What Weft cannot do is said, and nothing is made of half of it.
+#[test]
+fn group_based_policy_is_refused() {
+    for (config, _) in each_way(&json!({ "Type": "vxlan", "GBP": true })) {
+        let fleet = Fleet::new(&[1], &config);
+        let before = fleet.node(0).json("ip -j link show");
+        let error = fleet.network.add_call(&Pod::new()).on(fleet.node(0)).run().error_code(7);
+        error.assert_names(&["Backend.GBP", "take it out"]);
+        assert_eq!(fleet.node(0).json("ip -j link show"), before);
+        assert!(fleet.etcd.keys(super::SUBNETS).is_empty());
+    }
+}

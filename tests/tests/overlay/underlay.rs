@@ -1,0 +1,193 @@
+//! Which interface leads to the other hosts, where a host has several.
+
+use std::net::IpAddr;
+
+use serde_json::{Value, json};
+use weft_tests::{Family, Node, Pod, Weftd};
+
+use super::{CONFIG, Fleet, SUBNETS, each_way};
+
+/// What is configured, and what follows from it in each family: the address that other hosts are told, the one that
+/// packets leave with, and the interface.
+struct Case {
+    ipam: Value,
+    expected: [(&'static str, &'static str, &'static str); 2],
+}
+
+fn case(ipam: Value, expected: [(&'static str, &'static str, &'static str); 2]) -> Case {
+    Case { ipam, expected }
+}
+
+/// As [`case`], where other hosts are told the address that packets leave with.
+fn same(ipam: Value, (v4, v6): (&'static str, &'static str), link: &'static str) -> Case {
+    case(ipam, [(v4, v4, link), (v6, v6, link)])
+}
+
+/// Beside `eth0`, to which the default routes lead: `eth1` with a smaller MTU, `eth2` with two addresses of each family,
+/// and `eth3` with none but of IPv4. The router is on all of them.
+fn more_interfaces(node: &Node) {
+    let netns = node.netns().path();
+    for number in 1..=3 {
+        let there = format!("peer name eth{number} netns {}", netns.display());
+        weft_tests::command(&format!("ip link add more{number} up type veth {there}"));
+        weft_tests::command(&format!("ip addr add 10.9.{number}.1/24 dev more{number}"));
+        node.command(&format!("ip link set eth{number} up"));
+        node.command(&format!("ip addr add 10.9.{number}.2/24 dev eth{number}"));
+        if number != 3 {
+            node.command(&format!("ip addr add fd09:{number}::2/64 dev eth{number} nodad"));
+        }
+    }
+    node.command("ip link set eth1 mtu 1400");
+    node.command("ip addr add 10.9.2.3/24 dev eth2");
+    // Not the first to be taken: it is there for what is running only.
+    node.command("ip addr add fd09:2::3/64 dev eth2 nodad preferred_lft 0");
+}
+
+fn cases() -> Vec<Case> {
+    let (eth0, eth1, eth2) =
+        (("172.30.0.11", "fd30::11"), ("10.9.1.2", "fd09:1::2"), ("10.9.2.2", "fd09:2::2"));
+    let nat = json!({ "publicIP": "198.51.100.7", "publicIPv6": "2001:db8:7::7" });
+    let mut nat_by_eth1 = nat.clone();
+    nat_by_eth1["iface"] = "eth1".into();
+    vec![
+        same(json!({}), eth0, "eth0"),
+        same(json!({ "iface": "eth1" }), eth1, "eth1"),
+        same(json!({ "iface": "10.9.1.2" }), eth1, "eth1"),
+        same(json!({ "iface": "fd09:1::2" }), eth1, "eth1"),
+        same(json!({ "iface": "10.9.2.3" }), ("10.9.2.3", eth2.1), "eth2"),
+        same(json!({ "iface": "fd09:2::3" }), (eth2.0, "fd09:2::3"), "eth2"),
+        same(json!({ "ifaceRegex": "^eth2$" }), eth2, "eth2"),
+        same(json!({ "ifaceRegex": r"^(10\.9\.1\.|fd09:1:)" }), eth1, "eth1"),
+        same(json!({ "ifaceCanReach": "10.9.1.77" }), eth1, "eth1"),
+        same(json!({ "ifaceCanReach": "fd09:1::77" }), eth1, "eth1"),
+        same(json!({ "ifaceCanReach": "192.0.2.77" }), eth0, "eth0"),
+        same(json!({ "publicIP": eth1.0, "publicIPv6": eth1.1 }), eth1, "eth1"),
+        same(json!({ "publicIP": "10.9.2.3", "publicIPv6": "fd09:2::3" }), ("10.9.2.3", "fd09:2::3"), "eth2"),
+        case(nat, [("198.51.100.7", eth0.0, "eth0"), ("2001:db8:7::7", eth0.1, "eth0")]),
+        case(nat_by_eth1, [("198.51.100.7", eth1.0, "eth1"), ("2001:db8:7::7", eth1.1, "eth1")]),
+    ]
+}
+
+/// What is published, and what the kernel has.
+#[track_caller]
+fn assert_chosen(fleet: &Fleet, Case { ipam, expected }: &Case) {
+    let node = fleet.node(0);
+    let keys = fleet.etcd.keys(SUBNETS);
+    assert_eq!(keys.len(), 1, "{ipam}: {keys:?}");
+    let record = fleet.etcd.get(&keys[0]).expect("the host's record");
+    let record: Value = serde_json::from_str(&record).expect("JSON");
+    for (family, (public, local, iface)) in [Family::V4, Family::V6].into_iter().zip(expected) {
+        let (key, attribute) = match family {
+            Family::V4 => ("PublicIP", "local"),
+            Family::V6 => ("PublicIPv6", "local6"),
+        };
+        assert_eq!(record[key], *public, "{ipam}: {record}");
+        let link = node.link(family.device()).expect("a device");
+        let data = &link["linkinfo"]["info_data"];
+        assert_eq!((&data[attribute], &data["link"]), (&json!(local), &json!(iface)), "{ipam}: {data}");
+        let underlay = node.link(iface).expect("an interface")["mtu"].as_u64().expect("an MTU");
+        assert_eq!(link["mtu"], underlay - family.overhead(), "{ipam}");
+    }
+}
+
+/// As if the host had never been in the network.
+fn forget(fleet: &Fleet) {
+    let node = fleet.node(0);
+    fleet.etcd.ctl(&["del", "--prefix", "/coreos.com/network/subnets/"]);
+    for lease in fleet.etcd.leases() {
+        fleet.etcd.revoke(&lease.id);
+    }
+    for device in [Family::V4, Family::V6].map(Family::device) {
+        if node.link(device).is_some() {
+            node.command(&format!("ip link delete {device}"));
+        }
+    }
+    for directory in [node.data_dir(), node.state_dir()] {
+        std::fs::remove_dir_all(directory).expect("forget everything");
+    }
+}
+
+/// A host with several interfaces in a network of both families.
+fn fleet() -> Fleet {
+    let [.., (config, _)] = each_way(&json!({ "Type": "vxlan" }));
+    let fleet = Fleet::new(&[1], &config);
+    more_interfaces(fleet.node(0));
+    fleet
+}
+
+#[test]
+fn each_way_of_choosing_an_interface() {
+    let fleet = fleet();
+    let node = fleet.node(0);
+    let attach = |case: &Case| {
+        let network = fleet.network.clone().with(&json!({ "ipam": case.ipam }));
+        let (pod, _) = node.attach(&network);
+        // The next one finds the lease, and that the addresses are still these.
+        drop(node.attach(&network));
+        assert_chosen(&fleet, case);
+        network.call("DEL").pod(&pod).on(node).run().done();
+        forget(&fleet);
+    };
+    cases().iter().for_each(attach);
+    // The default routes lead elsewhere.
+    node.command("ip route replace default via 10.9.2.1");
+    node.command("ip -6 route del default");
+    node.command("ip -6 route add default dev eth2");
+    attach(&same(json!({}), ("10.9.2.2", "fd09:2::2"), "eth2"));
+}
+
+/// The agent reads the same keys.
+#[test]
+fn the_agent_chooses_alike() {
+    let fleet = fleet();
+    for case in cases() {
+        let agent = Weftd::start(fleet.node(0), &fleet.etcd, &case.ipam);
+        agent.ready();
+        assert_chosen(&fleet, &case);
+        agent.daemon().stop();
+        std::fs::remove_file(fleet.node(0).subnet_file()).expect("remove subnet.env");
+        forget(&fleet);
+    }
+}
+
+/// Each says for which family, what was looked for, and what can be set; nothing is made.
+#[test]
+fn no_interface_that_fits() {
+    let fleet = fleet();
+    let node = fleet.node(0);
+    let refused = |ipam: Value, parts: &[&str]| {
+        let before = node.json("ip -j link show");
+        let network = fleet.network.clone().with(&json!({ "ipam": ipam }));
+        let error = network.add_call(&Pod::new()).on(node).run().error_code(7);
+        error.assert_names(parts).assert_names(&["ipam.iface", "ifaceCanReach", "publicIP"]);
+        assert_eq!(node.json("ip -j link show"), before, "{ipam}");
+        assert!(fleet.etcd.keys(SUBNETS).is_empty(), "{ipam}");
+    };
+    let absent: IpAddr = [10, 9, 1, 99].into();
+    for (ipam, parts) in [
+        (json!({ "iface": "eth9" }), ["IPv4", "eth9 has none"]),
+        (json!({ "iface": absent }), ["IPv4", "10.9.1.99 has none"]),
+        (json!({ "iface": "eth3" }), ["IPv6", "eth3 has none"]),
+        (json!({ "ifaceCanReach": "10.9.3.77" }), ["IPv6", "eth3 has none"]),
+        (json!({ "ifaceRegex": "^wlan" }), ["IPv4", "nothing matches ^wlan"]),
+        (json!({ "ifaceRegex": r"^10\.9\.1\." }), ["IPv6", r"nothing matches ^10\.9\.1\."]),
+    ] {
+        refused(ipam, &parts);
+    }
+    for (family, name) in [(Family::V6, "IPv6"), (Family::V4, "IPv4")] {
+        node.command(&format!("ip {} route del default", family.flag()));
+        refused(json!({}), &[name, "no default route"]);
+        let (target, told) = match family {
+            Family::V4 => ("192.0.2.77", "no route to 192.0.2.77"),
+            Family::V6 => ("2001:db8::77", "no route to 2001:db8::77"),
+        };
+        refused(json!({ "ifaceCanReach": target }), &[told]);
+    }
+    // The one family's failure is the network's only where that has the family.
+    let [(config, _), ..] = each_way(&json!({ "Type": "vxlan" }));
+    fleet.etcd.put(CONFIG, config);
+    let network = fleet.network.clone().with(&json!({ "ipam": { "iface": "eth3" } }));
+    let (_pod, _) = node.attach(&network);
+    let link = node.link(Family::V4.device()).expect("a device");
+    assert_eq!(link["linkinfo"]["info_data"]["local"], "10.9.3.2");
+}
