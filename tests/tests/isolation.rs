@@ -5,7 +5,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_tests::frames::{BROADCAST, Wire, ethernet};
+use weft_tests::frames::{BROADCAST, Frame, Wire};
 use weft_tests::{Call, Host, Injection, Mirror, Network, Outside, Pod, assert_way, command, ips};
 
 const PORT: u16 = 80;
@@ -190,9 +190,9 @@ fn without_icc_no_frame_passes_from_container_to_container() {
             for pod in [&sender, &receiver] {
                 pod.command("ip link set eth0 up");
             }
-            let (from, to) = (Wire::of(&sender), Wire::of(&receiver));
+            let (from, mut to) = (Wire::of(&sender), Wire::of(&receiver));
             for target in [to.mac, BROADCAST, [0x01, 0x00, 0x5e, 1, 2, 3]] {
-                let frame = ethernet(target, from.mac, 0x88b5, b"local experiment");
+                let frame = Frame::new(target, from.mac, 0x88b5, b"local experiment");
                 from.send(&frame);
                 let time = Duration::from_millis(if icc { 3000 } else { 200 });
                 assert_eq!(to.receives(&frame, time), icc, "icc: {icc}, to {target:x?}");
