@@ -23,7 +23,7 @@ use crate::step::{Change, Fault, Journal, Shared, Step, failed};
 
 mod erasure;
 
-pub use erasure::Erasure;
+pub use erasure::{Erasure, sweep};
 
 /// The directory of the lock that an ADD with host ports holds while it looks whether they are free. No network
 /// has such a name.
