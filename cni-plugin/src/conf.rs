@@ -214,7 +214,11 @@ impl Traces {
 /// [`Code::InvalidConfig`] for text that is no unicast MAC address.
 pub fn requested_mac(conf: &Map<String, Value>, args: &CniArgs) -> Result<Option<MacAddr>, Error> {
     let raw: NetConf = decode(conf)?;
-    let convention = conventions(conf).and_then(|cni| cni.get("mac")?.as_str()).map(str::to_owned);
+    let convention = match conventions(conf).and_then(|cni| cni.get("mac")) {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(other) => return Err(invalid("args.cni.mac", other, "give a text, like \"02:00:00:00:00:01\"")),
+    };
     let asked = [
         ("runtimeConfig.mac", raw.runtime_config.and_then(|config| config.mac)),
         ("args.cni.mac", convention),

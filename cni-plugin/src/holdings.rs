@@ -26,7 +26,7 @@ mod company;
 mod erasure;
 
 pub use company::Company;
-pub use erasure::Erasure;
+pub use erasure::{Erasure, sweep};
 
 /// The directory of the lock that an ADD with host ports holds while it looks whether they are free. No network
 /// has such a name.

@@ -188,12 +188,8 @@ impl Ports {
     /// # Errors
     /// What the kernel refused.
     pub fn forget_own_flows(&self, nft: &mut Nft) -> NlResult<()> {
-        for family in self.udp_families() {
-            nft.forget_udp(family, |flow| {
-                self.udp(family).any(|claim| claim.to == flow.answered_by || claim.to == flow.source)
-            })?;
-        }
-        Ok(())
+        let claims = [Family::V4, Family::V6].into_iter().flat_map(|family| self.udp(family));
+        forget_flows(nft, &claims.map(|claim| claim.to).collect())
     }
 
     fn udp(&self, family: Family) -> impl Iterator<Item = &Claim> {
@@ -276,6 +272,26 @@ impl Reach {
             Self::Unknown => None,
         }
     }
+}
+
+/// The same for containers of which nothing is known but the elements that they had.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn forget_flows_of(nft: &mut Nft, elements: &[Element]) -> NlResult<()> {
+    forget_flows(nft, &elements.iter().filter_map(claim::udp_target).collect())
+}
+
+/// Has the kernel forget the flows of UDP to and from containers.
+fn forget_flows(nft: &mut Nft, containers: &BTreeSet<IpAddr>) -> NlResult<()> {
+    for family in [Family::V4, Family::V6] {
+        if containers.iter().any(|container| Family::of(*container) == family) {
+            nft.forget_udp(family, |flow| {
+                containers.contains(&flow.answered_by) || containers.contains(&flow.source)
+            })?;
+        }
+    }
+    Ok(())
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]

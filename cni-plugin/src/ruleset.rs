@@ -211,7 +211,7 @@ pub fn give_way(
         return Err(Error::new(Code::Conflict, conflict).into());
     }
     log::warn!("{what}: removing what attachment {hash} of container {container} left");
-    Ok(sweep(nft, |of| of == hash)?)
+    Ok(sweep(nft, |of| of == hash).map(drop)?)
 }
 
 /// The elements of the attachments that a predicate on their hashes chooses.
@@ -241,14 +241,11 @@ pub fn erase(nft: &mut Nft, elements: &[Element]) -> NlResult<()> {
     nft.batch(Change::for_elements(elements, Change::remove_elements))
 }
 
-/// Deletes an attachment's elements: those it is known to have, or else those that name it.
+/// Deletes an attachment's elements, which it is known to have.
 ///
 /// # Errors
 /// What the kernel refused; what is gone already is no error.
-pub fn remove(nft: &mut Nft, key: &AttachmentKey, known: Option<&Elements>) -> NlResult<()> {
-    let Some(known) = known else {
-        return sweep(nft, |hash| hash == key.hash());
-    };
+pub fn remove(nft: &mut Nft, key: &AttachmentKey, known: &Elements) -> NlResult<()> {
     match erase(nft, &known.own) {
         Err(error) if error.not_found() => {}
         other => return other,
@@ -264,14 +261,14 @@ pub fn remove(nft: &mut Nft, key: &AttachmentKey, known: Option<&Elements>) -> N
     })
 }
 
-/// Deletes the elements of the attachments that a predicate on their hashes chooses.
+/// Deletes the elements of the attachments that a predicate on their hashes chooses, and returns them.
 ///
 /// # Errors
 /// What the kernel refused; what is gone already is no error.
-pub fn sweep(nft: &mut Nft, is_chosen: impl Fn(&str) -> bool) -> NlResult<()> {
+pub fn sweep(nft: &mut Nft, is_chosen: impl Fn(&str) -> bool) -> NlResult<Vec<Element>> {
     retry(|| {
         let left = find(nft, &is_chosen)?;
-        erase(nft, &left)
+        erase(nft, &left).map(|()| left)
     })
 }
 

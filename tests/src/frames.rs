@@ -1,158 +1,295 @@
-//! Ethernet frames as a container that means harm sends them, and who receives them.
+//! Ethernet frames as a container that means harm sends them, honest ones, and the packet sockets by which they leave and are
+//! seen.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::net::if_::if_nametoindex;
+use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike, bind, recv, send,
-    setsockopt, socket, sockopt,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
 };
-use nix::sys::time::TimeVal;
 
+use crate::netns::NetNs;
 use crate::pod::Pod;
+use crate::wait::eventually;
 
-/// A MAC address.
+/// An Ethernet address.
 pub type Mac = [u8; 6];
-/// To everybody.
-pub const BROADCAST: Mac = [0xff; 6];
 
-/// `eth0` of a container, by frames.
+/// Who everybody on a link is.
+pub const BROADCAST: Mac = [0xff; 6];
+pub const ARP: u16 = 0x0806;
+pub const UDP: u8 = 17;
+pub const ICMP: u8 = 1;
+pub const ICMP6: u8 = 58;
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
+/// How long a frame may take within one machine.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A frame that can be told from all others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    bytes: Vec<u8>,
+    /// What no other frame has.
+    unique: Vec<u8>,
+}
+
+impl Frame {
+    /// A frame with an EtherType, or a length where it is below 1536. Behind the payload follow bytes that no other frame
+    /// has.
+    pub fn new(to: Mac, from: Mac, kind: u16, payload: &[u8]) -> Self {
+        Self::with(to, from, kind, [payload, b"mark", &number().to_be_bytes()].concat())
+    }
+
+    /// A frame with an IP packet, of [`packet`]. Nothing is behind that: br_netfilter cuts it off.
+    pub fn ip(to: Mac, from: Mac, packet: &[u8]) -> Self {
+        let kind = if packet[0] >> 4 == 4 { IPV4 } else { IPV6 };
+        Self::with(to, from, kind, packet.to_vec())
+    }
+
+    fn with(to: Mac, from: Mac, kind: u16, payload: Vec<u8>) -> Self {
+        Self { bytes: [&to, &from, &kind.to_be_bytes()[..], &payload].concat(), unique: payload }
+    }
+
+    /// The same with a VLAN tag of this EtherType.
+    #[must_use]
+    pub fn tagged(mut self, kind: u16, vlan: u16) -> Self {
+        let tag = [kind.to_be_bytes(), vlan.to_be_bytes()].concat();
+        self.bytes.splice(12..12, tag);
+        self
+    }
+}
+
+/// A number that nothing else got.
+fn number() -> u32 {
+    static COUNT: AtomicU32 = AtomicU32::new(1);
+    COUNT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A packet socket: it sends frames as they are, and sees every frame that arrives.
 pub struct Wire {
     socket: OwnedFd,
+    /// The interface's own address.
     pub mac: Mac,
+    seen: Vec<Vec<u8>>,
 }
 
 impl Wire {
-    /// Opens it.
-    pub fn of(pod: &Pod) -> Self {
-        let link = pod.link("eth0").expect("eth0");
-        let mac = parse_mac(link["address"].as_str().expect("a MAC address"));
-        let socket = pod.inside(|| {
-            let socket =
-                socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll);
-            let socket = socket.expect("a packet socket");
-            bind(socket.as_raw_fd(), &address("eth0")).expect("bind to eth0");
-            socket
+    /// Opens one on an interface of a namespace.
+    pub fn open(netns: &NetNs, ifname: &str) -> Self {
+        let (socket, mac) = netns.inside(|| {
+            let link = link(ifname).unwrap_or_else(|| panic!("no interface {ifname}"));
+            (bound(&link), link.addr().expect("a MAC address"))
         });
-        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(0, 20_000)).expect("a limit");
-        Self { socket, mac }
+        Self { socket, mac, seen: Vec::new() }
+    }
+
+    /// Opens one on `eth0` of a container.
+    pub fn of(pod: &Pod) -> Self {
+        Self::open(pod.netns(), "eth0")
     }
 
     /// Sends a frame.
-    pub fn send(&self, frame: &[u8]) {
-        let mut padded = frame.to_vec();
-        padded.resize(frame.len().max(60), 0);
-        send(self.socket.as_raw_fd(), &padded, MsgFlags::empty()).expect("send a frame");
+    pub fn send(&self, frame: &Frame) {
+        let sent = send(self.socket.as_raw_fd(), &frame.bytes, MsgFlags::empty()).expect("send a frame");
+        assert_eq!(sent, frame.bytes.len());
     }
 
-    /// Whether a frame arrives that begins so, within a time.
-    pub fn receives(&self, frame: &[u8], time: Duration) -> bool {
+    /// Waits until a frame has arrived.
+    #[track_caller]
+    pub fn wait_for(&mut self, frame: &Frame, what: &str) {
+        eventually(PATIENCE, what, || self.has_seen(frame).then_some(()));
+    }
+
+    /// Whether a frame arrives within a time.
+    pub fn receives(&mut self, frame: &Frame, time: Duration) -> bool {
         let end = Instant::now() + time;
-        let mut buffer = [0; 2048];
-        while Instant::now() < end {
+        loop {
+            if self.has_seen(frame) {
+                return true;
+            }
+            if Instant::now() >= end {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Forgets what has arrived until now.
+    pub fn forget(&mut self) {
+        self.take_in();
+        self.seen.clear();
+    }
+
+    /// Whether a frame has arrived until now.
+    pub fn has_seen(&mut self, frame: &Frame) -> bool {
+        self.take_in();
+        self.seen.iter().any(|seen| seen.windows(frame.unique.len()).any(|bytes| bytes == frame.unique))
+    }
+
+    fn take_in(&mut self) {
+        let mut buffer = vec![0; 65_536];
+        loop {
             match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-                Ok(length) if buffer[..length].starts_with(frame) => return true,
-                Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => {}
-                Err(error) => panic!("receive a frame: {error}"),
+                Ok(length) => self.seen.push(buffer[..length].to_vec()),
+                Err(Errno::EAGAIN) => break,
+                Err(error) => panic!("receive frames: {error}"),
             }
         }
-        false
     }
 }
 
-fn address(ifname: &str) -> LinkAddr {
-    let index = if_nametoindex(ifname).expect("an interface");
-    let raw = nix::libc::sockaddr_ll {
-        sll_family: u16::try_from(nix::libc::AF_PACKET).expect("a family"),
-        sll_protocol: u16::try_from(nix::libc::ETH_P_ALL).expect("a protocol").to_be(),
-        sll_ifindex: i32::try_from(index).expect("an index"),
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 0,
-        sll_addr: [0; 8],
-    };
-    let length = u32::try_from(size_of_val(&raw)).expect("a length");
-    // SAFETY: the structure is a whole address of this family, and its length is told.
-    #[expect(unsafe_code, reason = "nix makes no address of a packet socket from its parts")]
-    unsafe { LinkAddr::from_raw((&raw const raw).cast(), Some(length)) }.expect("an address")
+/// Frames that somebody in a container sends without a pause, from the moment on in which its interface takes any.
+pub struct Flood {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<u64>,
 }
 
-fn parse_mac(text: &str) -> Mac {
-    let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).expect("a byte")).collect();
-    bytes.try_into().expect("six bytes")
+impl Flood {
+    /// Begins to try. There need be no such interface yet.
+    pub fn begin(netns: &NetNs, ifname: &'static str, frames: Vec<Frame>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (netns, is_over) = (netns.clone(), Arc::clone(&stop));
+        let flood = move || {
+            let mut socket = None;
+            let mut sent = 0;
+            for frame in frames.iter().cycle() {
+                if is_over.load(Ordering::Relaxed) {
+                    break;
+                }
+                if socket.is_none() {
+                    socket = link(ifname).map(|link| bound(&link));
+                }
+                let Some(socket) = &socket else { continue };
+                match send(socket.as_raw_fd(), &frame.bytes, MsgFlags::empty()) {
+                    Ok(_) => sent += 1,
+                    // It is down, or full.
+                    Err(Errno::ENETDOWN | Errno::ENOBUFS | Errno::EAGAIN) => {}
+                    Err(error) => panic!("send a frame: {error}"),
+                }
+            }
+            sent
+        };
+        Self { stop, thread: thread::spawn(move || netns.inside(flood)) }
+    }
+
+    /// Ends it. Returns how many frames were sent.
+    pub fn end(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the frames' sender")
+    }
 }
 
-/// A frame around something.
-pub fn ethernet(to: Mac, from: Mac, ether_type: u16, content: &[u8]) -> Vec<u8> {
-    [&to[..], &from, &ether_type.to_be_bytes(), content].concat()
+/// The address of an interface of this thread's namespace, which names the interface to a packet socket.
+fn link(ifname: &str) -> Option<LinkAddr> {
+    getifaddrs().expect("list interfaces").find_map(|interface| {
+        let link = interface.address.and_then(|address| address.as_link_addr().copied());
+        link.filter(|_| interface.interface_name == ifname)
+    })
 }
 
-/// A frame with a tag of a VLAN (IEEE 802.1Q).
-pub fn tagged(frame: &[u8]) -> Vec<u8> {
-    [&frame[..12], &[0x81, 0, 0, 7], &frame[12..]].concat()
+fn bound(link: &LinkAddr) -> OwnedFd {
+    let all = SockProtocol::EthAll;
+    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_NONBLOCK, all);
+    let socket = socket.expect("a packet socket");
+    bind(socket.as_raw_fd(), link).expect("bind to an interface");
+    socket
 }
 
-/// `sender` is at `mac`: an ARP announcement (RFC 826, RFC 5227).
-pub fn arp(from: Mac, mac: Mac, sender: Ipv4Addr) -> Vec<u8> {
-    let ip = sender.octets();
-    ethernet(BROADCAST, from, 0x0806, &[&[0, 1, 8, 0, 6, 4, 0, 1][..], &mac, &ip, &[0; 6], &ip].concat())
+/// An ARP packet (RFC 826): 1 asks, 2 answers.
+pub fn arp(operation: u16, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Addr)) -> Vec<u8> {
+    let head = [&[0, 1, 8, 0, 6, 4][..], &operation.to_be_bytes()].concat();
+    [&head[..], &sender.0, &sender.1.octets(), &target.0, &target.1.octets()].concat()
 }
 
-/// An IP packet with a payload of a protocol.
-pub fn ip(to: Mac, from: Mac, source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(payload.len()).expect("a short packet");
-    match (source, destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            let mut header =
-                [&[0x45, 0][..], &(length + 20).to_be_bytes(), &[0, 0, 0, 0, 64, protocol, 0, 0]].concat();
-            header.extend(source.octets());
-            header.extend(destination.octets());
+/// An IP packet of either family, by its identification or its flow label another one than all before. Where
+/// `fragment` is not zero it is of IPv4's header: flags, and offset in units of 8 bytes.
+pub fn packet(
+    from: impl Into<IpAddr>,
+    to: impl Into<IpAddr>,
+    protocol: u8,
+    fragment: u16,
+    payload: &[u8],
+) -> Vec<u8> {
+    match (from.into(), to.into()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let length = u16::try_from(20 + payload.len()).expect("a small packet").to_be_bytes();
+            let [high, low] = fragment.to_be_bytes();
+            let [_, _, id @ ..] = number().to_be_bytes();
+            let mut header = vec![0x45, 0, length[0], length[1], id[0], id[1], high, low, 64, protocol, 0, 0];
+            header.extend(from.octets());
+            header.extend(to.octets());
             let sum = checksum(&header).to_be_bytes();
             header[10..12].copy_from_slice(&sum);
-            ethernet(to, from, 0x0800, &[&header[..], payload].concat())
+            [&header[..], payload].concat()
         }
-        (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            let header = [
-                &[0x60, 0, 0, 0][..],
-                &length.to_be_bytes(),
-                &[protocol, 255],
-                &source.octets(),
-                &destination.octets(),
-            ]
-            .concat();
-            ethernet(to, from, 0x86dd, &[&header[..], payload].concat())
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let length = u16::try_from(payload.len()).expect("a small packet").to_be_bytes();
+            // Neighbours believe nothing that may have passed a router (RFC 4861 §7.1).
+            let [_, label @ ..] = number().to_be_bytes();
+            let header = [0x60, label[0] & 0xf, label[1], label[2], length[0], length[1], protocol, 255];
+            [&header[..], &from.octets(), &to.octets(), payload].concat()
         }
-        _ => panic!("{source} and {destination} are of two families"),
+        (from, to) => panic!("{from} and {to} are of different families"),
     }
 }
 
-/// A UDP packet from one port to another, without a checksum in IPv4 and with a wrong one in IPv6: nobody takes it in.
-pub fn udp(to: Mac, from: Mac, addresses: (IpAddr, IpAddr), ports: (u16, u16)) -> Vec<u8> {
-    let payload = [&ports.0.to_be_bytes()[..], &ports.1.to_be_bytes(), &[0, 12, 0, 0], b"weft"].concat();
-    ip(to, from, addresses.0, addresses.1, 17, &payload)
+/// A UDP datagram, with its checksum.
+pub fn udp(from: impl Into<IpAddr>, to: impl Into<IpAddr>, ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(8 + payload.len()).expect("a small datagram");
+    let numbers = [ports.0, ports.1, length, 0];
+    let header: Vec<u8> = numbers.iter().flat_map(|number| number.to_be_bytes()).collect();
+    summed([&header[..], payload].concat(), 6, &pseudo_header(from.into(), to.into(), UDP))
 }
 
-/// An ICMPv6 message of neighbour discovery (RFC 4861): to all nodes, about a target at a link-layer address.
-pub fn discovery(from: Mac, source: Ipv6Addr, kind: u8, target: Ipv6Addr, option: u8) -> Vec<u8> {
-    let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-    let mut message = [&[kind, 0, 0, 0, 0x20, 0, 0, 0][..], &target.octets(), &[option, 1], &from].concat();
-    let length = u32::try_from(message.len()).expect("a short message");
-    let pseudo =
-        [&source.octets()[..], &all_nodes.octets(), &length.to_be_bytes(), &[0, 0, 0, 58], &message].concat();
-    let sum = checksum(&pseudo).to_be_bytes();
-    message[2..4].copy_from_slice(&sum);
-    ip([0x33, 0x33, 0, 0, 0, 1], from, source.into(), all_nodes.into(), 58, &message)
+/// An ICMP message, with its checksum: the body begins behind that.
+pub fn icmp(kind: u8, code: u8, body: &[u8]) -> Vec<u8> {
+    summed([&[kind, code, 0, 0], body].concat(), 2, &[])
+}
+
+/// An ICMPv6 message, with its checksum: the body begins behind that.
+pub fn icmp6(from: Ipv6Addr, to: Ipv6Addr, kind: u8, body: &[u8]) -> Vec<u8> {
+    summed([&[kind, 0, 0, 0], body].concat(), 2, &pseudo_header(from.into(), to.into(), ICMP6))
+}
+
+/// An option of neighbour discovery with a MAC address: 1 is the sender's, 2 the target's (RFC 4861 §4.6.1).
+pub fn lladdr_option(kind: u8, mac: Mac) -> Vec<u8> {
+    [&[kind, 1], &mac[..]].concat()
+}
+
+/// Writes the checksum into a message, whose pseudo header has the length left out.
+fn summed(mut message: Vec<u8>, at: usize, pseudo_header: &[u8]) -> Vec<u8> {
+    let mut all = pseudo_header.to_vec();
+    if !all.is_empty() {
+        all.extend(u32::try_from(message.len()).expect("a small message").to_be_bytes());
+    }
+    all.extend(&message);
+    let sum = checksum(&all).to_be_bytes();
+    message[at..at + 2].copy_from_slice(&sum);
+    message
+}
+
+/// Addresses and protocol, in an order of its own: a sum has none.
+fn pseudo_header(from: IpAddr, to: IpAddr, protocol: u8) -> Vec<u8> {
+    let octets = |ip| match ip {
+        IpAddr::V4(ip) => Ipv4Addr::octets(&ip).to_vec(),
+        IpAddr::V6(ip) => Ipv6Addr::octets(&ip).to_vec(),
+    };
+    [octets(from), octets(to), vec![0, 0, 0, protocol]].concat()
 }
 
 /// The Internet's checksum (RFC 1071).
 fn checksum(bytes: &[u8]) -> u16 {
-    let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
-    let mut sum: u32 = bytes.chunks(2).map(word).sum();
+    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+    let mut sum: u32 = words.sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    !u16::try_from(sum).expect("folded")
+    !u16::try_from(sum).expect("folded to 16 bits")
 }

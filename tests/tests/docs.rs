@@ -127,32 +127,170 @@ fn scripts_are_executable() {
     }
 }
 
-/// The table in docs/configuration.md has every key that `weft` knows, and its defaults are accepted as values.
-#[test]
-fn keys_are_documented_with_values_that_weft_takes() {
-    let text = fs::read_to_string(root().join("docs/configuration.md")).expect("docs/configuration.md");
-    let rows: Vec<(&str, Value)> = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("| `")?.split_once("` | `"))
-        .map(|(key, rest)| {
-            let default = rest.split("` |").next().expect("a default");
-            (key, serde_json::from_str(default).unwrap_or_else(|error| panic!("default of {key}: {error}")))
-        })
-        .collect();
+/// A row of a table of keys in docs/configuration.md.
+struct Row {
+    key: String,
+    /// None where there is no default.
+    default: Option<Value>,
+    /// A reference plugin, and what it has in place of the key.
+    replaces: Option<(String, Vec<String>)>,
+    /// What is to be written into the configuration.
+    example: Value,
+}
 
-    let source = fs::read_to_string(root().join("cni-plugin/src/conf/keys.rs")).expect("keys.rs");
-    let list = source.split("const KEYS: &[&str] = &[").nth(1).and_then(|rest| rest.split("];").next());
-    let known: Vec<&str> = list.expect("the list of keys").split('"').skip(1).step_by(2).collect();
-    assert!(known.len() > 10, "{known:?}");
-    for key in &known {
-        assert!(text.contains(&format!("`{key}`")), "docs/configuration.md does not mention {key}");
+impl Row {
+    fn read(line: &str) -> Option<Self> {
+        let columns: Vec<&str> = line.split(" | ").collect();
+        let [key, default, replaces, example, _meaning] = columns[..] else { return None };
+        let key = key.strip_prefix("| ")?;
+        let text = |column: &str| column.strip_prefix('`')?.strip_suffix('`').map(str::to_owned);
+        let json = |text: String| {
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{key}: {text}: {error}"))
+        };
+        let names = replaces.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+        Some(Self {
+            key: text(key)?,
+            default: text(default).map(json),
+            replaces: names.split_first().map(|(plugin, keys)| (plugin.clone(), keys.to_vec())),
+            example: json(format!(
+                "{{ {} }}",
+                text(example).unwrap_or_else(|| panic!("{key} has no example"))
+            )),
+        })
     }
 
+    /// Where the key is in a configuration.
+    fn pointer(&self) -> String {
+        // The names of the specification's keys have dots of their own.
+        let nested = self.key.starts_with("args.") || self.key.starts_with("runtimeConfig.");
+        if nested {
+            format!("/{}", self.key.replace('.', "/"))
+        } else {
+            format!("/{}", self.key.replace('/', "~1"))
+        }
+    }
+
+    /// A configuration with another value of the key, and all that the example has besides.
+    fn with(&self, value: Value) -> Value {
+        let mut conf = self.example.clone();
+        *conf.pointer_mut(&self.pointer()).unwrap_or_else(|| panic!("{} is not in its example", self.key)) =
+            value;
+        conf
+    }
+}
+
+/// The rows of all tables of keys.
+fn rows() -> Vec<Row> {
+    let text = fs::read_to_string(root().join("docs/configuration.md")).expect("docs/configuration.md");
+    text.lines().filter_map(Row::read).collect()
+}
+
+/// The words of a list in the source of `weft`.
+fn list(file: &str, begin: &str) -> Vec<String> {
+    let path = root().join("cni-plugin/src/conf").join(file);
+    let source = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let list = source.split(begin).nth(1).and_then(|rest| rest.split(']').next());
+    let words =
+        list.unwrap_or_else(|| panic!("{} has no {begin}", path.display())).split('"').skip(1).step_by(2);
+    words.map(str::to_owned).collect()
+}
+
+/// The tables in docs/configuration.md have every key that `weft` knows and no other.
+#[test]
+fn keys_are_documented() {
+    let mut known = list("keys.rs", "const KEYS: &[&str] = &[");
+    known.extend(list("keys.rs", "const UNBUILT_KEYS: &[&str] = &["));
+    assert!(known.len() > 50, "{known:?}");
+    let nested = |object: &str, names: Vec<String>| {
+        assert!(names.len() > 1, "{object}: {names:?}");
+        names.into_iter().map(|name| format!("{object}.{name}")).collect::<Vec<_>>()
+    };
+    known.extend(nested("runtimeConfig", list("keys.rs", "const CAPABILITIES: &[&str] = &[")));
+    known.extend(nested("args.weft", list("asked.rs", "const KEYS: &[&str] = &[")));
+    let mut documented: Vec<String> = rows().into_iter().map(|row| row.key).collect();
+    // Others may have keys in `args.cni`, so there is no list of those.
+    documented.retain(|key| !key.starts_with("args.cni."));
+    known.sort();
+    documented.sort();
+    assert_eq!(documented, known);
+
+    let text = fs::read_to_string(root().join("docs/configuration.md")).expect("docs/configuration.md");
+    for part in list("guard.rs", "const NAMES: &'static [&'static str] = &[") {
+        assert!(
+            text.contains(&format!("\n| `{part}` |")),
+            "docs/configuration.md lacks the guard's part {part}"
+        );
+    }
+}
+
+/// A network with other values of some keys, as they stand.
+fn changed(network: &Network, keys: &Value) -> Network {
+    let mut network = network.clone();
+    for (key, value) in keys.as_object().expect("an object") {
+        network.conf[key] = value.clone();
+    }
+    network
+}
+
+/// Each key's example makes a network to which a container is attached, and its default is accepted as a value.
+#[test]
+fn keys_are_documented_with_values_that_weft_takes() {
     let _host = Host::new();
-    for (key, default) in rows {
-        assert!(known.contains(&key), "docs/configuration.md documents {key}, which weft does not know");
-        let mut network = Network::new("documented", &[]);
-        network.conf[key] = default;
-        network.status().done();
+    let unaddressed = Network::new("documented", &[]).with(&json!({ "isGateway": true }));
+    for row in rows() {
+        assert!(row.example.pointer(&row.pointer()).is_some(), "{} is not in its example", row.key);
+        if let Some(default) = &row.default {
+            changed(&unaddressed, &row.with(default.clone())).status().done();
+        }
+        if row.key == "chained" {
+            // It attaches to what another plugin made.
+            let mut behind = unaddressed.clone();
+            behind.conf = json!({ "cniVersion": "1.1.0", "name": "documented", "type": "weft" });
+            behind.with(&row.example).status().done();
+            continue;
+        }
+        let attached = changed(&Network::v4(), &row.example);
+        let pod = Pod::new();
+        attached.add(&pod);
+        attached.del(&pod);
+        if row.key.starts_with("args.cni.") {
+            // Of what nobody reads anything would be as good.
+            let wrong = changed(&Network::v4(), &row.with(json!({ "no": ["such"] })));
+            wrong.add_call(&pod).run().error_code(7).assert_names(&[&row.key]);
+        }
+    }
+}
+
+/// A key that a reference plugin is said to have is one that it reads.
+#[test]
+fn keys_of_reference_plugins_are_theirs() {
+    let plugins = ["bandwidth", "bridge", "firewall", "host-local", "portmap", "tuning"];
+    let tags: Vec<(&str, Vec<u8>)> = plugins
+        .map(|plugin| {
+            (plugin, fs::read(peers().join(plugin)).unwrap_or_else(|error| panic!("{plugin}: {error}")))
+        })
+        .into();
+    let has = |plugin: &str, key: &str| {
+        let (_, program) =
+            tags.iter().find(|(name, _)| *name == plugin).unwrap_or_else(|| panic!("{plugin}?"));
+        let tag = format!("json:\"{key}");
+        program.windows(tag.len() + 1).any(|bytes| {
+            let (begin, end) = bytes.split_at(tag.len());
+            begin == tag.as_bytes() && matches!(end, b"\"" | b",")
+        })
+    };
+    for row in rows() {
+        let key = row.key.rsplit('.').next().expect("a name");
+        match &row.replaces {
+            Some((plugin, others)) if others.is_empty() => {
+                assert!(has(plugin, key), "{plugin} has no {}", row.key);
+            }
+            Some((plugin, others)) => {
+                for other in others {
+                    assert!(has(plugin, other), "{plugin} has no {other}");
+                }
+            }
+            None => {}
+        }
     }
 }

@@ -70,8 +70,10 @@ const NEW_ROUTE_IN_THE_POD: &str = "nlmsg_type=0x18 ";
 const FORCED: &[&str] = &["Promiscuous", "ReplaceAddress", "Detection"];
 const SPANNING: &[&str] = &["Overlay"];
 /// Steps whose every trace goes with the veth pair.
-const WITH_THE_PAIR: &[&str] =
-    &["Port", "Shape", "Settings", "Tune", "Address", "Up", "Detection", "Route", "ReadBack", "Neighbours"];
+const WITH_THE_PAIR: &[&str] = &[
+    "Port", "Shape", "Settings", "Tune", "Address", "Up", "Detection", "Answering", "Route", "ReadBack",
+    "Neighbours",
+];
 
 fn network() -> Network {
     Network::dual().with(&json!({

@@ -3,18 +3,17 @@
 
 #[path = "guard/forgeries.rs"]
 mod forgeries;
-#[path = "guard/frames.rs"]
-mod frames;
 #[path = "guard/lifecycle.rs"]
 mod lifecycle;
+#[path = "guard/moment.rs"]
+mod moment;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use weft_tests::frames::{Frame, Wire};
 use weft_tests::{Host, Network, Pod, command, dist, eventually, ips, script, transfer};
-
-use frames::{Frame, Wire};
 
 use forgeries::{ALL, Case, GATEWAY, GATEWAY6, Station, cases, claims, claims6, fragments, superior};
 

@@ -145,7 +145,9 @@ fn a_second_claimant_hears_who_has_the_port() {
     let udp = json!({ "hostPort": 8080, "containerPort": 80, "protocol": "udp" });
     let free = [udp, at("127.0.0.1", 8081), mapping(8999, 80), mapping(9100, 80), at("127.0.0.1", 9250)];
     with(&network(), &free).add(&pod);
+    with(&network(), &from_to(9101, 9199)).add(&Pod::new());
     with(&network(), &held).del(&holder);
+    with(&network(), &from_to(9000, 9099)).add(&Pod::new());
     let next = Pod::new();
     with(&network(), &[mapping(8080, 80)]).add(&next);
 }

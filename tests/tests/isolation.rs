@@ -1,14 +1,20 @@
 //! Isolation: who reaches a container of which network, and who does not. Real connections; wherever nothing passes, the
 //! same passes when the key says otherwise.
 
+#[path = "isolation/allow.rs"]
+mod allow;
+#[path = "isolation/moment.rs"]
+mod moment;
+
 use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use weft_tests::frames::{BROADCAST, Wire, ethernet};
-use weft_tests::{Call, Host, Injection, Mirror, Network, Outside, Pod, assert_way, command, ips};
+use serde_json::json;
+use weft_tests::frames::{BROADCAST, Frame, Wire};
+use weft_tests::{Host, Mirror, Network, Outside, Pod, assert_way, command, ips};
 
 const PORT: u16 = 80;
+const PATIENCE: Duration = Duration::from_secs(5);
 
 fn one() -> Network {
     Network::new("one", &["10.88.0.0/24", "fd00:88::/64"]).with(&json!({ "isDefaultGateway": true }))
@@ -190,9 +196,9 @@ fn without_icc_no_frame_passes_from_container_to_container() {
             for pod in [&sender, &receiver] {
                 pod.command("ip link set eth0 up");
             }
-            let (from, to) = (Wire::of(&sender), Wire::of(&receiver));
+            let (from, mut to) = (Wire::of(&sender), Wire::of(&receiver));
             for target in [to.mac, BROADCAST, [0x01, 0x00, 0x5e, 1, 2, 3]] {
-                let frame = ethernet(target, from.mac, 0x88b5, b"local experiment");
+                let frame = Frame::new(target, from.mac, 0x88b5, b"local experiment");
                 from.send(&frame);
                 let time = Duration::from_millis(if icc { 3000 } else { 200 });
                 assert_eq!(to.receives(&frame, time), icc, "icc: {icc}, to {target:x?}");
@@ -265,162 +271,6 @@ fn a_published_port_is_for_all_containers_of_the_bridge_also_without_icc() {
     }
 }
 
-fn with_labels(network: Network, labels: &[(&str, &str)]) -> Network {
-    let labels: Vec<Value> =
-        labels.iter().map(|(key, value)| json!({ "key": key, "value": value })).collect();
-    network.with(&json!({ "args": { "cni": { "labels": labels } } }))
-}
-
-#[test]
-fn rules_open_a_way_between_containers_whoever_comes_first() {
-    let _host = Host::new();
-    let rules = json!({ "allow": [
-        { "from": { "container": "shop/web" }, "to": { "label": "role=db" }, "port": PORT },
-    ] });
-    let web = |network: &Network, pod: &Pod| {
-        network.add_call(pod).args("K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;IgnoreUnknown=1").run().result();
-    };
-    for server_first in [true, false] {
-        let (client, server, stranger) = (Pod::new(), Pod::new(), Pod::new());
-        let network = private().with(&rules);
-        let db = with_labels(network.clone(), &[("role", "db")]);
-        let serving = server_first.then(|| serve(&db, &server));
-        web(&network, &client);
-        network.add(&stranger);
-        let (mirror, addresses) = serving.unwrap_or_else(|| serve(&db, &server));
-        let closed = Mirror::on(&server, PORT + 1);
-        for address in addresses {
-            assert!(
-                mirror.seen(&client, (address, PORT)).is_some(),
-                "{address}, server first: {server_first}"
-            );
-            assert!(closed.is_closed_to(&client, (address, PORT + 1)), "another port of {address}");
-            assert!(mirror.is_closed_to(&stranger, (address, PORT)), "a stranger to {address}");
-        }
-        let back = Mirror::on(&client, PORT);
-        for address in client.addresses("eth0") {
-            let address = address.split('/').next().expect("an address").parse().expect("an address");
-            assert!(back.is_closed_to(&server, (address, PORT)), "not the other way round");
-        }
-        for pod in [&client, &server, &stranger] {
-            network.del(pod);
-        }
-    }
-}
-
-/// Whether others are 3 or 100: who is meant by no rule, by the network's, by its own, and by one that another brought.
-#[test]
-fn what_is_allowed_costs_the_same_however_many_containers_there_are() {
-    let _host = Host::new();
-    let rules = json!({ "allow": [
-        { "from": { "container": "web" }, "to": { "label": "role=db" }, "port": PORT },
-        { "from": { "prefix": "192.0.2.0/24" }, "to": { "prefix": "10.88.0.0/24" } },
-    ] });
-    let network = private().with(&rules);
-    let named = |name: &str| format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name};IgnoreUnknown=1");
-    let own = json!({ "args": { "weft": { "allow": [{ "to": { "label": "role=db" } }] } } });
-    let (plain, own) = (network.clone(), network.clone().with(&own));
-    let ask = json!({ "args": { "weft": { "allow": [{ "from": { "container": "cache" } }] } } });
-    let pod = Pod::new();
-    let calls: [(&str, &dyn Fn() -> Call); 4] = [
-        ("meant by no rule", &|| plain.add_call(&pod)),
-        ("meant by the network's", &|| plain.add_call(&pod).args(&named("web"))),
-        ("with a rule of its own", &|| own.add_call(&pod)),
-        ("meant by another's", &|| plain.add_call(&pod).args(&named("cache"))),
-    ];
-    let mut present = vec![Pod::new(), Pod::new(), Pod::new()];
-    with_labels(network.clone(), &[("role", "db")]).add(&present[0]);
-    network.clone().with(&ask).add(&present[1]);
-    network.add(&present[2]);
-    let count = || {
-        calls.map(|(who, call)| {
-            // What is made once was made.
-            call().run().result();
-            network.del(&pod);
-            (who, Injection::work(call, &|| network.del(&pod)))
-        })
-    };
-    let before = count();
-    assert!(before.iter().all(|(_, work)| work["sendto"] > 10), "{before:?}");
-    present.extend((0..97).map(|_| Pod::new()));
-    present[3..].iter().for_each(|pod| drop(network.add(pod)));
-    for ((who, before), (_, after)) in before.into_iter().zip(count()) {
-        assert_eq!(after, before, "{who}");
-    }
-}
-
-/// Each two of them are brought together by one of the two, and nothing of it is left.
-#[test]
-fn containers_that_come_and_go_at_once_all_meet() {
-    let host = Host::new();
-    let rules =
-        json!({ "allow": [{ "from": { "label": "role=web" }, "to": { "label": "role=db" }, "port": PORT }] });
-    let networks = ["web", "db"].map(|role| with_labels(private().with(&rules), &[("role", role)]));
-    let pods: Vec<(&Network, Pod)> = (0..16).map(|number| (&networks[number % 2], Pod::new())).collect();
-    let marked = |set: &str| command(&format!("nft list set inet weft {set}")).matches("comment").count();
-    for round in 0..3 {
-        let adds: Vec<_> = pods.iter().map(|(network, pod)| network.add_call(pod).start()).collect();
-        adds.into_iter().for_each(|call| drop(call.finish().result()));
-        for set in ["allow-port-v4", "allow-port-v6"] {
-            assert_eq!(marked(set), 8 * 8, "round {round}, {set}");
-        }
-        let dels: Vec<_> = pods.iter().map(|(network, pod)| network.del_call(pod).start()).collect();
-        dels.into_iter().for_each(|call| call.finish().done());
-        for set in ["allow-port-v4", "allow-port-v6", "allow-holders-v4", "allow-holders-v6"] {
-            assert_eq!(marked(set), 0, "round {round}, {set}");
-        }
-        let files = command("find /run/weft -path '*/allow/*' -type f");
-        assert_eq!(files, "", "round {round}");
-    }
-    networks[0].gc(&[]);
-    assert_eq!(host.ruleset().matches("elements").count(), 0, "{}", host.ruleset());
-}
-
-#[test]
-fn one_container_can_bring_rules_of_its_own() {
-    let _host = Host::new();
-    let (client, server, stranger) = (Pod::new(), Pod::new(), Pod::new());
-    let own = |rule: Value| private().with(&json!({ "args": { "weft": { "allow": [rule] } } }));
-    private().add(&stranger);
-    own(json!({ "to": { "label": "role=db" } })).add(&client);
-    let v4: IpAddr = "10.88.0.2".parse().expect("an address");
-    let allows_v4 = json!({ "from": { "prefix": "10.88.0.2/31" }, "port": "70-90" });
-    let network = with_labels(own(allows_v4), &[("role", "db")]);
-    let (mirror, addresses) = serve(&network, &server);
-    for address in &addresses {
-        assert!(mirror.seen(&client, (*address, PORT)).is_some(), "all ports are open to who may have all");
-        assert!(client.ping(*address).status.success());
-    }
-    assert_eq!(ips(&json!({ "ips": [{ "address": stranger.addresses("eth0")[0] }] })), [v4]);
-    assert_eq!(mirror.seen(&stranger, (addresses[0], PORT)), Some(v4), "by its prefix");
-    assert!(mirror.is_closed_to(&stranger, (addresses[1], PORT)), "IPv6 was not allowed");
-    assert!(!stranger.ping(addresses[0]).status.success(), "nor was anything but those ports");
-}
-
-#[test]
-fn who_gets_an_address_later_does_not_get_what_was_allowed_with_it() {
-    let host = Host::new();
-    let (server, keeper) = (Pod::new(), Pod::new());
-    let network = private().with(&json!({ "allow": [
-        { "from": { "container": "client" }, "to": { "label": "role=db" } }] }));
-    let (client, heir) = (Pod::named("client"), Pod::named("heir"));
-    let addresses = ips(&network.add(&client));
-    let (mirror, at) = serve(&with_labels(network.clone(), &[("role", "db")]), &server);
-    network.add(&keeper);
-    assert!(mirror.seen(&client, (at[0], PORT)).is_some());
-    network.del(&client);
-    let again = network.clone().with(&json!({ "runtimeConfig": { "ips": addresses } }));
-    assert_eq!(ips(&again.add(&heir)), addresses);
-    for address in at {
-        assert!(mirror.is_closed_to(&heir, (address, PORT)), "{address}");
-    }
-    for pod in [&heir, &server, &keeper] {
-        network.del(pod);
-    }
-    network.gc(&[]);
-    assert_eq!(host.ruleset().matches("elements").count(), 0, "{}", host.ruleset());
-}
-
 #[test]
 fn a_flush_is_told_by_check_and_made_right_by_the_next_add() {
     let host = Host::new();
@@ -435,17 +285,4 @@ fn a_flush_is_told_by_check_and_made_right_by_the_next_add() {
     one.add(&third);
     one.check(&client, &result).done();
     assert!(mirror.is_closed_to(&client, (addresses[0], PORT)), "also what another network has is back");
-}
-
-#[test]
-fn rules_that_cannot_work_are_refused_by_name() {
-    let _host = Host::new();
-    let pod = Pod::new();
-    let rule = json!({ "to": { "container": "db" } });
-    let own = |network: Network| network.with(&json!({ "args": { "weft": { "allow": [rule.clone()] } } }));
-    own(one()).add_call(&pod).run().error_code(7).assert_names(&["args.weft.allow", "icc"]);
-    let no_gateway = private().with(&json!({ "isGateway": false, "isDefaultGateway": false }));
-    own(no_gateway).add_call(&pod).run().error_code(7).assert_names(&["allow", "isGateway"]);
-    let unknown = one().with(&json!({ "egress": { "allowed": [] } }));
-    unknown.add_call(&pod).run().error_code(2).assert_names(&["egress.allowed", "allow"]);
 }

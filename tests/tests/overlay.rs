@@ -1,5 +1,8 @@
 //! Networks that span hosts, without an agent: each host learns of the others when it attaches a container.
 
+#[path = "overlay/rules.rs"]
+mod rules;
+
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -16,6 +19,7 @@ mod underlay;
 const CONFIG: &str = "/coreos.com/network/config";
 const SUBNETS: &str = "/coreos.com/network/subnets/";
 const V4: &str = r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "vxlan"}}"#;
+const DUAL: &str = r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:42::/48", "Backend": {"Type": "vxlan"}}"#;
 
 struct Fleet {
     cluster: Cluster,
@@ -90,8 +94,7 @@ fn hosts_on_several_links() {
 
 #[test]
 fn both_families_and_ipv6_alone() {
-    let dual = r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:42::/48", "Backend": {"Type": "vxlan"}}"#;
-    let fleet = Fleet::new(&[2], dual);
+    let fleet = Fleet::new(&[2], DUAL);
     let pods = fleet.all_reach(2);
     transfer(&pods[0].0, &pods[1].0, pods[1].1[1], 10 << 20);
     assert_eq!(fleet.node(0).link("weft6.1").expect("a device")["mtu"], 1430);

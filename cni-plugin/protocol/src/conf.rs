@@ -5,19 +5,30 @@ use serde_json::{Map, Value};
 
 use crate::{Code, Error, node};
 
-/// Reads a configuration, or an object in it, into a plugin's type.
+/// Reads a configuration into a plugin's type.
 ///
 /// # Errors
 /// [`Code::InvalidConfig`] with the JSON path of the value that does not fit, and why.
 pub fn decode<T: DeserializeOwned>(conf: &Map<String, Value>) -> Result<T, Error> {
+    decode_at("the configuration", "'s ", conf)
+}
+
+/// The same for an object inside of the configuration, with this key.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_part<T: DeserializeOwned>(key: &str, part: &Map<String, Value>) -> Result<T, Error> {
+    decode_at(key, ".", part)
+}
+
+fn decode_at<T: DeserializeOwned>(place: &str, joint: &str, object: &Map<String, Value>) -> Result<T, Error> {
     // Keeping track of the path takes as long again as the decoding, so that is done when there is an error to tell.
-    if let Ok(decoded) = T::deserialize(node::of_object(conf)) {
+    if let Ok(decoded) = T::deserialize(node::of_object(object)) {
         return Ok(decoded);
     }
-    serde_path_to_error::deserialize(node::of_object(conf)).map_err(|error| {
+    serde_path_to_error::deserialize(node::of_object(object)).map_err(|error| {
         let path = error.path().to_string();
-        let place =
-            if path == "." { "the configuration".to_owned() } else { format!("the configuration's {path}") };
+        let place = if path == "." { place.to_owned() } else { format!("{place}{joint}{path}") };
         Error::new(Code::InvalidConfig, format!("{place} is not valid: {}", error.inner()))
     })
 }

@@ -37,7 +37,7 @@ pub use args::CniArgs;
 pub use command::{
     AddArgs, Call, CheckArgs, Command, DelArgs, GcArgs, Outcome, StatusArgs, ValidAttachment, Verb,
 };
-pub use conf::{decode, nearest};
+pub use conf::{decode, decode_part, nearest};
 pub use deadline::Deadline;
 pub use delegate::Delegate;
 pub use error::{Code, Error};

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use cni_protocol::{Dns, Error, decode};
+use cni_protocol::{Dns, Error, decode_part};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -59,7 +59,7 @@ impl Asked {
             return Ok(asked);
         };
         keys::refuse_others("args.weft", own, KEYS)?;
-        let raw: Raw = decode(own)?;
+        let raw: Raw = decode_part("args.weft", own)?;
         let sources = raw.sources.map(|sources| prefixes("args.weft.sources", &sources)).transpose()?;
         let allow = allow_rules("args.weft.allow", &raw.allow, Some(&Peer::Own))?;
         Ok(Self { sources, allow, ..asked })
@@ -81,7 +81,7 @@ fn dns(conf: &Map<String, Value>) -> Result<Dns, Error> {
         options: Option<Vec<String>>,
     }
     let Some(Value::Object(runtime)) = conf.get("runtimeConfig") else { return Ok(Dns::default()) };
-    let asked = decode::<Runtime>(runtime)?.dns.unwrap_or_default();
+    let asked = decode_part::<Runtime>("runtimeConfig", runtime)?.dns.unwrap_or_default();
     let nameservers = asked.servers.unwrap_or_default();
     // A zone may follow, as in fe80::1%eth0.
     let is_address =

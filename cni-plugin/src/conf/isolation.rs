@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use cni_protocol::{Code, Error, decode};
+use cni_protocol::{Code, Error, decode, decode_part};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -119,7 +119,7 @@ impl IsolationPolicy {
         };
         let egress = raw.egress.unwrap_or_default();
         keys::refuse_others("egress", &egress, &["allow", "deny"])?;
-        let egress: RawEgress = decode(&egress)?;
+        let egress: RawEgress = decode_part("egress", &egress)?;
         if raw.internal && egress.allow.is_some() {
             let msg = "internal is true and egress.allow names ways out: leave one of them out";
             return Err(Error::new(Code::InvalidConfig, msg));
@@ -155,8 +155,7 @@ pub(super) fn allow_rules(
     let parse = |(at, rule): (usize, &Map<String, Value>)| {
         let key = format!("{key}[{at}]");
         keys::refuse_others(&key, rule, &["from", "to", "protocol", "port"])?;
-        let raw: RawAllow =
-            decode(rule).map_err(|error| Error { msg: format!("{key}: {}", error.msg), ..error })?;
+        let raw: RawAllow = decode_part(&key, rule)?;
         let side = |name: &str, raw: Option<&BTreeMap<String, String>>| match (raw, own) {
             (Some(raw), _) => peer(&format!("{key}.{name}"), raw),
             (None, Some(own)) => Ok(own.clone()),

@@ -1,7 +1,7 @@
 //! The container's interface and kernel settings, with the keys of the reference tuning plugin: in the configuration for
 //! all containers, in `args.cni` for one.
 
-use cni_protocol::{Code, Error, IfName, decode};
+use cni_protocol::{Code, Error, IfName, decode, decode_part};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use weft_net::sysctl::Sysctl;
@@ -58,7 +58,7 @@ impl Tuning {
     /// [`Code::InvalidConfig`] for a setting outside of `net.`, and for a value that cannot be meant.
     pub fn parse(conf: &Map<String, Value>) -> Result<Self, Error> {
         let network: Raw = decode(conf)?;
-        let own: Raw = conventions(conf).map_or(Ok(Raw::default()), decode)?;
+        let own: Raw = conventions(conf).map_or(Ok(Raw::default()), |own| decode_part("args.cni", own))?;
         let mut sysctls = Vec::new();
         for (place, settings) in [("sysctl", network.sysctl), ("args.cni.sysctl", own.sysctl)] {
             for (name, value) in settings.unwrap_or_default() {

@@ -8,6 +8,7 @@ use weft_net::nft::Nft;
 
 use super::{Holdings, forgotten, lock_meeting};
 use crate::conf::Traces;
+use crate::hostport;
 use crate::isolation::{self, Isolation};
 use crate::key::AttachmentKey;
 use crate::ruleset::{self, Elements};
@@ -58,10 +59,10 @@ impl Erasure {
     /// Erases it. Who closes the socket last waits for RCU, so a child should have it too.
     pub fn carry_out(mut self, key: &AttachmentKey) -> NlResult<()> {
         let What::Known(known) = &self.what else {
-            return ruleset::remove(&mut self.nft, key, None);
+            return sweep(&mut self.nft, |hash| hash == key.hash());
         };
         let (holdings, elements) = known.as_ref();
-        ruleset::remove(&mut self.nft, key, Some(elements))?;
+        ruleset::remove(&mut self.nft, key, elements)?;
         if let Some(isolation) = holdings.private() {
             forget(&mut self.nft, &self.state_dir, key, isolation)?;
         }
@@ -70,6 +71,16 @@ impl Erasure {
         }
         Ok(())
     }
+}
+
+/// Erases what the attachments have that a predicate on their hashes chooses, and has their flows of UDP forgotten.
+///
+/// # Errors
+/// What the kernel refused; what is gone already is no error.
+pub fn sweep(nft: &mut Nft, is_chosen: impl Fn(&str) -> bool) -> NlResult<()> {
+    let erased = ruleset::sweep(nft, is_chosen)?;
+    forgotten(hostport::forget_flows_of(nft, &erased));
+    Ok(())
 }
 
 /// Removes what others have with its addresses. An ADD that met the container before this may still add to that: what it looks

@@ -90,6 +90,20 @@ impl Claim {
     }
 }
 
+/// The container's address, where an element of one of the maps is about UDP.
+pub(super) fn udp_target(element: &Element) -> Option<IpAddr> {
+    let family =
+        [&ANY, &AT, &RANGES].into_iter().find_map(|sets| sets.iter().position(|set| *set == element.set))?;
+    // The key ends with protocol and port, in four bytes each.
+    let key = element.key.bytes();
+    let is_udp = key.get(key.len().checked_sub(8)?) == Some(&(Protocol::Udp as u8));
+    let data = element.data.as_ref().filter(|_| is_udp)?.bytes();
+    match family {
+        0 => data.first_chunk::<4>().map(|octets| IpAddr::from(*octets)),
+        _ => data.first_chunk::<16>().map(|octets| IpAddr::from(*octets)),
+    }
+}
+
 /// Whether a claim and an element of one of the maps have a port in common.
 pub(super) fn meets(claim: &Claim, element: &Element) -> bool {
     let bytes = |tuple: &Tuple| tuple.bytes().to_vec();

@@ -265,12 +265,16 @@ fn elements_are_found_by_the_hash_alone() {
     ensure_all(&mut kernel);
     let empty = ruleset();
     let elements = some_of_all().of(&key("a"));
-    for known in [None, Some(&elements)] {
+    for known in [false, true] {
+        let erase = |kernel: &mut Nft| match known {
+            true => remove(kernel, &key("a"), &elements),
+            false => sweep(kernel, |hash| hash == key("a").hash()).map(drop),
+        };
         add(&mut kernel, &key("a"), &elements, &|_| true).unwrap();
-        remove(&mut kernel, &key("b"), None).unwrap();
+        sweep(&mut kernel, |hash| hash == key("b").hash()).unwrap();
         check(&mut kernel, &elements).unwrap();
-        remove(&mut kernel, &key("a"), known).unwrap();
-        remove(&mut kernel, &key("a"), known).unwrap();
+        erase(&mut kernel).unwrap();
+        erase(&mut kernel).unwrap();
         assert_eq!(ruleset(), empty);
     }
 }

@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_tests::frames::{BROADCAST, Mac, Wire, arp, discovery, ethernet, ip, udp};
+use weft_tests::frames::{
+    ARP, BROADCAST, Frame, ICMP6, Mac, UDP, Wire, arp, icmp6, lladdr_option, packet, udp,
+};
 use weft_tests::{Host, Network, Pod, World, command, ips};
 
 use crate::chain::Chain;
@@ -45,53 +47,70 @@ impl Link {
         }
     }
 
-    fn passes(&self, frame: &[u8], time: Duration) -> bool {
+    fn passes(&mut self, frame: &Frame, time: Duration) -> bool {
         self.from.send(frame);
         self.to.receives(frame, time)
     }
 
-    fn v4_from(&self, mac: Mac, source: Ipv4Addr) -> Vec<u8> {
-        ip(self.to.mac, mac, source.into(), self.victim.0, UNKNOWN, b"weft")
+    fn v4_from(&self, mac: Mac, source: Ipv4Addr) -> Frame {
+        Frame::ip(self.to.mac, mac, &packet(source, self.victim.0, UNKNOWN, 0, b"weft"))
     }
 
-    fn v6_from(&self, mac: Mac, source: Ipv6Addr) -> Vec<u8> {
-        ip(self.to.mac, mac, source.into(), self.victim.1, UNKNOWN, b"weft")
+    fn v6_from(&self, mac: Mac, source: Ipv6Addr) -> Frame {
+        Frame::ip(self.to.mac, mac, &packet(source, self.victim.1, UNKNOWN, 0, b"weft"))
     }
 
-    fn honest(&self) -> Vec<(&'static str, Vec<u8>)> {
+    fn honest(&self) -> Vec<(&'static str, Frame)> {
         let (mac, (v4, v6)) = (self.from.mac, self.own);
         let [a, b, c, d, e, f] = mac;
         let link_local = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f].into();
-        let everybody = Ipv4Addr::BROADCAST.into();
         vec![
             ("IPv4", self.v4_from(mac, v4)),
             ("IPv6", self.v6_from(mac, v6)),
             ("IPv6 from the link-local address", self.v6_from(mac, link_local)),
-            ("ARP", arp(mac, mac, v4)),
+            ("ARP", announced(mac, v4)),
             ("a neighbour advertisement", discovery(mac, v6, ADVERTISEMENT, v6, 2)),
             // Whether the address was leased by DHCP is the other plugin's business.
-            ("a DHCP client", udp(BROADCAST, mac, (Ipv4Addr::UNSPECIFIED.into(), everybody), (68, 67))),
+            ("a DHCP client", broadcast(mac, Ipv4Addr::UNSPECIFIED, (68, 67))),
         ]
     }
 
-    fn forged(&self) -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    fn forged(&self) -> Vec<(&'static str, &'static str, Frame)> {
         let (mac, (v4, v6)) = (self.from.mac, self.own);
-        let everybody = Ipv4Addr::BROADCAST.into();
         vec![
             ("mac", "IPv4 with another MAC", self.v4_from(FOREIGN_MAC, v4)),
             (
                 "mac",
                 "another protocol with another MAC",
-                ethernet(self.to.mac, FOREIGN_MAC, 0x88b5, b"experiment"),
+                Frame::new(self.to.mac, FOREIGN_MAC, 0x88b5, b"experiment"),
             ),
             ("ip", "IPv4 from the gateway's address", self.v4_from(mac, GATEWAY)),
             ("ip", "IPv6 from the gateway's address", self.v6_from(mac, GATEWAY6)),
-            ("arp", "ARP for the gateway's address", arp(mac, mac, GATEWAY)),
+            ("arp", "ARP for the gateway's address", announced(mac, GATEWAY)),
             ("nd", "an advertisement of the gateway", discovery(mac, v6, ADVERTISEMENT, GATEWAY6, 2)),
             ("rogue", "a router advertisement", discovery(mac, v6, ROUTER_ADVERTISEMENT, v6, 1)),
-            ("rogue", "a DHCP offer", udp(BROADCAST, mac, (v4.into(), everybody), (67, 68))),
+            ("rogue", "a DHCP offer", broadcast(mac, v4, (67, 68))),
         ]
     }
+}
+
+/// A container announces that it has an address.
+fn announced(mac: Mac, address: Ipv4Addr) -> Frame {
+    Frame::new(BROADCAST, mac, ARP, &arp(1, (mac, address), ([0; 6], address)))
+}
+
+/// A datagram to everybody.
+fn broadcast(mac: Mac, from: Ipv4Addr, ports: (u16, u16)) -> Frame {
+    let everybody = Ipv4Addr::BROADCAST;
+    Frame::ip(BROADCAST, mac, &packet(from, everybody, UDP, 0, &udp(from, everybody, ports, b"weft")))
+}
+
+/// A message of neighbour discovery to all nodes.
+fn discovery(mac: Mac, from: Ipv6Addr, kind: u8, target: Ipv6Addr, option: u8) -> Frame {
+    let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let body = [&[0x20, 0, 0, 0][..], &target.octets(), &lladdr_option(option, mac)].concat();
+    let message = icmp6(from, all_nodes, kind, &body);
+    Frame::ip([0x33, 0x33, 0, 0, 0, 1], mac, &packet(from, all_nodes, ICMP6, 0, &message))
 }
 
 #[test]
@@ -102,7 +121,7 @@ fn forged_frames_are_dropped_unless_the_guard_or_its_part_is_off() {
         let (attacker, victim) = (Pod::new(), Pod::new());
         let chain = chain().with(&json!({ "guard": guard }));
         let results = [&attacker, &victim].map(|pod| chain.add(pod));
-        let link = Link::between(&attacker, &victim, [&results[0], &results[1]]);
+        let mut link = Link::between(&attacker, &victim, [&results[0], &results[1]]);
         for (what, frame) in link.honest() {
             assert!(link.passes(&frame, PATIENCE), "{what} is honest, with {guard}");
         }
@@ -121,11 +140,14 @@ fn further_addresses_are_asked_for_by_args() {
     // One that is allowed anyway makes no difference.
     let more = chain().with(&json!({ "args": { "cni": { "allowedAddresses": [FURTHER, "0.0.0.0"] } } }));
     let results = [more.add(&attacker), chain().add(&victim)];
-    let link = Link::between(&attacker, &victim, [&results[0], &results[1]]);
+    let mut link = Link::between(&attacker, &victim, [&results[0], &results[1]]);
     let mac = link.from.mac;
-    assert!(link.passes(&link.v4_from(mac, FURTHER), PATIENCE));
-    assert!(link.passes(&arp(mac, mac, FURTHER), PATIENCE));
-    assert!(!link.passes(&link.v4_from(mac, GATEWAY), SILENCE));
+    let frame = link.v4_from(mac, FURTHER);
+    assert!(link.passes(&frame, PATIENCE));
+    let frame = announced(mac, FURTHER);
+    assert!(link.passes(&frame, PATIENCE));
+    let frame = link.v4_from(mac, GATEWAY);
+    assert!(!link.passes(&frame, SILENCE));
 }
 
 #[test]
@@ -146,9 +168,11 @@ fn check_tells_what_is_missing_and_the_next_add_brings_it_back() {
     }
     let of_other = chain().add(&other);
     network.check(&one, &result).done();
-    let link = Link::between(&one, &other, [&result, &of_other]);
-    assert!(!link.passes(&arp(link.from.mac, link.from.mac, GATEWAY), SILENCE));
-    assert!(link.passes(&link.v4_from(link.from.mac, link.own.0), PATIENCE));
+    let mut link = Link::between(&one, &other, [&result, &of_other]);
+    let frame = announced(link.from.mac, GATEWAY);
+    assert!(!link.passes(&frame, SILENCE));
+    let frame = link.v4_from(link.from.mac, link.own.0);
+    assert!(link.passes(&frame, PATIENCE));
     // At no port of a bridge nothing is compared.
     command(&format!("ip link set {port} nomaster"));
     network.check(&one, &result).error_code(105).assert_names(&[port, "no port of a bridge"]);

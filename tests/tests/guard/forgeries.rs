@@ -2,10 +2,10 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::frames::{
+use serde_json::Value;
+use weft_tests::frames::{
     ARP, BROADCAST, Frame, ICMP, ICMP6, Mac, UDP, arp, icmp, icmp6, lladdr_option, packet, udp,
 };
-use serde_json::Value;
 use weft_tests::ips;
 
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 1);

@@ -93,6 +93,35 @@ fn after_del_the_port_is_the_hosts() {
     }
 }
 
+/// Also where nothing is on file of the container, and for single ports, ports of one address and ranges alike.
+#[test]
+fn flows_are_forgotten_without_a_record() {
+    let host = Host::new();
+    let outside = host.outside();
+    let range =
+        || (5350..5360).map(|port| json!({ "hostPort": port, "containerPort": port, "protocol": "udp" }));
+    for (way, family, any) in ["DEL", "GC"].into_iter().flat_map(|way| [(way, 0, ANY[0]), (way, 1, ANY[1])]) {
+        let at = addr(Outside::HOST[family]);
+        let single = json!({ "hostPort": 5353, "containerPort": 53, "protocol": "udp" });
+        let of_one = json!({ "hostPort": 5353, "containerPort": 53, "protocol": "udp", "hostIP": at });
+        for (mappings, port) in [(vec![single], 53), (vec![of_one], 53), (range().collect(), 5353)] {
+            let what = format!("{way} without a record, {at}, port {port}, {}", mappings.len());
+            let network = with(&network(), &mappings);
+            let pod = Pod::new();
+            network.add(&pod);
+            let (server, client) = (socket(&pod, (any, port)), socket(&outside, (any, 0)));
+            heard(&server, &client, at, "the container hears it");
+            command("find /run/weft -path '*/attachments/*' -type f -delete");
+            let hosts = socket(host.netns(), (any, 5353));
+            match way {
+                "DEL" => network.del(&pod),
+                _ => network.gc(&[]),
+            }
+            heard(&hosts, &client, at, &format!("the host hears it after {what}"));
+        }
+    }
+}
+
 /// As above, where rules alone do not do it: a flow that is known goes to the container also when its mapping is gone.
 #[test]
 fn without_the_mapping_a_known_flow_goes_on_until_del() {

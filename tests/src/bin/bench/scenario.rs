@@ -2,6 +2,7 @@
 
 mod everything;
 mod ports;
+mod rules;
 mod traffic;
 
 use std::path::{Path, PathBuf};
@@ -30,13 +31,14 @@ const MANY: usize = 1000;
 pub(crate) type Part = (&'static str, fn(&Peers) -> Vec<Row>);
 
 /// In this order: what leaves namespaces behind for the kernel to clear away comes last.
-pub(crate) const PARTS: [Part; 11] = [
+pub(crate) const PARTS: [Part; 12] = [
     ("plain", plain),
     ("floor", floor),
     ("masq", masquerade),
     ("memory", memory),
     ("everything", everything::everything),
     ("traffic", traffic::traffic),
+    ("rules", rules::rules),
     ("ports", ports::ports),
     ("burst", burst),
     ("overlay", overlay),

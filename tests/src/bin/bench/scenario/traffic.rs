@@ -162,7 +162,7 @@ impl Connection {
 }
 
 /// Keeps this thread on one processor: where the two ends run is worth more than what is between them.
-fn stay_on(processor: usize) {
+pub(super) fn stay_on(processor: usize) {
     let mut set = CpuSet::new();
     set.set(processor).expect("a processor's number");
     sched_setaffinity(Pid::from_raw(0), &set).expect("the benchmark needs the first two processors");
