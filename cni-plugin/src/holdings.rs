@@ -120,6 +120,7 @@ pub fn hold(
     if holdings.is_empty() {
         return Ok(None);
     }
+    let company = Company::find(&traces.state_dir);
     let rules = opened.map_or_else(|| Rules::open(call.deadline), Ok);
     let rules = &mut rules.map_err(|error| failed(&Step::Rules, error.into()))?;
     let meeting = meet(journal, &mut rules.nft, call, key, traces, &mut holdings)?;
@@ -143,6 +144,9 @@ pub fn hold(
     journal.run(Step::Rules, || added.map(|()| ((), Change::Made)))?;
     if let Some(ports) = &holdings.ports {
         open_ports(journal, &mut rules.nft, ports)?;
+    }
+    if let Some(Err(error)) = company.map(|company| company.leave_open(&rules.nft)) {
+        log::debug!("the socket to nftables is closed while others are at work: {error}");
     }
     journal.holdings = holdings;
     Ok(meeting)

@@ -13,6 +13,7 @@ pub mod begin;
 pub mod bridge;
 pub mod chained;
 pub mod check;
+pub mod child;
 pub mod conf;
 pub mod detach;
 pub mod fault;

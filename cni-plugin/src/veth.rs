@@ -12,13 +12,12 @@ use std::time::Duration;
 use cni_protocol::Deadline;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::Mode;
-use nix::unistd::{ForkResult, fork, pipe, setsid};
+use nix::unistd::pipe;
 
 use weft_net::{Link, NetError, Netlink, NlResult, Socket};
 
+use crate::child::{self, Child};
 use crate::holdings::Company;
 
 /// `RTNLGRP_LINK` of linux/rtnetlink.h.
@@ -52,18 +51,11 @@ impl Removal {
         let mut notifications = Socket::open(NETLINK_ROUTE, deadline)?;
         notifications.subscribe(&[RTNLGRP_LINK])?;
         let (report, from_child) = pipe()?;
-        #[expect(unsafe_code, reason = "only a process of its own can wait in the caller's place")]
-        // SAFETY: this process has one thread, so no lock can be held by another that the child lacks.
-        let forked = unsafe { fork() }?;
-        match forked {
-            ForkResult::Child => {
-                drop(report);
-                delete_and_exit(&links, from_child, company, deadline)
-            }
-            ForkResult::Parent { .. } => {
-                Ok(Some(Self { netlink, notifications, links, report, deadline, _company: company }))
-            }
+        if let Some(child) = child::fork()? {
+            drop(report);
+            delete_and_exit(child, &links, from_child, company, deadline);
         }
+        Ok(Some(Self { netlink, notifications, links, report, deadline, _company: company }))
     }
 
     /// Waits until the links are gone from their namespace, and with them their peers.
@@ -138,10 +130,16 @@ fn delete(netlink: &mut Netlink, links: &[Link]) -> NlResult<()> {
     }
 }
 
-/// The child's life. It must not keep the runtime waiting: a runtime reads a plugin's output to its end,
-/// and signals its process group.
-fn delete_and_exit(links: &[Link], report: OwnedFd, company: Option<Company>, deadline: Deadline) -> ! {
-    let verdict = detach_from_caller()
+/// The child's life.
+fn delete_and_exit(
+    child: Child,
+    links: &[Link],
+    report: OwnedFd,
+    company: Option<Company>,
+    deadline: Deadline,
+) -> ! {
+    let verdict = child
+        .detached
         .map_err(NetError::from)
         .and_then(|()| delete(&mut Netlink::open(deadline)?, links))
         .map_or_else(|error| error.errno as i32, |()| 0);
@@ -149,17 +147,5 @@ fn delete_and_exit(links: &[Link], report: OwnedFd, company: Option<Company>, de
     let told = File::from(report).write_all(&verdict.to_ne_bytes()).is_ok();
     // The parent is in it until it has done all, or has been killed.
     let is_alone = company.map_or(Ok(()), Company::outlast).is_ok();
-    #[expect(unsafe_code, reason = "exit(3) would run the parent's exit handlers and flush its buffers")]
-    // SAFETY: _exit(2) only ends the process.
-    unsafe {
-        nix::libc::_exit(i32::from(!(told && is_alone)))
-    }
-}
-
-fn detach_from_caller() -> nix::Result<()> {
-    setsid()?;
-    let null = open("/dev/null", OFlag::O_RDWR, Mode::empty())?;
-    nix::unistd::dup2_stdin(&null)?;
-    nix::unistd::dup2_stdout(&null)?;
-    nix::unistd::dup2_stderr(null)
+    child.exit(told && is_alone)
 }

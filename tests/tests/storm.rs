@@ -139,6 +139,26 @@ fn adds_of_one_attachment() {
     }
 }
 
+/// What is at work at the same time is left alone by who gives up, and whoever comes again finds nothing of the last time.
+#[test]
+fn containers_that_come_and_go_at_once() {
+    let host = Host::new();
+    let pods: Vec<Pod> = (0..16).map(|_| Pod::new()).collect();
+    let everyone: Vec<&Pod> = pods.iter().collect();
+    let come_and_go = |pod: &Pod, times: usize| {
+        for _ in 0..times {
+            let result = network().add(pod);
+            network().check(pod, &result).done();
+            network().del(pod);
+        }
+    };
+    // The first one leaves the bridge, and `lo` of each container up.
+    pods.iter().for_each(|pod| come_and_go(pod, 1));
+    let before = World::of(&host, &everyone);
+    thread::scope(|scope| pods.iter().for_each(|pod| drop(scope.spawn(move || come_and_go(pod, 4)))));
+    before.assert_unchanged(&host, &everyone, "a crowd");
+}
+
 /// The kernel joins the group in which an IPv6 address is asked for in its own time. A question that comes before that is lost,
 /// and repeated after a second.
 #[test]

@@ -16,6 +16,7 @@ mod set;
 mod table;
 
 use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use cni_protocol::Deadline;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
@@ -77,6 +78,12 @@ const NFTA_SET_KEY_LEN: u16 = 5;
 /// A `NETLINK_NETFILTER` socket.
 pub struct Nft {
     socket: Socket,
+}
+
+impl AsFd for Nft {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 /// Where a base chain stands in the packet's way: `type KIND hook HOOK priority PRIORITY; policy POLICY`.

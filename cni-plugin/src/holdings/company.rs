@@ -2,10 +2,12 @@
 //!
 //! Whoever closes a netfilter socket while nftables has deleted objects to free waits for RCU (8 to 16 ms) and keeps every other
 //! change of the namespace's ruleset waiting, the removal of links too (`nft_rcv_nl_event` of net/netfilter/nf_tables_api.c).
-//! So while others are at it, none is closed: the children of all DELs close theirs together, and the kernel waits once.
+//! So while others are at it, none is closed: children that outlive their DELs, and the ADDs among these, close theirs
+//! together, and the kernel waits once.
 
-use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read as _};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,13 +15,17 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
-use nix::unistd::{mkfifo, pipe2};
+use nix::unistd::{close, mkfifo, pipe2};
 use weft_state::monotonic;
+
+use crate::child;
 
 /// In the state directory; no network has such a name.
 const FIFO: &str = ".erasing";
 /// Where there is always another at work, all close at the same moments.
-const INTERVAL: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_millis(500);
+
+const FLAGS: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW);
 
 /// A place in the company. It is left when this is dropped, or with the process.
 pub struct Company {
@@ -49,11 +55,31 @@ impl Company {
         })
     }
 
+    /// Joins those who are there. `None`: nobody is, which is a matter of three system calls.
+    pub fn find(state_dir: &Path) -> Option<Self> {
+        let path = state_dir.join(FIFO);
+        let mut others = File::from(open(&path, FLAGS | OFlag::O_RDONLY, Mode::empty()).ok()?);
+        match others.read(&mut [0]) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Self::open(&path).ok(),
+            _ => None,
+        }
+    }
+
     /// Not blocking: a reader need not wait for a writer, and a writer finds the own reader.
     fn open(path: &Path) -> Result<Self, Errno> {
-        let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        let others = open(path, flags | OFlag::O_RDONLY, Mode::empty())?;
-        Ok(Self { place: open(path, flags | OFlag::O_WRONLY, Mode::empty())?, others })
+        let others = open(path, FLAGS | OFlag::O_RDONLY, Mode::empty())?;
+        Ok(Self { place: open(path, FLAGS | OFlag::O_WRONLY, Mode::empty())?, others })
+    }
+
+    /// Has a child outlast the others in the place of this process, with a socket that this one needs no more.
+    ///
+    /// # Errors
+    /// Those of fork(2).
+    pub fn leave_open(self, socket: impl AsFd) -> Result<(), Errno> {
+        let Some(child) = child::fork()? else { return Ok(()) };
+        let kept = [self.place.as_raw_fd(), self.others.as_raw_fd(), socket.as_fd().as_raw_fd()];
+        let is_alone = child.detached.is_ok() && close_all_but(&kept).and_then(|()| self.outlast()).is_ok();
+        child.exit(is_alone)
     }
 
     /// Gives the place up, and waits until nobody has one; not longer than until all wait no longer.
@@ -71,10 +97,29 @@ impl Company {
     }
 }
 
+/// Locks among them would be held as long as the child lives.
+fn close_all_but(kept: &[RawFd]) -> io::Result<()> {
+    let mut open = Vec::new();
+    for entry in fs::read_dir("/proc/self/fd")? {
+        open.extend(entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()));
+    }
+    for fd in open.into_iter().filter(|fd| !kept.contains(fd)) {
+        match close(fd) {
+            // That of the directory is closed already.
+            Ok(()) | Err(Errno::EBADF) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::os::unix::net::UnixStream;
     use std::time::Instant;
+
+    use cni_protocol::Deadline;
+    use weft_state::Lock;
 
     use super::*;
 
@@ -103,6 +148,28 @@ mod tests {
         let next = without_place(Company::join(dir.path()).unwrap());
         assert!(!has_others(&next));
         next.outlast().unwrap();
+    }
+
+    #[test]
+    fn a_child_keeps_the_socket_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Company::find(dir.path()).is_none());
+        let stays = Company::join(dir.path()).unwrap();
+        let path = dir.path().join("lock");
+        let lock = Lock::exclusive(&path, Deadline::after(INTERVAL)).unwrap();
+        lock.share_with_children(true).unwrap();
+        let (mut here, there) = UnixStream::pair().unwrap();
+        // From here on there is a whole interval.
+        Company::join(dir.path()).unwrap().outlast().unwrap();
+        Company::find(dir.path()).unwrap().leave_open(&there).unwrap();
+        drop((lock, there));
+        Lock::exclusive(&path, Deadline::after(10 * INTERVAL)).unwrap();
+        here.set_nonblocking(true).unwrap();
+        assert_eq!(here.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock, "its own lives on");
+        drop(stays);
+        here.set_nonblocking(false).unwrap();
+        assert_eq!(here.read(&mut [0]).unwrap(), 0, "and ends with the company");
+        assert!(Company::find(dir.path()).is_none());
     }
 
     #[test]

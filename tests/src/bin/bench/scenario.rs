@@ -251,6 +251,15 @@ fn storm(network: &Network, containers: &[Container]) -> (f64, f64) {
     (adds.as_secs_f64() * 1e3, dels.as_secs_f64() * 1e3)
 }
 
+/// Attaches and detaches each container, one after the other on each of the places at once; the wall-clock time in milliseconds.
+fn churn(network: &Network, containers: &[Container]) -> f64 {
+    let start = Instant::now();
+    at_once(containers.iter().collect(), |container| network.add(container).del());
+    let took = start.elapsed();
+    process::settle();
+    took.as_secs_f64() * 1e3
+}
+
 fn burst(peers: &Peers) -> Vec<Row> {
     let hosts = [Host::new("burst-weft"), Host::new("burst-reference")];
     let ours = peers.network(&hosts[0], Suite::Weft, Shape::default());
@@ -262,9 +271,11 @@ fn burst(peers: &Peers) -> Vec<Row> {
     let counted = &pairs[1..];
     let adds: Vec<_> = counted.iter().map(|(ours, theirs)| (ours.0, theirs.0)).collect();
     let dels: Vec<_> = counted.iter().map(|(ours, theirs)| (ours.1, theirs.1)).collect();
+    let churns = interleave(SLOW_RUNS, |_| churn(&ours, &containers[0]), |_| churn(&theirs, &containers[1]));
     vec![
         Row::new("100 ADD, 16 at once", "bridge + host-local", "ms", Target::Ratio(0.4), &adds),
         Row::without_target("100 DEL, 16 at once", "bridge + host-local", "ms", &dels),
+        Row::without_target("100 ADD with their DEL, 16 at once", "bridge + host-local", "ms", &churns),
     ]
 }
 
