@@ -1,6 +1,7 @@
 //! What is compared with what, and the targets.
 
 mod everything;
+mod many;
 mod ports;
 mod traffic;
 
@@ -23,8 +24,6 @@ const SLOW_RUNS: usize = 30;
 /// Containers that one burst attaches, and how many at once.
 const BURST: usize = 100;
 const AT_ONCE: usize = 16;
-/// Containers that are present already: near the 1,023 ports that a Linux bridge holds.
-const MANY: usize = 1000;
 
 /// A part's name and what it does.
 pub(crate) type Part = (&'static str, fn(&Peers) -> Vec<Row>);
@@ -41,7 +40,7 @@ pub(crate) const PARTS: [Part; 11] = [
     ("burst", burst),
     ("overlay", overlay),
     ("vxlan", traffic::vxlan),
-    ("many", many),
+    ("many", many::many),
 ];
 
 /// Where the binaries are.
@@ -264,36 +263,4 @@ fn burst(peers: &Peers) -> Vec<Row> {
         Row::new("100 ADD, 16 at once", "bridge + host-local", "ms", Target::Ratio(0.4), &adds),
         Row::without_target("100 DEL, 16 at once", "bridge + host-local", "ms", &dels),
     ]
-}
-
-fn many(peers: &Peers) -> Vec<Row> {
-    let mut rows = Vec::new();
-    for (name, dual_stack) in [("IPv4", false), ("dual stack", true)] {
-        let shape = Shape { dual_stack, ..Shape::default() };
-        // Not dropped before the process ends: the kernel would clear them away while the next rows are measured.
-        let hosts: &'static [Host; 2] = Box::leak(Box::new([
-            Host::new(&format!("many-full-{dual_stack}")),
-            Host::new(&format!("many-empty-{dual_stack}")),
-        ]));
-        let present: &'static [Container] = Box::leak(Container::many(MANY).into_boxed_slice());
-        let full = peers.network(&hosts[0], Suite::Weft, shape);
-        let empty = peers.network(&hosts[1], Suite::Weft, shape);
-        at_once(present.iter().collect(), |container| full.add(container));
-        process::settle();
-        let peer = format!("the same with none present, {name}");
-        let (adds, _) = attach_and_detach(&full, &empty, SLOW_RUNS);
-        rows.push(Row::new(
-            "ADD right after 1,000 were added at once",
-            &peer,
-            "ms",
-            Target::Ratio(1.5),
-            &walls(&adds),
-        ));
-        let waited = hosts[0].quiet();
-        eprintln!("bench: quiet after {:.0} s", waited.as_secs_f64());
-        let (adds, dels) = attach_and_detach(&full, &empty, SLOW_RUNS);
-        rows.push(Row::new("ADD with 1,000 present", &peer, "ms", Target::Ratio(1.5), &walls(&adds)));
-        rows.push(Row::without_target("DEL with 1,000 present", &peer, "ms", &walls(&dels)));
-    }
-    rows
 }
