@@ -128,8 +128,7 @@ fn plain(peers: &Peers) -> Vec<Row> {
     let ours = peers.network(&hosts[0], Suite::Weft, Shape::default());
     let theirs = peers.network(&hosts[1], Suite::Reference, Shape::default());
     let (adds, dels) = attach_and_detach(&ours, &theirs, RUNS);
-    let cpu =
-        adds.iter().map(|(ours, theirs)| (ours.cpu.as_secs_f64() * 1e3, theirs.cpu.as_secs_f64() * 1e3));
+    let cpu = adds.iter().map(|(ours, theirs)| (ours.cpu_milliseconds(), theirs.cpu_milliseconds()));
     vec![
         Row::new("ADD", "bridge + host-local", "ms", Target::Ratio(0.25), &walls(&adds)),
         Row::new("DEL", "bridge + host-local", "ms", Target::Ratio(0.12), &walls(&dels)),

@@ -53,10 +53,14 @@ fn of_shape(peers: &Peers, name: &str, shape: Shape) -> Vec<Row> {
             None => Row::without_target(what, &peer, "ms", &pairs),
         }
     };
+    let cpu = pairs(&later.0, &base.0)
+        .into_iter()
+        .map(|(ours, theirs)| (ours.cpu_milliseconds(), theirs.cpu_milliseconds()));
     let target = Some(Target::Ratio(1.5));
     vec![
         row("ADD right after 1,000 were added at once", &at_first.0, &base.0, target),
         row("ADD with 1,000 present", &later.0, &base.0, target),
+        Row::without_target("CPU per ADD with 1,000 present", &peer, "ms", &cpu.collect::<Vec<_>>()),
         row("DEL with 1,000 present", &later.1, &base.1, None),
         Row::without_target(
             "ADD with none present, when the 1,000 are gone",
