@@ -124,3 +124,27 @@ impl Container {
 pub(crate) fn ip(arguments: &[&str]) {
     process::measure(Command::new("ip").args(arguments), &[]);
 }
+
+/// Waits until the kernel has cleared away all network namespaces that nobody has any more, and returns how long that took. It does so
+/// for all that there are at a time, in batches, one after the other: so when a second one that ended later is gone, those of
+/// before are.
+///
+/// # Panics
+/// After two minutes.
+pub(crate) fn wait_for_the_dead() -> Duration {
+    const INTERVAL: Duration = Duration::from_millis(20);
+    const LINK: &str = "sentinel";
+    let start = Instant::now();
+    for _ in 0..2 {
+        let last = NetNs::create();
+        let path = last.path().display().to_string();
+        ip(&["link", "add", LINK, "type", "veth", "peer", "name", "eth0", "netns", &path]);
+        drop(last);
+        while Path::new("/proc/sys/net/ipv4/conf").join(LINK).exists() {
+            assert!(start.elapsed() < Duration::from_secs(120), "namespaces are not cleared away");
+            #[expect(clippy::disallowed_methods, reason = "the kernel tells nobody")]
+            std::thread::sleep(INTERVAL);
+        }
+    }
+    start.elapsed()
+}

@@ -34,6 +34,11 @@ impl Cost {
         }
     }
 
+    /// Time of processors in milliseconds.
+    pub(crate) fn cpu_milliseconds(self) -> f64 {
+        self.cpu.as_secs_f64() * 1e3
+    }
+
     /// Wall-clock time in milliseconds.
     pub(crate) fn milliseconds(self) -> f64 {
         self.wall.as_secs_f64() * 1e3

@@ -1,6 +1,7 @@
 //! What is compared with what, and the targets.
 
 mod everything;
+mod many;
 mod ports;
 mod rules;
 mod traffic;
@@ -24,8 +25,6 @@ const SLOW_RUNS: usize = 30;
 /// Containers that one burst attaches, and how many at once.
 const BURST: usize = 100;
 const AT_ONCE: usize = 16;
-/// Containers that are present already: near the 1,023 ports that a Linux bridge holds.
-const MANY: usize = 1000;
 
 /// A part's name and what it does.
 pub(crate) type Part = (&'static str, fn(&Peers) -> Vec<Row>);
@@ -43,7 +42,7 @@ pub(crate) const PARTS: [Part; 12] = [
     ("burst", burst),
     ("overlay", overlay),
     ("vxlan", traffic::vxlan),
-    ("many", many),
+    ("many", many::many),
 ];
 
 /// Where the binaries are.
@@ -131,8 +130,7 @@ fn plain(peers: &Peers) -> Vec<Row> {
     let ours = peers.network(&hosts[0], Suite::Weft, Shape::default());
     let theirs = peers.network(&hosts[1], Suite::Reference, Shape::default());
     let (adds, dels) = attach_and_detach(&ours, &theirs, RUNS);
-    let cpu =
-        adds.iter().map(|(ours, theirs)| (ours.cpu.as_secs_f64() * 1e3, theirs.cpu.as_secs_f64() * 1e3));
+    let cpu = adds.iter().map(|(ours, theirs)| (ours.cpu_milliseconds(), theirs.cpu_milliseconds()));
     vec![
         Row::new("ADD", "bridge + host-local", "ms", Target::Ratio(0.25), &walls(&adds)),
         Row::new("DEL", "bridge + host-local", "ms", Target::Ratio(0.12), &walls(&dels)),
@@ -277,36 +275,4 @@ fn burst(peers: &Peers) -> Vec<Row> {
         Row::without_target("100 DEL, 16 at once", "bridge + host-local", "ms", &dels),
         Row::without_target("100 ADD with their DEL, 16 at once", "bridge + host-local", "ms", &churns),
     ]
-}
-
-fn many(peers: &Peers) -> Vec<Row> {
-    let mut rows = Vec::new();
-    for (name, dual_stack) in [("IPv4", false), ("dual stack", true)] {
-        let shape = Shape { dual_stack, ..Shape::default() };
-        // Not dropped before the process ends: the kernel would clear them away while the next rows are measured.
-        let hosts: &'static [Host; 2] = Box::leak(Box::new([
-            Host::new(&format!("many-full-{dual_stack}")),
-            Host::new(&format!("many-empty-{dual_stack}")),
-        ]));
-        let present: &'static [Container] = Box::leak(Container::many(MANY).into_boxed_slice());
-        let full = peers.network(&hosts[0], Suite::Weft, shape);
-        let empty = peers.network(&hosts[1], Suite::Weft, shape);
-        at_once(present.iter().collect(), |container| full.add(container));
-        process::settle();
-        let peer = format!("the same with none present, {name}");
-        let (adds, _) = attach_and_detach(&full, &empty, SLOW_RUNS);
-        rows.push(Row::new(
-            "ADD right after 1,000 were added at once",
-            &peer,
-            "ms",
-            Target::Ratio(1.5),
-            &walls(&adds),
-        ));
-        let waited = hosts[0].quiet();
-        eprintln!("bench: quiet after {:.0} s", waited.as_secs_f64());
-        let (adds, dels) = attach_and_detach(&full, &empty, SLOW_RUNS);
-        rows.push(Row::new("ADD with 1,000 present", &peer, "ms", Target::Ratio(1.5), &walls(&adds)));
-        rows.push(Row::without_target("DEL with 1,000 present", &peer, "ms", &walls(&dels)));
-    }
-    rows
 }
