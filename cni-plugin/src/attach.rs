@@ -205,7 +205,7 @@ impl Attachment {
         let known = plan.ips.iter().map(|ip| Entry::Neighbour { index, address: ip.address.ip(), mac });
         let known: Vec<Entry> = known.collect();
         self.journal.within(Step::Neighbours(self.network.bridge.clone()), || {
-            known.iter().try_for_each(|entry| self.host.remove_entry(entry))
+            self.host.remove_entries(&known)?.into_iter().collect()
         })
     }
 

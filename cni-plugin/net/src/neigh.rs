@@ -47,28 +47,34 @@ impl fmt::Display for Entry {
 }
 
 impl Netlink {
-    /// Makes one so (`ip neigh replace`, `bridge fdb replace`, `ip route replace`).
+    /// Makes them so (`ip neigh replace`, `bridge fdb replace`, `ip route replace`), as far as the kernel lets it: what came
+    /// of each, in their order.
     ///
     /// # Errors
-    /// What the kernel refused.
-    pub fn set_entry(&mut self, entry: &Entry) -> NlResult<()> {
-        match (self.replace_entry(entry), entry) {
-            // In IPv6 the kernel looks first whether another device leads to the gateway (ip6_route_check_nh_onlink), and
-            // finds the route that this one is to replace.
-            (Err(error), Entry::Route { dst, .. }) if error.errno == Errno::EINVAL && dst.is_ipv6() => {
-                self.remove_replaced(*dst)?;
-                self.replace_entry(entry)
-            }
-            (outcome, _) => outcome,
-        }
-    }
-
-    fn replace_entry(&mut self, entry: &Entry) -> NlResult<()> {
-        let message = match entry {
-            Entry::Route { .. } | Entry::Direct { .. } => RouteNetlinkMessage::NewRoute(route(entry)?),
-            _ => RouteNetlinkMessage::NewNeighbour(neighbour(entry)),
+    /// `ETIMEDOUT` at the command's deadline.
+    pub fn set_entries<'e>(
+        &mut self,
+        entries: impl IntoIterator<Item = &'e Entry>,
+    ) -> NlResult<Vec<NlResult<()>>> {
+        let entries: Vec<&Entry> = entries.into_iter().collect();
+        let set = |entry: &&Entry| match entry {
+            Entry::Route { .. } | Entry::Direct { .. } => Ok(RouteNetlinkMessage::NewRoute(route(entry)?)),
+            _ => Ok(RouteNetlinkMessage::NewNeighbour(neighbour(entry))),
         };
-        self.request(message, NLM_F_CREATE | NLM_F_REPLACE)
+        let messages = entries.iter().map(set).collect::<NlResult<_>>()?;
+        let mut outcomes = self.request_each(messages, NLM_F_CREATE | NLM_F_REPLACE)?;
+        for (entry, outcome) in entries.iter().zip(&mut outcomes) {
+            // In IPv6 the kernel looks first whether another device leads to the gateway (ip6_route_check_nh_onlink), and
+            // finds the route there that this one is to replace.
+            if let (Err(error), Entry::Route { dst, .. }) = (&outcome, entry)
+                && error.errno == Errno::EINVAL
+                && dst.is_ipv6()
+            {
+                self.remove_replaced(*dst)?;
+                *outcome = self.request(set(entry)?, NLM_F_CREATE | NLM_F_REPLACE);
+            }
+        }
+        Ok(outcomes)
     }
 
     /// Removes the route that one of Weft's to this destination would replace, wherever it leads.
@@ -78,28 +84,28 @@ impl Netlink {
             .map_err(|error| invalid(&error))?
             .priority(IPV6_METRIC)
             .build();
-        self.remove_if_there(RouteNetlinkMessage::DelRoute(whatever_made_it(route)))
+        let outcome = self.request(RouteNetlinkMessage::DelRoute(whatever_made_it(route)), 0);
+        outcome.or_else(unless_gone)
     }
 
-    /// Removes one (`ip neigh del`, `bridge fdb del`, `ip route del`).
+    /// Removes them (`ip neigh del`, `bridge fdb del`, `ip route del`), as far as the kernel lets it: what came of each, in
+    /// their order. What is gone already is no error.
     ///
     /// # Errors
-    /// What the kernel refused; what is gone already is no error.
-    pub fn remove_entry(&mut self, entry: &Entry) -> NlResult<()> {
-        let message = match entry {
+    /// `ETIMEDOUT` at the command's deadline.
+    pub fn remove_entries<'e>(
+        &mut self,
+        entries: impl IntoIterator<Item = &'e Entry>,
+    ) -> NlResult<Vec<NlResult<()>>> {
+        let remove = |entry: &Entry| match entry {
             Entry::Route { .. } | Entry::Direct { .. } => {
-                RouteNetlinkMessage::DelRoute(whatever_made_it(route(entry)?))
+                Ok(RouteNetlinkMessage::DelRoute(whatever_made_it(route(entry)?)))
             }
-            _ => RouteNetlinkMessage::DelNeighbour(neighbour(entry)),
+            _ => Ok(RouteNetlinkMessage::DelNeighbour(neighbour(entry))),
         };
-        self.remove_if_there(message)
-    }
-
-    fn remove_if_there(&mut self, message: RouteNetlinkMessage) -> NlResult<()> {
-        match self.request(message, 0) {
-            Err(error) if !error.not_found() => Err(error),
-            _ => Ok(()),
-        }
+        let messages = entries.into_iter().map(remove).collect::<NlResult<_>>()?;
+        let outcomes = self.request_each(messages, 0)?;
+        Ok(outcomes.into_iter().map(|outcome| outcome.or_else(unless_gone)).collect())
     }
 
     /// `ip neigh show dev INDEX nud permanent` and `bridge fdb show dev INDEX`.
@@ -170,6 +176,10 @@ fn whatever_made_it(mut route: RouteMessage) -> RouteMessage {
     route.header.scope = RouteScope::NoWhere;
     route.header.kind = RouteType::Unspec;
     route
+}
+
+fn unless_gone(error: NetError) -> NlResult<()> {
+    if error.not_found() { Ok(()) } else { Err(error) }
 }
 
 fn invalid(error: &impl std::error::Error) -> NetError {

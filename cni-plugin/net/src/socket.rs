@@ -1,5 +1,7 @@
 //! One netlink conversation at a time: a request, its answers, its acknowledgement.
 
+mod batch;
+
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use cni_protocol::Deadline;
@@ -176,47 +178,6 @@ impl Socket {
         }
     }
 
-    /// Sends messages that take effect together or not at all (`NFNL_MSG_BATCH_BEGIN` … `NFNL_MSG_BATCH_END`)
-    /// and waits for the answers. The last but one asks for an acknowledgement, or the last one where the batch has no
-    /// end: then the kernel looks at all of it and does nothing.
-    ///
-    /// # Errors
-    /// The first message that the kernel refused.
-    pub(super) fn batch<M>(&mut self, messages: Vec<(M, u16)>, has_end: bool) -> Result<(), Refusal>
-    where
-        M: NetlinkDeserializable + NetlinkSerializable,
-    {
-        let first = self.sequence + 1;
-        self.send(messages).map_err(Refusal::whole)?;
-        let last = self.sequence - u32::from(has_end);
-        let mut refusal = None;
-        loop {
-            self.next_datagram().map_err(Refusal::whole)?;
-            let mut offset = 0;
-            while offset < self.buffer.len() {
-                let bytes = &self.buffer[offset..];
-                let packet = NetlinkMessage::<M>::deserialize(bytes)
-                    .map_err(|error| Refusal::whole(undecodable(&error)))?;
-                let length = usize::try_from(packet.header.length).unwrap_or(usize::MAX);
-                let sequence = packet.header.sequence_number;
-                if let NetlinkPayload::Error(answer) = packet.payload {
-                    if let (Some(code), None) = (answer.code, &refusal) {
-                        let errno = Errno::from_raw(code.get().abs());
-                        let error = NetError { errno, explanation: explanation(bytes, length) };
-                        let position = usize::try_from(sequence.saturating_sub(first)).unwrap_or(usize::MAX);
-                        refusal = Some(Refusal { position, error });
-                    }
-                    // The kernel goes on after a message that it refuses, to find them all. It stops at the
-                    // batch's begin when it refuses the batch as such.
-                    if sequence == last || (sequence == first && refusal.is_some()) {
-                        return refusal.map_or(Ok(()), Err);
-                    }
-                }
-                offset += length.max(1).next_multiple_of(usize::from(NLMSG_ALIGNTO));
-            }
-        }
-    }
-
     /// Reads the next answer. It is there already for most requests, which the kernel carries out while they
     /// are sent; so reading goes before waiting.
     fn next_datagram(&mut self) -> NlResult<()> {
@@ -302,20 +263,6 @@ impl AsFd for Socket {
 
 fn is_overflow(error: &std::io::Error) -> bool {
     error.raw_os_error() == Some(Errno::ENOBUFS as i32)
-}
-
-/// What the kernel refused of a batch.
-#[derive(Debug)]
-pub(super) struct Refusal {
-    /// Which of the messages, counted from 0; that is the batch's begin and stands for the whole.
-    pub(super) position: usize,
-    pub(super) error: NetError,
-}
-
-impl Refusal {
-    fn whole(error: NetError) -> Self {
-        Self { position: 0, error }
-    }
 }
 
 /// Whether a dump is one moment's state.

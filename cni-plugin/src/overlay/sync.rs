@@ -102,7 +102,7 @@ pub fn remove(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<()> {
                 Err(error) if error.errno == Errno::EADDRNOTAVAIL => {}
                 underlay => {
                     let routes = direct_routes(netlink, underlay?.link.index, Family::of(side.local))?;
-                    routes.iter().try_for_each(|route| netlink.remove_entry(route))?;
+                    netlink.remove_entries(&routes)?.into_iter().collect::<NlResult<()>>()?;
                 }
             }
         }
@@ -251,16 +251,18 @@ impl Plan {
     fn apply(self, netlink: &mut Netlink, changes: &mut Changes) -> NlResult<()> {
         changes.unreached.extend(self.unreached);
         let mut outcome = Ok(());
+        for (entry, removed) in self.remove.iter().zip(netlink.remove_entries(&self.remove)?) {
+            match removed {
+                Ok(()) => changes.count(entry),
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
+        }
+        let set = netlink.set_entries(self.set.iter().map(|(_, entry)| entry))?;
         let mut refused = HashSet::new();
-        let remove = self.remove.iter().map(|entry| (None, entry));
-        for (peer, entry) in remove.chain(self.set.iter().map(|(peer, entry)| (Some(peer), entry))) {
-            let changed = match peer {
-                None => netlink.remove_entry(entry),
-                Some(_) => netlink.set_entry(entry),
-            };
-            match (changed, peer) {
-                (Ok(()), _) => changes.count(entry),
-                (Err(error), Some(peer)) if IMPOSSIBLE.contains(&error.errno) => {
+        for ((peer, entry), set) in self.set.iter().zip(set) {
+            match set {
+                Ok(()) => changes.count(entry),
+                Err(error) if IMPOSSIBLE.contains(&error.errno) => {
                     if refused.insert(peer.subnet) {
                         let reason = format!("{entry}: {error}");
                         changes
@@ -268,9 +270,7 @@ impl Plan {
                             .push(Unreached { reason, ..Unreached::new(peer, "refused by the kernel") });
                     }
                 }
-                // There is no time for the others either.
-                (Err(error), _) if error.errno == Errno::ETIMEDOUT => return Err(error),
-                (Err(error), _) => outcome = outcome.and(Err(error)),
+                Err(error) => outcome = outcome.and(Err(error)),
             }
         }
         outcome

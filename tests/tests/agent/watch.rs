@@ -133,7 +133,8 @@ fn etcd_loses_its_quorum_and_gets_it_back() {
     assert_learns(node, REPAIR, GONE, true);
     assert_eq!(agent.ask("/readyz").expect("an answer").status, 200, "an outage is tolerated");
     others.iter().for_each(weft_tests::Member::start);
-    others.iter().for_each(weft_tests::Member::ready);
+    // Also the one that was there has to find the new leader.
+    fleet.etcd.members().iter().for_each(weft_tests::Member::ready);
     meanwhile.happen(&Connection::to(&fleet.etcd.endpoints()));
     meanwhile.assert_learnt(node, REPAIR);
     assert_eq!(lines(agent, "etcd is back"), 1);

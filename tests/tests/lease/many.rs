@@ -1,57 +1,19 @@
 //! Many hosts at once.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
-use std::time::Instant;
 
-use serde_json::json;
-use tokio::task::JoinSet;
-use weft_ipam::etcd_conf::EtcdConf;
 use weft_ipam::lease::{Keeper, Lease, acquire};
 use weft_ipam::registry::Registry;
-use weft_tests::{Access, Cluster, Etcd};
+use weft_tests::{Access, Cluster, host_at, take_all};
 
-use super::super::{CONFIG, DUAL, PREFIX, SUBNETS, V4};
-
-/// A host that is only an address: what takes its subnet is the code of the plugin and the agent.
-fn conf(etcd: &Etcd, number: u16) -> EtcdConf {
-    let [high, low] = number.to_be_bytes();
-    let ipam = json!({
-        "etcd": { "endpoints": etcd.endpoints(), "prefix": PREFIX, "timeout": 20 },
-        "publicIP": Ipv4Addr::new(198, 18, high, low),
-        "publicIPv6": format!("2001:db8::{number:x}"),
-        "iface": "wire0",
-    });
-    EtcdConf::parse(ipam.as_object().expect("an object")).expect("valid").expect("with etcd")
-}
-
-fn take_all(etcd: &Etcd, hosts: u16) -> Vec<String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an event loop");
-    runtime.block_on(async {
-        let mut takers = JoinSet::new();
-        for number in 1..=hosts {
-            let conf = conf(etcd, number);
-            takers.spawn(async move {
-                let mut registry = Registry::new(&conf).expect("a registry");
-                match acquire(&mut registry, &conf, None, true, Keeper::Plugin).await.expect("take a subnet")
-                {
-                    Lease::Held(lease) => lease.key,
-                    other => panic!("{other:?}"),
-                }
-            });
-        }
-        takers.join_all().await
-    })
-}
+use super::super::{CONFIG, DUAL, SUBNETS, V4};
 
 #[test]
 fn a_thousand_hosts_take_a_subnet_each() {
     let cluster = Cluster::new(0);
     let etcd = cluster.etcd(1, Access::Open);
     etcd.put(CONFIG, V4);
-    let start = Instant::now();
     let keys = take_all(&etcd, 1000);
-    println!("1,000 hosts took their subnets in {:?}", start.elapsed());
     assert_eq!(keys.iter().collect::<BTreeSet<_>>().len(), 1000);
     assert_eq!(etcd.keys(SUBNETS).len(), 1000);
 }
@@ -88,7 +50,7 @@ fn two_hosts_race_for_one_subnet_two_hundred_times() {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an event loop");
     runtime.block_on(async {
-        let confs = [conf(&etcd, 1), conf(&etcd, 2)];
+        let confs = [host_at(&etcd, 1), host_at(&etcd, 2)];
         let mut one = Registry::new(&confs[0]).expect("a registry");
         let mut other = Registry::new(&confs[1]).expect("a registry");
         for round in 0..200 {

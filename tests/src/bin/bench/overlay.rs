@@ -1,6 +1,8 @@
 //! Weft's agent and flanneld: one etcd, and each on a host of its own with a network of its own, so that one sleeps
 //! while the other is measured.
 
+mod takers;
+
 use std::fs;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -24,6 +26,12 @@ const IDLE: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) fn overlay(_peers: &Peers) -> Vec<Row> {
+    let mut rows = takers::many_takers();
+    rows.extend(agents());
+    rows
+}
+
+fn agents() -> Vec<Row> {
     let cluster = Cluster::new(2);
     let etcd = cluster.etcd(1, Access::Open);
     let agents = [

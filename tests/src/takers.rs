@@ -1,0 +1,45 @@
+//! Many hosts at once, which are no machines: what takes their subnets is the code of plugin and agent.
+
+use std::net::Ipv4Addr;
+
+use serde_json::json;
+use tokio::task::JoinSet;
+use weft_ipam::etcd_conf::EtcdConf;
+use weft_ipam::lease::{Keeper, Lease, acquire};
+use weft_ipam::registry::Registry;
+
+use crate::etcd::Etcd;
+use crate::weftd::Weftd;
+
+/// A host that is only an address, in the network at [`Weftd::PREFIX`].
+pub fn host_at(etcd: &Etcd, number: u16) -> EtcdConf {
+    let [high, low] = number.to_be_bytes();
+    let ipam = json!({
+        "etcd": { "endpoints": etcd.endpoints(), "prefix": Weftd::PREFIX, "timeout": 20 },
+        "publicIP": Ipv4Addr::new(198, 18, high, low),
+        "publicIPv6": format!("2001:db8::{number:x}"),
+        // The router of a cluster has it.
+        "iface": "wire0",
+    });
+    EtcdConf::parse(ipam.as_object().expect("an object")).expect("valid").expect("with etcd")
+}
+
+/// So many hosts take a subnet each, all at once, each by a connection of its own: their keys.
+pub fn take_all(etcd: &Etcd, hosts: u16) -> Vec<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an event loop");
+    runtime.block_on(async {
+        let mut takers = JoinSet::new();
+        for number in 1..=hosts {
+            let conf = host_at(etcd, number);
+            takers.spawn(async move {
+                let mut registry = Registry::new(&conf).expect("a registry");
+                match acquire(&mut registry, &conf, None, true, Keeper::Plugin).await.expect("take a subnet")
+                {
+                    Lease::Held(lease) => lease.key,
+                    other => panic!("{other:?}"),
+                }
+            });
+        }
+        takers.join_all().await
+    })
+}
