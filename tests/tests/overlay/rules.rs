@@ -27,6 +27,9 @@ fn at(fleet: &Fleet, node: usize) -> [IpAddr; 2] {
     [node.ipv4.into(), node.ipv6.into()]
 }
 
+/// Asks at an address and a port from a place: [`asked`].
+type Asking<'a> = &'a dyn Fn((IpAddr, u16)) -> (Option<IpAddr>, bool);
+
 /// By TCP and by UDP, whether the network masquerades or not.
 #[test]
 fn host_ports_are_reached_from_everywhere() {
@@ -49,7 +52,7 @@ fn host_ports_are_reached_from_everywhere() {
         service.set_read_timeout(Some(PATIENCE)).expect("a limit");
         let router = fleet.cluster.router().netns();
         let (host, far_host) = (fleet.node(0).netns(), fleet.node(1).netns());
-        let places: [(&str, &dyn Fn((IpAddr, u16)) -> (Option<IpAddr>, bool)); 7] = [
+        let places: [(&str, Asking<'_>); 7] = [
             ("outside", &|target| asked(&mirror, &service, router, target)),
             ("the host", &|target| asked(&mirror, &service, host, target)),
             ("the other host", &|target| asked(&mirror, &service, far_host, target)),
