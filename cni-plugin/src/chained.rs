@@ -22,7 +22,7 @@ use crate::isolation;
 use crate::key::AttachmentKey;
 use crate::pod::Pod;
 use crate::record::{self, Found};
-use crate::ruleset;
+use crate::ruleset::{self, Rules};
 use crate::shaping::{self, HostEnd, Limited};
 use crate::status;
 use crate::step::Journal;
@@ -138,7 +138,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
             Ok(None) => {}
             Err(error) => found.push(error.msg),
         }
-        holdings::gather(&mut open_nft(call)?, &conf.traces, &key, &mut holdings)?;
+        holdings::gather(&mut open_rules(call)?, &conf.traces, &key, &mut holdings)?;
     }
     if let Some(link) = &interface.host_end {
         let different = shaping::differences(&mut host, &key, link, &limits);
@@ -187,8 +187,8 @@ fn open_host(call: &Call) -> Result<Netlink, Error> {
     Netlink::open(call.deadline).map_err(|error| failed(&"open a netlink socket", error.into()))
 }
 
-fn open_nft(call: &Call) -> Result<Nft, Error> {
-    Nft::open(call.deadline).map_err(|error| failed(&"open a netfilter socket", error.into()))
+fn open_rules(call: &Call) -> Result<Rules, Error> {
+    Rules::open(call.deadline).map_err(|error| failed(&"open a netfilter socket", error.into()))
 }
 
 fn open_pod(netns: &std::path::Path, call: &Call) -> Result<Pod, Error> {

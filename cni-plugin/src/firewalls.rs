@@ -20,6 +20,8 @@ use walk::{Fate, Packet, Way, walk};
 
 /// The table of firewalld. What none of its rules lets through is rejected by the last one, whatever the policy.
 const FIREWALLD: &str = "firewalld";
+/// Where it rejects what others redirect, as its setting StrictForwardPorts has it.
+const FIREWALLD_STRICT: &str = "filter_FORWARD_dnat";
 
 /// Sees that no firewall of others drops what the containers of a bridge send to other networks, or the answers, nor, where
 /// they may have host ports, what comes to these from outside.
@@ -171,7 +173,7 @@ fn remedy(chain: &Chain, chains: &[Chain], bridge: &str, way: Way) -> String {
     let has = |name: &str| chains.iter().any(|other| other.table == chain.table && other.name == name);
     let is_iptables = match &chain.table {
         TableOf::Inet(table) | TableOf::Nft(_, table) if table == FIREWALLD => {
-            return remedy_of_firewalld(bridge, way);
+            return remedy_of_firewalld(bridge, way == Way::In && has(FIREWALLD_STRICT));
         }
         TableOf::Nft(_, table) => table == "filter" && chain.name == "FORWARD",
         TableOf::Legacy(_) => true,
@@ -190,18 +192,16 @@ fn remedy(chain: &Chain, chains: &[Chain], bridge: &str, way: Way) -> String {
     format!("{insert} iifname {bridge} accept && {insert} oifname {bridge} accept")
 }
 
-/// A zone lets out what comes from it. Into it firewalld lets what is redirected; where it is set to StrictForwardPorts,
-/// only what a policy accepts.
-fn remedy_of_firewalld(bridge: &str, way: Way) -> String {
-    let set = "firewall-cmd --permanent";
-    let zone = format!("{set} --zone=trusted --add-interface={bridge}");
-    if way != Way::In {
-        return format!("{zone} && firewall-cmd --reload");
-    }
-    let policy = format!("{set} --policy={bridge}-ports");
-    format!(
-        "{zone} && {set} --new-policy={bridge}-ports && {policy} --set-target=ACCEPT && {policy} --add-ingress-zone=ANY && {policy} --add-egress-zone=trusted && firewall-cmd --reload"
-    )
+/// A zone lets out what comes from it. Into it firewalld lets what is redirected, unless its setting StrictForwardPorts says
+/// otherwise: then it rejects before it looks at zones and policies, and accepts only ports that it redirects itself.
+fn remedy_of_firewalld(bridge: &str, is_strict: bool) -> String {
+    let change = match is_strict {
+        true => {
+            "sed -i s/StrictForwardPorts=yes/StrictForwardPorts=no/ /etc/firewalld/firewalld.conf".to_owned()
+        }
+        false => format!("firewall-cmd --permanent --zone=trusted --add-interface={bridge}"),
+    };
+    format!("{change} && firewall-cmd --reload")
 }
 
 /// The interfaces of the default routes.

@@ -123,7 +123,7 @@ pub fn hold(
     let company = Company::find(&traces.state_dir);
     let rules = opened.map_or_else(|| Rules::open(call.deadline), Ok);
     let rules = &mut rules.map_err(|error| failed(&Step::Rules, error.into()))?;
-    let meeting = meet(journal, &mut rules.nft, call, key, traces, &mut holdings)?;
+    let meeting = meet(journal, rules, call, key, traces, &mut holdings)?;
     let _only_one = holdings.ports.as_ref().map(|_| lock_ports(traces, call.deadline)).transpose()?;
     let elements = holdings.elements(key);
     let add = |nft: &mut Nft| {
@@ -155,7 +155,7 @@ pub fn hold(
 /// Works out what depends on the network's other containers.
 fn meet(
     journal: &mut Journal,
-    nft: &mut Nft,
+    rules: &mut Rules,
     call: &Call,
     key: &AttachmentKey,
     traces: &Traces,
@@ -164,22 +164,26 @@ fn meet(
     let Some(policy) = holdings.isolation.as_ref().map(|isolation| &isolation.policy) else {
         return Ok(None);
     };
-    if !policy.private && !policy.is_gathered {
+    let (is_private, is_gathered) = (policy.private, policy.is_gathered);
+    if !is_private && !is_gathered {
         return Ok(None);
     }
     let lock = lock_meeting(&traces.state_dir, key, call.deadline)?;
-    if policy.is_gathered {
-        gather(nft, traces, key, holdings)?;
+    if is_gathered {
+        gather(rules, traces, key, holdings)?;
+    }
+    if !is_private {
+        return Ok(Some(lock));
     }
     let of_network = holdings.elements(key).network;
-    if let Some(isolation) = holdings.isolation.as_mut().filter(|isolation| isolation.policy.private) {
-        let known = ruleset::network::has(nft, &of_network);
+    if let Some(isolation) = &mut holdings.isolation {
+        let known = rules.look_for(&of_network);
         if !known.map_err(|error| failed(&Step::Rules, error.into()))? {
             // Containers that came while it was on did not meet anybody.
             isolation::index::discard(&traces.state_dir, &key.network)?;
         }
         isolation.meet(&traces.state_dir, key, &journal.names)?;
-        journal.within(Step::Rules, || isolation::forget(nft, &isolation.addresses, false))?;
+        journal.within(Step::Rules, || isolation::forget(&mut rules.nft, &isolation.addresses, false))?;
     }
     Ok(Some(lock))
 }
@@ -192,7 +196,7 @@ fn lock_meeting(state_dir: &Path, key: &AttachmentKey, deadline: Deadline) -> Re
 /// Adds the subnets of the network's other containers, where they are not known from its configuration. When the network has
 /// what this one alone tells, nobody knows more.
 pub fn gather(
-    nft: &mut Nft,
+    rules: &mut Rules,
     traces: &Traces,
     key: &AttachmentKey,
     holdings: &mut Holdings,
@@ -201,7 +205,7 @@ pub fn gather(
     let Some(isolation) = holdings.isolation.as_mut().filter(|isolation| isolation.policy.is_gathered) else {
         return Ok(());
     };
-    let known = ruleset::network::has(nft, &elements.network);
+    let known = rules.look_for(&elements.network);
     if !known.map_err(|error| failed(&Step::Rules, error.into()))? {
         isolation.policy.gather(&record::contents(&traces.state_dir, &key.network)?);
     }

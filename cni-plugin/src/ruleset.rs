@@ -120,18 +120,17 @@ pub fn ensure(
 /// Whether anything of it was there; `None` where it is ready.
 fn remake(nft: &mut Nft, group: &Group, elements: &[Element], needed: &Elements) -> NlResult<Option<bool>> {
     let all = || elements.iter().chain(needed.all());
-    let whole = retry(|| match has_all_sets(nft, group)? && is_ready(nft, group, all())? {
-        true => Ok(None),
-        false => build(nft, group, elements, all()).map(Some),
-    });
-    match whole {
+    let make = |nft: &mut Nft, with: &[Element]| {
+        retry(|| match has_all_sets(nft, group)? && is_ready(nft, group, all())? {
+            true => Ok(None),
+            false => build(nft, group, with, all()).map(Some),
+        })
+    };
+    match make(nft, elements) {
         Err(error) if !elements.is_empty() => {
             // One that cannot be put back must not keep out the others.
             log::warn!("putting elements back one by one: {error}");
-            let made = retry(|| match is_ready(nft, group, all())? {
-                true => Ok(None),
-                false => build(nft, group, &[], all()).map(Some),
-            })?;
+            let made = make(nft, &[])?;
             one_by_one(nft, elements);
             Ok(made)
         }

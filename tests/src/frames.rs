@@ -170,7 +170,7 @@ impl Flood {
                 match send(socket.as_raw_fd(), &frame.bytes, MsgFlags::empty()) {
                     Ok(_) => sent += 1,
                     // It is down, or full.
-                    Err(Errno::ENETDOWN | Errno::ENOBUFS | Errno::EAGAIN) => {}
+                    Err(Errno::ENETDOWN | Errno::ENOBUFS | Errno::EAGAIN) => thread::yield_now(),
                     Err(error) => panic!("send a frame: {error}"),
                 }
             }

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -11,6 +12,9 @@ use serde_json::Value;
 use crate::netns::NetNs;
 use crate::pod;
 use crate::tools;
+
+/// The settings of br_netfilter, where it is loaded.
+const BR_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
 /// A machine: network namespace, mount namespace, empty `/run` and `/var/lib`. The thread that makes it is on it
 /// until the value is dropped, so are the processes that the thread starts. The kernel clears it away.
@@ -71,6 +75,24 @@ impl Host {
     /// Sets a kernel setting of this host.
     pub fn set_sysctl(&self, path: &str, value: &str) {
         tools::set_sysctl(path, value);
+    }
+
+    /// Ways in which a kernel can treat what bridges forward: as it is, and with br_netfilter, which hands it to the host's rules for
+    /// IP. Where that is not loaded there is one.
+    pub fn br_netfilter_ways() -> &'static [bool] {
+        if Path::new(BR_NETFILTER).exists() { &[false, true] } else { &[false] }
+    }
+
+    /// Has the kernel do it in one of these ways.
+    pub fn set_br_netfilter(&self, is_on: bool) {
+        if Self::br_netfilter_ways().contains(&true) {
+            for family in ["ip", "ip6", "arp"] {
+                self.set_sysctl(
+                    &format!("net/bridge/bridge-nf-call-{family}tables"),
+                    if is_on { "1" } else { "0" },
+                );
+            }
+        }
     }
 
     /// Loads rules as an administrator does.

@@ -57,13 +57,6 @@ fn assert_stopped(cases: Vec<Case>, wire: &Wire, seen: &mut Wire, off: &[&str]) 
     }
 }
 
-/// Whether the host's rules for IP see what bridges forward.
-fn br_netfilter(host: &Host, calls: &str) {
-    for family in ["ip", "ip6", "arp"] {
-        host.set_sysctl(&format!("net/bridge/bridge-nf-call-{family}tables"), calls);
-    }
-}
-
 /// Also when the host's rules for IP see what the bridge forwards.
 #[test]
 fn forged_frames_do_not_arrive() {
@@ -71,11 +64,11 @@ fn forged_frames_do_not_arrive() {
     let (attacker, victim) = (Pod::new(), Pod::new());
     let (me, wire) = attach(&Network::dual(), &attacker);
     let (peer, mut seen) = attach(&Network::dual(), &victim);
-    for calls in ["0", "1"] {
-        br_netfilter(&host, calls);
+    for br_netfilter in Host::br_netfilter_ways() {
+        host.set_br_netfilter(*br_netfilter);
         assert_stopped(cases(me, peer), &wire, &mut seen, &[]);
     }
-    br_netfilter(&host, "0");
+    host.set_br_netfilter(false);
     assert_stopped(fragments(me, peer), &wire, &mut seen, &[]);
 }
 
@@ -83,7 +76,7 @@ fn forged_frames_do_not_arrive() {
 #[test]
 fn what_is_off_stops_nothing() {
     let host = Host::new();
-    br_netfilter(&host, "0");
+    host.set_br_netfilter(false);
     let victim = Pod::new();
     let (peer, mut seen) = attach(&Network::dual(), &victim);
     // Of what is for bridges only the spanning tree protocol is forwarded where nothing else is said.

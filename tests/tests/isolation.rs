@@ -153,21 +153,14 @@ fn services_of_the_host_can_be_kept_from_containers() {
     }
 }
 
-/// Whether the kernel's br_netfilter hands frames on bridges to the rules for packets.
-fn set_br_netfilter(host: &Host, is_on: bool) {
-    for setting in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
-        host.set_sysctl(&format!("net/bridge/{setting}"), if is_on { "1" } else { "0" });
-    }
-}
-
 #[test]
 fn without_icc_containers_reach_each_other_neither_by_the_host_nor_on_the_link() {
-    for br_netfilter in [false, true] {
+    for &br_netfilter in Host::br_netfilter_ways() {
         let host = Host::new();
         let (client, server) = (Pod::new(), Pod::new());
         let network = private();
         let result = network.add(&client);
-        set_br_netfilter(&host, br_netfilter);
+        host.set_br_netfilter(br_netfilter);
         let (mirror, addresses) = serve(&network, &server);
         for on_link in [false, true] {
             for address in &addresses {
@@ -223,7 +216,8 @@ fn is_answered(from: &Pod, server: &UdpSocket, target: (IpAddr, u16)) -> bool {
 
 #[test]
 fn a_published_port_is_for_all_containers_of_the_bridge_also_without_icc() {
-    for (br_netfilter, snat) in [(false, true), (true, true), (false, false), (true, false)] {
+    let with = |snat| Host::br_netfilter_ways().iter().map(move |is_on| (*is_on, snat));
+    for (br_netfilter, snat) in with(true).chain(with(false)) {
         let host = Host::new();
         let _outside = host.outside();
         let publish = |port: u16| {
@@ -233,7 +227,7 @@ fn a_published_port_is_for_all_containers_of_the_bridge_also_without_icc() {
         };
         let (web, db, client, stranger) = (Pod::new(), Pod::new(), Pod::new(), Pod::new());
         let result = publish(8080).add(&web);
-        set_br_netfilter(&host, br_netfilter);
+        host.set_br_netfilter(br_netfilter);
         let mirror = Mirror::on(&web, PORT);
         publish(8081).add(&db);
         private().add(&client);

@@ -13,6 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use cni_protocol::{Code, Error, NetworkName};
+use weft_net::nft::ATTEMPTS;
 use weft_state::{boot_dir, boot_path, short_hash};
 
 use super::allow::Member;
@@ -24,9 +25,6 @@ const INDEX: &str = "allow";
 const NEW: &str = "allow.new";
 const HAS: &str = "has-";
 const ASKS: &str = "asks-";
-/// How often a directory may go, as a container does, before a file is in it.
-const ATTEMPTS: usize = 16;
-
 /// What is on file of the containers between which and this one something may be allowed. It is entered for those that come
 /// later. The caller holds the lock of the meeting.
 ///
@@ -170,6 +168,7 @@ impl Index {
     fn ask(&self, hash: &str, own: &Member) -> io::Result<()> {
         own.asks().iter().try_for_each(|term| {
             let dir = self.asks(term);
+            // As often as it may go with a container before a file is in it.
             for _ in 0..ATTEMPTS {
                 match File::create(dir.join(hash)) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => there(fs::create_dir(&dir))?,

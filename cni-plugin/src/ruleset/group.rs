@@ -93,10 +93,8 @@ pub fn mend(nft: &mut Nft) -> NlResult<bool> {
 }
 
 fn is_absent(nft: &mut Nft, group: &Group) -> NlResult<bool> {
-    for chain in group.chains {
-        if nft.has_chain(group.table, chain.name)? {
-            return Ok(false);
-        }
+    if !present_chains(nft, group)?.is_empty() {
+        return Ok(false);
     }
     for set in group.sets {
         if nft.has_set(set)?.is_some() {
@@ -104,6 +102,17 @@ fn is_absent(nft: &mut Nft, group: &Group) -> NlResult<bool> {
         }
     }
     Ok(true)
+}
+
+/// Those of a group's chains that are there, intact or not.
+fn present_chains(nft: &mut Nft, group: &Group) -> NlResult<Vec<&'static str>> {
+    let mut present = Vec::new();
+    for chain in group.chains {
+        if nft.has_chain(group.table, chain.name)? {
+            present.push(chain.name);
+        }
+    }
+    Ok(present)
 }
 
 /// Also those that no rule uses.
@@ -188,12 +197,7 @@ fn chains_of(group: &Group, chains: &[Chain]) -> Vec<Change> {
 
 /// The changes that remove a group's chains. All are emptied first, as they jump to each other.
 fn clear(nft: &mut Nft, group: &Group) -> NlResult<Vec<Change>> {
-    let mut present = Vec::new();
-    for chain in group.chains {
-        if nft.has_chain(group.table, chain.name)? {
-            present.push(chain.name);
-        }
-    }
+    let present = present_chains(nft, group)?;
     let flush = present.iter().map(|name| Change::flush_chain(group.table, name));
     let delete = present.iter().map(|name| Change::remove_chain(group.table, name));
     Ok(flush.chain(delete).collect())

@@ -14,6 +14,8 @@ pub struct Rules {
     seen: Vec<(&'static Group, Seen)>,
     /// Whether what the network has in the rules was there already, as its configuration has it now.
     settled: bool,
+    /// The mark of what that was asked for.
+    mark: Option<String>,
     /// Whether something was not there that a quick look does not miss.
     distrusted: bool,
 }
@@ -32,7 +34,13 @@ impl Rules {
     /// # Errors
     /// As [`Nft::open`].
     pub fn open(deadline: Deadline) -> NlResult<Self> {
-        Ok(Self { nft: Nft::open(deadline)?, seen: Vec::new(), settled: false, distrusted: false })
+        Ok(Self {
+            nft: Nft::open(deadline)?,
+            seen: Vec::new(),
+            settled: false,
+            mark: None,
+            distrusted: false,
+        })
     }
 
     /// Looks at groups that will be needed: for when there is nothing else to do.
@@ -55,7 +63,7 @@ impl Rules {
     /// Forgets what was seen: it is different now.
     pub fn forget(&mut self) {
         self.seen.clear();
-        (self.settled, self.distrusted) = (false, false);
+        (self.settled, self.mark, self.distrusted) = (false, None, false);
     }
 
     /// What was seen cannot be all: nothing is ready until it was looked at set by set.
@@ -63,12 +71,17 @@ impl Rules {
         self.distrusted = true;
     }
 
-    /// Looks whether a network has these elements, which are marked, and no others.
+    /// Looks whether a network has these elements, which are marked, and no others. Who makes it so asks for himself, so once is
+    /// enough.
     ///
     /// # Errors
     /// What the kernel says to the query.
     pub fn look_for(&mut self, network: &[Element]) -> NlResult<bool> {
-        self.settled = network::has(&mut self.nft, network)?;
+        let mark = network.first().map(|first| first.comment.clone());
+        if mark.is_none() || self.mark != mark {
+            self.settled = network::has(&mut self.nft, network)?;
+            self.mark = mark;
+        }
         Ok(self.settled)
     }
 

@@ -10,7 +10,7 @@ use crate::forgeries::{Case, Station, cases};
 use crate::{PATIENCE, attach};
 
 /// How often a container comes. The first moment is a matter of microseconds.
-const ROUNDS: usize = 40;
+const ROUNDS: usize = 30;
 
 const MAC: Mac = [2, 0, 0, 0, 0, 0x42];
 const ADDRESSES: [&str; 2] = ["10.88.0.77", "fd00:88::77"];

@@ -111,7 +111,7 @@ fn flows_are_forgotten_without_a_record() {
             network.add(&pod);
             let (server, client) = (socket(&pod, (any, port)), socket(&outside, (any, 0)));
             heard(&server, &client, at, "the container hears it");
-            command("find /run/weft -path '*/attachments/*' -type f -delete");
+            command("find /run/weft -path */attachments/* -type f -delete");
             let hosts = socket(host.netns(), (any, 5353));
             match way {
                 "DEL" => network.del(&pod),

@@ -9,7 +9,7 @@ use weft_tests::{Host, Network, Outside, Place, Pod, command, eventually, ips};
 
 use crate::{PATIENCE, one, other};
 
-const ROUNDS: usize = 30;
+const ROUNDS: usize = 20;
 const SERVICE: u16 = 9;
 const MAC: Mac = [2, 0, 0, 0, 0, 0x42];
 const ADDRESSES: [&str; 2] = ["10.88.0.77", "fd00:88::77"];

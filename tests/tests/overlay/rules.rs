@@ -9,9 +9,6 @@ use weft_tests::{Mirror, NetNs, Network, Place, assert_way, eventually, ips};
 
 use crate::{DUAL, Fleet};
 
-/// Asks for a port; see [`asked`].
-type Asking<'a> = dyn Fn((IpAddr, u16)) -> (Option<IpAddr>, bool) + 'a;
-
 const PATIENCE: Duration = Duration::from_secs(5);
 const PORT: u16 = 80;
 const OTHER: &str = r#"{"Network": "10.96.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:43::/48", "Backend": {"Type": "vxlan", "VNI": 2}}"#;
@@ -29,6 +26,9 @@ fn at(fleet: &Fleet, node: usize) -> [IpAddr; 2] {
     let node = fleet.node(node);
     [node.ipv4.into(), node.ipv6.into()]
 }
+
+/// Asks at an address and a port from a place: [`asked`].
+type Asking<'a> = &'a dyn Fn((IpAddr, u16)) -> (Option<IpAddr>, bool);
 
 /// By TCP and by UDP, whether the network masquerades or not.
 #[test]
@@ -52,7 +52,7 @@ fn host_ports_are_reached_from_everywhere() {
         service.set_read_timeout(Some(PATIENCE)).expect("a limit");
         let router = fleet.cluster.router().netns();
         let (host, far_host) = (fleet.node(0).netns(), fleet.node(1).netns());
-        let places: [(&str, &Asking<'_>); 7] = [
+        let places: [(&str, Asking<'_>); 7] = [
             ("outside", &|target| asked(&mirror, &service, router, target)),
             ("the host", &|target| asked(&mirror, &service, host, target)),
             ("the other host", &|target| asked(&mirror, &service, far_host, target)),
