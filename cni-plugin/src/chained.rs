@@ -17,7 +17,7 @@ use crate::conf::chained::Chained;
 use crate::conf::names::Names;
 use crate::fault::failed;
 use crate::guard;
-use crate::holdings::{self, hold};
+use crate::holdings::hold::{gather, hold};
 use crate::isolation;
 use crate::key::AttachmentKey;
 use crate::pod::Pod;
@@ -138,7 +138,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
             Ok(None) => {}
             Err(error) => found.push(error.msg),
         }
-        holdings::gather(&mut open_rules(call)?, &conf.traces, &key, &mut holdings)?;
+        gather(&mut open_rules(call)?, &conf.traces, &key, &mut holdings)?;
     }
     if let Some(link) = &interface.host_end {
         let different = shaping::differences(&mut host, &key, link, &limits);

@@ -6,7 +6,8 @@ use log::warn;
 
 use crate::conf::Traces;
 use crate::fault::{Fault, failed};
-use crate::holdings::{Company, Erasure};
+use crate::holdings::company::Company;
+use crate::holdings::erasure::Erasure;
 use crate::ipam;
 use crate::key::AttachmentKey;
 use crate::record::{Content, Found, Record};

@@ -13,7 +13,7 @@ use weft_state::{Lock, started};
 
 use crate::conf::Traces;
 use crate::fault::{Fault, failed};
-use crate::holdings;
+use crate::holdings::erasure;
 use crate::ipam;
 use crate::isolation;
 use crate::key::{AttachmentKey, VETH_PREFIX, hash_of_ifb, is_host_veth};
@@ -219,7 +219,7 @@ impl Collector<'_> {
             let links: BTreeSet<String> = netlink.links(None)?.into_iter().map(|link| link.name).collect();
             let addresses: Vec<IpAddr> = stale.values().flat_map(|stale| stale.addresses.clone()).collect();
             isolation::forget(&mut nft, &addresses, false)?;
-            holdings::sweep(&mut nft, |hash| {
+            erasure::sweep(&mut nft, |hash| {
                 stale.contains_key(hash)
                     || !links.contains(&format!("{VETH_PREFIX}{hash}"))
                         && !record::exists(&self.traces.state_dir, hash)

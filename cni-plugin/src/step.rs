@@ -16,7 +16,7 @@ use weft_state::Lock;
 use crate::conf::names::Names;
 use crate::conf::shaping::Shaping;
 use crate::fault::{Change, Fault, failed};
-use crate::holdings::{self, Holdings};
+use crate::holdings::{Holdings, erasure};
 use crate::key::AttachmentKey;
 use crate::masquerade::{self, Ensured};
 use crate::overlay::{self, Overlay};
@@ -283,7 +283,7 @@ impl Journal {
                 false => Ok(()),
             },
             Step::Rules => Nft::open(deadline)
-                .and_then(|mut nft| holdings::sweep(&mut nft, |hash| hash == self.key.hash()))
+                .and_then(|mut nft| erasure::sweep(&mut nft, |hash| hash == self.key.hash()))
                 .map_err(Fault::from),
             Step::Veth(name) | Step::Ifb(name) => veth::remove(name, deadline).map_err(Fault::from),
             Step::Hooks(link) => shaping::undo(link, deadline, Netlink::delete_hooks).map_err(Fault::from),

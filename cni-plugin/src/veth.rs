@@ -18,7 +18,7 @@ use nix::unistd::pipe;
 use weft_net::{Link, NetError, Netlink, NlResult, Socket};
 
 use crate::child::{self, Child};
-use crate::holdings::Company;
+use crate::holdings::company::Company;
 
 /// `RTNLGRP_LINK` of linux/rtnetlink.h.
 const RTNLGRP_LINK: u32 = 1;

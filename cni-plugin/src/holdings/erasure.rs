@@ -6,7 +6,8 @@ use cni_protocol::Deadline;
 use weft_net::NlResult;
 use weft_net::nft::Nft;
 
-use super::{Holdings, forgotten, lock_meeting};
+use super::Holdings;
+use super::hold::{forgotten, lock_meeting};
 use crate::conf::Traces;
 use crate::hostport;
 use crate::isolation::{self, Isolation};

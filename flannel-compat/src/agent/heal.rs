@@ -9,7 +9,7 @@ use std::time::Duration;
 use cni_protocol::Deadline;
 use flannel_records::{HostRecord, Leased, NetworkConfig, SubnetEnv};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
-use weft::holdings;
+use weft::holdings::restore::restore;
 use weft::masquerade::{self, Ensured, Masquerade};
 use weft::overlay::{self, Changes, Overlay};
 use weft_net::nft::Nft;
@@ -73,7 +73,7 @@ pub(super) fn heal(conf: &NetworkConf, state_dir: &Path, lease: &HostLease, want
             Err(error) => report.failed("masquerade", &error),
         }
     }
-    match holdings::restore(state_dir, deadline) {
+    match restore(state_dir, deadline) {
         Ok(restored) => report.count("table", usize::from(restored)),
         Err(error) => report.failures.push(error.msg),
     }

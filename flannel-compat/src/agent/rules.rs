@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cni_protocol::{Deadline, Error};
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use weft::holdings;
+use weft::holdings::restore::restore;
 
 use super::kernel::{Kernel, Owned};
 use super::metrics::Metrics;
@@ -28,7 +28,7 @@ pub(super) async fn keep(state_dir: PathBuf, metrics: Rc<Metrics>) -> Result<(),
     let mut said = None;
     loop {
         let began = Instant::now();
-        match holdings::restore(&state_dir, Deadline::after(PATIENCE)) {
+        match restore(&state_dir, Deadline::after(PATIENCE)) {
             Ok(false) => said = None,
             Ok(true) => {
                 log::warn!("rules of containers were flushed or altered, and are back");

@@ -1,0 +1,233 @@
+//! ADD's part: how an attachment gets what it holds.
+
+use std::fs;
+use std::path::Path;
+
+use cni_protocol::{Call, Code, Deadline, Error, IfName};
+use weft_net::nft::Nft;
+use weft_net::sysctl::Sysctl;
+use weft_net::{Netlink, NlResult, conntrack};
+use weft_state::{Lock, boot_dir};
+
+use super::Holdings;
+use super::company::Company;
+use crate::conf::Traces;
+use crate::fault::{Change, Fault, failed};
+use crate::hostport::Ports;
+use crate::isolation;
+use crate::key::{AttachmentKey, VETH_PREFIX};
+use crate::record;
+use crate::ruleset::{self, Elements, Rules};
+use crate::step::{Journal, Shared, Step};
+
+/// The directory of the lock that an ADD with host ports holds while it looks whether they are free. No network
+/// has such a name.
+const PORTS_DIR: &str = ".hostport";
+/// In the directory of a network.
+const MEETING_LOCK: &str = "meeting.lock";
+
+/// Puts an attachment into the host's rules, which may be open already: before its link is up, so that there is no open
+/// moment. Returns the lock under which the rules between containers were worked out, for as long as the record does
+/// not have them.
+pub fn hold(
+    journal: &mut Journal,
+    opened: Option<Rules>,
+    call: &Call,
+    key: &AttachmentKey,
+    traces: &Traces,
+    mut holdings: Holdings,
+) -> Result<Option<Lock>, Error> {
+    if holdings.is_empty() {
+        return Ok(None);
+    }
+    let company = Company::find(&traces.state_dir);
+    let rules = opened.map_or_else(|| Rules::open(call.deadline), Ok);
+    let rules = &mut rules.map_err(|error| failed(&Step::Rules, error.into()))?;
+    let meeting = meet(journal, rules, call, key, traces, &mut holdings)?;
+    let _only_one = holdings.ports.as_ref().map(|_| lock_ports(traces, call.deadline)).transpose()?;
+    let elements = holdings.elements(key);
+    let add = |nft: &mut Nft| {
+        let alive = |hash: &str| is_alive(traces, hash);
+        if let Some(ports) = &holdings.ports {
+            ports.refuse_conflicts(nft, key, &alive)?;
+        }
+        ruleset::add(nft, key, &elements, &alive)
+    };
+    ensure_shared(journal, rules, traces, &elements)?;
+    let mut added = add(&mut rules.nft);
+    if matches!(&added, Err(Fault::Net(error)) if error.not_found()) {
+        // Flushed since it was looked at, or a set is missing that no rule uses.
+        rules.distrust();
+        ensure_shared(journal, rules, traces, &elements)?;
+        added = add(&mut rules.nft);
+    }
+    journal.run(Step::Rules, || added.map(|()| ((), Change::Made)))?;
+    if let Some(ports) = &holdings.ports {
+        open_ports(journal, &mut rules.nft, ports)?;
+    }
+    if let Some(Err(error)) = company.map(|company| company.leave_open(&rules.nft)) {
+        log::debug!("the socket to nftables is closed while others are at work: {error}");
+    }
+    journal.holdings = holdings;
+    Ok(meeting)
+}
+
+/// Works out what depends on the network's other containers.
+fn meet(
+    journal: &mut Journal,
+    rules: &mut Rules,
+    call: &Call,
+    key: &AttachmentKey,
+    traces: &Traces,
+    holdings: &mut Holdings,
+) -> Result<Option<Lock>, Error> {
+    let Some(policy) = holdings.isolation.as_ref().map(|isolation| &isolation.policy) else {
+        return Ok(None);
+    };
+    let (is_private, is_gathered) = (policy.private, policy.is_gathered);
+    if !is_private && !is_gathered {
+        return Ok(None);
+    }
+    let lock = lock_meeting(&traces.state_dir, key, call.deadline)?;
+    if is_gathered {
+        gather(rules, traces, key, holdings)?;
+    }
+    if !is_private {
+        return Ok(Some(lock));
+    }
+    let of_network = holdings.elements(key).network;
+    if let Some(isolation) = &mut holdings.isolation {
+        let known = rules.look_for(&of_network);
+        if !known.map_err(|error| failed(&Step::Rules, error.into()))? {
+            // Containers that came while it was on did not meet anybody.
+            isolation::index::discard(&traces.state_dir, &key.network)?;
+        }
+        isolation.meet(&traces.state_dir, key, &journal.names)?;
+        journal.within(Step::Rules, || isolation::forget(&mut rules.nft, &isolation.addresses, false))?;
+    }
+    Ok(Some(lock))
+}
+
+/// The lock of a network that ADDs hold while they work out what is allowed between containers.
+pub(super) fn lock_meeting(state_dir: &Path, key: &AttachmentKey, deadline: Deadline) -> Result<Lock, Error> {
+    Lock::exclusive(&boot_dir(state_dir, &key.network)?.join(MEETING_LOCK), deadline)
+}
+
+/// Adds the subnets of the network's other containers, where they are not known from its configuration. When the network has
+/// what this one alone tells, nobody knows more.
+pub fn gather(
+    rules: &mut Rules,
+    traces: &Traces,
+    key: &AttachmentKey,
+    holdings: &mut Holdings,
+) -> Result<(), Error> {
+    let elements = holdings.elements(key);
+    let Some(isolation) = holdings.isolation.as_mut().filter(|isolation| isolation.policy.is_gathered) else {
+        return Ok(());
+    };
+    let known = rules.look_for(&elements.network);
+    if !known.map_err(|error| failed(&Step::Rules, error.into()))? {
+        isolation.policy.gather(&record::contents(&traces.state_dir, &key.network)?);
+    }
+    Ok(())
+}
+
+/// What others rely on too: the static rules, and what the network has in them.
+fn ensure_shared(
+    journal: &mut Journal,
+    rules: &mut Rules,
+    traces: &Traces,
+    elements: &Elements,
+) -> Result<(), Error> {
+    let step = Step::Shared(Shared::NetworkRules(Vec::new()));
+    let settled = journal
+        .run(step.clone(), || rules.look_for(&elements.network).map(|settled| (settled, Change::Found)))?;
+    if ensure_groups(journal, rules, traces, elements)? == Change::Found && settled {
+        return Ok(());
+    }
+    let before = journal.run(step, || {
+        ruleset::network::ensure(&mut rules.nft, &elements.network).map(|before| (before, Change::Found))
+    })?;
+    if let Some(before) = before {
+        journal.note(Step::Shared(Shared::NetworkRules(before)));
+        // Another network that came at the same time was not seen before; now one of the two sees the other.
+        ensure_groups(journal, rules, traces, elements)?;
+    }
+    Ok(())
+}
+
+fn ensure_groups(
+    journal: &mut Journal,
+    rules: &mut Rules,
+    traces: &Traces,
+    elements: &Elements,
+) -> Result<Change, Error> {
+    let step = Step::Shared(Shared::Ruleset(Vec::new()));
+    if journal.run(step.clone(), || rules.are_ready_for(elements).map(|ready| (ready, Change::Found)))? {
+        return Ok(Change::Found);
+    }
+    let mut made = Vec::new();
+    let ensured = journal.within(step, || {
+        rules.forget();
+        // Their locks are held until their elements are back: no DEL can come in between.
+        let mut locked = Vec::new();
+        ruleset::ensure(&mut rules.nft, elements, &mut made, &mut || {
+            record::attached(&traces.state_dir)
+                .into_iter()
+                .map(|(key, holdings, lock)| {
+                    locked.push(lock);
+                    holdings.elements(&key)
+                })
+                .collect()
+        })
+    });
+    if !made.is_empty() {
+        journal.note(Step::Shared(Shared::Ruleset(made)));
+    }
+    ensured.map(|()| Change::Made)
+}
+
+/// What ports need besides their elements.
+fn open_ports(journal: &mut Journal, nft: &mut Nft, ports: &Ports) -> Result<(), Error> {
+    if let Some(bridge) = ports.localnet() {
+        let name: IfName = bridge.parse()?;
+        journal.run(Step::Shared(Shared::RouteLocalnet(name)), || {
+            Sysctl::route_localnet(bridge).ensure("1").map(|changed| ((), Change::from(changed)))
+        })?;
+    }
+    ports.warn_of_listeners();
+    forgotten(ports.forget_flows_of_others(nft));
+    Ok(())
+}
+
+/// A kernel without the record of flows has none that could be wrong; whatever else goes wrong with them delays a
+/// client that keeps sending, and is not worth a container.
+pub(super) fn forgotten(outcome: NlResult<()>) {
+    match outcome {
+        Err(error) if !conntrack::is_untracked(&error) => {
+            log::warn!("flows of UDP that conntrack knows could not be forgotten: {error}");
+        }
+        _ => {}
+    }
+}
+
+fn lock_ports(traces: &Traces, deadline: Deadline) -> Result<Lock, Error> {
+    let dir = traces.state_dir.join(PORTS_DIR);
+    if !dir.is_dir() {
+        fs::create_dir_all(&dir).map_err(|error| {
+            let remedy = "see that the state directory is writable and not full";
+            Error::new(Code::Io, format!("create {}: {error}: {remedy}", dir.display()))
+        })?;
+    }
+    Lock::exclusive(&dir.join("lock"), deadline)
+}
+
+/// Whether anything is left of an attachment but elements in the ruleset. When that cannot be told, it lives.
+fn is_alive(traces: &Traces, hash: &str) -> bool {
+    let link = || {
+        let deadline = Deadline::after(std::time::Duration::from_secs(5));
+        let found = Netlink::open(deadline).and_then(|mut host| host.link(&format!("{VETH_PREFIX}{hash}")));
+        !matches!(found, Ok(None))
+    };
+    record::exists(&traces.state_dir, hash) || link()
+}
