@@ -3,8 +3,10 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use cni_protocol::{Code, Deadline, Error, IfName};
+use cni_protocol::{Code, Deadline, Error, IfName, Route};
+use ipnetwork::IpNetwork;
 use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::errno::Errno;
 
 use crate::conf::tuning::Tuning;
 use crate::plan::Ipv6;
@@ -12,6 +14,9 @@ use crate::step::Fault;
 use weft_net::netns::NetNs;
 use weft_net::sysctl::Sysctl;
 use weft_net::{Detection, Link, NetError, Netlink, NlResult, Socket};
+
+/// Of linux/rtnetlink.h.
+const RTNLGRP_IPV6_ROUTE: u32 = 11;
 
 /// A container's network namespace, with a socket in it.
 pub struct Pod {
@@ -114,8 +119,6 @@ impl Pod {
     /// Waits until the container takes in what is for these addresses: the kernel makes the routes for that of IPv6 in its own
     /// time, usually before anybody asks.
     pub fn wait_for_routes(&self, addresses: &[IpAddr]) -> Result<(), Fault> {
-        /// `RTNLGRP_IPV6_ROUTE` of linux/rtnetlink.h.
-        const RTNLGRP_IPV6_ROUTE: u32 = 11;
         let mut missing = addresses.iter().filter(|address| address.is_ipv6()).peekable();
         if missing.peek().is_none() {
             return Ok(());
@@ -129,6 +132,25 @@ impl Pod {
             }
             Ok(true)
         })
+    }
+
+    /// Adds a route through the interface. By a gateway of one of its own subnets it can be added when the kernel has made
+    /// its route to that subnet: with IPv6 in its own time, mostly before anybody asks, and on a busy host later.
+    pub fn add_route(&mut self, index: u32, route: &Route, subnets: &[IpNetwork]) -> Result<(), Fault> {
+        let is_near = |gateway: IpAddr| subnets.iter().any(|subnet| subnet.contains(gateway));
+        let is_early = |error: &NetError| {
+            error.errno == Errno::EHOSTUNREACH
+                && route.gw.is_some_and(|gateway| gateway.is_ipv6() && is_near(gateway))
+        };
+        match self.netlink.add_route(index, route) {
+            Err(error) if is_early(&error) => {
+                self.wait(RTNLGRP_IPV6_ROUTE, |netlink| match netlink.add_route(index, route) {
+                    Err(error) if is_early(&error) => Ok(false),
+                    added => Ok(added.map(|()| true)?),
+                })
+            }
+            added => Ok(added?),
+        }
     }
 
     /// Waits until something is so, of which the kernel tells in events of a group.
@@ -165,3 +187,7 @@ fn ipv6_settings(ipv6: Ipv6) -> &'static [(&'static str, &'static str)] {
         Ipv6::OnAfterDetection => &[("disable_ipv6", "0"), ("accept_ra", "0")],
     }
 }
+
+#[cfg(test)]
+#[path = "pod_tests.rs"]
+mod tests;
