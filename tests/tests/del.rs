@@ -143,7 +143,8 @@ fn poor_configurations() {
 type Spoil = (&'static str, fn(&PathBuf));
 
 /// Every file of an attachment, spoiled in every way, while the rest is whole. The runtime passes the result on, as
-/// the specification asks it to: without that, and with all that names the owner lost, only GC finds an address.
+/// the specification asks it to: without that, and with one of two addresses' links lost, or all that names the owner, only
+/// GC finds an address.
 #[test]
 fn poor_state() {
     let used = Used::new();
@@ -179,6 +180,18 @@ fn poor_state() {
                 used.network.previous(&given.borrow()).call("DEL").pod(pod)
             });
         }
+    }
+    // By the content of the addresses' own files.
+    for (what, parts) in [("links", &["owner"][..]), ("links and record", &["owner", "attachments"])] {
+        let damage = |pod: &mut Pod, _: &Value| {
+            for part in parts {
+                weft_tests::command(&format!("find /run/weft -path */{part}/* -type f -delete"));
+            }
+            pod.die();
+        };
+        used.survives(&format!("{what} are missing, namespace and result too"), damage, |pod| {
+            used.network.del_call(pod)
+        });
     }
     let all = |_: &mut Pod, _: &Value| fs::remove_dir_all("/run/weft").unwrap();
     used.survives("all state is missing", all, |pod| used.network.del_call(pod));
