@@ -1,5 +1,6 @@
 //! A real flanneld.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -18,6 +19,24 @@ const STATE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8471)
 /// How long its start may take: a quarter of a second on a machine that has nothing else to do.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// flanneld does not start where br_netfilter has no settings, and does not read them. A user namespace cannot load a module, so it
+/// sees some of its own, in a mount namespace of its own, next to all others as they are.
+const WITH_SETTINGS: &str = r#"set -e
+mount --bind /proc/sys/net "$0"
+mount -t tmpfs settings /proc/sys/net
+cd /proc/sys/net
+for entry in "$0"/*; do
+    name=${entry##*/}
+    [ "$name" != bridge ] || continue
+    if [ -d "$entry" ]; then mkdir "$name"; else : >"$name"; fi
+    mount --bind "$entry" "$name"
+done
+mkdir bridge
+echo 0 | tee bridge/bridge-nf-call-iptables >bridge/bridge-nf-call-ip6tables
+cd /
+exec "$@"
+"#;
+
 /// flanneld on one node, with `eth0` and the node's [`Node::subnet_file`]. It ends with this value; what it made in
 /// the node's kernel stays, as with the real one.
 pub struct Flanneld {
@@ -32,7 +51,12 @@ impl Flanneld {
     /// Starts it for a prefix of the store, with further options, without waiting for anything.
     pub fn start(node: &Node, etcd: &Etcd, prefix: &str, options: &[&str]) -> Self {
         tools::require(&[("iptables", "iptables")]);
-        let mut command = Command::new(tools::peers().join("flanneld"));
+        tools::require(&[("unshare", "util-linux"), ("mount", "mount")]);
+        let settings = node.directory().join("settings");
+        fs::create_dir_all(&settings).expect("make a directory");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", WITH_SETTINGS]).arg(settings);
+        command.arg(tools::peers().join("flanneld"));
         command.arg(format!("--etcd-endpoints={}", etcd.endpoints().join(",")));
         command.arg(format!("--etcd-prefix={prefix}"));
         command.args(etcd.flanneld_options());
