@@ -4,7 +4,6 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use cni_protocol::{AddArgs, AddResult, Code, Dns, Error, Interface, IpConfig, MacAddr, Outcome};
-use ipnetwork::IpNetwork;
 
 use crate::begin;
 use crate::bridge;
@@ -305,9 +304,8 @@ impl Attachment {
         if plan.ipv6 == Ipv6::OnAfterDetection {
             journal.within(Step::Detection(ifname.clone()), || pod.wait_for_detection(index))?;
         }
-        let subnets: Vec<IpNetwork> = plan.ips.iter().map(|ip| ip.address).collect();
         for route in plan.kernel_routes() {
-            journal.within(Step::Route(route.dst, route.gw), || pod.add_route(index, &route, &subnets))?;
+            journal.within(Step::Route(route.dst, route.gw), || pod.netlink.add_route(index, &route))?;
         }
         Ok(())
     }

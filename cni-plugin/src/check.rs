@@ -278,9 +278,8 @@ impl Checker {
             let table = wanted.table.unwrap_or(MAIN);
             let same = routes.iter().filter(|route| route.dst == wanted.dst && route.table == table);
             let different = same.map(|route| route_differences(route, &wanted, self.promised.has_metrics));
-            if let Some(nearest) = different.min_by_key(Vec::len).or_else(|| Some(vec!["is gone".to_owned()]))
-                && !nearest.is_empty()
-            {
+            let nearest = different.min_by_key(Vec::len).unwrap_or_else(|| vec!["is gone".to_owned()]);
+            if !nearest.is_empty() {
                 let via = wanted.gw.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
                 let place = wanted.table.map(|table| format!(" in table {table}")).unwrap_or_default();
                 self.found.push(format!("the route {}{via}{place} {}", wanted.dst, nearest.join(", ")));
@@ -310,10 +309,13 @@ impl Checker {
 /// How a route is another one than was promised.
 fn route_differences(route: &KernelRoute, wanted: &Route, has_metrics: bool) -> Vec<String> {
     let default = has_metrics.then(|| route.default_priority());
+    // Asked for 0, the kernel gives its default.
+    let priority =
+        wanted.priority.map(|priority| if priority == 0 { route.default_priority() } else { priority });
     // IPv6 knows no scopes.
     let scope = wanted.scope.filter(|_| route.dst.is_ipv4());
     let pairs = [
-        ("metric", Some(route.priority), wanted.priority.or(default)),
+        ("metric", Some(route.priority), priority.or(default)),
         ("mtu", route.mtu, wanted.mtu),
         ("advmss", route.advmss, wanted.advmss),
         ("scope", Some(route.scope.into()), scope.map(u32::from)),

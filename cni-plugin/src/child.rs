@@ -6,7 +6,7 @@ use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 
 /// This process is the child. It ends in [`Child::exit`], and never as its parent would.
 pub struct Child {
-    /// Whether it keeps the runtime waiting: that reads a plugin's output to its end, and signals its process group.
+    /// Whether the runtime need not wait for it: that reads a plugin's output to its end, and signals its process group.
     pub detached: nix::Result<()>,
 }
 
@@ -16,7 +16,7 @@ pub struct Child {
 /// Those of fork(2).
 pub fn fork() -> nix::Result<Option<Child>> {
     #[expect(unsafe_code, reason = "only a process of its own can wait in the caller's place")]
-    // SAFETY: this process has one thread, so no lock can be held by another that the child lacks.
+    // SAFETY: a plugin has one thread, so no lock can be held by another that the child lacks.
     let forked = unsafe { nix::unistd::fork() }?;
     Ok(match forked {
         ForkResult::Parent { .. } => None,

@@ -52,7 +52,7 @@ pub fn remove(
     let holdings = known.map(|content| &content.holdings);
     let erasure = Erasure::prepare(key, holdings, traces, call.deadline).map_err(rules_error)?;
     // The IPAM plugin's process starts while the kernel removes the link, and gets its input after that.
-    let company = erasure.as_ref().map(|_| Company::join(&traces.state_dir)).transpose();
+    let company = erasure.as_ref().map(|erasure| Company::join(&traces.state_dir, erasure)).transpose();
     let removal = company
         .map_err(NetError::from)
         .and_then(|company| Removal::begin(&links, company, call.deadline))

@@ -274,7 +274,7 @@ impl Reach {
     }
 }
 
-/// The same for containers of which nothing is known but the elements that they had.
+/// Has the kernel forget the flows of UDP to containers of which nothing is known but the elements that they had.
 ///
 /// # Errors
 /// What the kernel refused.

@@ -3,10 +3,8 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use cni_protocol::{Code, Deadline, Error, IfName, Route};
-use ipnetwork::IpNetwork;
+use cni_protocol::{Code, Deadline, Error, IfName};
 use netlink_sys::protocols::NETLINK_ROUTE;
-use nix::errno::Errno;
 
 use crate::conf::tuning::Tuning;
 use crate::fault::Fault;
@@ -14,9 +12,6 @@ use crate::plan::Ipv6;
 use weft_net::netns::NetNs;
 use weft_net::sysctl::Sysctl;
 use weft_net::{Detection, Link, NetError, Netlink, NlResult, Socket};
-
-/// Of linux/rtnetlink.h.
-const RTNLGRP_IPV6_ROUTE: u32 = 11;
 
 /// A container's network namespace, with a socket in it.
 pub struct Pod {
@@ -120,6 +115,8 @@ impl Pod {
     /// group in which neighbours ask for it, and to make its route after that (`addrconf_dad_begin` of net/ipv6/addrconf.c): usually
     /// that is done before anybody asks, but a question that comes first is lost, and repeated after a second.
     pub fn wait_for_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), Fault> {
+        /// `RTNLGRP_IPV6_ROUTE` of linux/rtnetlink.h.
+        const RTNLGRP_IPV6_ROUTE: u32 = 11;
         let mut missing = addresses.iter().filter(|address| address.is_ipv6()).peekable();
         self.wait(RTNLGRP_IPV6_ROUTE, |netlink| {
             while let Some(address) = missing.peek() {
@@ -129,20 +126,6 @@ impl Pod {
                 missing.next();
             }
             Ok(true)
-        })
-    }
-
-    /// Adds a route through the interface. By a gateway of one of its own subnets it can be added when the kernel has made
-    /// its route to that subnet: with IPv6 in its own time, mostly before anybody asks, and on a busy host later.
-    pub fn add_route(&mut self, index: u32, route: &Route, subnets: &[IpNetwork]) -> Result<(), Fault> {
-        let is_near = |gateway: IpAddr| subnets.iter().any(|subnet| subnet.contains(gateway));
-        let is_early = |error: &NetError| {
-            error.errno == Errno::EHOSTUNREACH
-                && route.gw.is_some_and(|gateway| gateway.is_ipv6() && is_near(gateway))
-        };
-        self.wait(RTNLGRP_IPV6_ROUTE, |netlink| match netlink.add_route(index, route) {
-            Err(error) if is_early(&error) => Ok(false),
-            added => Ok(added.map(|()| true)?),
         })
     }
 
@@ -183,7 +166,3 @@ fn ipv6_settings(ipv6: Ipv6) -> &'static [(&'static str, &'static str)] {
         Ipv6::OnAfterDetection => &[("disable_ipv6", "0"), ("accept_ra", "0")],
     }
 }
-
-#[cfg(test)]
-#[path = "pod_tests.rs"]
-mod tests;

@@ -12,8 +12,9 @@ use std::time::Duration;
 use cni_protocol::Deadline;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd::pipe;
+use nix::unistd::pipe2;
 
 use weft_net::{Link, NetError, Netlink, NlResult, Socket};
 
@@ -26,8 +27,7 @@ const RTNLGRP_LINK: u32 = 1;
 /// kernel drops notifications.
 const RECHECK: Duration = Duration::from_millis(2);
 
-/// A removal that has begun. With [`Company`], the child has every socket that was open when it began, and keeps them until
-/// this is dropped and the company has ended: it closes them in the caller's place.
+/// A removal that has begun. With [`Company`], the child keeps that one's socket until this is dropped and the company has ended.
 pub struct Removal {
     netlink: Netlink,
     notifications: Socket,
@@ -38,7 +38,7 @@ pub struct Removal {
 }
 
 impl Removal {
-    /// Begins to delete the links and their peers. `None`: there is no such link, and nobody to keep sockets open for.
+    /// Begins to delete the links and their peers. `None`: there is no such link, and nobody to keep a socket open for.
     pub fn begin(names: &[String], company: Option<Company>, deadline: Deadline) -> NlResult<Option<Self>> {
         let mut netlink = Netlink::open(deadline)?;
         let mut links = Vec::new();
@@ -50,7 +50,7 @@ impl Removal {
         }
         let mut notifications = Socket::open(NETLINK_ROUTE, deadline)?;
         notifications.subscribe(&[RTNLGRP_LINK])?;
-        let (report, from_child) = pipe()?;
+        let (report, from_child) = pipe2(OFlag::O_CLOEXEC)?;
         if let Some(child) = child::fork()? {
             drop(report);
             delete_and_exit(child, &links, from_child, company, deadline);
@@ -146,6 +146,6 @@ fn delete_and_exit(
     // The parent may have seen the link go and ended: then nobody reads this, and nobody needs it.
     let told = File::from(report).write_all(&verdict.to_ne_bytes()).is_ok();
     // The parent is in it until it has done all, or has been killed.
-    let is_alone = company.map_or(Ok(()), Company::outlast).is_ok();
-    child.exit(told && is_alone)
+    let has_stayed = company.map_or(Ok(()), Company::stay).is_ok();
+    child.exit(told && has_stayed)
 }

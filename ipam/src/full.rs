@@ -25,8 +25,8 @@ use crate::store::{Store, failed, ignore_missing, names_in, private_dir, remove_
 const FULL: &str = "full";
 
 impl Reservation<'_> {
-    /// Takes the first address behind `last` that is free and not kept for another than `name`. What it costs does not depend on how many
-    /// addresses are held: each makes for one look at most between two times that its block is full.
+    /// Takes the first address behind `last` that is free and not kept for another than `name`. Of a block of addresses
+    /// that is known to be full one file is read; the addresses of the others are looked at one by one.
     ///
     /// # Errors
     /// [`cni_protocol::Code::Io`] when the store cannot be read or written.

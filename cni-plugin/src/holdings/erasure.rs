@@ -1,5 +1,6 @@
 //! DEL's part: how what an attachment holds is taken back.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use cni_protocol::Deadline;
@@ -24,6 +25,12 @@ pub struct Erasure {
 enum What {
     Known(Box<(Holdings, Elements)>),
     Searched,
+}
+
+impl AsFd for Erasure {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.nft.as_fd()
+    }
 }
 
 impl Erasure {

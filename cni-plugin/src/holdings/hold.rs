@@ -40,9 +40,9 @@ pub fn hold(
     if holdings.is_empty() {
         return Ok(None);
     }
-    let company = Company::find(&traces.state_dir);
     let rules = opened.map_or_else(|| Rules::open(call.deadline), Ok);
     let rules = &mut rules.map_err(|error| failed(&Step::Rules, error.into()))?;
+    let company = Company::find(&traces.state_dir, &rules.nft);
     let meeting = meet(journal, rules, call, key, traces, &mut holdings)?;
     let _only_one = holdings.ports.as_ref().map(|_| lock_ports(traces, call.deadline)).transpose()?;
     let elements = holdings.elements(key);
@@ -65,7 +65,7 @@ pub fn hold(
     if let Some(ports) = &holdings.ports {
         open_ports(journal, &mut rules.nft, ports)?;
     }
-    if let Some(Err(error)) = company.map(|company| company.leave_open(&rules.nft)) {
+    if let Some(Err(error)) = company.map(Company::leave) {
         log::debug!("the socket to nftables is closed while others are at work: {error}");
     }
     journal.holdings = holdings;

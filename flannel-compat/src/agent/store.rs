@@ -18,6 +18,8 @@ use super::backoff::Backoff;
 const KEEP: Duration = Duration::from_secs(2);
 /// How long a renewal may take until the connection counts as broken, where etcd is not known to be slower.
 const KEEP_PATIENCE: Duration = Duration::from_secs(1);
+/// … and where it is, or less where leases are short.
+const MOST_PATIENCE: Duration = Duration::from_secs(5);
 /// How often everything is taken anew, whatever the watch said, or more often where leases are short: a host is to be missed
 /// for less time than its lease lasts.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -116,8 +118,7 @@ impl Store {
         // A snapshot, and the watch from there: nothing falls between the two.
         let asked = Instant::now();
         let hosts = registry.hosts().await?;
-        // An etcd that takes long for this is slow. To begin anew with it would make nothing better.
-        let patience = KEEP_PATIENCE.max(4 * asked.elapsed());
+        let patience = patience(asked.elapsed(), &lease);
         let mut known = hosts.revision;
         if !owns(&hosts, &lease) {
             return Ok(End::Lost);
@@ -235,6 +236,12 @@ fn loses(records: &[(String, Option<String>)], lease: &HostLease) -> bool {
 fn often(period: Duration, lease: Option<&HostLease>) -> Duration {
     let ttl = lease.map(|lease| lease.ttl).filter(|ttl| *ttl != 0);
     ttl.map_or(period, |ttl| period.min(Duration::from_secs(ttl) / 3))
+}
+
+/// How long a renewal may take where a snapshot took so long. An etcd that takes long for that is slow: to begin anew with it would
+/// make nothing better.
+fn patience(snapshot: Duration, lease: &HostLease) -> Duration {
+    KEEP_PATIENCE.max((4 * snapshot).min(often(MOST_PATIENCE, Some(lease))))
 }
 
 fn every(period: Duration) -> Interval {

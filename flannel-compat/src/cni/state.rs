@@ -48,11 +48,13 @@ impl State {
             .map_err(|error| failed("write", &self.own, &error))
     }
 
+    /// Removes what [`State::read`] reads. flannel's own file is by container alone, so beside one of this plugin's it is another
+    /// interface's.
+    ///
     /// # Errors
     /// [`Code::Io`] when it cannot be removed; that it is not there is none.
     pub(super) fn remove(&self) -> Result<(), Error> {
-        remove(&self.own)?;
-        remove(&self.flannels)
+        if remove(&self.own)? { Ok(()) } else { remove(&self.flannels).map(drop) }
     }
 }
 
@@ -116,10 +118,12 @@ fn read(path: &Path) -> Result<Option<Map<String, Value>>, Error> {
     }
 }
 
-fn remove(path: &Path) -> Result<(), Error> {
+/// Whether it was there.
+fn remove(path: &Path) -> Result<bool, Error> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", path, &error)),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(failed("remove", path, &error)),
     }
 }
 

@@ -198,7 +198,7 @@ fn failures_of_a_slow_etcd(delay: Duration) -> f64 {
 /// Later than a healthy one ever does: nothing is begun anew, nothing is said.
 #[test]
 fn an_etcd_that_is_slow_is_no_outage() {
-    assert_eq!(failures_of_a_slow_etcd(Duration::from_millis(300)), 0.0);
+    assert_eq!(failures_of_a_slow_etcd(Duration::from_millis(150)), 0.0);
 }
 
 /// As late as one that has failed: that is taken for a failure once, and then for what it is.
