@@ -19,7 +19,7 @@ use nix::unistd::pipe2;
 use weft_net::{Link, NetError, Netlink, NlResult, Socket};
 
 use crate::child::{self, Child};
-use crate::holdings::company::Company;
+use crate::holdings::company::{Company, Rest};
 
 /// `RTNLGRP_LINK` of linux/rtnetlink.h.
 const RTNLGRP_LINK: u32 = 1;
@@ -138,6 +138,8 @@ fn delete_and_exit(
     company: Option<Company>,
     deadline: Deadline,
 ) -> ! {
+    // It is the parent who is at work on the ruleset, until it has done all or has been killed.
+    let company = company.map(Company::given_up);
     let verdict = child
         .detached
         .map_err(NetError::from)
@@ -145,7 +147,6 @@ fn delete_and_exit(
         .map_or_else(|error| error.errno as i32, |()| 0);
     // The parent may have seen the link go and ended: then nobody reads this, and nobody needs it.
     let told = File::from(report).write_all(&verdict.to_ne_bytes()).is_ok();
-    // The parent is in it until it has done all, or has been killed.
-    let has_stayed = company.map_or(Ok(()), Company::stay).is_ok();
+    let has_stayed = company.map_or(Ok(()), Rest::stay).is_ok();
     child.exit(told && has_stayed)
 }

@@ -31,7 +31,7 @@ const FLAGS: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_CLOEXEC).union(OFlag::O_NO
 /// the process.
 pub struct Company {
     /// The end of a FIFO for writing. Nothing is ever written.
-    place: OwnedFd,
+    _place: OwnedFd,
     /// Its other end: it hangs up when nobody has a place any more.
     others: OwnedFd,
     socket: OwnedFd,
@@ -54,7 +54,7 @@ impl Company {
             log::debug!("{}: {error}", path.display());
             pipe2(OFlag::O_CLOEXEC)
         })?;
-        Ok(Self { place, others, socket: socket.as_fd().try_clone_to_owned()? })
+        Ok(Self { _place: place, others, socket: socket.as_fd().try_clone_to_owned()? })
     }
 
     /// Joins those who are there. `None`: nobody is, which is a matter of three system calls.
@@ -73,22 +73,34 @@ impl Company {
     /// Those of fork(2).
     pub fn leave(self) -> Result<(), Errno> {
         let Some(child) = child::fork()? else { return Ok(()) };
-        let is_well = child.detached.is_ok() && self.stay().is_ok();
+        let is_well = child.detached.is_ok() && self.given_up().stay().is_ok();
         child.exit(is_well)
     }
 
+    /// Gives the place up, but not the socket.
+    pub fn given_up(self) -> Rest {
+        Rest { others: self.others, socket: self.socket }
+    }
+}
+
+/// What is left to somebody who is at work no more: to wait for the others.
+pub struct Rest {
+    others: OwnedFd,
+    socket: OwnedFd,
+}
+
+impl Rest {
     /// The rest of a child's life: it keeps nothing but the socket, and outlasts the others.
     ///
     /// # Errors
     /// Those of reading /proc and of poll(2).
     pub fn stay(self) -> io::Result<()> {
-        close_all_but(&[&self.place, &self.others, &self.socket].map(AsRawFd::as_raw_fd))?;
+        close_all_but(&[&self.others, &self.socket].map(AsRawFd::as_raw_fd))?;
         self.outlast()
     }
 
-    /// Gives the place up, and waits until nobody has one; at most until the next multiple of [`INTERVAL`], when all stop waiting.
+    /// Waits until nobody has a place; at most until the next multiple of [`INTERVAL`], when all stop waiting.
     fn outlast(self) -> io::Result<()> {
-        drop(self.place);
         let interval = INTERVAL.as_millis();
         let rest = interval - monotonic().as_millis() % interval;
         let timeout = PollTimeout::try_from(rest).unwrap_or(PollTimeout::ZERO);
@@ -145,13 +157,9 @@ mod tests {
     }
 
     /// Whether somebody still has a place.
-    fn has_others(company: &Company) -> bool {
-        let mut fds = [PollFd::new(company.others.as_fd(), PollFlags::empty())];
+    fn has_others(rest: &Rest) -> bool {
+        let mut fds = [PollFd::new(rest.others.as_fd(), PollFlags::empty())];
         poll(&mut fds, PollTimeout::ZERO).unwrap() == 0
-    }
-
-    fn without_place(company: Company) -> Company {
-        Company { place: null().into(), ..company }
     }
 
     #[test]
@@ -159,14 +167,14 @@ mod tests {
         let _alone = ONE_AT_A_TIME.lock();
         let dir = tempfile::tempdir().unwrap();
         let [first, second, third] = [(); 3].map(|()| join(dir.path()));
-        let first = without_place(first);
+        let first = first.given_up();
         assert!(has_others(&first));
         drop(second);
         assert!(has_others(&first));
         drop(third);
         assert!(!has_others(&first));
         // Who comes later is another company's first.
-        assert!(!has_others(&without_place(join(dir.path()))));
+        assert!(!has_others(&join(dir.path()).given_up()));
     }
 
     /// Whether the child was seen with the socket after it had let go of the lock: on a busy machine the interval may end before.
@@ -179,7 +187,7 @@ mod tests {
         let lock = Lock::exclusive(&path, Deadline::after(INTERVAL)).unwrap();
         lock.share_with_children(true).unwrap();
         // From here on there is a whole interval.
-        join(dir.path()).outlast().unwrap();
+        join(dir.path()).given_up().outlast().unwrap();
         Company::find(dir.path(), &there).unwrap().leave().unwrap();
         drop((lock, there));
         Lock::exclusive(&path, Deadline::after(10 * INTERVAL)).unwrap();
@@ -202,9 +210,9 @@ mod tests {
     fn nobody_waits_for_ever() {
         let _alone = ONE_AT_A_TIME.lock();
         let dir = tempfile::tempdir().unwrap();
-        let watches = without_place(join(dir.path()));
+        let watches = join(dir.path()).given_up();
         let other = join(dir.path());
-        join(dir.path()).outlast().unwrap();
+        join(dir.path()).given_up().outlast().unwrap();
         assert!(has_others(&watches), "nobody had left");
         drop(other);
     }
@@ -216,12 +224,12 @@ mod tests {
         let fifo = dir.path().join(FIFO);
         let _elsewhere = join(dir.path());
         fs::remove_file(&fifo).unwrap();
-        assert!(!has_others(&without_place(join(&dir.path().join("missing")))));
+        assert!(!has_others(&join(&dir.path().join("missing")).given_up()));
         fs::create_dir(&fifo).unwrap();
-        assert!(!has_others(&without_place(join(dir.path()))));
+        assert!(!has_others(&join(dir.path()).given_up()));
         fs::remove_dir(&fifo).unwrap();
         fs::write(&fifo, "").unwrap();
-        assert!(!has_others(&without_place(join(dir.path()))));
+        assert!(!has_others(&join(dir.path()).given_up()));
         assert!(Company::find(dir.path(), null()).is_none());
     }
 }
