@@ -30,11 +30,12 @@ const FLAGS: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_CLOEXEC).union(OFlag::O_NO
 /// A place in the company, with the socket that is to be closed when nobody is at work. It is left when this is dropped, or with
 /// the process.
 pub struct Company {
+    /// Let go before the place, in the order of these lines: a child that waits for that has the last one.
+    socket: OwnedFd,
     /// The end of a FIFO for writing. Nothing is ever written.
     _place: OwnedFd,
     /// Its other end: it hangs up when nobody has a place any more.
     others: OwnedFd,
-    socket: OwnedFd,
 }
 
 impl Company {
