@@ -1,9 +1,11 @@
 //! ADD: the story, top to bottom.
 
+mod result;
+
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use cni_protocol::{AddArgs, AddResult, Code, Dns, Error, Interface, IpConfig, MacAddr, Outcome};
+use cni_protocol::{AddArgs, AddResult, Code, Error, Interface, IpConfig, MacAddr, Outcome};
 
 use crate::begin;
 use crate::bridge;
@@ -23,6 +25,7 @@ use crate::ruleset::Rules;
 use crate::shaping::{self, HostEnd};
 use crate::step::{Journal, Shared, Step};
 use crate::tuning;
+use result::{describe, merged};
 use weft_net::{Entry, Link, NetError, Netlink, NewVeth, index_of, is_bridge_full};
 
 /// The MTU of a veth pair that is given none (linux/if_ether.h, and `ether_setup` of net/ethernet/eth.c).
@@ -368,17 +371,6 @@ impl Attachment {
     }
 }
 
-/// What is asked for one container, and the network's settings where it asks for nothing.
-fn merged(network: Dns, own: &Dns) -> Dns {
-    let either = |network: Vec<String>, own: &Vec<String>| if own.is_empty() { network } else { own.clone() };
-    Dns {
-        nameservers: either(network.nameservers, &own.nameservers),
-        domain: network.domain,
-        search: either(network.search, &own.search),
-        options: either(network.options, &own.options),
-    }
-}
-
 /// Why the pair could not be made.
 fn explain(error: &NetError, network: &Network, key: &AttachmentKey, pod: &mut Pod) -> Fault {
     if is_bridge_full(error) {
@@ -405,9 +397,4 @@ fn present(link: Option<Link>, name: &str) -> Result<Link, Error> {
             format!("{name} is gone again: find out what removes the links that Weft makes"),
         )
     })
-}
-
-fn describe(link: Link) -> Interface {
-    let mac = link.mac.map(|mac| mac.to_string());
-    Interface { name: link.name, mac, mtu: Some(link.mtu), ..Interface::default() }
 }
