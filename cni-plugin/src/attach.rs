@@ -278,7 +278,7 @@ impl Attachment {
         Ok(())
     }
 
-    /// The container's side, down until nothing is missing but the routes.
+    /// The container's side.
     fn configure(&mut self, plan: &Plan, index: u32) -> Result<(), Error> {
         let ifname = &self.key.ifname;
         let (journal, pod) = (&mut self.journal, &mut self.pod);
@@ -289,20 +289,17 @@ impl Attachment {
             journal.within(Step::Neighbours(ifname.clone()), || pod.set_announcing(ifname))?;
         }
         tuning::apply(journal, pod, ifname, &self.asked.tuning)?;
+        if !self.network.interface_down {
+            journal.within(Step::Up(ifname.clone()), || pod.netlink.set_up(ifname.as_str()))?;
+        }
         for IpConfig { address, .. } in &plan.ips {
             let nodad = plan.ipv6 != Ipv6::OnAfterDetection;
+            // Once the interface is up: for an IPv6 address that is there before, the kernel makes the subnet's route when it comes up,
+            // in a context that may not wait for memory, and where it gets none there is no route (addrconf_permanent_addr).
             journal.within(Step::Address(*address), || match plan.by_gateway {
                 true => pod.netlink.add_address_without_route(index, *address, nodad),
                 false => pod.netlink.add_address(index, *address, nodad),
             })?;
-        }
-        if !self.network.interface_down {
-            journal.within(Step::Up(ifname.clone()), || pod.netlink.set_up(ifname.as_str()))?;
-        }
-        if plan.ipv6 == Ipv6::On && !self.network.interface_down {
-            // The kernel makes the routes of IPv6 addresses when the carrier is settled, which it puts off on a busy
-            // host, and refuses a route by a gateway until then (EHOSTUNREACH). Being asked for the link it does it.
-            journal.within(Step::ReadBack(ifname.to_string()), || pod.interface(ifname).map(drop))?;
         }
         if plan.ipv6 == Ipv6::OnAfterDetection {
             journal.within(Step::Detection(ifname.clone()), || pod.wait_for_detection(index))?;
