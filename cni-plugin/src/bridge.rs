@@ -60,12 +60,18 @@ pub fn adopt(netlink: &mut Netlink, network: &Network, found: Option<Link>) -> R
     Ok((Link { up: true, ..link }, Change::Made))
 }
 
-/// Sets a bridge down, if it is there.
+/// Sets a bridge down, if it is there. It keeps its IPv6 addresses, which the kernel takes from a link that goes down.
 pub fn set_down(name: &IfName, deadline: Deadline) -> Result<(), Fault> {
-    match Netlink::open(deadline)?.set_down(name.as_str()) {
-        Err(error) if error.not_found() => Ok(()),
-        other => Ok(other?),
+    let mut netlink = Netlink::open(deadline)?;
+    let Some(bridge) = netlink.link(name.as_str())? else {
+        return Ok(());
+    };
+    let addresses = netlink.whole_addresses(bridge.index)?;
+    match netlink.set_down(name.as_str()) {
+        Err(error) if error.not_found() => return Ok(()),
+        other => other?,
     }
+    addresses.iter().try_for_each(|address| Ok(netlink.put_back(address)?))
 }
 
 /// A link of the bridge's name that is no bridge.

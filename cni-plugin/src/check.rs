@@ -42,7 +42,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         network.all_hosts.clone_from(&overlay.networks);
     }
     let key = AttachmentKey::new(&call.network, &args.container_id, &args.ifname);
-    let promised = Promised::read(args, &key)?;
+    let promised = Promised::read(args, &key, network.bridge.as_str())?;
     // Where the bridge is the gateway, ADD's result names it with every address: one without is a later plugin's.
     let own = |ip: &&IpConfig| ip.gateway.is_some() || network.gateway == Gateway::None;
     let own: Vec<IpConfig> = promised.ips.iter().filter(own).cloned().collect();
@@ -106,6 +106,8 @@ pub fn verdict(mut found: Vec<String>) -> Result<(), Error> {
 struct Promised {
     container: Interface,
     host: Option<Interface>,
+    /// The bridge's MAC address: containers know the gateway by it.
+    bridge_mac: Option<String>,
     ips: Vec<IpConfig>,
     /// Whether a route without a metric has none. Results before 1.1.0 have no metrics, and a runtime may have converted one
     /// since.
@@ -113,7 +115,7 @@ struct Promised {
 }
 
 impl Promised {
-    fn read(args: &CheckArgs, key: &AttachmentKey) -> Result<Self, Error> {
+    fn read(args: &CheckArgs, key: &AttachmentKey, bridge: &str) -> Result<Self, Error> {
         let AddResult { interfaces, ips, .. } = &args.prev_result;
         let sandboxed =
             |interface: &Interface| interface.sandbox.as_deref().is_some_and(|path| !path.is_empty());
@@ -127,10 +129,11 @@ impl Promised {
                 ),
             ));
         };
-        let host = interfaces.iter().find(|found| !sandboxed(found) && found.name == key.host_veth());
+        let on_host = |name: &str| interfaces.iter().find(|found| !sandboxed(found) && found.name == name);
         Ok(Self {
             container: container.clone(),
-            host: host.cloned(),
+            host: on_host(&key.host_veth()).cloned(),
+            bridge_mac: on_host(bridge).and_then(|bridge| bridge.mac.clone()),
             ips: ips.iter().filter(|ip| ip.interface.is_none_or(|of| of == at)).cloned().collect(),
             has_metrics: has_metrics(&args.call.conf),
         })
@@ -188,6 +191,9 @@ impl Checker {
         self.require(bridge.up, || format!("bridge {name} is down"));
         let promiscuous = bridge.promiscuous || !self.network.promiscuous;
         self.require(promiscuous, || format!("bridge {name} is not promiscuous"));
+        if let Some(mac) = self.promised.bridge_mac.clone() {
+            self.check_mac(&mac, &bridge);
+        }
         let addresses = self.host.addresses(bridge.index)?;
         for gateway in self.plan.gateways.clone() {
             self.require(addresses.contains(&gateway), || {
@@ -260,14 +266,18 @@ impl Checker {
     /// MAC and MTU, as far as the previous result promised them.
     fn check_link(&mut self, promised: &Interface, link: &Link) {
         if let Some(mac) = &promised.mac {
-            let has = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
-            self.require(has.eq_ignore_ascii_case(mac), || {
-                format!("{} has MAC {has} instead of {mac}", link.name)
-            });
+            self.check_mac(mac, link);
         }
         if let Some(mtu) = promised.mtu.or(self.network.mtu) {
             self.require(link.mtu == mtu, || format!("{} has MTU {} instead of {mtu}", link.name, link.mtu));
         }
+    }
+
+    fn check_mac(&mut self, promised: &str, link: &Link) {
+        let has = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
+        self.require(has.eq_ignore_ascii_case(promised), || {
+            format!("{} has MAC {has} instead of {promised}", link.name)
+        });
     }
 
     fn check_routes(&mut self, index: u32) -> Result<(), Fault> {
