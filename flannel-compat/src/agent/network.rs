@@ -15,7 +15,7 @@ use weft_state::lease::{HostLease, Peers, Taken, agent_lock, since_1970};
 use super::conf::{Conf, NetworkConf};
 use super::heal::{Report, heal};
 use super::hosts::Hosts;
-use super::kernel::{Kernel, Owned};
+use super::kernel::{Cost, Kernel, Owned};
 use super::log_once::{Outage, Rejections};
 use super::metrics::Metrics;
 use super::store::{News, Store};
@@ -278,22 +278,22 @@ impl Network {
     /// Compares everything in the kernel with what it ought to be, and corrects it.
     fn sync(&mut self, cause: Cause) {
         let Some(lease) = self.lease.as_ref().filter(|_| self.settled) else { return };
-        let began = std::time::Instant::now();
+        let meter = Cost::meter();
         let (overlay, mut rejected) = match Overlay::new(lease, self.hosts.known()) {
             Ok(wanted) => wanted,
             Err(error) => return self.judge(Some(error.msg)),
         };
         let report = heal(&self.conf, &self.state_dir, lease, &overlay);
-        let duration = began.elapsed();
+        let cost = meter();
         let network = self.conf.name.as_str();
-        self.metrics.synced(network, duration);
+        self.metrics.synced(network, cost.time);
         if cause == Cause::Look {
             for (object, count) in &report.healed {
                 log::info!("network {network}: repaired {count} of kind {object}");
                 self.metrics.healed(network, object, *count);
             }
         }
-        self.kernel.watch(owned(&overlay, &report), duration);
+        self.kernel.watch(owned(&overlay, &report), cost);
         let unreached = &report.changes.unreached;
         rejected.extend(unreached.iter().map(Rejected::from));
         self.tell(overlay.peers(unreached), &rejected);
