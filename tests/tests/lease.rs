@@ -247,3 +247,28 @@ fn what_local_ranges_are_given_by_contradicts_etcd() {
     let local = json!({ "ipam": { "etcd": null, "iface": "eth0", "subnet": "10.88.0.0/16" } });
     fleet.fails(0, &local, 2).assert_names(&["iface", "etcd"]);
 }
+
+/// Secrets need not be in the network's configuration, which everybody may read.
+#[test]
+fn how_etcd_is_reached_is_told_by_environment_or_file() {
+    let cluster = Cluster::new(1);
+    let etcd = cluster.etcd(1, Access::Password);
+    etcd.put(CONFIG, V4);
+    let node = cluster.node(0);
+    fs::create_dir_all(node.directory()).expect("make the node's directory");
+    let [file, password] = ["etcd.json", "password"].map(|name| node.directory().join(name));
+    fs::write(&password, Etcd::PASSWORD).expect("write a password");
+    let network = Network::new("pods", &[]).with(&json!({ "ipam": { "type": "weft-ipam", "etcd": {} } }));
+    let call = || ipam("ADD", node, &network).env("WEFT_ETCD_FILE", &file);
+    call().run().error_code(7).assert_names(&["endpoints", "WEFT_ETCD_ENDPOINTS"]);
+    let login =
+        json!({ "endpoints": ["http://192.0.2.1:1"], "username": Etcd::USER, "passwordFile": password });
+    fs::write(&file, login.to_string()).expect("write the file");
+    let call = || call().env("WEFT_ETCD_ENDPOINTS", etcd.endpoints().join(","));
+    // Who logs in is in the file, and where in the environment, which comes before it.
+    let first = addresses(&call().run().result());
+    assert_eq!(etcd.keys(SUBNETS).len(), 1);
+    fs::write(&file, "{").expect("damage the file");
+    call().run().error().assert_names(&[file.to_str().expect("a path")]);
+    assert!(first[0].ends_with(".2/24"), "{first:?}");
+}
