@@ -112,6 +112,22 @@ fn they_read_the_configuration_alike() {
     talk(&fleet.pod(0), &fleet.pod(1), 10 << 20);
 }
 
+/// Two hosts in a network that has two subnets of each family: whoever counted them otherwise would find none.
+#[test]
+fn they_cut_the_network_alike() {
+    let fleet = Fleet::new(
+        r#"{"Network": "10.240.0.0/16", "SubnetLen": 26, "SubnetMin": "10.240.3.64", "SubnetMax": "10.240.3.128",
+            "EnableIPv6": true, "IPv6Network": "fd00:42::/48", "IPv6SubnetLen": 72,
+            "IPv6SubnetMin": "fd00:42:0:7::", "IPv6SubnetMax": "fd00:42:0:7:100::", "Backend": {"Type": "vxlan"}}"#,
+    );
+    let _daemons = (fleet.weft(0), fleet.flannel(1));
+    let keys = fleet.subnets().concat();
+    for subnet in ["10.240.3.64-26", "10.240.3.128-26", "fd00:42:0:7::-72", "fd00:42:0:7:100::-72"] {
+        assert_eq!(keys.matches(subnet).count(), 1, "{subnet}: {keys}");
+    }
+    talk(&fleet.pod(0), &fleet.pod(1), 10 << 20);
+}
+
 /// Each tells the other: Weft's host by `weftctl leave`, flanneld's by its lease, which it leaves to end. And a third host tells both.
 #[test]
 fn a_host_that_leaves_is_forgotten_by_both() {
