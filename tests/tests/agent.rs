@@ -13,6 +13,8 @@ use weft_tests::{
 mod duplicates;
 #[path = "agent/heal.rs"]
 mod heal;
+#[path = "agent/masquerade.rs"]
+mod masquerade;
 #[path = "agent/outage.rs"]
 mod outage;
 #[path = "agent/service.rs"]

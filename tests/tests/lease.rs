@@ -200,12 +200,39 @@ fn an_add_renews_the_lease_when_half_of_it_is_over_and_looks_at_other_hosts() {
     let mut old = read();
     old["renewed"] = json!(old["renewed"].as_u64().expect("a time") - 50_000);
     fs::write(&lease, old.to_string()).expect("age the lease");
+    // Nobody but an ADD will renew it here: whoever asks is told.
+    let warned = || {
+        let reply = fleet.ipam("STATUS", 0, &json!({})).run();
+        reply.done();
+        reply.stderr.contains("no weftd renews it")
+    };
+    assert!(warned());
     let other = r#"{"PublicIP":"172.30.0.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"8e:00:00:00:00:01"}}"#;
     fleet.etcd.put(&format!("{SUBNETS}10.250.9.0-24"), other);
     fleet.add(0, &json!({ "ipam": { "peerRefresh": 0 } })).result();
     assert!(read()["renewed"].as_u64() > old["renewed"].as_u64().map(|then| then + 40_000));
+    assert!(!warned());
     let peers = fs::read_to_string(directory.join("peers.json")).expect("the other hosts");
     assert!(peers.contains("172.30.0.99"), "{peers}");
+}
+
+/// In etcd, too, and not before.
+#[test]
+fn etcds_lease_is_renewed_when_half_of_it_is_over() {
+    let fleet = Fleet::new(1, V4);
+    let short = json!({ "ipam": { "leaseTTL": 10, "peerRefresh": 0 } });
+    let left = || fleet.etcd.leases()[0].remaining;
+    fleet.add(0, &short).result();
+    // Times are whole seconds here and there.
+    for (limit, renewed) in [(8, false), (3, true)] {
+        weft_tests::eventually(std::time::Duration::from_secs(10), "time goes by", || {
+            (left() <= limit).then_some(())
+        });
+        let reply = fleet.add(0, &short);
+        reply.result();
+        assert_eq!(left() > limit, renewed, "{limit} {}", reply.stderr);
+    }
+    assert_eq!((fleet.keys().len(), fleet.etcd.leases().len()), (1, 1));
 }
 
 #[test]
