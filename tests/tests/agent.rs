@@ -224,6 +224,9 @@ fn records_that_are_no_hosts_are_rejected() {
         ("10.255.12.0-24", "{\"BackendType\": \"x\\n2026-01-01 ERROR forged\"}".to_owned()),
         ("not-a-subnet", record("172.30.0.97", "8e:00:00:00:00:03")),
         ("192.0.2.0-24", record("172.30.0.96", "8e:00:00:00:00:04")),
+        // Of another size, with the good one's and many other subnets in it; and one that does not begin where one may.
+        ("10.255.0.0-16", record("172.30.0.92", "8e:00:00:00:00:08")),
+        ("10.255.7.128-24", record("172.30.0.91", "8e:00:00:00:00:09")),
         ("10.255.13.0-24", record("172.30.0.11", "8e:00:00:00:00:06")),
         // After the good one, in the order of keys.
         ("10.255.70.0-24", record("172.30.0.94", "8e:00:00:00:00:01")),
@@ -240,13 +243,13 @@ fn records_that_are_no_hosts_are_rejected() {
     assert_learns(node, REPAIR, "8e:00:00:00:00:01 dst 172.30.0.99", true);
     assert_eq!(forwarding_entries(node, DEVICE), 1);
     // The last record was put after the good one.
-    eventually(REPAIR, "nine records are rejected", || {
+    eventually(REPAIR, "eleven records are rejected", || {
         let text = fleet.agents[0].ask("/metrics")?.body;
         let rejected = text
             .lines()
             .filter(|line| line.starts_with("weft_peers{") && !line.contains(r#"state="valid""#))
             .map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap());
-        (rejected.sum::<f64>() == 9.0).then_some(())
+        (rejected.sum::<f64>() == 11.0).then_some(())
     });
     assert_eq!(subnet(node), own);
     // Later records do not make it say so again.
