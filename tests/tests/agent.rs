@@ -309,6 +309,39 @@ fn addresses_that_the_kernel_refuses_keep_no_other_host_out() {
     agent.ready();
 }
 
+/// Also where nothing could be looked at meanwhile.
+#[test]
+fn what_is_wrong_with_a_record_is_said_once() {
+    let fleet = Fleet::of(1, r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "host-gw"}}"#, &json!({}));
+    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
+    let record = r#"{"PublicIP":"172.31.0.99","PublicIPv6":null,"BackendType":"host-gw"}"#;
+    fleet.etcd.put(&format!("{SUBNETS}10.255.70.0-24"), record);
+    let counted = || agent.metric(r#"weft_peers{network="pods",state="not on the link"}"#);
+    let ready = |status: u16| {
+        let answers = || (agent.ask("/readyz")?.status == status).then_some(());
+        eventually(REPAIR, &format!("/readyz answers {status}"), answers);
+    };
+    eventually(REPAIR, "it is counted", || (counted()? == 1.0).then_some(()));
+    for _ in 0..2 {
+        node.command("ip addr del 172.30.0.11/24 dev eth0");
+        ready(503);
+        assert_eq!(counted(), Some(1.0), "nothing better is known");
+        node.command("ip addr add 172.30.0.11/24 dev eth0");
+        ready(200);
+    }
+    let log = agent.daemon().log();
+    assert_eq!(log.lines().filter(|line| line.contains("10.255.70.0-24")).count(), 1, "{log}");
+    // Unless it goes and comes again.
+    fleet.etcd.del(&format!("{SUBNETS}10.255.70.0-24"));
+    eventually(REPAIR, "it is not counted any more", || {
+        counted().is_none_or(|count| count == 0.0).then_some(())
+    });
+    fleet.etcd.put(&format!("{SUBNETS}10.255.70.0-24"), record);
+    eventually(REPAIR, "it is said again", || {
+        (agent.daemon().log().matches("\"10.255.70.0-24\"").count() == 2).then_some(())
+    });
+}
+
 /// Keys of anybody, as many as a store may have: the others are followed all the same, and the log stays readable.
 #[test]
 fn ten_thousand_keys_that_do_not_belong_there() {

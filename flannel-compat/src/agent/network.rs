@@ -8,7 +8,7 @@ use std::time::Duration;
 use cni_protocol::{Code, Error};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use weft::overlay::{Overlay, Rejected};
+use weft::overlay::{Overlay, Rejected, Unreached};
 use weft_state::Lock;
 use weft_state::lease::{HostLease, Peers, Taken, agent_lock, since_1970};
 
@@ -47,6 +47,8 @@ pub(super) struct Network {
     saved: Option<Instant>,
     outage: Outage,
     rejections: Rejections,
+    /// Hosts that their own records keep from being reached, by the last look that found it out.
+    unreached: Vec<Unreached>,
     /// What could not be set up.
     damage: Option<String>,
     /// What could not be put on file.
@@ -105,6 +107,7 @@ impl Network {
             saved: None,
             outage: Outage::new(conf.name.clone()),
             rejections: Rejections::new(conf.name.clone()),
+            unreached: Vec::new(),
             damage: None,
             unfiled: None,
             said: None,
@@ -294,9 +297,11 @@ impl Network {
             }
         }
         self.kernel.watch(owned(&overlay, &report), cost);
-        let unreached = &report.changes.unreached;
-        rejected.extend(unreached.iter().map(Rejected::from));
-        self.tell(overlay.peers(unreached), &rejected);
+        if let Some(unreached) = report.unreached {
+            self.unreached = unreached;
+        }
+        rejected.extend(self.unreached.iter().map(Rejected::from));
+        self.tell(overlay.peers(&self.unreached), &rejected);
         self.rejections.tell(&rejected);
         self.judge((!report.failures.is_empty()).then(|| report.failures.join("; ")));
     }
