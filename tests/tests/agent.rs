@@ -9,6 +9,8 @@ use weft_tests::{
     Access, Cluster, Etcd, Family, Network, Node, Pod, Weftd, assert_all_reach, command, eventually, ips,
 };
 
+#[path = "agent/access.rs"]
+mod access;
 #[path = "agent/duplicates.rs"]
 mod duplicates;
 #[path = "agent/heal.rs"]
