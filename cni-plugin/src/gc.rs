@@ -3,12 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use cni_protocol::{
-    Call, Code, Deadline, Error, GcArgs, NetworkName, Outcome, VALID_ATTACHMENTS, ValidAttachment,
-};
+use cni_protocol::{Call, Code, Deadline, Error, GcArgs, NetworkName, Outcome, ValidAttachment};
 use log::{info, warn};
 use nix::errno::Errno;
-use serde_json::{Value, json};
 use weft_state::{Lock, started};
 
 use crate::conf::Traces;
@@ -110,7 +107,7 @@ impl Collector<'_> {
         &self,
         netlink: &mut Netlink,
         problems: &mut Vec<String>,
-    ) -> Result<(BTreeMap<String, Stale>, Vec<AttachmentKey>), Error> {
+    ) -> Result<(BTreeMap<String, Stale>, Vec<ValidAttachment>), Error> {
         let mut kept = Vec::new();
         let hash_of = |valid: &ValidAttachment| {
             AttachmentKey::new(self.network(), &valid.container_id, &valid.ifname).hash().to_owned()
@@ -124,7 +121,9 @@ impl Collector<'_> {
             match self.of_record(&hash) {
                 Ok(Recorded::Stale(found)) => drop(stale.insert(hash, found)),
                 Ok(Recorded::Kept(key)) => {
-                    kept.extend(key);
+                    kept.extend(
+                        key.map(|key| ValidAttachment { container_id: key.container_id, ifname: key.ifname }),
+                    );
                     keep.insert(hash);
                 }
                 Err(error) => {
@@ -181,19 +180,10 @@ impl Collector<'_> {
 
     /// The call as the IPAM plugin gets it: what this GC keeps is in the list. The plugin cannot tell by its own
     /// times, as an ADD reserves before this command begins and is attached after that.
-    fn call_with(&self, kept: &[AttachmentKey]) -> Call {
-        let mut call = self.args.call.clone();
-        if kept.is_empty() {
-            return call;
-        }
-        let entry = |key: &AttachmentKey| json!({ "containerID": key.container_id.as_str(), "ifname": key.ifname.as_str() });
-        for name in VALID_ATTACHMENTS {
-            if let Some(Value::Array(list)) = call.conf.get_mut(name) {
-                list.extend(kept.iter().map(entry));
-            }
-        }
-        call.stdin = Value::Object(call.conf.clone()).to_string().into_bytes();
-        call
+    fn call_with(&self, kept: &[ValidAttachment]) -> Call {
+        let mut args = self.args.clone();
+        args.keep(kept);
+        args.call
     }
 
     fn release(&self, stale: Stale) -> Result<(), Error> {

@@ -5,14 +5,16 @@
 
 mod conf;
 mod delegate;
+mod gc;
 mod state;
 
-use cni_protocol::{AddResult, Call, Code, Command, Delegate, Error, GcArgs, IpConfig, Outcome, Verb};
+use cni_protocol::{AddResult, Call, Code, Command, Delegate, Error, IpConfig, Outcome, Verb};
 use serde_json::{Map, Value};
+use weft_state::{Lock, STARTED_ENV, started};
 
 use conf::FlannelConf;
 use delegate::{Facts, WEFT};
-use state::{Gone, State};
+use state::State;
 
 /// Carries out a CNI command.
 ///
@@ -24,8 +26,13 @@ pub fn handle(command: Command) -> Result<Outcome, Error> {
         Command::Add(args) => {
             let facts = Facts::of_host(&conf.subnet_file)?;
             let delegate = conf.delegate(&args.call, &facts);
+            // Weft alone finds all that it made by the attachment's key; others want to hear what they were told.
+            if delegate::is_weft_alone(&delegate) {
+                return carry_out(command, delegate);
+            }
             let state = State::of(&conf, &args.container_id, &args.ifname);
-            add(command, delegate, state)
+            let lock = state::share_lock(&conf, &args.call)?;
+            add(command, &delegate, state, lock)
         }
         Command::Del(args) => {
             let state = State::of(&conf, &args.container_id, &args.ifname);
@@ -58,14 +65,7 @@ pub fn handle(command: Command) -> Result<Outcome, Error> {
             };
             carry_out(command, delegate)
         }
-        Command::Gc(args) => {
-            let facts = Facts::of_host(&conf.subnet_file).unwrap_or_default();
-            let args = args.clone();
-            let delegate = conf.delegate(&args.call, &facts);
-            let done = carry_out(command, delegate)?;
-            collect_garbage(&conf, &args)?;
-            Ok(done)
-        }
+        Command::Gc(args) => gc::gc(&conf, args.clone()),
         Command::Status(args) => {
             let facts = Facts::of_host(&conf.subnet_file)
                 .map_err(|error| Error { code: Code::NotAvailable, ..error })?;
@@ -75,34 +75,40 @@ pub fn handle(command: Command) -> Result<Outcome, Error> {
     }
 }
 
-fn add(command: Command, delegate: Map<String, Value>, state: State) -> Result<Outcome, Error> {
-    // Weft alone finds all that it made by the attachment's key; others want to hear what they were told.
-    if delegate::is_weft_alone(&delegate) {
-        return carry_out(command, delegate);
-    }
-    state.write(&delegate)?;
-    match carry_out(command, delegate) {
-        Ok(Outcome::Attached { result, rollback }) => {
-            let forget = move || {
-                let mut left = rollback();
-                left.extend(state.remove().err().map(|error| error.msg));
-                left
-            };
-            Ok(Outcome::Attached { result, rollback: Box::new(forget) })
+fn add(command: Command, delegate: &Map<String, Value>, state: State, lock: Lock) -> Result<Outcome, Error> {
+    state.begin(delegate)?;
+    let (result, rollback) = match carry_out(command, delegate.clone()) {
+        Ok(Outcome::Attached { result, rollback }) => (result, rollback),
+        Ok(done) => return Ok(done),
+        Err(error) => {
+            return Err(state.remove().err().into_iter().fold(error, |error, left| error.detail(left.msg)));
         }
-        Ok(done) => Ok(done),
-        Err(error) => Err(state.remove().err().into_iter().fold(error, |error, left| error.detail(left.msg))),
+    };
+    let noted = state.attached(delegate);
+    let forget = move || {
+        let mut left = rollback();
+        left.extend(state.remove().err().map(|error| error.msg));
+        drop(lock);
+        left
+    };
+    match noted {
+        Ok(()) => Ok(Outcome::Attached { result, rollback: Box::new(forget) }),
+        Err(error) => Err(forget().into_iter().fold(error, Error::detail)),
     }
 }
 
 fn is_weft(delegate: &Map<String, Value>) -> bool {
-    delegate.get("type").and_then(Value::as_str) == Some(WEFT)
+    plugin_of(delegate) == WEFT
+}
+
+fn plugin_of(delegate: &Map<String, Value>) -> String {
+    delegate.get("type").and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
 /// Has the delegate carry out the command with its configuration.
 fn carry_out(mut command: Command, delegate: Map<String, Value>) -> Result<Outcome, Error> {
     let verb = command.verb();
-    let plugin = delegate.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let plugin = plugin_of(&delegate);
     let call = call_mut(&mut command);
     call.stdin = Value::Object(delegate.clone()).to_string().into_bytes();
     call.conf = delegate;
@@ -116,44 +122,12 @@ fn carry_out(mut command: Command, delegate: Map<String, Value>) -> Result<Outco
     }
 }
 
-/// Undoes and forgets what is gone. One that fails keeps none of the others.
-///
-/// # Errors
-/// The first failure, with the others as its details.
-fn collect_garbage(conf: &FlannelConf, args: &GcArgs) -> Result<(), Error> {
-    let mut failure: Option<Error> = None;
-    for gone in state::gone(conf, &args.call.network, &args.valid)? {
-        if let Err(error) = undo_gone(&gone, &args.call).and_then(|()| gone.state.remove()) {
-            failure = Some(match failure {
-                None => error,
-                Some(first) => first.detail(error.msg),
-            });
-        }
-    }
-    failure.map_or(Ok(()), Err)
-}
-
-/// Weft's own GC has done it. Of others it cannot be told whether theirs did, and the reference plugins' interface
-/// plugins have none (v1.9.1): an attachment that nothing is known of any more could not even be deleted.
-fn undo_gone(gone: &Gone, call: &Call) -> Result<(), Error> {
-    let mut delegate = conf::again(call, gone.known.clone());
-    if is_weft(&delegate) {
-        return Ok(());
-    }
-    delegate.retain(|key, _| !key.ends_with("attachments"));
-    let plugin = delegate.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let stdin = Value::Object(delegate).to_string().into_bytes();
-    let env = [
-        ("CNI_CONTAINERID", gone.container.as_str()),
-        ("CNI_IFNAME", gone.ifname.as_str()),
-        // Its container is gone.
-        ("CNI_NETNS", ""),
-    ];
-    Delegate::find(&plugin, &call.cni_path)?.start(Verb::Del, &env)?.finish(&stdin, call.deadline).map(drop)
-}
-
 fn execute(plugin: &str, verb: Verb, call: &Call) -> Result<Vec<u8>, Error> {
-    Delegate::find(plugin, &call.cni_path)?.start(verb, &[])?.finish(&call.stdin, call.deadline)
+    // A delegate that is Weft's kind asks when the command began, to keep what is younger.
+    let began = started().as_nanos().to_string();
+    let env = [(STARTED_ENV, began.as_str())];
+    let env = if verb == Verb::Gc { &env[..] } else { &[] };
+    Delegate::find(plugin, &call.cni_path)?.start(verb, env)?.finish(&call.stdin, call.deadline)
 }
 
 fn execute_add(plugin: &str, call: Call) -> Result<Outcome, Error> {

@@ -89,7 +89,9 @@ impl Underlay {
             Choice::CanReach(_) | Choice::Interface(_) | Choice::Matching(_) => None,
         };
         match way.map(source_towards) {
-            Some(Ok(source)) if self.public.is_empty() => source == before.local,
+            Some(Ok(source)) if self.public.is_empty() => {
+                source == before.local || lasting(source).is_ok_and(|other| other == before.local)
+            }
             Some(Err(_)) => true,
             _ => is_here(before.local),
         }
@@ -102,10 +104,10 @@ impl Choice {
         let towards =
             |target| source_towards(target).map_err(|error| format!("no route to {target} ({error})"));
         match self {
-            Self::DefaultRoute => {
-                source_towards(anywhere(v4)).map_err(|error| format!("no default route ({error})"))
-            }
-            Self::CanReach(target) if target.is_ipv4() == v4 => towards(*target),
+            Self::DefaultRoute => source_towards(anywhere(v4))
+                .map_err(|error| format!("no default route ({error})"))
+                .and_then(lasting),
+            Self::CanReach(target) if target.is_ipv4() == v4 => towards(*target).and_then(lasting),
             Self::CanReach(target) => {
                 let source = towards(*target)?;
                 let name = name_of(source)?.ok_or_else(|| format!("{source} is on no interface"))?;
@@ -144,10 +146,36 @@ fn first(v4: bool, fits: impl Fn(&str, IpAddr) -> bool) -> Result<Option<IpAddr>
     Ok(addresses(v4)?.into_iter().find(|(name, ip)| fits(name, *ip)).map(|(_, ip)| ip))
 }
 
+/// In place of an address that is soon another or about to go, one of the same interface that lasts: the kernel sends from a
+/// temporary one where it is told to (RFC 6724, rule 7). The best one is of the same link's prefix.
+fn lasting(source: IpAddr) -> Result<IpAddr, String> {
+    let IpAddr::V6(source) = source else { return Ok(source) };
+    let found = ipv6_addresses().map_err(|error| unlisted(&error))?;
+    Ok(longest(source, &found).into())
+}
+
+/// Of the addresses of the interface that has `source`, the one to be known by.
+fn longest(source: Ipv6Addr, found: &[Ipv6]) -> Ipv6Addr {
+    let Some(own) = found.iter().find(|other| other.ip == source) else { return source };
+    let link = |ip: Ipv6Addr| ip.to_bits() >> 64;
+    let there = found.iter().filter(|other| other.name == own.name);
+    // Both kinds that last are good, so the prefix goes before the difference between them; and the kernel's own choice before all.
+    let best = there.min_by_key(|other| {
+        let lasts = other.rank <= LASTING;
+        (!lasts, link(other.ip) != link(source), !(lasts && other.ip == source), other.rank)
+    });
+    best.map_or(source, |best| best.ip)
+}
+
 /// The addresses of a family that other hosts may know, with their interfaces' names; the better ones first.
 fn addresses(v4: bool) -> Result<Vec<(String, IpAddr)>, String> {
-    let told = if v4 { ipv4_addresses() } else { ipv6_addresses() };
-    told.map_err(|error| format!("the kernel lists no addresses ({error})"))
+    let named = |found: Vec<Ipv6>| found.into_iter().map(|one| (one.name, one.ip.into())).collect();
+    let told = if v4 { ipv4_addresses() } else { ipv6_addresses().map(named) };
+    told.map_err(|error| unlisted(&error))
+}
+
+fn unlisted(error: &std::io::Error) -> String {
+    format!("the kernel lists no addresses ({error})")
 }
 
 fn ipv4_addresses() -> std::io::Result<Vec<(String, IpAddr)>> {
@@ -158,36 +186,50 @@ fn ipv4_addresses() -> std::io::Result<Vec<(String, IpAddr)>> {
     Ok(of_family.collect())
 }
 
-/// From a file, as getifaddrs(3) does not tell what kind of address one is: a temporary one is soon another.
-fn ipv6_addresses() -> std::io::Result<Vec<(String, IpAddr)>> {
+/// The highest [`Ipv6::rank`] of an address that stays as long as its interface is where it is.
+const LASTING: u8 = 1;
+
+/// An address of an interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Ipv6 {
+    /// The better the lower.
+    rank: u8,
+    name: String,
+    ip: Ipv6Addr,
+}
+
+/// The better ones first. From a file, as getifaddrs(3) does not tell what kind of address one is.
+fn ipv6_addresses() -> std::io::Result<Vec<Ipv6>> {
     let text = match std::fs::read_to_string("/proc/thread-self/net/if_inet6") {
         // A kernel without IPv6.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
     };
-    let mut found: Vec<_> = text.lines().filter_map(ipv6_address).collect();
-    found.sort_by_key(|(rank, ..)| *rank);
-    Ok(found.into_iter().map(|(_, name, ip)| (name, ip.into())).collect())
+    let mut found: Vec<_> = text.lines().filter_map(Ipv6::of_line).collect();
+    found.sort_by_key(|one| one.rank);
+    Ok(found)
 }
 
-/// A line of `/proc/net/if_inet6`: address, interface, prefix length, scope and flags in hexadecimal, and the
-/// interface's name (if6_seq_show in the kernel's net/ipv6/addrconf.c). Addresses are better the lower the rank.
-fn ipv6_address(line: &str) -> Option<(u8, String, Ipv6Addr)> {
-    // IFA_F_TEMPORARY, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_PERMANENT
-    const FLAGS: [u8; 4] = [0x01, 0x08, 0x20, 0x80];
-    let mut fields = line.split_whitespace();
-    let ip = Ipv6Addr::from(u128::from_str_radix(fields.next()?, 16).ok()?);
-    let flags = u8::from_str_radix(fields.nth(3)?, 16).ok()?;
-    let [temporary, failed, deprecated, permanent] = FLAGS.map(|flag| flags & flag != 0);
-    let rank = if failed || deprecated {
-        3
-    } else if temporary {
-        2
-    } else {
-        u8::from(!permanent)
-    };
-    let name = fields.next()?.to_owned();
-    (!ip.is_loopback() && !ip.is_unicast_link_local()).then_some((rank, name, ip))
+impl Ipv6 {
+    /// A line of `/proc/net/if_inet6`: address, interface, prefix length, scope and flags in hexadecimal, and the
+    /// interface's name (if6_seq_show in the kernel's net/ipv6/addrconf.c).
+    fn of_line(line: &str) -> Option<Self> {
+        // IFA_F_TEMPORARY, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_PERMANENT
+        const FLAGS: [u8; 4] = [0x01, 0x08, 0x20, 0x80];
+        let mut fields = line.split_whitespace();
+        let ip = Ipv6Addr::from(u128::from_str_radix(fields.next()?, 16).ok()?);
+        let flags = u8::from_str_radix(fields.nth(3)?, 16).ok()?;
+        let [temporary, failed, deprecated, permanent] = FLAGS.map(|flag| flags & flag != 0);
+        let rank = if failed || deprecated {
+            3
+        } else if temporary {
+            2
+        } else {
+            u8::from(!permanent)
+        };
+        let name = fields.next()?.to_owned();
+        (!ip.is_loopback() && !ip.is_unicast_link_local()).then_some(Self { rank, name, ip })
+    }
 }
 
 fn name_of(ip: IpAddr) -> Result<Option<String>, String> {
@@ -249,15 +291,45 @@ mod tests {
     fn lasting_addresses_come_first() {
         let line = |address: &str, flags: &str| {
             let name = "eth0";
-            ipv6_address(&format!("{address} 02 40 00 {flags}     {name}"))
+            Ipv6::of_line(&format!("{address} 02 40 00 {flags}     {name}"))
         };
         let address = "fd090001000000000000000000000002";
         let ip: Ipv6Addr = "fd09:1::2".parse().unwrap();
         for (flags, rank) in [("80", 0), ("00", 1), ("01", 2), ("20", 3), ("a0", 3), ("88", 3)] {
-            assert_eq!(line(address, flags), Some((rank, "eth0".into(), ip)), "{flags}");
+            assert_eq!(line(address, flags), Some(Ipv6 { rank, name: "eth0".into(), ip }), "{flags}");
         }
         assert_eq!(line("fe800000000000000000000000000002", "80"), None);
         assert_eq!(line("nonsense", "80"), None);
+    }
+
+    #[test]
+    fn the_interfaces_lasting_address_of_the_same_prefix_is_taken() {
+        let listed = |rank, name: &str, ip: &str| Ipv6 { rank, name: name.into(), ip: ip.parse().unwrap() };
+        let found = [
+            listed(0, "eth0", "fd00::1"),
+            listed(0, "eth1", "fd01::1"),
+            listed(1, "eth1", "2001:db8:1::1"),
+            listed(1, "eth1", "2001:db8:1::2"),
+            listed(2, "eth1", "2001:db8:1::7"),
+            listed(2, "eth1", "2001:db8:3::7"),
+            listed(3, "eth1", "2001:db8:1::8"),
+            listed(2, "eth2", "2001:db8:2::7"),
+            listed(3, "eth2", "2001:db8:2::8"),
+        ];
+        for (source, expected) in [
+            ("fd01::1", "fd01::1"),
+            ("2001:db8:1::2", "2001:db8:1::2"),
+            ("2001:db8:1::7", "2001:db8:1::1"),
+            ("2001:db8:1::8", "2001:db8:1::1"),
+            ("2001:db8:3::7", "fd01::1"),
+            // There is no other.
+            ("2001:db8:2::7", "2001:db8:2::7"),
+            ("2001:db8:2::8", "2001:db8:2::7"),
+            ("2001:db8:4::1", "2001:db8:4::1"),
+        ] {
+            let expected: Ipv6Addr = expected.parse().unwrap();
+            assert_eq!(longest(source.parse().unwrap(), &found), expected, "{source}");
+        }
     }
 
     #[test]

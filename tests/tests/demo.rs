@@ -131,3 +131,48 @@ fn stopped_in_the_middle() {
         before.assert_unchanged(&host, &[], &format!("the demo stopped at {words:?}"));
     }
 }
+
+/// What the words `hack/demo` alone show.
+const HOSTS: [&str; 7] = [
+    "Three hosts lease a subnet each",
+    "ADD: two containers on each",
+    "Everybody reaches everybody",
+    "What host one says",
+    "etcd is away",
+    "etcd is back",
+    "loses its power, and boots again",
+];
+
+#[test]
+fn three_hosts_of_which_one_dies_and_comes_back() {
+    let host = Host::new();
+    let before = World::of(&host, &[]);
+    let mut demo = Demo::start("");
+    for words in HOSTS.into_iter().chain(["everything shown worked"]) {
+        demo.read_until(words);
+    }
+    assert_eq!(demo.finish(), Some(0));
+    before.assert_unchanged(&host, &[], "the demo");
+}
+
+/// It stays, and what it says can be done to look around can be done.
+#[test]
+fn three_hosts_that_stay_until_told_to_go() {
+    let host = Host::new();
+    let before = World::of(&host, &[]);
+    let mut demo = Demo::start("--keep");
+    for words in HOSTS.into_iter().chain(["It stays up until ctrl-C", "nsenter --target"]) {
+        demo.read_until(words);
+    }
+    let there = demo.said.last().unwrap().trim().trim_end_matches("bash").to_owned();
+    for (words, shows) in [("ip netns list", "three-b"), ("ip netns exec one-a ping", " 0% packet loss")] {
+        demo.read_until(words);
+        let shown = demo.said.last().unwrap().trim().replace("ping", "ping -c 1");
+        let line = shown.split("  ").next().unwrap();
+        let text = command(&format!("{there}{line}"));
+        assert!(text.contains(shows), "{line}: {text}");
+    }
+    killpg(group(&demo.child), Signal::SIGINT).unwrap();
+    assert_eq!(demo.finish(), Some(130));
+    before.assert_unchanged(&host, &[], "the demo");
+}

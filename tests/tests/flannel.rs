@@ -151,6 +151,53 @@ fn a_container_of_flannels_own_plugin_is_deleted_as_it_was_added() {
     assert!(!Path::new("/var/lib/cni/flannel").join(&pod.id).exists());
 }
 
+/// A container that is in the network twice, by flannel's own plugin and by this one: each attachment is undone as it was made.
+#[test]
+fn two_interfaces_of_one_container() {
+    let host = leased(ENV);
+    let pod = Pod::new();
+    let conf = conf(&json!({ "ipam": { "type": "host-local" } }));
+    let directory = Path::new("/var/lib/cni/flannel");
+    let attach = |ifname: &str| call("ADD", &conf, &pod).ifname(ifname).run().result();
+    let results = ["eth0", "eth1", "eth2"].map(|ifname| (ifname, attach(ifname)));
+    // flannel's own plugin has one file per container, which is the first interface's.
+    fs::rename(directory.join(format!("{}@eth0", pod.id)), directory.join(&pod.id)).expect("as flannel's");
+    let known: Value =
+        serde_json::from_slice(&fs::read(directory.join(&pod.id)).expect("what was told")).expect("JSON");
+    fs::write(directory.join(&pod.id), known["delegate"].to_string()).expect("flannel's form");
+    fs::remove_file(FILE).expect("lose the file");
+    let held = || fs::read_dir("/var/lib/cni/networks/cbr0").expect("host-local's reservations").count();
+    let before = held();
+    for (gone, (ifname, _)) in [1, 0, 2].into_iter().map(|index| &results[index]).enumerate() {
+        call("DEL", &conf, &pod).ifname(ifname).run().done();
+        assert_eq!(held(), before - gone - 1, "{ifname}");
+        assert_eq!(host.ports("cni0").len(), 2 - gone, "{ifname}");
+        assert_eq!(directory.join(&pod.id).exists(), gone < 1, "{ifname}");
+        for (other, result) in results.iter().filter(|(other, _)| pod.link(other).is_some()) {
+            let with_result = conf.clone().merged(&json!({ "prevResult": result }));
+            call("CHECK", &with_result, &pod).ifname(other).run().done();
+        }
+    }
+}
+
+/// What a runtime wants of one container goes on to the delegate, which is Weft here.
+#[test]
+fn what_the_runtime_wants_arrives() {
+    let host = leased(ENV);
+    let pod = Pod::new();
+    let wants = json!({ "runtimeConfig": {
+        "portMappings": [{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }],
+        "mac": "02:00:00:00:00:07",
+    } });
+    let conf = conf(&wants);
+    let result = call("ADD", &conf, &pod).run().result();
+    assert_eq!(pod.link("eth0").expect("an interface")["address"], "02:00:00:00:00:07");
+    assert!(host.ruleset().contains("8080"), "{}", host.ruleset());
+    call("CHECK", &conf.clone().merged(&json!({ "prevResult": result })), &pod).run().done();
+    call("DEL", &conf, &pod).run().done();
+    assert!(!host.ruleset().contains("8080"), "{}", host.ruleset());
+}
+
 #[test]
 fn gc_forgets_what_is_gone() {
     let host = leased(ENV);
@@ -162,8 +209,8 @@ fn gc_forgets_what_is_gone() {
     let valid = json!({ "cni.dev/valid-attachments": [{ "containerID": living.id, "ifname": "eth0" }] });
     call("GC", &conf.clone().merged(&valid), &living).run().done();
     assert_eq!(host.ports("cni0").len(), 1);
-    let states = fs::read_dir("/var/lib/cni/flannel").expect("states").count();
-    assert_eq!(states, 1);
+    let states = fs::read_dir("/var/lib/cni/flannel").expect("states").flatten();
+    assert_eq!(states.filter(|entry| entry.file_name().to_string_lossy().contains('@')).count(), 1);
     assert!(!Path::new("/var/lib/cni/networks/cbr0/10.240.34.2").exists());
 }
 

@@ -200,12 +200,39 @@ fn an_add_renews_the_lease_when_half_of_it_is_over_and_looks_at_other_hosts() {
     let mut old = read();
     old["renewed"] = json!(old["renewed"].as_u64().expect("a time") - 50_000);
     fs::write(&lease, old.to_string()).expect("age the lease");
+    // Nobody but an ADD will renew it here: whoever asks is told.
+    let warned = || {
+        let reply = fleet.ipam("STATUS", 0, &json!({})).run();
+        reply.done();
+        reply.stderr.contains("no weftd renews it")
+    };
+    assert!(warned());
     let other = r#"{"PublicIP":"172.30.0.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"8e:00:00:00:00:01"}}"#;
     fleet.etcd.put(&format!("{SUBNETS}10.250.9.0-24"), other);
     fleet.add(0, &json!({ "ipam": { "peerRefresh": 0 } })).result();
     assert!(read()["renewed"].as_u64() > old["renewed"].as_u64().map(|then| then + 40_000));
+    assert!(!warned());
     let peers = fs::read_to_string(directory.join("peers.json")).expect("the other hosts");
     assert!(peers.contains("172.30.0.99"), "{peers}");
+}
+
+/// In etcd, too, and not before.
+#[test]
+fn etcds_lease_is_renewed_when_half_of_it_is_over() {
+    let fleet = Fleet::new(1, V4);
+    let short = json!({ "ipam": { "leaseTTL": 10, "peerRefresh": 0 } });
+    let left = || fleet.etcd.leases()[0].remaining;
+    fleet.add(0, &short).result();
+    // Times are whole seconds here and there.
+    for (limit, renewed) in [(8, false), (3, true)] {
+        weft_tests::eventually(std::time::Duration::from_secs(10), "time goes by", || {
+            (left() <= limit).then_some(())
+        });
+        let reply = fleet.add(0, &short);
+        reply.result();
+        assert_eq!(left() > limit, renewed, "{limit} {}", reply.stderr);
+    }
+    assert_eq!((fleet.keys().len(), fleet.etcd.leases().len()), (1, 1));
 }
 
 #[test]
@@ -246,4 +273,29 @@ fn what_local_ranges_are_given_by_contradicts_etcd() {
     }
     let local = json!({ "ipam": { "etcd": null, "iface": "eth0", "subnet": "10.88.0.0/16" } });
     fleet.fails(0, &local, 2).assert_names(&["iface", "etcd"]);
+}
+
+/// Secrets need not be in the network's configuration, which everybody may read.
+#[test]
+fn how_etcd_is_reached_is_told_by_environment_or_file() {
+    let cluster = Cluster::new(1);
+    let etcd = cluster.etcd(1, Access::Password);
+    etcd.put(CONFIG, V4);
+    let node = cluster.node(0);
+    fs::create_dir_all(node.directory()).expect("make the node's directory");
+    let [file, password] = ["etcd.json", "password"].map(|name| node.directory().join(name));
+    fs::write(&password, Etcd::PASSWORD).expect("write a password");
+    let network = Network::new("pods", &[]).with(&json!({ "ipam": { "type": "weft-ipam", "etcd": {} } }));
+    let call = || ipam("ADD", node, &network).env("WEFT_ETCD_FILE", &file);
+    call().run().error_code(7).assert_names(&["endpoints", "WEFT_ETCD_ENDPOINTS"]);
+    let login =
+        json!({ "endpoints": ["http://192.0.2.1:1"], "username": Etcd::USER, "passwordFile": password });
+    fs::write(&file, login.to_string()).expect("write the file");
+    let call = || call().env("WEFT_ETCD_ENDPOINTS", etcd.endpoints().join(","));
+    // Who logs in is in the file, and where in the environment, which comes before it.
+    let first = addresses(&call().run().result());
+    assert_eq!(etcd.keys(SUBNETS).len(), 1);
+    fs::write(&file, "{").expect("damage the file");
+    call().run().error().assert_names(&[file.to_str().expect("a path")]);
+    assert!(first[0].ends_with(".2/24"), "{first:?}");
 }

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use crate::{AddResult, CniArgs, ContainerId, Deadline, IfName, NetworkName, Version};
+use crate::{AddResult, CniArgs, ContainerId, Deadline, IfName, NetworkName, VALID_ATTACHMENTS, Version};
 
 /// What every command with a configuration has.
 #[derive(Debug, Clone)]
@@ -103,6 +103,24 @@ pub struct GcArgs {
     pub call: Call,
     /// The network's attachments that are still there. Empty only if the runtime said so.
     pub valid: Vec<ValidAttachment>,
+}
+
+impl GcArgs {
+    /// Adds to the list, here and in the configuration as a delegate gets it, what is to be kept although the runtime
+    /// does not name it.
+    pub fn keep(&mut self, kept: &[ValidAttachment]) {
+        if kept.is_empty() {
+            return;
+        }
+        self.valid.extend_from_slice(kept);
+        let entry = |one: &ValidAttachment| json!({ "containerID": one.container_id.as_str(), "ifname": one.ifname.as_str() });
+        for name in VALID_ATTACHMENTS {
+            if let Some(Value::Array(list)) = self.call.conf.get_mut(name) {
+                list.extend(kept.iter().map(entry));
+            }
+        }
+        self.call.stdin = Value::Object(self.call.conf.clone()).to_string().into_bytes();
+    }
 }
 
 /// One attachment that GC keeps.

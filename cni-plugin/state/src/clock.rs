@@ -20,6 +20,12 @@ pub fn monotonic() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
 }
 
+/// How long this thread has been at work on a processor: without the time in which it waited, for something or for its turn.
+#[must_use]
+pub fn worked() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
+}
+
 /// When this command began: what the calling plugin said in [`STARTED_ENV`], or the moment of the first call
 /// of this function, which is therefore the first thing that `main` does. A value from the future or one
 /// that is no number is ignored.
@@ -33,7 +39,21 @@ pub fn started() -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd as _;
+
     use super::*;
+
+    #[test]
+    fn waiting_is_no_work() {
+        let (began, before) = (monotonic(), worked());
+        let (reader, _writer) = nix::unistd::pipe().unwrap();
+        let mut nothing_comes = [nix::poll::PollFd::new(reader.as_fd(), nix::poll::PollFlags::POLLIN)];
+        assert_eq!(nix::poll::poll(&mut nothing_comes, 200_u8), Ok(0));
+        let waited = worked() - before;
+        assert!(waited < Duration::from_millis(100) && monotonic() - began >= Duration::from_millis(200));
+        while worked() - before < Duration::from_millis(20) {}
+        assert!(monotonic() - began >= Duration::from_millis(220) - waited);
+    }
 
     #[test]
     fn the_start_is_fixed_at_the_first_call() {

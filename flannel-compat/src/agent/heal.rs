@@ -11,7 +11,7 @@ use flannel_records::{HostRecord, Leased, NetworkConfig, SubnetEnv};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use weft::holdings::restore::restore;
 use weft::masquerade::{self, Ensured, Masquerade};
-use weft::overlay::{self, Changes, Overlay};
+use weft::overlay::{self, Changes, Overlay, Unreached};
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
 use weft_net::{Family, Netlink};
@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Report {
     pub(super) changes: Changes,
+    /// Hosts that their own records keep from being reached; `None` when that could not be found out.
+    pub(super) unreached: Option<Vec<Unreached>>,
     /// Objects that were not as they ought to be, and how many of each kind.
     pub(super) healed: Vec<(&'static str, usize)>,
     /// What could not be done.
@@ -58,6 +60,7 @@ pub(super) fn heal(conf: &NetworkConf, state_dir: &Path, lease: &HostLease, want
             report.count("neighbour", changes.neighbours);
             report.count("fdb", changes.fdb);
             report.count("route", changes.routes);
+            report.unreached = Some(changes.unreached.clone());
             report.changes = changes;
         }
         Err(error) => report.failed("set up device and peers", &error),

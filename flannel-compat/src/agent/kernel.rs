@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use weft_net::events::{Event, Events};
 use weft_net::nft::TABLE;
 use weft_net::{NetError, NlResult};
+use weft_state::worked;
 
 /// How long to wait for what comes along with a first change: a link that goes takes routes and neighbours with it.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -47,6 +48,29 @@ impl Owned {
     }
 }
 
+/// What a look at all of a network's objects costs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cost {
+    pub(super) time: Duration,
+    /// Of that, what was work: on a busy machine most of it is waiting for a turn.
+    pub(super) work: Duration,
+}
+
+impl Cost {
+    /// Begins to measure: the result tells what it has cost since.
+    pub(super) fn meter() -> impl Fn() -> Self {
+        let (began, before) = (std::time::Instant::now(), worked());
+        move || Self { time: began.elapsed(), work: worked().saturating_sub(before) }
+    }
+
+    /// How long to wait before the next look: so long that the agent takes little of a processor, and has as much time for other
+    /// things. So the agent's own changes, which come back as events too, cost one more look that finds nothing to do; and whoever
+    /// keeps changing something is answered at that pace.
+    fn pause(self) -> Duration {
+        (self.work * 20).max(self.time).clamp(SETTLE, SETTLE_MAX)
+    }
+}
+
 /// Waits for changes of one network's objects.
 pub(super) struct Kernel {
     interfaces: AsyncFd<Events>,
@@ -78,13 +102,10 @@ impl Kernel {
         })
     }
 
-    /// From now on, changes of these are reported. `cost` is how long it took to compare all of them: they are looked
-    /// at so seldom that the agent has most of its time for other things. So the agent's own changes, which come back
-    /// as events too, cost one more look that finds nothing to do; and whoever keeps changing them is answered at that
-    /// pace.
-    pub(super) fn watch(&mut self, owned: Owned, cost: Duration) {
+    /// From now on, changes of these are reported, after a pause that follows from what it cost to compare all of them.
+    pub(super) fn watch(&mut self, owned: Owned, cost: Cost) {
         self.owned = owned;
-        self.settle = (cost * 20).clamp(SETTLE, SETTLE_MAX);
+        self.settle = cost.pause();
     }
 
     /// Returns once something has changed and the events that came along were taken. May be dropped and called again.
@@ -177,6 +198,16 @@ mod tests {
     }
 
     #[test]
+    fn looks_keep_a_distance_by_their_work_and_not_by_waiting_for_it() {
+        for (time, work, pause) in
+            [(1, 1, 50), (6, 6, 120), (65, 3, 65), (400, 10, 400), (70, 70, 1000), (3000, 3, 1000)]
+        {
+            let [time, work, pause] = [time, work, pause].map(Duration::from_millis);
+            assert_eq!(Cost { time, work }.pause(), pause, "{time:?} {work:?}");
+        }
+    }
+
+    #[test]
     fn a_change_is_reported_once_and_others_are_not() {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -184,7 +215,7 @@ mod tests {
             let mut kernel = Kernel::open().unwrap();
             kernel.watch(
                 Owned { names: HashSet::from(["mine".to_owned()]), ..Owned::default() },
-                Duration::ZERO,
+                Cost { time: Duration::ZERO, work: Duration::ZERO },
             );
             let mut netlink = Netlink::open(Deadline::after(Duration::from_secs(5))).unwrap();
             let mut bridge = |name: &str| {

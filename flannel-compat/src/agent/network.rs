@@ -8,14 +8,14 @@ use std::time::Duration;
 use cni_protocol::{Code, Error};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use weft::overlay::{Overlay, Rejected};
+use weft::overlay::{Overlay, Rejected, Unreached};
 use weft_state::Lock;
 use weft_state::lease::{HostLease, Peers, Taken, agent_lock, since_1970};
 
 use super::conf::{Conf, NetworkConf};
 use super::heal::{Report, heal};
 use super::hosts::Hosts;
-use super::kernel::{Kernel, Owned};
+use super::kernel::{Cost, Kernel, Owned};
 use super::log_once::{Outage, Rejections};
 use super::metrics::Metrics;
 use super::store::{News, Store};
@@ -47,6 +47,8 @@ pub(super) struct Network {
     saved: Option<Instant>,
     outage: Outage,
     rejections: Rejections,
+    /// Hosts that their own records keep from being reached, by the last look that found it out.
+    unreached: Vec<Unreached>,
     /// What could not be set up.
     damage: Option<String>,
     /// What could not be put on file.
@@ -105,6 +107,7 @@ impl Network {
             saved: None,
             outage: Outage::new(conf.name.clone()),
             rejections: Rejections::new(conf.name.clone()),
+            unreached: Vec::new(),
             damage: None,
             unfiled: None,
             said: None,
@@ -278,25 +281,27 @@ impl Network {
     /// Compares everything in the kernel with what it ought to be, and corrects it.
     fn sync(&mut self, cause: Cause) {
         let Some(lease) = self.lease.as_ref().filter(|_| self.settled) else { return };
-        let began = std::time::Instant::now();
+        let meter = Cost::meter();
         let (overlay, mut rejected) = match Overlay::new(lease, self.hosts.known()) {
             Ok(wanted) => wanted,
             Err(error) => return self.judge(Some(error.msg)),
         };
         let report = heal(&self.conf, &self.state_dir, lease, &overlay);
-        let duration = began.elapsed();
+        let cost = meter();
         let network = self.conf.name.as_str();
-        self.metrics.synced(network, duration);
+        self.metrics.synced(network, cost.time);
         if cause == Cause::Look {
             for (object, count) in &report.healed {
                 log::info!("network {network}: repaired {count} of kind {object}");
                 self.metrics.healed(network, object, *count);
             }
         }
-        self.kernel.watch(owned(&overlay, &report), duration);
-        let unreached = &report.changes.unreached;
-        rejected.extend(unreached.iter().map(Rejected::from));
-        self.tell(overlay.peers(unreached), &rejected);
+        self.kernel.watch(owned(&overlay, &report), cost);
+        if let Some(unreached) = report.unreached {
+            self.unreached = unreached;
+        }
+        rejected.extend(self.unreached.iter().map(Rejected::from));
+        self.tell(overlay.peers(&self.unreached), &rejected);
         self.rejections.tell(&rejected);
         self.judge((!report.failures.is_empty()).then(|| report.failures.join("; ")));
     }

@@ -6,10 +6,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use cni_protocol::{Deadline, Error};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval};
 use weft::holdings::restore::restore;
 
-use super::kernel::{Kernel, Owned};
+use super::kernel::{Cost, Kernel, Owned};
 use super::metrics::Metrics;
 
 /// How long it may take until a change is noticed of which the kernel does not tell.
@@ -27,7 +27,7 @@ pub(super) async fn keep(state_dir: PathBuf, metrics: Rc<Metrics>) -> Result<(),
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut said = None;
     loop {
-        let began = Instant::now();
+        let meter = Cost::meter();
         match restore(&state_dir, Deadline::after(PATIENCE)) {
             Ok(false) => said = None,
             Ok(true) => {
@@ -42,7 +42,7 @@ pub(super) async fn keep(state_dir: PathBuf, metrics: Rc<Metrics>) -> Result<(),
             }
         }
         // Of links and addresses nothing is of interest here.
-        kernel.watch(Owned::default(), began.elapsed());
+        kernel.watch(Owned::default(), meter());
         tokio::select! {
             changed = kernel.changed() => changed?,
             _ = timer.tick() => {}

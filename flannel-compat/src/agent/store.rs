@@ -117,12 +117,9 @@ impl Store {
         let mut resync = every(often(RESYNC, Some(&lease)));
         // A snapshot, and the watch from there: nothing falls between the two.
         let asked = Instant::now();
-        let hosts = registry.hosts().await?;
+        let Some(hosts) = all_hosts(registry, &lease).await? else { return Ok(End::Lost) };
         let patience = patience(asked.elapsed(), &lease);
         let mut known = hosts.revision;
-        if !owns(&hosts, &lease) {
-            return Ok(End::Lost);
-        }
         if self.tell(News::Hosts(hosts)).await.is_none() {
             return Ok(End::Stopped);
         }
@@ -140,12 +137,9 @@ impl Store {
                     }
                     Watched::Compacted => {
                         log::info!("etcd's history was compacted: everything is read anew");
-                        let hosts = registry.hosts().await?;
+                        let Some(hosts) = all_hosts(registry, &lease).await? else { return Ok(End::Lost) };
                         known = hosts.revision;
                         watch = registry.watch(known + 1).await?;
-                        if !owns(&hosts, &lease) {
-                            return Ok(End::Lost);
-                        }
                         self.tell(News::Hosts(hosts)).await
                     }
                 },
@@ -158,10 +152,9 @@ impl Store {
                     None => return Ok(End::Lost),
                 },
                 _ = resync.tick() => {
-                    let hosts = registry.hosts().await?;
+                    let Some(hosts) = all_hosts(registry, &lease).await? else { return Ok(End::Lost) };
                     // Another configuration may mean another record.
-                    if !owns(&hosts, &lease)
-                        || registry.config().await? != lease.config
+                    if registry.config().await? != lease.config
                         || !lease::is_undisputed(registry, &lease).await?
                     {
                         return Ok(End::Lost);
@@ -220,6 +213,12 @@ async fn renew(
             Err(Error::new(Code::TryAgain, msg))
         }
     }
+}
+
+/// All hosts; `None` when by what they are the lease is not this host's any more.
+async fn all_hosts(registry: &mut Registry, lease: &HostLease) -> Result<Option<Peers>, Error> {
+    let hosts = registry.hosts().await?;
+    Ok(owns(&hosts, lease).then_some(hosts))
 }
 
 /// Whether the own record is there as it was written.

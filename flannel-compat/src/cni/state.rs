@@ -2,16 +2,20 @@
 //! a container can be in a network twice.
 //!
 //! ```text
-//! <dataDir>/<container ID>@<ifname>    the delegate's configuration
-//! <dataDir>/<container ID>             the same, by flannel's own plugin: read, and removed with the attachment
+//! <dataDir>/<container ID>@<ifname>    the delegate's configuration, and when it was done with it
+//! <dataDir>/<container ID>             the configuration alone, by flannel's own plugin: read, and removed with the attachment
+//! <dataDir>/.<network>.lock            what all ADDs of the network share, and its GC has alone
 //! ```
 
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use cni_protocol::{Code, ContainerId, Error, IfName, NetworkName, ValidAttachment};
+use cni_protocol::{Call, Code, ContainerId, Error, IfName, NetworkName, ValidAttachment};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use weft_state::{Lock, boot_id, monotonic, started};
 
 use super::conf::FlannelConf;
 
@@ -20,6 +24,41 @@ use super::conf::FlannelConf;
 pub(super) struct State {
     own: PathBuf,
     flannels: PathBuf,
+}
+
+/// What a file says.
+#[derive(Debug, Serialize, Deserialize)]
+struct Known {
+    delegate: Map<String, Value>,
+    /// Not there while the delegate is at work, nor after it was killed at that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    attached: Option<Moment>,
+}
+
+/// When it was attached.
+#[derive(Debug, Serialize, Deserialize)]
+struct Moment {
+    boot: String,
+    /// On the clock of [`started`].
+    since: Duration,
+}
+
+impl Known {
+    /// flannel's own plugin writes the configuration alone, in which there always is a type.
+    fn parse(bytes: &[u8]) -> serde_json::Result<Self> {
+        let map: Map<String, Value> = serde_json::from_slice(bytes)?;
+        if map.contains_key("type") {
+            return Ok(Self { delegate: map, attached: None });
+        }
+        serde_json::from_value(Value::Object(map))
+    }
+
+    /// Whether it was attached after this command began, so that the runtime's list cannot have it.
+    fn is_younger(&self) -> bool {
+        let later =
+            |moment: &Moment| moment.since > started() && boot_id().is_ok_and(|boot| boot == moment.boot);
+        self.attached.as_ref().is_some_and(later)
+    }
 }
 
 impl State {
@@ -35,16 +74,30 @@ impl State {
     /// # Errors
     /// [`Code::Io`] when a file is there and cannot be read.
     pub(super) fn read(&self) -> Result<Option<Map<String, Value>>, Error> {
-        Ok(read(&self.own)?.or(read(&self.flannels)?))
+        Ok(read(&self.own)?.or(read(&self.flannels)?).map(|known| known.delegate))
     }
 
+    /// Notes what the delegate is told, before it is.
+    ///
     /// # Errors
     /// [`Code::Io`] when it cannot be written.
-    pub(super) fn write(&self, delegate: &Map<String, Value>) -> Result<(), Error> {
-        let text = Value::Object(delegate.clone()).to_string();
-        let directory = self.own.parent().unwrap_or(Path::new("/"));
-        fs::create_dir_all(directory)
-            .and_then(|()| weft_state::write_whole(&self.own, text.as_bytes()))
+    pub(super) fn begin(&self, delegate: &Map<String, Value>) -> Result<(), Error> {
+        self.write(&Known { delegate: delegate.clone(), attached: None })
+    }
+
+    /// Notes that it has done what it was told.
+    ///
+    /// # Errors
+    /// [`Code::Io`] when it cannot be written.
+    pub(super) fn attached(&self, delegate: &Map<String, Value>) -> Result<(), Error> {
+        let moment = Moment { boot: boot_id()?.to_owned(), since: monotonic() };
+        self.write(&Known { delegate: delegate.clone(), attached: Some(moment) })
+    }
+
+    fn write(&self, known: &Known) -> Result<(), Error> {
+        serde_json::to_vec(known)
+            .map_err(std::io::Error::from)
+            .and_then(|text| weft_state::write_whole(&self.own, &text))
             .map_err(|error| failed("write", &self.own, &error))
     }
 
@@ -58,58 +111,91 @@ impl State {
     }
 }
 
+/// What an ADD holds that notes something here. Delegates inherit it: should this process be killed alone, GC waits for them.
+///
+/// # Errors
+/// [`Code::TryAgain`] when a GC has it until the deadline, [`Code::Io`] when there is no place for it.
+pub(super) fn share_lock(conf: &FlannelConf, call: &Call) -> Result<Lock, Error> {
+    let directory = &conf.data_dir;
+    fs::create_dir_all(directory).map_err(|error| failed("create", directory, &error))?;
+    let lock = Lock::shared(&lock_of(conf, &call.network), call.deadline)?;
+    lock.share_with_children(true)?;
+    Ok(lock)
+}
+
+/// What GC holds, so that no ADD is under way: that would not be in the runtime's list. `None` where there never was one.
+///
+/// # Errors
+/// [`Code::TryAgain`] when an ADD has it until the deadline.
+pub(super) fn lock_out_adds(conf: &FlannelConf, call: &Call) -> Result<Option<Lock>, Error> {
+    let path = lock_of(conf, &call.network);
+    path.exists().then(|| Lock::exclusive(&path, call.deadline)).transpose()
+}
+
+fn lock_of(conf: &FlannelConf, network: &NetworkName) -> PathBuf {
+    conf.data_dir.join(format!(".{network}.lock"))
+}
+
 /// An attachment that is gone, and what the delegate was told.
 #[derive(Debug)]
 pub(super) struct Gone {
-    pub(super) container: String,
-    pub(super) ifname: String,
-    pub(super) known: Map<String, Value>,
+    pub(super) attachment: ValidAttachment,
+    pub(super) delegate: Map<String, Value>,
     pub(super) state: State,
 }
 
-/// The attachments of a network that are known here and not valid any more.
-///
+/// What is known of a network's attachments that are not in the runtime's list.
+#[derive(Debug, Default)]
+pub(super) struct Unlisted {
+    pub(super) gone: Vec<Gone>,
+    /// Attached after the runtime wrote that.
+    pub(super) kept: Vec<ValidAttachment>,
+}
+
 /// # Errors
 /// [`Code::Io`] when a file cannot be read.
-pub(super) fn gone(
+pub(super) fn unlisted(
     conf: &FlannelConf,
     network: &NetworkName,
     valid: &[ValidAttachment],
-) -> Result<Vec<Gone>, Error> {
+) -> Result<Unlisted, Error> {
     let directory = &conf.data_dir;
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Unlisted::default()),
         Err(error) => return Err(failed("read", directory, &error)),
     };
-    let mut gone = Vec::new();
+    let mut unlisted = Unlisted::default();
     for entry in entries {
         let own = entry.map_err(|error| failed("read", directory, &error))?.path();
-        let Some((container, ifname)) = own.file_name().and_then(|name| name.to_str()?.split_once('@'))
-        else {
+        let Some(attachment) = attachment_of(&own).filter(|one| !valid.contains(one)) else { continue };
+        let Some(known) = read(&own)? else { continue };
+        if known.delegate.get("name").is_none_or(|name| name != network.as_str()) {
             continue;
-        };
-        let is_valid =
-            valid.iter().any(|one| one.container_id.as_str() == container && one.ifname.as_str() == ifname);
-        if let Some(known) = read(&own)?
-            && known.get("name").is_some_and(|name| name == network.as_str())
-            && !is_valid
-        {
-            let (container, ifname) = (container.to_owned(), ifname.to_owned());
-            let state = State { flannels: directory.join(&container), own };
-            gone.push(Gone { container, ifname, known, state });
+        }
+        if known.is_younger() {
+            unlisted.kept.push(attachment);
+        } else {
+            let state = State { flannels: directory.join(attachment.container_id.as_str()), own };
+            unlisted.gone.push(Gone { attachment, delegate: known.delegate, state });
         }
     }
-    Ok(gone)
+    Ok(unlisted)
 }
 
-fn read(path: &Path) -> Result<Option<Map<String, Value>>, Error> {
+/// Whose file it is, if it is one of this plugin's.
+fn attachment_of(path: &Path) -> Option<ValidAttachment> {
+    let (container, ifname) = path.file_name()?.to_str()?.split_once('@')?;
+    Some(ValidAttachment { container_id: container.parse().ok()?, ifname: ifname.parse().ok()? })
+}
+
+fn read(path: &Path) -> Result<Option<Known>, Error> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed("read", path, &error)),
     };
-    match serde_json::from_slice(&bytes) {
+    match Known::parse(&bytes) {
         Ok(known) => Ok(Some(known)),
         Err(error) => {
             log::warn!("{} is damaged and passed over: {error}", path.display());

@@ -191,6 +191,44 @@ fn another_host_takes_the_subnet_during_a_partition() {
     assert_learns(fleet.node(1), PATIENCE, &own_mac, true);
 }
 
+/// The same with another host that lives: the network has one subnet, which is whose lease lasts.
+#[test]
+fn two_live_hosts_and_one_subnet() {
+    let cluster = Cluster::new(2);
+    let etcd = cluster.etcd(1, Access::Open);
+    let config = r#"{"Network": "10.240.0.0/12", "SubnetMin": "10.241.7.0", "SubnetMax": "10.241.7.0", "Backend": {"Type": "vxlan"}}"#;
+    etcd.put("/coreos.com/network/config", config);
+    let short = json!({ "leaseTTL": 2 });
+    let [one, other] = [0, 1].map(|index| cluster.node(index));
+    let first = Weftd::start(one, &etcd, &short);
+    first.ready();
+    let network = Network::leased(one, "weft").with(&json!({ "name": Weftd::NETWORK }));
+    let (pod, result) = one.attach(&network);
+    one.cable.cut();
+    // It waits until the subnet is free, and has it then.
+    let second = Weftd::start(other, &etcd, &short);
+    second.ready();
+    let key = format!("{SUBNETS}10.241.7.0-24");
+    let value = etcd.get(&key).expect("the other's record");
+    assert!(value.contains("172.30.0.12"), "{value}");
+    let (theirs, _) = other.attach(&network);
+    one.cable.join();
+    eventually(Duration::from_secs(15), "readiness is false and says why", || {
+        let (status, text) = readiness(&first);
+        (status == 503 && text.contains("172.30.0.12")).then_some(())
+    });
+    assert_eq!(etcd.get(&key).as_deref(), Some(value.as_str()), "nobody else's record is touched");
+    network.call("STATUS").on(one).run().error_code(51).assert_names(&["172.30.0.12", "10.241.7.0-24"]);
+    assert_eq!(pod.addresses("eth0")[0], result["ips"][0]["address"], "containers stay as they are");
+    second.ready();
+    theirs.assert_reaches([10, 241, 7, 1]);
+    // The other one leaves, and the subnet is this host's again.
+    second.daemon().stop();
+    eventually(Duration::from_secs(15), "the subnet is this host's again", || {
+        (readiness(&first).0 == 200 && etcd.get(&key)?.contains("172.30.0.11")).then_some(())
+    });
+}
+
 /// Off for longer than its lease, and booted: no container is left that would have to be moved.
 #[test]
 fn a_host_that_boots_takes_another_subnet_when_its_own_is_gone() {

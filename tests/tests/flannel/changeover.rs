@@ -25,6 +25,7 @@ const REMOVE_FLANNELS_RULES: [&str; 2] = [
     "ip6tables -t nat -D POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG && \
      ip6tables -t nat -F FLANNEL-POSTRTG && ip6tables -t nat -X FLANNEL-POSTRTG",
 ];
+const REMOVE_FLANNELS_TABLES: &str = "nft delete table ip flannel-ipv4 && nft delete table ip6 flannel-ipv6";
 const REMOVE_WEFTS_RULES: &str = "nft delete chain inet weft masq-cbr0";
 
 /// A command line with quotes.
@@ -77,8 +78,13 @@ fn seen(pod: &Pod, outside: IpAddr) -> IpAddr {
 fn masquerades(node: &Node) -> (usize, usize) {
     let iptables = shell(node, "iptables -t nat -S && ip6tables -t nat -S");
     let jumps = iptables.lines().filter(|line| line.starts_with("-A POSTROUTING")).count();
-    let flannels = iptables.lines().filter(|line| line.contains("-j MASQUERADE")).count();
-    assert_eq!(flannels, jumps * 2, "two rules per family: {iptables}");
+    let by_iptables = iptables.lines().filter(|line| line.contains("-j MASQUERADE")).count();
+    assert_eq!(by_iptables, jumps * 2, "two rules per family: {iptables}");
+    let tables = shell(node, "nft list tables");
+    let by_nftables = tables.lines().filter(|line| line.contains(" flannel-"));
+    let count =
+        |table: &str| shell(node, &format!("nft list {table}")).matches(" masquerade fully-random").count();
+    let flannels = by_iptables + by_nftables.map(count).sum::<usize>();
     let wefts = shell(node, "nft list table inet weft").matches("masquerade fully-random").count();
     (flannels, wefts)
 }
@@ -88,6 +94,8 @@ struct Changing {
     fleet: Fleet,
     /// Whether the daemons masquerade; else the plugin does, for the containers that it attaches.
     masquerade: bool,
+    /// How flanneld's rules are removed, if the daemons masquerade.
+    remove_flannels: Vec<&'static str>,
     families: Vec<Family>,
     subnets: Vec<String>,
     conversations: Vec<Conversation>,
@@ -137,12 +145,8 @@ impl Changing {
         self.assert_goes_on(pod);
         let weftd = self.weft();
         self.assert_goes_on(pod);
-        if self.masquerade {
-            for (family, line) in [Family::V4, Family::V6].into_iter().zip(REMOVE_FLANNELS_RULES) {
-                if self.families.contains(&family) {
-                    shell(self.node(), line);
-                }
-            }
+        for line in &self.remove_flannels {
+            shell(self.node(), line);
         }
         self.assert_goes_on(pod);
         assert_eq!(masquerades(self.node()), (0, 2));
@@ -175,16 +179,22 @@ impl Changing {
 fn the_page_has_the_commands() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/migrate-from-flannel.md");
     let page = std::fs::read_to_string(page).expect("docs/migrate-from-flannel.md");
-    for command in REMOVE_FLANNELS_RULES.into_iter().chain([REMOVE_WEFTS_RULES]) {
+    for command in REMOVE_FLANNELS_RULES.into_iter().chain([REMOVE_FLANNELS_TABLES, REMOVE_WEFTS_RULES]) {
         assert!(page.contains(command), "{command}");
     }
 }
 
 fn there_and_back(config: &str, families: &[Family], masquerade: bool) {
     let fleet = Fleet::new(config);
+    let remove_flannels = match config.contains("EnableNFTables") {
+        _ if !masquerade => Vec::new(),
+        true => vec![REMOVE_FLANNELS_TABLES],
+        false => REMOVE_FLANNELS_RULES[..families.len()].to_vec(),
+    };
     let mut changing = Changing {
         fleet,
         masquerade,
+        remove_flannels,
         families: families.to_vec(),
         subnets: Vec::new(),
         conversations: Vec::new(),
@@ -233,4 +243,13 @@ fn a_host_of_both_families_changes_over_and_back() {
 #[test]
 fn a_host_that_masquerades_changes_over_and_back() {
     there_and_back(DUAL, &[Family::V4, Family::V6], true);
+}
+
+/// flanneld makes its rules by itself in place of iptables where the network says so, of both families wherever there is one.
+#[test]
+fn a_host_that_masquerades_by_nftables_changes_over_and_back() {
+    for (config, families) in [(V4, &[Family::V4][..]), (DUAL, &[Family::V4, Family::V6])] {
+        let config = config.replacen('{', r#"{"EnableNFTables": true, "#, 1);
+        there_and_back(&config, families, true);
+    }
 }

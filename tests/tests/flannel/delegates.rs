@@ -3,29 +3,37 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_tests::{Call, Pod, World, command, ips, peers, script};
+use weft_tests::{Call, Pod, Running, World, command, eventually, ips, peers, script};
 
 use super::super::{DUAL, ENV, FILE, Merged as _, conf, leased};
 
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Where the delegate is, which notes how it was called.
 const DIRECTORY: &str = "/run/delegates";
 const NOTES: &str = "/run/delegates/notes";
 const STATES: &str = "/var/lib/cni/flannel";
+/// While this pipe is there, the delegate's ADD waits until somebody writes a line into it.
+const GATE: &str = "/run/delegates/gate";
 
 /// The reference plugin `ptp`, as delegate `noted`: every call goes through it, and is noted.
 fn noted() -> Value {
     let ptp = peers().join("ptp");
     let body = format!(
-        "input=$(cat)\nprintf '%s %s\\n' \"$CNI_COMMAND\" \"$input\" >>{NOTES}\nprintf '%s' \"$input\" | {}",
+        "input=$(cat)\nprintf '%s %s\\n' \"$CNI_COMMAND\" \"$input\" >>{NOTES}\n\
+         [ \"$CNI_COMMAND\" != ADD ] || [ ! -p {GATE} ] || read -r _ <{GATE}\n\
+         printf '%s' \"$input\" | {}",
         ptp.display()
     );
     script(DIRECTORY, "noted", &body);
     let delegate = json!({
         "type": "noted", "hairpinMode": null, "isDefaultGateway": null, "ipMasqBackend": "nftables"
     });
-    conf(&json!({ "delegate": delegate, "dns": { "nameservers": ["192.0.2.53"] } }))
+    let wants = json!({ "portMappings": [{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }] });
+    conf(&json!({ "delegate": delegate, "dns": { "nameservers": ["192.0.2.53"] }, "runtimeConfig": wants }))
 }
 
 fn call(verb: &str, conf: &Value, pod: &Pod) -> Call {
@@ -53,7 +61,8 @@ fn only(verb: &str) -> Value {
 }
 
 fn states() -> usize {
-    fs::read_dir(STATES).map_or(0, Iterator::count)
+    let names = fs::read_dir(STATES).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.filter(|name| name.to_string_lossy().contains('@')).count()
 }
 
 /// host-local's reservations.
@@ -80,7 +89,7 @@ fn every_command_goes_to_the_delegate() {
         assert_eq!(told["ipam"]["routes"][0]["dst"], "10.240.0.0/12");
         assert_eq!((&told["mtu"], &told["ipMasq"]), (&json!(mtu), &json!(masquerade)), "{told}");
         assert_eq!((&told["name"], &told["cniVersion"]), (&json!("cbr0"), &json!("1.1.0")));
-        assert_eq!(told["dns"], conf["dns"]);
+        assert_eq!((&told["dns"], &told["runtimeConfig"]), (&conf["dns"], &conf["runtimeConfig"]));
         assert_eq!(result["dns"], conf["dns"]);
         assert_eq!(one.link("eth0").expect("an interface")["mtu"], mtu);
         let second = call("ADD", &conf, &other).run().result();
@@ -168,4 +177,112 @@ fn a_delegate_that_is_not_there() {
         conf(&json!({ "delegate": { "type": "absent", "hairpinMode": null, "isDefaultGateway": null } }));
     call("ADD", &conf, &pod).run().error_code(7).assert_names(&["absent", "searched"]);
     assert!(Path::new(STATES).is_dir() && states() == 0);
+}
+
+/// The configuration for a GC that is to keep some containers' attachments.
+fn keeping(conf: &Value, valid: &[&Pod]) -> Value {
+    let entry = |pod: &&Pod| json!({ "containerID": pod.id, "ifname": "eth0" });
+    let list: Vec<Value> = valid.iter().map(entry).collect();
+    conf.clone().merged(&json!({ "cni.dev/valid-attachments": list }))
+}
+
+/// Waits until a process does nothing but wait itself.
+fn asleep(running: &Running) {
+    eventually(PATIENCE, "it waits", || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", running.pid())).ok()?;
+        stat.contains("(flannel) S").then_some(())
+    });
+}
+
+/// Waits until somebody waits for a lock of this plugin's.
+fn queued() {
+    eventually(PATIENCE, "it waits for the other one", || {
+        let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(format!("{STATES}/.cbr0.lock")).ok()?);
+        let locks = fs::read_to_string("/proc/locks").expect("the kernel's locks");
+        locks.lines().any(|line| line.contains("->") && line.contains(&format!(":{inode} "))).then_some(())
+    });
+}
+
+fn open_gate() {
+    fs::write(GATE, "\n").expect("open the gate");
+    fs::remove_file(GATE).expect("remove the gate");
+}
+
+#[track_caller]
+fn assert_attached(conf: &Value, pod: &Pod, result: &Value) {
+    call("CHECK", &conf.clone().merged(&json!({ "prevResult": result })), pod).run().done();
+}
+
+/// Its runtime wrote the list before: what was attached meanwhile is in no list.
+#[test]
+fn gc_keeps_what_was_attached_since_it_began() {
+    for ipam in [json!({}), json!({ "type": "host-local" })] {
+        let _host = leased(ENV);
+        // An executed delegate, and Weft with another's IPAM plugin, for which there are notes here, too.
+        let executed = ipam == json!({});
+        let conf = if executed { noted() } else { conf(&json!({ "ipam": ipam })) };
+        let [listed, dead, young] = [(); 3].map(|()| Pod::new());
+        let result = call("ADD", &conf, &listed).run().result();
+        call("ADD", &conf, &dead).run().result();
+        let request = keeping(&conf, &[&listed]);
+        let mut collecting = call("GC", &request, &listed).start_open(Stdio::piped());
+        asleep(&collecting);
+        let late = call("ADD", &conf, &young).run().result();
+        if executed {
+            calls();
+        }
+        collecting.write(request.to_string().as_bytes());
+        collecting.close_stdin();
+        collecting.finish().done();
+        assert_eq!((states(), held()), (2, 2));
+        if executed {
+            let told = calls();
+            let list = &told[0].1["cni.dev/valid-attachments"];
+            assert_eq!(list[0]["containerID"], listed.id.as_str(), "{list}");
+            assert_eq!(list[1]["containerID"], young.id.as_str(), "{list}");
+            assert_eq!(told.len(), 2, "GC, and a DEL of what is gone: {told:?}");
+        }
+        assert_attached(&conf, &listed, &result);
+        assert_attached(&conf, &young, &late);
+        // The next list has it, or it is gone.
+        call("GC", &keeping(&conf, &[&listed]), &listed).run().done();
+        assert_eq!((states(), held()), (1, 1));
+        call("DEL", &conf, &listed).run().done();
+    }
+}
+
+/// What is being attached is in no list either: GC waits until it is.
+#[test]
+fn gc_waits_for_an_add_under_way() {
+    let _host = leased(ENV);
+    let conf = noted();
+    let [listed, young, killed] = [(); 3].map(|()| Pod::new());
+    call("ADD", &conf, &listed).run().result();
+    command(&format!("mkfifo {GATE}"));
+    let adding = call("ADD", &conf, &young).start();
+    eventually(PATIENCE, "the delegate is at work", || (states() == 2).then_some(()));
+    let collecting = call("GC", &keeping(&conf, &[&listed]), &listed).start();
+    queued();
+    open_gate();
+    let result = adding.finish().result();
+    collecting.finish().done();
+    assert_attached(&conf, &young, &result);
+    assert_eq!((states(), held()), (2, 2));
+
+    // Killed, the plugin leaves its delegate, which GC waits for; nobody was told its result.
+    command(&format!("mkfifo {GATE}"));
+    calls();
+    let adding = call("ADD", &conf, &killed).start();
+    eventually(PATIENCE, "the delegate is at work", || {
+        calls().iter().any(|(verb, _)| verb == "ADD").then_some(())
+    });
+    adding.kill();
+    let collecting = call("GC", &keeping(&conf, &[&listed, &young]), &listed).start();
+    queued();
+    open_gate();
+    collecting.finish().done();
+    assert!(!adding.finish().succeeded());
+    assert_eq!((states(), held()), (2, 2));
+    let verbs: Vec<String> = calls().into_iter().map(|(verb, _)| verb).collect();
+    assert_eq!(verbs, ["GC", "DEL"]);
 }

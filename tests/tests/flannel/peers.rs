@@ -1,11 +1,11 @@
 //! Weft's hosts and flanneld's in one network.
 
 use std::net::IpAddr;
+use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_tests::{Access, Call, Cluster, Etcd, Flanneld, Node, Pod, Weftd, eventually, ips, transfer};
-
-use std::time::Duration;
+use weft_tests::{Access, Call, Cluster, Etcd, Flanneld, Node, Pod, Weftd, dist, eventually, ips, transfer};
 
 const CONFIG: &str = "/coreos.com/network/config";
 const SUBNETS: &str = "/coreos.com/network/subnets/";
@@ -112,10 +112,27 @@ fn they_read_the_configuration_alike() {
     talk(&fleet.pod(0), &fleet.pod(1), 10 << 20);
 }
 
+/// Two hosts in a network that has two subnets of each family: whoever counted them otherwise would find none.
+#[test]
+fn they_cut_the_network_alike() {
+    let fleet = Fleet::new(
+        r#"{"Network": "10.240.0.0/16", "SubnetLen": 26, "SubnetMin": "10.240.3.64", "SubnetMax": "10.240.3.128",
+            "EnableIPv6": true, "IPv6Network": "fd00:42::/48", "IPv6SubnetLen": 72,
+            "IPv6SubnetMin": "fd00:42:0:7::", "IPv6SubnetMax": "fd00:42:0:7:100::", "Backend": {"Type": "vxlan"}}"#,
+    );
+    let _daemons = (fleet.weft(0), fleet.flannel(1));
+    let keys = fleet.subnets().concat();
+    for subnet in ["10.240.3.64-26", "10.240.3.128-26", "fd00:42:0:7::-72", "fd00:42:0:7:100::-72"] {
+        assert_eq!(keys.matches(subnet).count(), 1, "{subnet}: {keys}");
+    }
+    talk(&fleet.pod(0), &fleet.pod(1), 10 << 20);
+}
+
+/// Each tells the other: Weft's host by `weftctl leave`, flanneld's by its lease, which it leaves to end. And a third host tells both.
 #[test]
 fn a_host_that_leaves_is_forgotten_by_both() {
     let fleet = Fleet::new(V4);
-    let _daemons = (fleet.weft(0), fleet.flannel(1));
+    let (weftd, flanneld) = (fleet.weft(0), fleet.flannel(1));
     fleet.knows(0, 1, true);
     fleet.knows(1, 0, true);
     let other = r#"{"PublicIP":"172.30.0.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"8e:00:00:00:00:99"}}"#;
@@ -125,4 +142,31 @@ fn a_host_that_leaves_is_forgotten_by_both() {
     eventually(PATIENCE, "both know it", || (routes(0) && routes(1)).then_some(()));
     fleet.etcd.del(&key);
     eventually(PATIENCE, "both forget it", || (!routes(0) && !routes(1)).then_some(()));
+
+    weftd.daemon().stop();
+    let node = fleet.node(0);
+    let mut leave = Command::new(dist().join("weftctl"));
+    leave.args(["--name", Weftd::NETWORK, "--etcd-endpoints", &fleet.etcd.endpoints()[0], "--subnet-file"]);
+    leave.arg(node.subnet_file()).arg("leave").envs(node.env());
+    let own = node.subnet_env()["FLANNEL_SUBNET"].replace(".1/24", ".0");
+    let output = node.inside(|| leave.output().expect("run weftctl"));
+    assert!(output.status.success(), "{output:?}");
+    // Its neighbour has the subnet's first address, and its forwarding entry the host's.
+    let forgets = |index: usize, vtep: &str, public: &str| {
+        let looks = ["ip route", "ip neigh show nud permanent", "bridge fdb"];
+        let text = looks.map(|look| fleet.node(index).command(look)).concat();
+        (!text.contains(vtep) && !text.contains(&format!("dst {public} "))).then_some(())
+    };
+    eventually(PATIENCE, "flanneld forgets Weft's host", || forgets(1, &own, "172.30.0.11"));
+
+    let weftd = fleet.weft(0);
+    fleet.knows(0, 1, true);
+    flanneld.stop();
+    let other = fleet.node(1).subnet_env()["FLANNEL_SUBNET"].replace(".1/24", ".0-24");
+    let lease =
+        fleet.etcd.leases().into_iter().find(|lease| lease.keys.iter().any(|key| key.contains(&other)));
+    fleet.etcd.revoke(&lease.expect("flanneld's lease").id);
+    let vtep = other.trim_end_matches("-24");
+    eventually(PATIENCE, "Weft's host forgets flanneld's", || forgets(0, vtep, "172.30.0.12"));
+    weftd.ready();
 }

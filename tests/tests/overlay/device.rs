@@ -1,10 +1,12 @@
 //! The VXLAN device as the network's configuration in etcd wants it.
 
+use std::process::Command;
+use std::time::Duration;
+
 use serde_json::json;
 use weft_tests::{Family, Pod, Weftd, eventually};
 
 use super::{CONFIG, Fleet, each_way};
-use std::time::Duration;
 
 /// What an agent needs to see another configuration with a lease of three seconds, and to follow it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -85,5 +87,44 @@ fn group_based_policy_is_refused() {
         error.assert_names(&["Backend.GBP", "take it out"]);
         assert_eq!(fleet.node(0).json("ip -j link show"), before);
         assert!(fleet.etcd.keys(super::SUBNETS).is_empty());
+    }
+}
+
+/// What systemd-udevd does with a new link of its namespace.
+const UDEV: &str = r#"set -e
+mount -t sysfs sysfs /sys
+mkdir -p /run/systemd/network
+cp "$1" /run/systemd/network
+udevadm test-builtin net_setup_link "/sys/class/net/$0"
+"#;
+
+/// Where it runs, its MACAddressPolicy replaces addresses that nobody chose; the file that is shipped exempts Weft's devices.
+#[test]
+fn udev_leaves_the_devices_to_weft() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../conf/10-weft-vxlan.link");
+    let [.., (config, families)] = each_way(&json!({ "Type": "vxlan" }));
+    let fleet = Fleet::new(&[1], &config);
+    let node = fleet.node(0);
+    let address =
+        |name: &str| node.link(name).expect("a device")["address"].as_str().expect("a MAC").to_owned();
+    // Whether the address is the same afterwards.
+    let stays = |name: &str| {
+        let before = address(name);
+        let mut udev = Command::new("unshare");
+        udev.args(["--mount", "sh", "-c", UDEV, name, file]);
+        let output = node.inside(|| udev.output().expect("run a shell"));
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "is udevadm there (apt-get install udev)? {text}");
+        address(name) == before
+    };
+    // By their names alone: these have addresses of the kernel's choice.
+    for (number, name) in [(9, "weft.9"), (10, "weft6.9"), (11, "other.9")] {
+        node.command(&format!("ip link add {name} type vxlan id {number} dstport 9000 local 172.30.0.11"));
+    }
+    assert!(stays("weft.9") && stays("weft6.9"));
+    assert!(!stays("other.9"), "it has such a policy here");
+    drop(node.attach(&fleet.network));
+    for family in families {
+        assert!(stays(family.device()));
     }
 }

@@ -1,11 +1,14 @@
 //! Which interface leads to the other hosts, where a host has several.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_tests::{Family, Node, Pod, Weftd};
+use weft_tests::{Family, Node, Pod, Weftd, eventually};
 
 use super::{CONFIG, Fleet, SUBNETS, each_way};
+
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is configured, and what follows from it in each family: the address that other hosts are told, the one that
 /// packets leave with, and the interface.
@@ -24,16 +27,17 @@ fn same(ipam: Value, (v4, v6): (&'static str, &'static str), link: &'static str)
 }
 
 /// Beside `eth0`, to which the default routes lead: `eth1` with a smaller MTU, `eth2` with two addresses of each family,
-/// and `eth3` with none but of IPv4. The router is on all of them.
+/// `eth3` with none but of IPv4, and `eth4` from which the kernel prefers to send by a temporary address. The router is on all of
+/// them.
 fn more_interfaces(node: &Node) {
     let netns = node.netns().path();
-    for number in 1..=3 {
+    for number in 1..=4 {
         let there = format!("peer name eth{number} netns {}", netns.display());
         weft_tests::command(&format!("ip link add more{number} up type veth {there}"));
         weft_tests::command(&format!("ip addr add 10.9.{number}.1/24 dev more{number}"));
         node.command(&format!("ip link set eth{number} up"));
         node.command(&format!("ip addr add 10.9.{number}.2/24 dev eth{number}"));
-        if number != 3 {
+        if number < 3 {
             node.command(&format!("ip addr add fd09:{number}::2/64 dev eth{number} nodad"));
         }
     }
@@ -41,11 +45,20 @@ fn more_interfaces(node: &Node) {
     node.command("ip addr add 10.9.2.3/24 dev eth2");
     // Not the first to be taken: it is there for what is running only.
     node.command("ip addr add fd09:2::3/64 dev eth2 nodad preferred_lft 0");
+    // And not even where a route asks for it.
+    node.command("ip -6 route add 2001:db8:77::/48 dev eth2 src fd09:2::3");
+    node.set_sysctl("net/ipv6/conf/eth4/use_tempaddr", "2");
+    node.set_sysctl("net/ipv6/conf/eth4/accept_dad", "0");
+    node.command("ip addr add fd09:4::2/64 dev eth4 nodad mngtmpaddr");
+    eventually(PATIENCE, "the kernel sends by a temporary address", || {
+        (!node.command("ip -6 route get fd09:4::77").contains(" src fd09:4::2 ")).then_some(())
+    });
 }
 
 fn cases() -> Vec<Case> {
     let (eth0, eth1, eth2) =
         (("172.30.0.11", "fd30::11"), ("10.9.1.2", "fd09:1::2"), ("10.9.2.2", "fd09:2::2"));
+    let eth4 = ("10.9.4.2", "fd09:4::2");
     let nat = json!({ "publicIP": "198.51.100.7", "publicIPv6": "2001:db8:7::7" });
     let mut nat_by_eth1 = nat.clone();
     nat_by_eth1["iface"] = "eth1".into();
@@ -61,6 +74,8 @@ fn cases() -> Vec<Case> {
         same(json!({ "ifaceCanReach": "10.9.1.77" }), eth1, "eth1"),
         same(json!({ "ifaceCanReach": "fd09:1::77" }), eth1, "eth1"),
         same(json!({ "ifaceCanReach": "192.0.2.77" }), eth0, "eth0"),
+        same(json!({ "ifaceCanReach": "2001:db8:77::1" }), eth2, "eth2"),
+        same(json!({ "ifaceCanReach": "fd09:4::77" }), eth4, "eth4"),
         same(json!({ "publicIP": eth1.0, "publicIPv6": eth1.1 }), eth1, "eth1"),
         same(json!({ "publicIP": "10.9.2.3", "publicIPv6": "fd09:2::3" }), ("10.9.2.3", "fd09:2::3"), "eth2"),
         case(nat, [("198.51.100.7", eth0.0, "eth0"), ("2001:db8:7::7", eth0.1, "eth0")]),
@@ -134,6 +149,20 @@ fn each_way_of_choosing_an_interface() {
     node.command("ip -6 route del default");
     node.command("ip -6 route add default dev eth2");
     attach(&same(json!({}), ("10.9.2.2", "fd09:2::2"), "eth2"));
+}
+
+/// The kernel sends by the temporary address, and the host is known by the lasting one, whose lease it finds again alone.
+#[test]
+fn a_temporary_address_by_the_default_route() {
+    let fleet = fleet();
+    let node = fleet.node(0);
+    node.command("ip -6 route del default");
+    node.command("ip -6 route add default dev eth4");
+    drop(node.attach(&fleet.network));
+    let (eth0, eth4) = ("172.30.0.11", "fd09:4::2");
+    assert_chosen(&fleet, &case(json!({}), [(eth0, eth0, "eth0"), (eth4, eth4, "eth4")]));
+    fleet.etcd.stop();
+    drop(node.attach(&fleet.network));
 }
 
 /// The agent reads the same keys.

@@ -1,0 +1,71 @@
+//! An etcd that asks who comes, for agents that stay connected.
+
+use std::path::Path;
+use std::process::Command;
+
+use weft_tests::dist;
+
+use super::*;
+
+/// Two hosts whose agents show certificates or a password.
+fn pair(access: Access, login: impl Fn(&Etcd) -> Value) -> Fleet {
+    let cluster = Cluster::new(2);
+    let etcd = cluster.etcd(1, access);
+    etcd.put("/coreos.com/network/config", CONFIG);
+    let changes = json!({ "etcd": login(&etcd) });
+    let agents: Vec<Weftd> = cluster.nodes().iter().map(|node| Weftd::start(node, &etcd, &changes)).collect();
+    agents.iter().for_each(Weftd::ready);
+    let fleet = Fleet { agents, etcd, cluster, families: vec![Family::V4] };
+    fleet.acquainted();
+    fleet
+}
+
+/// Whether the agents and `weftctl` hear of what is new in etcd.
+#[track_caller]
+fn assert_heard(fleet: &Fleet, number: u8) {
+    let mac = format!("8e:00:00:00:00:{number:02}");
+    fleet.etcd.put(&format!("{SUBNETS}10.255.{number}.0-24"), record(&format!("172.30.0.{number}"), &mac));
+    for node in fleet.cluster.nodes() {
+        assert_learns(node, PATIENCE, &mac, true);
+    }
+    fleet.agents.iter().for_each(Weftd::ready);
+    let node = fleet.node(0);
+    let mut weftctl = Command::new(dist().join("weftctl"));
+    weftctl.arg("--config").arg(node.directory().join("weftd.json")).arg("status").envs(node.env());
+    let output = node.inside(|| weftctl.output().expect("run weftctl"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("answers, revision") && text.contains(&format!("172.30.0.{number}")), "{text}");
+}
+
+#[test]
+fn certificates() {
+    let fleet = pair(Access::Tls, |etcd| {
+        let client = etcd.tls().client();
+        json!({ "caFile": etcd.tls().ca(), "certFile": client.certificate, "keyFile": client.key })
+    });
+    assert_heard(&fleet, 90);
+    fleet.etcd.restart();
+    assert_heard(&fleet, 91);
+    // Its certificate is over: the hosts go on, and say why they are alone.
+    fleet.etcd.tls().expire_server();
+    fleet.etcd.restart();
+    for agent in &fleet.agents {
+        eventually(PATIENCE, "it says what is wrong with etcd", || {
+            agent.daemon().log().contains("has a certificate that has expired").then_some(())
+        });
+        agent.ready();
+    }
+}
+
+/// What etcd gives for a password is worth nothing after etcd's restart.
+#[test]
+fn passwords() {
+    let file = Path::new("/run/password");
+    let fleet = pair(Access::Password, |_| {
+        fs::write(file, Etcd::PASSWORD).expect("write a password");
+        json!({ "username": Etcd::USER, "passwordFile": file })
+    });
+    assert_heard(&fleet, 90);
+    fleet.etcd.restart();
+    assert_heard(&fleet, 91);
+}
