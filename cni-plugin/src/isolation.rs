@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use cni_protocol::{Code, Error};
+use cni_protocol::{Code, Error, NetworkName};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use weft_net::Family;
@@ -19,7 +19,7 @@ use crate::conf::names::Names;
 use crate::key::AttachmentKey;
 use crate::plan::{Plan, everything, prefix};
 use crate::record::Content;
-use crate::ruleset::{Elements, Group, by_address};
+use crate::ruleset::{Elements, Group, by_address, network};
 
 mod allow;
 pub mod index;
@@ -165,6 +165,13 @@ impl Isolation {
         let mut elements = allow::elements(&self.grants, &self.addresses);
         elements.own.extend(self.policy.private.then(named));
         elements.network = self.policy.elements();
+        elements
+    }
+
+    /// What its network has in the rules.
+    pub fn of_network(&self, name: &NetworkName) -> Vec<Element> {
+        let mut elements = self.policy.elements();
+        network::mark(&mut elements, name);
         elements
     }
 }
