@@ -38,7 +38,9 @@ fn firewalld_rejects_until_the_bridge_has_a_zone() {
     assert_port(true, &web, &outside, "after what STATUS named was done");
     // Ports that firewalld redirects itself may be those that there are, or not.
     forward_strictly(&host);
-    host.nft("insert rule inet firewalld filter_FORWARD_dnat tcp dport 80 accept");
+    host.nft(
+        "insert rule inet firewalld filter_FORWARD_dnat meta l4proto tcp ct original proto-dst 80 accept",
+    );
     let reply = published().status();
     reply.done();
     assert!(reply.stderr.contains("if host ports are closed to others: sed -i"), "{}", reply.stderr);
