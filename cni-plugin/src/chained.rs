@@ -122,7 +122,10 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     let mut found = Vec::new();
     // The record has what was asked for when the container was attached.
     let (mut holdings, limits) = match record::peek(&conf.traces.state_dir, &key.network, key.hash())? {
-        Found::Attached(content) => (content.holdings, content.shaping),
+        Found::Attached(content) => {
+            let content = record::up_to_date(&conf.traces.state_dir, &key.network, content)?;
+            (content.holdings, content.shaping)
+        }
         _ => (interface.holdings(&conf, &asked)?, conf.shaping.or(&asked.shaping)),
     };
     let guarded = holdings.port.as_deref().filter(|_| holdings.guard.is_some());

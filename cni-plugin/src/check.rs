@@ -54,7 +54,10 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         Netlink::open(call.deadline).map_err(|error| failed(&"open a netlink socket", error.into()))?;
     // The record has what was asked for when the container was attached.
     let (mut holdings, limits) = match record::peek(&network.traces.state_dir, &key.network, key.hash())? {
-        Found::Attached(content) => (content.holdings, content.shaping),
+        Found::Attached(content) => {
+            let content = record::up_to_date(&network.traces.state_dir, &key.network, content)?;
+            (content.holdings, content.shaping)
+        }
         _ => {
             let veth =
                 host.link(&key.host_veth()).map_err(|error| failed(&"look at the veth", error.into()))?;

@@ -49,8 +49,7 @@ pub fn remove(
     };
     let link_error = |error| failed(&format!("delete {}", links.join(", ")), Fault::Net(error));
     let rules_error = |error| failed(&"remove the attachment from the ruleset", Fault::Net(error));
-    let holdings = known.map(|content| &content.holdings);
-    let erasure = Erasure::prepare(key, holdings, traces, call.deadline).map_err(rules_error)?;
+    let erasure = Erasure::prepare(key, known, traces, call.deadline).map_err(rules_error)?;
     // The IPAM plugin's process starts while the kernel removes the link, and gets its input after that.
     let company = erasure.as_ref().map(|erasure| Company::join(&traces.state_dir, erasure)).transpose();
     let removal = company

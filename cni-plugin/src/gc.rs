@@ -82,7 +82,7 @@ impl Collector<'_> {
                 problems.push(error.msg);
             }
         }
-        if let Err(error) = isolation::index::sweep(&self.traces.state_dir, self.network()) {
+        if let Err(error) = self.sweep_index(&mut netlink) {
             problems.push(error.msg);
         }
         if let Some(plugin) = &self.traces.ipam
@@ -216,6 +216,14 @@ impl Collector<'_> {
             })
         };
         remove(netlink).map_err(|error| failed(&"remove stale elements from the ruleset", error.into()))
+    }
+
+    /// A container whose record is lost stays in the index of rules: that tells others that something of it is left.
+    fn sweep_index(&self, netlink: &mut Netlink) -> Result<(), Error> {
+        let links = netlink.links(None).map_err(|error| failed(&"list links", error.into()))?;
+        let has_link =
+            |hash: &str| links.iter().any(|link| link.name.strip_prefix(VETH_PREFIX) == Some(hash));
+        isolation::index::sweep(&self.traces.state_dir, self.network(), has_link)
     }
 
     fn remove_rules(&self) -> Result<(), Error> {

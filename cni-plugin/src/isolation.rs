@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use cni_protocol::{Code, Error};
+use cni_protocol::{Code, Error, NetworkName};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use weft_net::Family;
@@ -19,14 +19,14 @@ use crate::conf::names::Names;
 use crate::key::AttachmentKey;
 use crate::plan::{Plan, everything, prefix};
 use crate::record::Content;
-use crate::ruleset::{Elements, Group, by_address};
+use crate::ruleset::{Elements, Group, by_address, network};
 
 mod allow;
 pub mod index;
 mod rules;
 
-pub use allow::{Grant, are_partners, forget};
-use allow::{Member, grants};
+pub use allow::{Grant, forget, holds_with_others, notes};
+use allow::{Member, current, grants, held};
 use rules::{
     BRIDGE_CLOSED, BRIDGE_INSIDE, BRIDGE_NETWORKS, BRIDGES, CLOSED, HOSTLESS, INSIDE, INTERNAL, LIMITED,
     NETWORKS, NO_WAYS_OUT, PRIVATE, PRIVATE_PORTS, WAYS_OUT,
@@ -49,6 +49,35 @@ pub struct Isolation {
     /// What they come to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub grants: Vec<Grant>,
+}
+
+/// Leaves out what a container was allowed with others that are gone since: their addresses may be somebody else's.
+pub fn leave_out_the_gone(content: &mut Content, all: &[Content]) {
+    if !holds_with_others(content) {
+        return;
+    }
+    let attachment = |content: &Content| (content.container_id.clone(), content.ifname.clone());
+    let own = attachment(content);
+    let others: Vec<&Content> = all.iter().filter(|other| attachment(other) != own).collect();
+    let grants = current(content, &others);
+    if let Some(isolation) = &mut content.holdings.isolation {
+        isolation.grants = grants;
+    }
+}
+
+/// What others hold by which they talk with a container that leaves, as far as it is on file: `None` where that is not all. The caller
+/// holds the lock of the meeting.
+///
+/// # Errors
+/// [`Code::Io`].
+pub fn held_by_others(
+    state_dir: &Path,
+    key: &AttachmentKey,
+    leaving: &Content,
+) -> Result<Option<Vec<Element>>, Error> {
+    let Some(own) = Member::of(leaving) else { return Ok(None) };
+    let holders = index::holders(state_dir, key, &own)?;
+    Ok(holders.map(|holders| held(&holders, &own.addresses)))
 }
 
 /// What all containers of a network have in common.
@@ -136,6 +165,13 @@ impl Isolation {
         let mut elements = allow::elements(&self.grants, &self.addresses);
         elements.own.extend(self.policy.private.then(named));
         elements.network = self.policy.elements();
+        elements
+    }
+
+    /// What its network has in the rules.
+    pub fn of_network(&self, name: &NetworkName) -> Vec<Element> {
+        let mut elements = self.policy.elements();
+        network::mark(&mut elements, name);
         elements
     }
 }

@@ -17,7 +17,7 @@ use weft_state::{Lock, boot_dir, boot_path, monotonic};
 use crate::conf::names::Names;
 use crate::conf::shaping::Shaping;
 use crate::holdings::Holdings;
-use crate::isolation::index;
+use crate::isolation::{self, index};
 use crate::key::AttachmentKey;
 use crate::shaping::Limited;
 
@@ -187,21 +187,25 @@ impl Record {
     /// Removes what leads others to it: from now on nothing is allowed with the attachment. What is left leads nowhere in the end, and
     /// GC removes it.
     pub fn hide(&self) {
-        if let Err(error) = self.take_out_of_index() {
-            log::warn!("take {} out of the index of rules: {error}", self.path.display());
-        }
+        self.take_out_of_index(true);
     }
 
-    fn take_out_of_index(&self) -> io::Result<()> {
-        let (Some(boot), Some(hash)) = (self.path.parent().and_then(Path::parent), self.path.file_name())
-        else {
-            return Ok(());
+    fn take_out_of_index(&self, leaves: bool) {
+        let take_out = || {
+            let (Some(boot), Some(hash)) = (self.path.parent().and_then(Path::parent), self.path.file_name())
+            else {
+                return Ok(());
+            };
+            if !index::is_there(boot)? {
+                return Ok(());
+            }
+            let found = Found::parse(&self.lock.read()?);
+            index::take_out(boot, hash, found.content().filter(|content| content.attached), leaves)
         };
-        if !index::is_there(boot)? {
-            return Ok(());
+        let outcome: io::Result<()> = take_out();
+        if let Err(error) = outcome {
+            log::warn!("take {} out of the index of rules: {error}", self.path.display());
         }
-        let found = Found::parse(&self.lock.read()?);
-        index::leave(boot, hash, found.content().filter(|content| content.attached))
     }
 
     pub fn path(&self) -> &Path {
@@ -210,7 +214,7 @@ impl Record {
 
     /// Removes the record.
     pub fn remove(self) -> Result<(), Error> {
-        self.hide();
+        self.take_out_of_index(false);
         self.lock.remove_file()
     }
 }
@@ -259,19 +263,32 @@ pub fn contents(state_dir: &Path, network: &NetworkName) -> Result<Vec<Content>,
     Ok(contents)
 }
 
-/// The attachments of all networks of the host that are attached and in nobody's hands, locked.
+/// What is on file of an attachment, with what it holds now: some that were there when it came may be gone.
+pub fn up_to_date(state_dir: &Path, network: &NetworkName, mut content: Content) -> Result<Content, Error> {
+    if isolation::holds_with_others(&content) {
+        isolation::leave_out_the_gone(&mut content, &contents(state_dir, network)?);
+    }
+    Ok(content)
+}
+
+/// The attachments of all networks of the host that are attached and in nobody's hands, locked, with what they hold now.
 pub fn attached(state_dir: &Path) -> Vec<(AttachmentKey, Holdings, Record)> {
     let mut found = Vec::new();
     for network in networks(state_dir) {
+        let mut locked = Vec::new();
         for hash in hashes(state_dir, &network).unwrap_or_default() {
             let Ok(Some(record)) = try_lock(state_dir, &network, &hash) else { continue };
-            if let Ok(content @ Found::Attached(_)) = record.read()
+            if let Ok(Found::Attached(content)) = record.read()
                 && let Some(key) = content.key(&network)
-                && let Found::Attached(content) = content
             {
-                found.push((key, content.holdings, record));
+                locked.push((key, content, record));
             }
         }
+        let all = contents(state_dir, &network).unwrap_or_default();
+        found.extend(locked.into_iter().map(|(key, mut content, record)| {
+            isolation::leave_out_the_gone(&mut content, &all);
+            (key, content.holdings, record)
+        }));
     }
     found
 }

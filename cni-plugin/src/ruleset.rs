@@ -245,15 +245,32 @@ pub fn erase(nft: &mut Nft, elements: &[Element]) -> NlResult<()> {
 /// # Errors
 /// What the kernel refused; what is gone already is no error.
 pub fn remove(nft: &mut Nft, key: &AttachmentKey, known: &Elements) -> NlResult<()> {
-    match erase(nft, &known.own) {
+    // Some may have gone with the container that they were for, or were flushed.
+    erase_if(nft, &known.own, |_, found| owner_of(found) == key.hash())
+}
+
+/// Deletes those of the elements that are there, whosever they are.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn erase_what_is_there(nft: &mut Nft, elements: &[Element]) -> NlResult<()> {
+    erase_if(nft, elements, |wanted, found| (&found.key, &found.end) == (&wanted.key, &wanted.end))
+}
+
+/// Deletes all elements, or, if that is refused, those of which one is there that `is_meant`.
+fn erase_if(
+    nft: &mut Nft,
+    elements: &[Element],
+    is_meant: impl Fn(&Element, &Element) -> bool,
+) -> NlResult<()> {
+    match erase(nft, elements) {
         Err(error) if error.not_found() => {}
         other => return other,
     }
-    // Some went with the container that they were for, or were flushed.
     retry(|| {
         let mut left = Vec::new();
-        for element in &known.own {
-            let found = nft.element(element)?.filter(|found| owner_of(found) == key.hash());
+        for element in elements {
+            let found = nft.element(element)?.filter(|found| is_meant(element, found));
             left.extend(found.map(|_| element.clone()));
         }
         erase(nft, &left)

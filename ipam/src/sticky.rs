@@ -65,11 +65,14 @@ pub struct Name {
 
 impl Name {
     /// The name that a runtime gives a container; `None` when it gives none. nerdctl tells the host name, which is the
-    /// beginning of the container ID unless somebody chose it.
+    /// beginning of the container ID unless somebody chose it; to CNI it tells that ID behind its namespace and a dash.
     #[must_use]
     pub fn of(args: &CniArgs, container_id: &ContainerId, ifname: &IfName, time: Duration) -> Option<Self> {
         let name = args.pod().or_else(|| args.hostname.clone())?;
-        let is_name = !name.is_empty() && !container_id.as_str().starts_with(&name);
+        let id = container_id.as_str();
+        let is_made_up =
+            [Some(id), id.rsplit('-').next()].into_iter().flatten().any(|id| id.starts_with(&name));
+        let is_name = !name.is_empty() && !is_made_up;
         is_name.then(|| Self { name, ifname: ifname.to_string(), time: time.as_secs() })
     }
 

@@ -225,9 +225,13 @@ fn the_keys_are_checked() {
 
 #[test]
 fn names_that_runtimes_give() {
+    let name_in = |id: &str, args: &CniArgs| {
+        Name::of(args, &id.parse().unwrap(), &"eth0".parse().unwrap(), HOUR).map(|name| name.name)
+    };
     let name = |args: &CniArgs| {
-        let id = "3f4e8d1c9a7b5e6f".parse().unwrap();
-        Name::of(args, &id, &"eth0".parse().unwrap(), HOUR).map(|name| name.name)
+        let [plain, nerdctl] = ["3f4e8d1c9a7b5e6f", "my-space-3f4e8d1c9a7b5e6f"].map(|id| name_in(id, args));
+        assert_eq!(plain, nerdctl);
+        plain
     };
     let mut args = CniArgs { hostname: Some("web".into()), ..CniArgs::default() };
     assert_eq!(name(&args), Some("web".into()));

@@ -6,6 +6,7 @@
 
 mod containerd;
 mod image;
+mod nerdctl;
 mod podman;
 
 use std::cell::RefCell;
@@ -24,6 +25,7 @@ use crate::world::World;
 
 pub use containerd::Containerd;
 pub use image::IMAGE;
+pub use nerdctl::Nerdctl;
 pub use podman::Podman;
 
 /// What runs the containers: the program and the Debian package that has it.

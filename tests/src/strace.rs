@@ -1,6 +1,6 @@
 //! System calls that fail on purpose.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -62,6 +62,34 @@ impl Injection {
             }
         }
         panic!("{ATTEMPTS} ADDs had to wait for the kernel");
+    }
+}
+
+impl Injection {
+    /// What the interface plugin asks nftables in a call that must succeed, what it is told, and the files that it looks at. All else
+    /// in a DEL depends on when its link is gone.
+    pub fn ruleset_work(call: Call) -> BTreeMap<String, usize> {
+        let (reply, trace) = traced(Tampered::Weft, &[], call);
+        reply.done();
+        let mut work = counts(&trace);
+        work.retain(|name, _| ["open", "openat", "getdents64", "unlink"].contains(&name.as_str()));
+        let mut sockets = BTreeSet::new();
+        for line in trace.lines() {
+            let Some((name, rest)) = line.split_once('(') else { continue };
+            let end = line.rsplit_once(" = ").and_then(|(_, end)| end.parse::<usize>().ok());
+            let first = rest.split([',', ')']).next().and_then(|first| first.parse::<usize>().ok());
+            let is_its = first.is_some_and(|first| sockets.contains(&first));
+            match (name, end) {
+                ("socket", Some(end)) if line.contains("NETLINK_NETFILTER") => drop(sockets.insert(end)),
+                ("close", _) => drop(first.map(|first| sockets.remove(&first))),
+                ("sendto", _) if is_its => *work.entry("asked of nftables".to_owned()).or_default() += 1,
+                ("recvfrom", Some(end)) if is_its => {
+                    *work.entry("bytes told by nftables".to_owned()).or_default() += end;
+                }
+                _ => {}
+            }
+        }
+        work
     }
 }
 

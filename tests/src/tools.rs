@@ -64,7 +64,7 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|directory| directory.join(program)).find(|file| file.is_file())
 }
 
-/// The directory with the reference plugins, cnitool and flanneld: `WEFT_PEERS`, else `target/peers`.
+/// The directory with the reference plugins, cnitool, flanneld and nerdctl: `WEFT_PEERS`, else `target/peers`.
 ///
 /// # Panics
 /// When they are not there: a test that is skipped proves nothing.

@@ -125,15 +125,24 @@ fn a_second_claimant_hears_who_has_the_port() {
     // A range meets single ports of every address and of one, and other ranges that it is in or that are in it.
     let from_to =
         |first: u16, last: u16| -> Vec<Value> { (first..=last).map(|port| mapping(port, port)).collect() };
-    let of_one: Vec<Value> = (9200..9300).map(|port| json!({ "hostPort": port, "containerPort": port, "hostIP": "10.88.0.1", "protocol": "tcp" })).collect();
+    let of_one = |first: u16, last: u16| -> Vec<Value> {
+        let at_one = |port| json!({ "hostPort": port, "containerPort": port, "hostIP": "10.88.0.1", "protocol": "tcp" });
+        (first..=last).map(at_one).collect()
+    };
     let at_one = Pod::new();
-    with(&network(), &of_one).add(&at_one);
+    with(&network(), &of_one(9200, 9299)).add(&at_one);
     for (wanted, held_by) in [
         (from_to(8075, 8085), &holder),
         (from_to(8081, 8090), &holder),
+        (from_to(8000, 8100), &holder),
+        (of_one(8075, 8085), &holder),
+        (of_one(8000, 8200), &holder),
+        (of_one(9050, 9300), &holder),
         (from_to(8990, 9110), &holder),
         (from_to(9020, 9030), &holder),
         (from_to(9190, 9310), &at_one),
+        (from_to(9290, 9310), &at_one),
+        (of_one(9290, 9310), &at_one),
         (vec![mapping(9250, 80)], &at_one),
         (vec![at("10.88.0.1", 9299)], &at_one),
     ] {

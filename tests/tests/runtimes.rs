@@ -14,7 +14,7 @@ use std::time::Duration;
 use cri::Kubelet;
 use k8s_cri::v1::{DnsConfig, PodSandboxConfig, PortMapping};
 use serde_json::Value;
-use weft_tests::runtime::{Containerd, Machine, Podman};
+use weft_tests::runtime::{Containerd, Machine, Nerdctl, Podman};
 use weft_tests::{CniTool, Etcd, Host, Mirror, Pod, World, command, eventually, ips};
 
 /// What a container runs that serves on its port 80.
@@ -33,6 +33,20 @@ fn assert_serves(host: Ipv4Addr) {
         Some(text)
     });
     assert_eq!(asked, "served\n");
+}
+
+/// Of three containers that have no network of their own one has `lo` only, one is where another one is, and one where the host is. No
+/// plugin is called for any.
+#[track_caller]
+fn assert_modes(machine: &Machine, other: Ipv4Addr, exec: impl Fn(&str, &[&str]) -> String) {
+    let links = |name: &str| exec(name, &["ip", "-o", "link"]);
+    let alone = links("alone");
+    assert!(alone.lines().count() == 1 && alone.contains(": lo:"), "{alone}");
+    let beside = exec("beside", &["ip", "-4", "-o", "addr"]);
+    assert!(beside.contains(&format!(" {other}/")), "{beside}");
+    let bare = links("bare");
+    assert!(bare.contains(": weft2:"), "{bare}");
+    assert_eq!(machine.host().ports("weft2").len(), 2, "those of the two containers with a network");
 }
 
 /// One echo request that must be answered.
@@ -242,8 +256,63 @@ fn a_container_of_podman_comes_again_with_its_port_and_its_address() {
     podman.run("other", "weft-net");
     let from_other = podman.exec("other", &["nc", &BRIDGE.to_string(), "8080"]);
     assert_eq!(from_other, "served\n");
+    for (name, network) in [("alone", "none"), ("beside", "container:web"), ("bare", "host")] {
+        podman.run(name, network);
+    }
+    assert_modes(&machine, first, |name, words| podman.exec(name, words));
+    for name in ["bare", "beside", "alone"] {
+        podman.remove(name);
+    }
+    assert_serves(BRIDGE);
     podman.remove("web");
     podman.run("next", "weft-net");
     assert_ne!(podman.address("next"), first);
     assert_eq!(web(), first, "the address is kept for the name");
+}
+
+/// By the sample: containers reach each other, one is at a port of the host, and comes again with its address.
+#[test]
+fn a_container_of_nerdctl_comes_again_with_its_port_and_its_address() {
+    let machine = Machine::with("20-weft-nerdctl-podman.conflist", |conflist| {
+        conflist["plugins"][0]["ipam"]["sticky"] = "name".into();
+    });
+    let nerdctl = Nerdctl::start(&machine);
+    let web = || {
+        nerdctl.run("web", "weft-net", &["--hostname", "web", "--publish", "8080:80"], &SERVE);
+        assert_serves(BRIDGE);
+        nerdctl.address("web")
+    };
+    // Until when it is kept is another time each time.
+    let only_kept = |address: Ipv4Addr| {
+        let kept = command("find /run/weft -path */ipam/kept/* -print -delete");
+        assert_eq!(kept.lines().count(), 1, "who has no host name of its own has no name: {kept}");
+        assert!(kept.trim().ends_with(&format!("/{address}")), "{kept}");
+    };
+    let first = web();
+    nerdctl.remove("web");
+    only_kept(first);
+    let before = World::of(machine.host(), &[]);
+
+    assert_eq!(web(), first, "the address that it had");
+    nerdctl.remove("web");
+    nerdctl.run("other", "weft-net", &[], &["sleep", "infinity"]);
+    assert_ne!(nerdctl.address("other"), first, "it is kept for the name");
+    assert_eq!(web(), first, "the address that is kept for the name");
+    assert_eq!(machine.host().ports("weft2").len(), 2);
+    assert_eq!(nerdctl.exec("other", &["nc", &BRIDGE.to_string(), "8080"]), "served\n");
+    nerdctl.exec("other", &[&PING[..], &[&first.to_string()]].concat());
+    let modes = |name: &str, network: &str| nerdctl.run(name, network, &[], &["sleep", "infinity"]);
+    modes("alone", "none");
+    modes("beside", "container:web");
+    modes("bare", "host");
+    assert_modes(&machine, first, |name, words| nerdctl.exec(name, words));
+    for name in ["bare", "beside", "alone"] {
+        nerdctl.remove(name);
+    }
+    assert_serves(BRIDGE);
+    for name in ["web", "other"] {
+        nerdctl.remove(name);
+    }
+    only_kept(first);
+    machine.assert_nothing_left(&before);
 }

@@ -2,12 +2,14 @@
 
 mod batch;
 
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use cni_protocol::Deadline;
 use netlink_packet_core::{
-    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_ALIGNTO, NetlinkDeserializable,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlaBuffer, NlasIterator,
+    DecodeError, ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_ALIGNTO,
+    NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlaBuffer,
+    NlasIterator,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket as RawSocket, protocols};
@@ -142,36 +144,48 @@ impl Socket {
         A: NetlinkDeserializable,
     {
         let mut consistency = Consistency::Whole;
+        self.walk(|packet: NetlinkMessage<A>, bytes| {
+            if packet.header.flags & NLM_F_DUMP_INTR != 0 {
+                consistency = Consistency::Torn;
+            }
+            let is_the_last = packet.header.sequence_number == sequence;
+            match packet.payload {
+                NetlinkPayload::Error(answer) => match refusal(&answer, bytes) {
+                    Some(error) => ControlFlow::Break(Err(error)),
+                    None if is_the_last => ControlFlow::Break(Ok(consistency)),
+                    None => ControlFlow::Continue(()),
+                },
+                // A dump that could not go on, since what it was reading is gone.
+                NetlinkPayload::Done(done) if is_the_last && done.code < 0 => {
+                    ControlFlow::Break(Err(Errno::from_raw(done.code.abs()).into()))
+                }
+                NetlinkPayload::Done(_) if is_the_last => ControlFlow::Break(Ok(consistency)),
+                NetlinkPayload::InnerMessage(message) => {
+                    answers.push(message);
+                    ControlFlow::Continue(())
+                }
+                _ => ControlFlow::Continue(()),
+            }
+        })
+    }
+
+    /// Reads answers, and gives them to `take` with their bytes, until that has what it wants.
+    fn walk<A, T>(
+        &mut self,
+        mut take: impl FnMut(NetlinkMessage<A>, &[u8]) -> ControlFlow<NlResult<T>>,
+    ) -> NlResult<T>
+    where
+        A: NetlinkDeserializable,
+    {
         loop {
             self.next_datagram()?;
             let mut offset = 0;
             while offset < self.buffer.len() {
                 let bytes = &self.buffer[offset..];
                 let packet = NetlinkMessage::<A>::deserialize(bytes).map_err(|error| undecodable(&error))?;
-                let length = usize::try_from(packet.header.length).unwrap_or(usize::MAX);
-                if packet.header.flags & NLM_F_DUMP_INTR != 0 {
-                    consistency = Consistency::Torn;
-                }
-                match packet.payload {
-                    NetlinkPayload::Error(error) => {
-                        if let Some(code) = error.code {
-                            let explanation = explanation(bytes, length);
-                            return Err(NetError { errno: Errno::from_raw(code.get().abs()), explanation });
-                        }
-                        if packet.header.sequence_number == sequence {
-                            return Ok(consistency);
-                        }
-                    }
-                    NetlinkPayload::Done(done) if packet.header.sequence_number == sequence => {
-                        // A dump that could not go on, since what it was reading is gone.
-                        return if done.code < 0 {
-                            Err(Errno::from_raw(done.code.abs()).into())
-                        } else {
-                            Ok(consistency)
-                        };
-                    }
-                    NetlinkPayload::InnerMessage(message) => answers.push(message),
-                    _ => {}
+                let length = usize::try_from(packet.header.length).unwrap_or(usize::MAX).min(bytes.len());
+                if let ControlFlow::Break(outcome) = take(packet, &bytes[..length]) {
+                    return outcome;
                 }
                 offset += length.max(1).next_multiple_of(usize::from(NLMSG_ALIGNTO));
             }
@@ -276,10 +290,16 @@ fn undecodable(error: &DecodeError) -> NetError {
     NetError { errno: Errno::EBADMSG, explanation: Some(error.to_string()) }
 }
 
+/// What the kernel refused; `None` where it acknowledges.
+fn refusal(answer: &ErrorMessage, bytes: &[u8]) -> Option<NetError> {
+    let errno = Errno::from_raw(answer.code?.get().abs());
+    Some(NetError { errno, explanation: explanation(bytes) })
+}
+
 /// The `NLMSGERR_ATTR_MSG` of a capped error message: header (16), errno (4), echoed header (16), attributes.
-fn explanation(bytes: &[u8], length: usize) -> Option<String> {
+fn explanation(bytes: &[u8]) -> Option<String> {
     const ATTRIBUTES: usize = 16 + 4 + 16;
-    let attributes = bytes.get(ATTRIBUTES..length.min(bytes.len()))?;
+    let attributes = bytes.get(ATTRIBUTES..)?;
     NlasIterator::new(attributes).flatten().find_map(|nla: NlaBuffer<&[u8]>| {
         (nla.kind() == NLMSGERR_ATTR_MSG)
             .then(|| String::from_utf8_lossy(nla.value()).trim_end_matches('\0').to_owned())

@@ -33,7 +33,7 @@ pub struct Company {
     /// Let go before the place, in the order of these lines: a child that waits for that has the last one.
     socket: OwnedFd,
     /// The end of a FIFO for writing. Nothing is ever written.
-    _place: OwnedFd,
+    place: OwnedFd,
     /// Its other end: it hangs up when nobody has a place any more.
     others: OwnedFd,
 }
@@ -55,7 +55,7 @@ impl Company {
             log::debug!("{}: {error}", path.display());
             pipe2(OFlag::O_CLOEXEC)
         })?;
-        Ok(Self { _place: place, others, socket: socket.as_fd().try_clone_to_owned()? })
+        Ok(Self { place, others, socket: socket.as_fd().try_clone_to_owned()? })
     }
 
     /// Joins those who are there. `None`: nobody is, which is a matter of three system calls.
@@ -68,18 +68,23 @@ impl Company {
         }
     }
 
-    /// Has a child outlast the others in the place of this process.
+    /// Has a child outlast the others in the place of this process, which lets go of its socket: before its place, or it might close it
+    /// last.
     ///
     /// # Errors
     /// Those of fork(2).
-    pub fn leave(self) -> Result<(), Errno> {
-        let Some(child) = child::fork()? else { return Ok(()) };
+    pub fn leave(self, own_socket: impl Sized) -> Result<(), Errno> {
+        let Some(child) = child::fork()? else {
+            drop(own_socket);
+            return Ok(());
+        };
         let is_well = child.detached.is_ok() && self.given_up().stay().is_ok();
         child.exit(is_well)
     }
 
     /// Gives the place up, but not the socket.
     pub fn given_up(self) -> Rest {
+        drop(self.place);
         Rest { others: self.others, socket: self.socket }
     }
 }
@@ -189,8 +194,8 @@ mod tests {
         lock.share_with_children(true).unwrap();
         // From here on there is a whole interval.
         join(dir.path()).given_up().outlast().unwrap();
-        Company::find(dir.path(), &there).unwrap().leave().unwrap();
-        drop((lock, there));
+        Company::find(dir.path(), &there).unwrap().leave(there).unwrap();
+        drop(lock);
         Lock::exclusive(&path, Deadline::after(10 * INTERVAL)).unwrap();
         here.set_nonblocking(true).unwrap();
         let is_kept = here.read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
@@ -205,6 +210,26 @@ mod tests {
     fn a_child_keeps_the_socket_and_nothing_else() {
         let _alone = ONE_AT_A_TIME.lock();
         assert!((0..10).any(|_| keeps_the_socket_and_nothing_else()));
+    }
+
+    /// Sees when it is let go whether a descriptor of this process is open.
+    struct Watched<'a>(RawFd, &'a mut bool);
+
+    impl Drop for Watched<'_> {
+        fn drop(&mut self) {
+            *self.1 = fs::read_link(format!("/proc/self/fd/{}", self.0)).is_ok();
+        }
+    }
+
+    #[test]
+    fn the_own_socket_is_let_go_before_the_place() {
+        let _alone = ONE_AT_A_TIME.lock();
+        let dir = tempfile::tempdir().unwrap();
+        let company = join(dir.path());
+        let mut had_the_place = false;
+        let socket = Watched(company.place.as_raw_fd(), &mut had_the_place);
+        company.leave(socket).unwrap();
+        assert!(had_the_place);
     }
 
     #[test]

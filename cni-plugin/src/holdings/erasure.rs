@@ -1,5 +1,6 @@
 //! DEL's part: how what an attachment holds is taken back.
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
@@ -7,12 +8,12 @@ use cni_protocol::Deadline;
 use weft_net::NlResult;
 use weft_net::nft::Nft;
 
-use super::Holdings;
 use super::hold::{forgotten, lock_meeting};
 use crate::conf::Traces;
 use crate::hostport;
-use crate::isolation::{self, Isolation};
+use crate::isolation;
 use crate::key::AttachmentKey;
+use crate::record::Content;
 use crate::ruleset::{self, Elements};
 
 /// The end of what an attachment holds.
@@ -23,7 +24,7 @@ pub struct Erasure {
 }
 
 enum What {
-    Known(Box<(Holdings, Elements)>),
+    Known(Box<(Content, Elements)>),
     Searched,
 }
 
@@ -37,15 +38,15 @@ impl Erasure {
     /// Opens the socket for it, unless there is nothing to erase.
     pub fn prepare(
         key: &AttachmentKey,
-        known: Option<&Holdings>,
+        known: Option<&Content>,
         traces: &Traces,
         deadline: Deadline,
     ) -> NlResult<Option<Self>> {
-        let known = known.map(|known| (known, known.elements(key)));
-        if known
-            .as_ref()
-            .is_some_and(|(known, elements)| elements.own.is_empty() && known.private().is_none())
-        {
+        let known = known.map(|known| (known, known.holdings.elements(key)));
+        let is_nothing = |(known, elements): &(&Content, Elements)| {
+            elements.own.is_empty() && known.holdings.private().is_none()
+        };
+        if known.as_ref().is_some_and(is_nothing) {
             return Ok(None);
         }
         let mut nft = match Nft::open(deadline) {
@@ -69,12 +70,12 @@ impl Erasure {
         let What::Known(known) = &self.what else {
             return sweep(&mut self.nft, |hash| hash == key.hash());
         };
-        let (holdings, elements) = known.as_ref();
+        let (content, elements) = known.as_ref();
         ruleset::remove(&mut self.nft, key, elements)?;
-        if let Some(isolation) = holdings.private() {
-            forget(&mut self.nft, &self.state_dir, key, isolation)?;
+        if let Some(isolation) = content.holdings.private() {
+            forget(&mut self.nft, &self.state_dir, key, content, &isolation.addresses)?;
         }
-        if let Some(ports) = &holdings.ports {
+        if let Some(ports) = &content.holdings.ports {
             forgotten(ports.forget_own_flows(&mut self.nft));
         }
         Ok(())
@@ -92,11 +93,27 @@ pub fn sweep(nft: &mut Nft, is_chosen: impl Fn(&str) -> bool) -> NlResult<()> {
 }
 
 /// Removes what others have with its addresses. An ADD that met the container before this may still add to that: what it looks
-/// at stays, unless this has its lock.
-fn forget(nft: &mut Nft, state_dir: &Path, key: &AttachmentKey, isolation: &Isolation) -> NlResult<()> {
-    if !isolation::are_partners(nft, &isolation.addresses)? {
+/// at stays, unless this has its lock. What others have is known from their records; only where that is not all, the sets are looked through.
+fn forget(
+    nft: &mut Nft,
+    state_dir: &Path,
+    key: &AttachmentKey,
+    content: &Content,
+    addresses: &[IpAddr],
+) -> NlResult<()> {
+    let notes = isolation::notes(nft, addresses)?;
+    if notes.is_empty() {
         return Ok(());
     }
-    let lock = lock_meeting(state_dir, key, nft.deadline());
-    isolation::forget(nft, &isolation.addresses, lock.is_err())
+    let Ok(_lock) = lock_meeting(state_dir, key, nft.deadline()) else {
+        return isolation::forget(nft, addresses, true);
+    };
+    match isolation::held_by_others(state_dir, key, content) {
+        Ok(Some(held)) => ruleset::erase_what_is_there(nft, &[held, notes].concat()),
+        Ok(None) => isolation::forget(nft, addresses, false),
+        Err(error) => {
+            log::warn!("what others are allowed with {key} is not on file: {}", error.msg);
+            isolation::forget(nft, addresses, false)
+        }
+    }
 }

@@ -40,8 +40,9 @@ pub fn hold(
     if holdings.is_empty() {
         return Ok(None);
     }
-    let rules = opened.map_or_else(|| Rules::open(call.deadline), Ok);
-    let rules = &mut rules.map_err(|error| failed(&Step::Rules, error.into()))?;
+    let opened = opened.map_or_else(|| Rules::open(call.deadline), Ok);
+    let mut opened = opened.map_err(|error| failed(&Step::Rules, error.into()))?;
+    let rules = &mut opened;
     let company = Company::find(&traces.state_dir, &rules.nft);
     let meeting = meet(journal, rules, call, key, traces, &mut holdings)?;
     let _only_one = holdings.ports.as_ref().map(|_| lock_ports(traces, call.deadline)).transpose()?;
@@ -65,7 +66,7 @@ pub fn hold(
     if let Some(ports) = &holdings.ports {
         open_ports(journal, &mut rules.nft, ports)?;
     }
-    if let Some(Err(error)) = company.map(Company::leave) {
+    if let Some(Err(error)) = company.map(|company| company.leave(opened)) {
         log::debug!("the socket to nftables is closed while others are at work: {error}");
     }
     journal.holdings = holdings;
@@ -95,9 +96,8 @@ fn meet(
     if !is_private {
         return Ok(Some(lock));
     }
-    let of_network = holdings.elements(key).network;
     if let Some(isolation) = &mut holdings.isolation {
-        let known = rules.look_for(&of_network);
+        let known = rules.look_for(&isolation.of_network(&key.network));
         if !known.map_err(|error| failed(&Step::Rules, error.into()))? {
             // Containers that came while it was on did not meet anybody.
             isolation::index::discard(&traces.state_dir, &key.network)?;
@@ -121,11 +121,10 @@ pub fn gather(
     key: &AttachmentKey,
     holdings: &mut Holdings,
 ) -> Result<(), Error> {
-    let elements = holdings.elements(key);
     let Some(isolation) = holdings.isolation.as_mut().filter(|isolation| isolation.policy.is_gathered) else {
         return Ok(());
     };
-    let known = rules.look_for(&elements.network);
+    let known = rules.look_for(&isolation.of_network(&key.network));
     if !known.map_err(|error| failed(&Step::Rules, error.into()))? {
         isolation.policy.gather(&record::contents(&traces.state_dir, &key.network)?);
     }

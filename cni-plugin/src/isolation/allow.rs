@@ -24,6 +24,12 @@ pub struct Grant {
     services: Services,
 }
 
+impl Grant {
+    fn covers(&self, other: &Self) -> bool {
+        contains(self.from, other.from) && contains(self.to, other.to) && self.services.cover(other.services)
+    }
+}
+
 /// Protocols by number and their ports, the first and the last of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Services {
@@ -39,6 +45,11 @@ impl Services {
             let protocol = service.protocol as u16;
             Self { protocols: (protocol, protocol), ports: service.ports }
         })
+    }
+
+    fn cover(self, others: Self) -> bool {
+        let covers = |(first, last): (u16, u16), (from, to): (u16, u16)| first <= from && to <= last;
+        covers(self.protocols, others.protocols) && covers(self.ports, others.ports)
     }
 
     fn is_one(self) -> bool {
@@ -154,6 +165,10 @@ fn label_term(label: &str) -> String {
 /// What a container's rules and those of others come to for it. Each two containers are asked once: when the
 /// second of them comes.
 pub(super) fn grants(own: &Member, others: &[Member]) -> Vec<Grant> {
+    without_overlaps(meant(own, others))
+}
+
+fn meant(own: &Member, others: &[Member]) -> Vec<Grant> {
     let mut all = Vec::new();
     for rule in &own.allow {
         with_prefixes(&mut all, rule, own);
@@ -169,7 +184,31 @@ pub(super) fn grants(own: &Member, others: &[Member]) -> Vec<Grant> {
             }
         }
     }
-    without_overlaps(all)
+    all
+}
+
+/// What is left of a container's grants while some that were there when it came are gone, and their addresses may be others'. Where
+/// one that came later has the same, that one holds it.
+pub(super) fn current(content: &Content, others: &[&Content]) -> Vec<Grant> {
+    let Some(own) = Member::of(content) else { return Vec::new() };
+    let holds = |grant: &&Grant| {
+        let is_side = |address: &IpAddr| [grant.from, grant.to].contains(&IpNetwork::from(*address));
+        let is_there = |other: &&&Content| addresses_of(other).iter().any(is_side);
+        let other = others.iter().find(is_there);
+        let is_its =
+            other.is_some_and(|other| other.since() > content.since() && grants_of(other).contains(grant));
+        let other = other.and_then(|other| Member::of(other));
+        !is_its && meant(&own, other.as_slice()).iter().any(|whole| whole.covers(grant))
+    };
+    grants_of(content).iter().filter(holds).cloned().collect()
+}
+
+fn grants_of(content: &Content) -> &[Grant] {
+    content.holdings.isolation.as_ref().map(|isolation| isolation.grants.as_slice()).unwrap_or_default()
+}
+
+fn addresses_of(content: &Content) -> &[IpAddr] {
+    content.holdings.isolation.as_ref().map(|isolation| isolation.addresses.as_slice()).unwrap_or_default()
 }
 
 /// A rule between a prefix and this container.
@@ -264,6 +303,18 @@ fn element(grant: &Grant) -> Element {
     }
 }
 
+/// Whether a container holds elements with another's address.
+pub fn holds_with_others(content: &Content) -> bool {
+    grants_of(content).iter().any(|grant| !is_wide(&grant.from) && !is_wide(&grant.to))
+}
+
+/// What containers hold by which they talk with one of these addresses.
+pub(super) fn held(by: &[Content], addresses: &[IpAddr]) -> Vec<Element> {
+    let is_meant = |side: &IpNetwork| !is_wide(side) && addresses.contains(&side.ip());
+    let grants = by.iter().flat_map(grants_of);
+    grants.filter(|grant| is_meant(&grant.from) || is_meant(&grant.to)).map(element).collect()
+}
+
 /// Removes what others were allowed with addresses that are somebody else's from now on. Only where it is noted that there is
 /// something, the sets are looked through. The notes stay where an ADD may be `beside`, which relies on them.
 ///
@@ -273,7 +324,7 @@ pub fn forget(nft: &mut Nft, addresses: &[IpAddr], beside: bool) -> NlResult<()>
     retry(|| {
         let mut found = Vec::new();
         for address in addresses {
-            let notes = notes(nft, *address)?;
+            let notes = notes(nft, &[*address])?;
             if notes.is_empty() {
                 continue;
             }
@@ -286,24 +337,16 @@ pub fn forget(nft: &mut Nft, addresses: &[IpAddr], beside: bool) -> NlResult<()>
     })
 }
 
-/// Whether others hold elements with one of these addresses.
+/// What is noted of addresses with which others hold elements.
 ///
 /// # Errors
 /// What the kernel says to the queries.
-pub fn are_partners(nft: &mut Nft, addresses: &[IpAddr]) -> NlResult<bool> {
-    for address in addresses {
-        if !notes(nft, *address)?.is_empty() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// What is noted of an address.
-fn notes(nft: &mut Nft, address: IpAddr) -> NlResult<Vec<Element>> {
+pub fn notes(nft: &mut Nft, addresses: &[IpAddr]) -> NlResult<Vec<Element>> {
     let mut found = Vec::new();
-    for sets in [&HOLDERS, &PARTNERS] {
-        found.extend(nft.element(&noted(sets, address))?);
+    for address in addresses {
+        for sets in [&HOLDERS, &PARTNERS] {
+            found.extend(nft.element(&noted(sets, *address))?);
+        }
     }
     Ok(found)
 }

@@ -4,7 +4,8 @@
 //! those that have it, `asks-…` those with a rule by which they may talk with who has it. The latter are there for all containers as long as
 //! the whole is; one of the former is made of the records when it is first asked for, and kept up from then on. It is only ever
 //! added to under the lock of the meeting, before the container is on record as attached. A file says where to look, no more:
-//! one whose record is gone, or says something else, is no harm.
+//! one whose record is gone, or says something else, is no harm. Whoever leaves is taken out first, and is among the `leaving` as
+//! long as it may hold what it was allowed with others: those that leave too look there.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -16,7 +17,7 @@ use cni_protocol::{Code, Error, NetworkName};
 use weft_net::nft::ATTEMPTS;
 use weft_state::{boot_dir, boot_path, short_hash};
 
-use super::allow::Member;
+use super::allow::{Member, holds_with_others};
 use crate::key::AttachmentKey;
 use crate::record::{self, Content, Found};
 
@@ -25,15 +26,58 @@ const INDEX: &str = "allow";
 const NEW: &str = "allow.new";
 const HAS: &str = "has-";
 const ASKS: &str = "asks-";
+const LEAVING: &str = "leaving";
+
 /// What is on file of the containers between which and this one something may be allowed. It is entered for those that come
 /// later. The caller holds the lock of the meeting.
 ///
 /// # Errors
 /// [`Code::Io`].
 pub(super) fn meet(state_dir: &Path, key: &AttachmentKey, own: &Member) -> Result<Vec<Content>, Error> {
-    let boot = boot_dir(state_dir, &key.network)?;
+    let index = ensure(state_dir, &key.network, own)?;
+    let met = told("read", &index.dir, index.find(key.hash(), own))?;
+    told("add to", &index.dir, index.enter(key.hash(), own))?;
+    let mut contents = Vec::new();
+    for hash in met {
+        // What is only begun is of an ADD that was killed: it would hold the lock. What leads nowhere is GC's, and tells who leaves
+        // that something may be left in the rules.
+        if let Found::Attached(content) = record::peek(state_dir, &key.network, &hash)? {
+            contents.push(content);
+        }
+    }
+    Ok(contents)
+}
+
+/// What is on file of those that may hold something by which they talk with a container. `None`: of one of them nothing whole is on
+/// file, so only the kernel knows. The caller holds the lock of the meeting, and the container is in nobody's way any more.
+///
+/// # Errors
+/// [`Code::Io`].
+pub(super) fn holders(
+    state_dir: &Path,
+    key: &AttachmentKey,
+    own: &Member,
+) -> Result<Option<Vec<Content>>, Error> {
+    let index = ensure(state_dir, &key.network, own)?;
+    let met = told("read", &index.dir, index.find(key.hash(), own))?;
+    let leaving = told("read", &index.dir, index.leaving(key.hash()))?;
+    let mut contents = Vec::new();
+    for hash in met.union(&leaving) {
+        match record::peek(state_dir, &key.network, hash)? {
+            Found::Attached(content) => contents.push(content),
+            // What it held went before its record.
+            Found::Nothing if leaving.contains(hash) && !record::exists(state_dir, hash) => {}
+            Found::Nothing | Found::Begun(_) | Found::Damaged => return Ok(None),
+        }
+    }
+    Ok(Some(contents))
+}
+
+/// The network's index, with all that a container asks for.
+fn ensure(state_dir: &Path, network: &NetworkName, own: &Member) -> Result<Index, Error> {
+    let boot = boot_dir(state_dir, network)?;
     let index = Index { dir: boot.join(INDEX) };
-    let members = || members(state_dir, &key.network);
+    let members = || members(state_dir, network);
     if !told("look for", &index.dir, is_there(&boot))? {
         let new = Index { dir: boot.join(NEW) };
         told("make", &index.dir, new.fill(&members()?).and_then(|()| fs::rename(&new.dir, &index.dir)))?;
@@ -47,20 +91,7 @@ pub(super) fn meet(state_dir: &Path, key: &AttachmentKey, own: &Member) -> Resul
             told("make", &dir, fill(&new, have.map(|(hash, _)| hash.as_str()), &dir))?;
         }
     }
-    let met = told("read", &index.dir, index.find(key.hash(), own))?;
-    told("add to", &index.dir, index.enter(key.hash(), own))?;
-    let mut contents = Vec::new();
-    for hash in met {
-        match record::peek(state_dir, &key.network, &hash)? {
-            Found::Attached(content) => contents.push(content),
-            Found::Nothing if !record::exists(state_dir, &hash) => {
-                told("clean up", &index.dir, index.leave(hash.as_ref()))?;
-            }
-            // Begun, and killed since: its ADD would hold the lock.
-            Found::Nothing | Found::Begun(_) | Found::Damaged => {}
-        }
-    }
-    Ok(contents)
+    Ok(index)
 }
 
 /// Has the next container make the index anew.
@@ -89,28 +120,34 @@ pub fn is_there(boot: &Path) -> io::Result<bool> {
     boot.join(INDEX).try_exists()
 }
 
-/// Takes a container out. What is on file of it says where it is; without that it is looked for.
+/// Takes a container out. What is on file of it says where it is; without that it is looked for. While it `leaves`, those that leave
+/// too find what it holds with them.
 ///
 /// # Errors
 /// Those of unlink(2).
-pub fn leave(boot: &Path, hash: &OsStr, content: Option<&Content>) -> io::Result<()> {
+pub fn take_out(boot: &Path, hash: &OsStr, content: Option<&Content>, leaves: bool) -> io::Result<()> {
     let index = Index { dir: boot.join(INDEX) };
-    match content.map(Member::of) {
-        Some(Some(member)) => index.take_out(hash, &member),
-        Some(None) => Ok(()),
-        None => index.leave(hash),
+    let leaving = index.dir.join(LEAVING);
+    if leaves && content.is_none_or(holds_with_others) {
+        put(&leaving, hash)?;
     }
+    match content.map(Member::of) {
+        Some(Some(member)) => index.take_out(hash, &member)?,
+        Some(None) => {}
+        None => index.take_out_anywhere(hash)?,
+    }
+    if leaves { Ok(()) } else { gone(fs::remove_file(leaving.join(hash))) }
 }
 
-/// Takes out what is of no container that has a record. No ADD of the network is at work.
+/// Takes out what is of no container that is there, and of none that has a record. No ADD of the network is at work.
 ///
 /// # Errors
 /// [`Code::Io`].
-pub fn sweep(state_dir: &Path, network: &NetworkName) -> Result<(), Error> {
+pub fn sweep(state_dir: &Path, network: &NetworkName, is_there: impl Fn(&str) -> bool) -> Result<(), Error> {
     let boot = boot_path(state_dir, network)?;
     let is_of_nobody = |file: &Path| {
         let hash = file.file_name().and_then(|hash| hash.to_str());
-        !hash.is_some_and(|hash| record::exists(state_dir, hash))
+        !hash.is_some_and(|hash| is_there(hash) || record::exists(state_dir, hash))
     };
     let sweep = |dir: &Path| {
         for dir in entries(dir)? {
@@ -150,9 +187,15 @@ impl Index {
         let dirs = asked.iter().map(|term| self.has(term)).chain(terms.iter().map(|term| self.asks(term)));
         let mut found = BTreeSet::new();
         for dir in dirs {
-            let files = entries(&dir)?.into_iter();
-            found.extend(files.filter_map(|file| Some(file.file_name()?.to_str()?.to_owned())));
+            found.extend(hashes(&dir)?);
         }
+        found.remove(hash);
+        Ok(found)
+    }
+
+    /// The others that leave.
+    fn leaving(&self, hash: &str) -> io::Result<BTreeSet<String>> {
+        let mut found = hashes(&self.dir.join(LEAVING))?;
         found.remove(hash);
         Ok(found)
     }
@@ -166,17 +209,7 @@ impl Index {
     }
 
     fn ask(&self, hash: &str, own: &Member) -> io::Result<()> {
-        own.asks().iter().try_for_each(|term| {
-            let dir = self.asks(term);
-            // As often as it may go with a container before a file is in it.
-            for _ in 0..ATTEMPTS {
-                match File::create(dir.join(hash)) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => there(fs::create_dir(&dir))?,
-                    created => return created.map(drop),
-                }
-            }
-            File::create(dir.join(hash)).map(drop)
-        })
+        own.asks().iter().try_for_each(|term| put(&self.asks(term), hash.as_ref()))
     }
 
     fn take_out(&self, hash: &OsStr, member: &Member) -> io::Result<()> {
@@ -191,8 +224,9 @@ impl Index {
     }
 
     /// The same for one of which nothing is known.
-    fn leave(&self, hash: &OsStr) -> io::Result<()> {
-        entries(&self.dir)?.iter().try_for_each(|dir| gone(fs::remove_file(dir.join(hash))))
+    fn take_out_anywhere(&self, hash: &OsStr) -> io::Result<()> {
+        let dirs = entries(&self.dir)?.into_iter().filter(|dir| !dir.ends_with(LEAVING));
+        dirs.into_iter().try_for_each(|dir| gone(fs::remove_file(dir.join(hash))))
     }
 }
 
@@ -210,6 +244,23 @@ fn fill<'a>(new: &Path, files: impl Iterator<Item = &'a str>, dir: &Path) -> io:
         File::create(new.join(file))?;
     }
     fs::rename(new, dir)
+}
+
+/// Puts an empty file into a directory, which may come and go.
+fn put(dir: &Path, hash: &OsStr) -> io::Result<()> {
+    // As often as it may go with a container before a file is in it.
+    for _ in 0..ATTEMPTS {
+        match File::create(dir.join(hash)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => there(fs::create_dir(dir))?,
+            created => return created.map(drop),
+        }
+    }
+    File::create(dir.join(hash)).map(drop)
+}
+
+fn hashes(dir: &Path) -> io::Result<BTreeSet<String>> {
+    let name = |file: PathBuf| Some(file.file_name()?.to_str()?.to_owned());
+    Ok(entries(dir)?.into_iter().filter_map(name).collect())
 }
 
 /// What is in a directory; nothing where there is none.

@@ -12,7 +12,7 @@ use crate::isolation::GROUPS;
 const OWNER: &str = "network ";
 
 /// Writes on a network's elements whose they are, and a mark of them all: one that bears it tells that the others are there.
-pub(super) fn mark(elements: &mut [Element], network: &NetworkName) {
+pub fn mark(elements: &mut [Element], network: &NetworkName) {
     let all: Vec<&str> = elements.iter().flat_map(|element| [element.set.name, &element.text]).collect();
     let comment = format!("{}{} {network}", owner(network), short_hash(&all));
     elements.iter_mut().for_each(|element| element.set_comment(&comment));

@@ -151,6 +151,43 @@ fn what_is_allowed_costs_the_same_however_many_containers_there_are() {
     }
 }
 
+/// Whether others are 3 or 100: the DEL of one that rules mean, which others hold something with.
+#[test]
+fn to_forget_what_was_allowed_costs_the_same_however_many_containers_there_are() {
+    let _host = Host::new();
+    let rules =
+        json!({ "allow": [{ "from": { "label": "role=web" }, "to": { "label": "role=db" }, "port": PORT }] });
+    let network = private().with(&rules);
+    let [web, db] = ["web", "db"].map(|role| with_labels(network.clone(), &[("role", role)]));
+    let (client, servers) = (Pod::new(), [Pod::new(), Pod::new(), Pod::new()]);
+    // Two hold something with it, and it with the third.
+    db.add(&servers[0]);
+    let count = || {
+        web.add(&client);
+        servers[1..].iter().for_each(|server| drop(db.add(server)));
+        let work = Injection::ruleset_work(web.del_call(&client));
+        servers[1..].iter().for_each(|server| network.del(server));
+        work
+    };
+    count();
+    let before = count();
+    assert!(before["asked of nftables"] > 4, "{before:?}");
+    // Others that rules mean, and others that none means.
+    let lone = with_labels(
+        private().with(&json!({ "args": { "weft": { "allow": [{ "to": { "label": "role=lone" } }] } } })),
+        &[("role", "lone")],
+    );
+    let others: Vec<Pod> = (0..97).map(|_| Pod::new()).collect();
+    for (number, pod) in others.iter().enumerate() {
+        if number < 10 {
+            lone.add(pod)
+        } else {
+            network.add(pod)
+        };
+    }
+    assert_eq!(count(), before);
+}
+
 /// Each two of them are brought together by one of the two, and nothing of it is left.
 #[test]
 fn containers_that_come_and_go_at_once_all_meet() {
@@ -221,6 +258,90 @@ fn who_gets_an_address_later_does_not_get_what_was_allowed_with_it() {
     }
     network.gc(&[]);
     assert_eq!(host.ruleset().matches("elements").count(), 0, "{}", host.ruleset());
+}
+
+/// The server holds what the client, which came first, is allowed: also when the client is gone, and another has its address.
+#[test]
+fn what_is_put_back_is_only_what_is_allowed_still() {
+    let _host = Host::new();
+    let (server, client, heir) = (Pod::new(), Pod::named("client"), Pod::named("heir"));
+    let network = private().with(&json!({ "allow": [
+        { "from": { "container": "client" }, "to": { "label": "role=db" } },
+        { "from": { "prefix": "192.0.2.7/32" }, "to": { "label": "role=db" } }] }));
+    let addresses = ips(&network.add(&client));
+    let db = with_labels(network.clone(), &[("role", "db")]);
+    let result = db.add(&server);
+    let mirror = Mirror::on(&server, PORT);
+    let at = ips(&result);
+    assert!(mirror.seen(&client, (at[0], PORT)).is_some());
+    network.del(&client);
+    db.check(&server, &result).done();
+    let again = network.clone().with(&json!({ "runtimeConfig": { "ips": addresses } }));
+    assert_eq!(ips(&again.add(&heir)), addresses);
+    db.check(&server, &result).done();
+    let allowed =
+        || ["v4", "v6"].map(|family| command(&format!("nft list set inet weft allow-all-{family}")));
+    let before = allowed();
+    command("nft flush ruleset");
+    // The next one has everybody's put back.
+    let next = Pod::new();
+    network.add(&next);
+    network.del(&next);
+    assert_eq!(allowed(), before);
+    db.check(&server, &result).done();
+    for address in &at {
+        assert!(mirror.is_closed_to(&heir, (*address, PORT)), "{address}");
+    }
+    // Another one that is meant by the same rule holds the same from now on.
+    network.del(&heir);
+    drop(client);
+    let second = Pod::named("client");
+    let its = again.add(&second);
+    for (pod, network, result) in [(&server, &db, &result), (&second, &again, &its)] {
+        network.check(pod, result).done();
+    }
+    assert!(mirror.seen(&second, (at[0], PORT)).is_some());
+    command("nft flush ruleset");
+    network.add(&next);
+    for (pod, network, result) in [(&server, &db, &result), (&second, &again, &its)] {
+        network.check(pod, result).done();
+    }
+}
+
+/// What others hold with a container that leaves is found also where their records do not tell it.
+#[test]
+fn nothing_is_left_for_the_heir_of_one_whose_partner_has_no_record() {
+    let _host = Host::new();
+    let network = private().with(&json!({ "allow": [
+        { "from": { "container": "client" }, "to": { "label": "role=db" } }] }));
+    let db = with_labels(network.clone(), &[("role", "db")]);
+    let (client, server) = (Pod::named("client"), Pod::new());
+    network.add(&client);
+    db.add(&server);
+    let files = command(&format!("grep -rl {} /run/weft", server.id));
+    let record = files.lines().find(|path| path.contains("/attachments/")).expect("a record");
+    let held = || command("nft list set inet weft allow-all-v4").matches("comment").count();
+    assert_eq!(held(), 1);
+    let lost = std::fs::read(record).expect("a record");
+    for damaged in [None, Some(&lost[..lost.len() / 2])] {
+        match damaged {
+            None => std::fs::remove_file(record).expect("lose the record"),
+            Some(half) => std::fs::write(record, half).expect("cut the record"),
+        }
+        // Who comes meanwhile, and a GC, do not have it forgotten.
+        let other = Pod::new();
+        db.add(&other);
+        let valid = [&client, &server, &other].map(|pod| (pod.id.as_str(), "eth0"));
+        network.gc(&valid);
+        network.del(&client);
+        assert_eq!(held(), 0);
+        for pod in [&server, &other] {
+            db.del(pod);
+        }
+        network.add(&client);
+        db.add(&server);
+        assert_eq!(held(), 1);
+    }
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! Several requests in one system call, and which of them the kernel refused.
 
+use std::ops::ControlFlow;
+
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_REQUEST, NLMSG_ALIGNTO, NetlinkDeserializable, NetlinkMessage, NetlinkPayload,
-    NetlinkSerializable,
+    NLM_F_ACK, NLM_F_REQUEST, NetlinkDeserializable, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use nix::errno::Errno;
 
-use super::{NetError, Netlink, NlResult, Socket, Unread, explanation, undecodable};
+use super::{NetError, Netlink, NlResult, Socket, Unread, refusal};
 
 /// So many refusals have room in a socket that takes net.core.rmem_default bytes: each is counted with its whole buffer,
 /// a kilobyte and more with the kernel's explanation.
@@ -55,28 +55,18 @@ impl Socket {
         M: NetlinkDeserializable,
     {
         let mut refusals = Vec::new();
-        loop {
-            self.next_datagram()?;
-            let mut offset = 0;
-            while offset < self.buffer.len() {
-                let bytes = &self.buffer[offset..];
-                let packet = NetlinkMessage::<M>::deserialize(bytes).map_err(|error| undecodable(&error))?;
-                let length = usize::try_from(packet.header.length).unwrap_or(usize::MAX);
-                let sequence = packet.header.sequence_number;
-                if let NetlinkPayload::Error(answer) = packet.payload {
-                    if let Some(code) = answer.code {
-                        let errno = Errno::from_raw(code.get().abs());
-                        let error = NetError { errno, explanation: explanation(bytes, length) };
-                        let position = usize::try_from(sequence.saturating_sub(first)).unwrap_or(usize::MAX);
-                        refusals.push(Refusal { position, error });
-                    }
-                    if is_last(sequence, !refusals.is_empty()) {
-                        return Ok(refusals);
-                    }
-                }
-                offset += length.max(1).next_multiple_of(usize::from(NLMSG_ALIGNTO));
+        self.walk(|packet: NetlinkMessage<M>, bytes| {
+            let NetlinkPayload::Error(answer) = packet.payload else { return ControlFlow::Continue(()) };
+            let sequence = packet.header.sequence_number;
+            if let Some(error) = refusal(&answer, bytes) {
+                let position = usize::try_from(sequence.saturating_sub(first)).unwrap_or(usize::MAX);
+                refusals.push(Refusal { position, error });
             }
-        }
+            match is_last(sequence, !refusals.is_empty()) {
+                true => ControlFlow::Break(Ok(std::mem::take(&mut refusals))),
+                false => ControlFlow::Continue(()),
+            }
+        })
     }
 }
 
