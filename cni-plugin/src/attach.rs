@@ -177,6 +177,7 @@ impl Attachment {
             let in_the_way = self.journal.run(step.clone(), || {
                 bridge::in_the_way(host, network, bridge, *gateway).map(|others| (others, Change::Found))
             })?;
+            let Some(in_the_way) = in_the_way else { continue };
             for other in in_the_way {
                 let replace = Shared::ReplaceAddress(network.bridge.clone(), Box::new(other.clone()));
                 self.journal.run(Step::Shared(replace), || {
@@ -354,7 +355,7 @@ impl Attachment {
         [bridge, veth, container]: [Link; 3],
         detours: Vec<Link>,
     ) -> AddResult {
-        let sandbox = Some(self.args.netns.display().to_string());
+        let sandbox = Some(self.args.netns.path().display().to_string());
         let container = Interface { sandbox, ..describe(container) };
         let mut interfaces = vec![describe(bridge), describe(veth), container];
         let of_container = Some(interfaces.len() - 1);

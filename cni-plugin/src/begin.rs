@@ -3,12 +3,10 @@
 use std::rc::Rc;
 
 use cni_protocol::{AddArgs, Code, Error};
-use weft_net::netns::NetNs;
 use weft_state::{Lock, boot_dir};
 
 use crate::conf::Traces;
 use crate::detach;
-use crate::fault::failed;
 use crate::key::AttachmentKey;
 use crate::record::{self, Content, Found, Record};
 use crate::step::Journal;
@@ -28,9 +26,7 @@ pub fn open_journal(args: &Rc<AddArgs>, key: &AttachmentKey, traces: &Traces) ->
     let network_lock = Lock::shared(&record::network_lock(state_dir, &key.network), deadline)?;
     let record = Record::lock(state_dir, key, deadline)?;
     refuse_or_clean(&record, args, key, traces)?;
-    let home =
-        NetNs::current().map_err(|error| failed(&"open the host's network namespace", error.into()))?;
-    Ok(Journal::new(args.clone(), key.clone(), (host_lock, network_lock), record, home))
+    Ok(Journal::new(args.clone(), key.clone(), (host_lock, network_lock), record))
 }
 
 /// A record that is there already: of an attachment that is held, or of an ADD that was killed.

@@ -102,7 +102,7 @@ pub fn ensure_promiscuous(netlink: &mut Netlink, bridge: &Link) -> NlResult<Chan
 
 /// The bridge's other addresses of a gateway's subnet, which have to give way to it, in the order of giving way: a secondary
 /// one goes before the one that it would go with, so that all come back in their roles. The gateway's own
-/// is among them where it is secondary to one of them.
+/// is among them where it is secondary to one of them. `None`: the gateway's is there, and none in its way.
 ///
 /// # Errors
 /// [`Code::Conflict`] when there is one, unless `forceAddress`.
@@ -111,11 +111,11 @@ pub fn in_the_way(
     network: &Network,
     bridge: &Link,
     gateway: IpNetwork,
-) -> Result<Vec<WholeAddress>, Fault> {
+) -> Result<Option<Vec<WholeAddress>>, Fault> {
     let mut found = netlink.whole_addresses(bridge.index)?;
     found.retain(|other| overlap(other.address, gateway));
     let Some(other) = found.iter().find(|other| other.address != gateway) else {
-        return Ok(Vec::new());
+        return Ok(found.is_empty().then(Vec::new));
     };
     if !network.force_address {
         let conflict = format!(
@@ -126,7 +126,7 @@ pub fn in_the_way(
     }
     found.retain(|other| other.address != gateway || other.is_secondary());
     found.reverse();
-    Ok(found)
+    Ok(Some(found))
 }
 
 /// Sees to it that the bridge answers to a gateway's address.

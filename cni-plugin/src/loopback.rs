@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use cni_protocol::{
-    AddArgs, AddResult, CheckArgs, Code, Command, Deadline, DelArgs, Error, Interface, IpConfig, Outcome,
+    AddArgs, AddResult, CheckArgs, Code, Command, Deadline, DelArgs, Error, Interface, IpConfig, Netns,
+    Outcome,
 };
 use ipnetwork::IpNetwork;
 
@@ -71,7 +72,7 @@ fn result(pod: &mut Pod, args: &AddArgs) -> Result<AddResult, Fault> {
             name: LO.to_owned(),
             mac: link.as_ref().and_then(|link| link.mac).map(|mac| mac.to_string()),
             mtu: link.map(|link| link.mtu),
-            sandbox: Some(args.netns.display().to_string()),
+            sandbox: Some(args.netns.path().display().to_string()),
             ..Interface::default()
         }],
         ips: ips.map(ip).collect(),
@@ -82,13 +83,10 @@ fn result(pod: &mut Pod, args: &AddArgs) -> Result<AddResult, Fault> {
 /// A container that is gone has no interface to be set down.
 fn del(args: &DelArgs) -> Result<Outcome, Error> {
     let Some(netns) = &args.netns else { return Ok(Outcome::Done) };
-    let down = Pod::open(netns, args.call.deadline).and_then(|mut pod| Ok(pod.netlink.set_down(LO)?));
-    match down {
-        Ok(()) => Ok(Outcome::Done),
-        // It went while this ran.
-        Err(Fault::Told(error)) if error.code == Code::UnknownContainer => Ok(Outcome::Done),
-        Err(fault) => Err(failed(&"set lo down in the container", fault)),
-    }
+    // It may have gone since it was looked for.
+    let Ok(netns) = Netns::open(netns) else { return Ok(Outcome::Done) };
+    let down = Pod::open(&netns, args.call.deadline).and_then(|mut pod| Ok(pod.netlink.set_down(LO)?));
+    down.map(|()| Outcome::Done).map_err(|fault| failed(&"set lo down in the container", fault))
 }
 
 fn check(args: &CheckArgs) -> Result<Outcome, Error> {

@@ -1,9 +1,8 @@
 //! The container's side: its network namespace and the interface in it.
 
 use std::net::IpAddr;
-use std::path::Path;
 
-use cni_protocol::{Code, Deadline, Error, IfName};
+use cni_protocol::{Code, Deadline, Error, IfName, Netns};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 use crate::conf::tuning::Tuning;
@@ -21,18 +20,9 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Opens the namespace at a path.
-    pub fn open(path: &Path, deadline: Deadline) -> Result<Self, Fault> {
-        let netns = NetNs::open(path).map_err(|error| {
-            Error::new(
-                Code::UnknownContainer,
-                format!(
-                    "CNI_NETNS {}: {error}: the container has ended, or the path is wrong",
-                    path.display()
-                ),
-            )
-        })?;
-        let home = NetNs::current()?;
+    /// Opens a socket in the namespace.
+    pub fn open(container: &Netns, deadline: Deadline) -> Result<Self, Fault> {
+        let (netns, home) = (NetNs::of(container), NetNs::host_of(container));
         let netlink = netns.run(&home, || Netlink::open(deadline))??;
         Ok(Self { netns, home, netlink })
     }

@@ -147,8 +147,6 @@ pub struct Journal {
     host_lock: Lock,
     /// Held shared by every ADD of the network, and alone by its GC.
     _network_lock: Lock,
-    /// Where the host's links are.
-    home: NetNs,
     done: Vec<Step>,
     /// What the record will say that the attachment has in the host's rules.
     pub holdings: Holdings,
@@ -168,7 +166,6 @@ impl Journal {
         key: AttachmentKey,
         (host_lock, network_lock): (Lock, Lock),
         record: Record,
-        home: NetNs,
     ) -> Self {
         Self {
             args,
@@ -176,7 +173,6 @@ impl Journal {
             host_lock,
             _network_lock: network_lock,
             record: Some(record),
-            home,
             done: vec![Step::Record],
             holdings: Holdings::default(),
             shaping: Shaping::default(),
@@ -226,7 +222,7 @@ impl Journal {
     /// Writes on record how far the attachment is.
     pub fn write_record(&self, attached: bool) -> Result<(), Error> {
         let Some(record) = &self.record else { return Ok(()) };
-        let mut content = Content::now(&self.key, &self.args.netns, attached);
+        let mut content = Content::now(&self.key, self.args.netns.path(), attached);
         content.limited.clone_from(&self.limited);
         if attached {
             content.holdings.clone_from(&self.holdings);
@@ -240,7 +236,7 @@ impl Journal {
     /// address and the record of an attachment whose link is left stay for DEL and GC, which need them.
     pub fn roll_back(&mut self) -> Vec<String> {
         // A panic may have struck inside the container's namespace, where links of the same names can be.
-        if let Err(error) = self.home.enter() {
+        if let Err(error) = NetNs::host_of(&self.args.netns).enter() {
             return vec![format!("nothing was taken back, as the host's network namespace is lost: {error}")];
         }
         let (mut left, mut taken_back) = (Vec::new(), Vec::new());

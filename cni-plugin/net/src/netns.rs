@@ -2,42 +2,35 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
 
+use cni_protocol::Netns;
 use nix::sched::{CloneFlags, setns};
 
 /// A network namespace, held open so that it cannot go away meanwhile.
-pub struct NetNs {
-    fd: OwnedFd,
-    /// Which namespace it is: the inode on nsfs. A path may name another one tomorrow.
-    inode: u64,
-}
+#[derive(Debug, Clone)]
+pub struct NetNs(Rc<File>);
 
 impl NetNs {
-    /// Opens the namespace that a path names: `/var/run/netns/NAME`, `/proc/PID/ns/net`.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        Self::of(File::open(path)?)
+    /// A container's.
+    pub fn of(container: &Netns) -> Self {
+        Self(container.file())
+    }
+
+    /// The host's, of which the container is one.
+    pub fn host_of(container: &Netns) -> Self {
+        Self(container.host())
     }
 
     /// The namespace that this process is in.
     pub fn current() -> io::Result<Self> {
-        Self::of(cni_protocol::own_netns()?)
-    }
-
-    fn of(file: File) -> io::Result<Self> {
-        let inode = file.metadata()?.ino();
-        Ok(Self { fd: file.into(), inode })
-    }
-
-    pub fn inode(&self) -> u64 {
-        self.inode
+        Ok(Self(Rc::new(cni_protocol::own_netns()?)))
     }
 
     /// Enters the namespace for good.
     pub fn enter(&self) -> io::Result<()> {
-        Ok(setns(&self.fd, CloneFlags::CLONE_NEWNET)?)
+        Ok(setns(&self.0, CloneFlags::CLONE_NEWNET)?)
     }
 
     /// Runs `work` inside the namespace and returns to `home`, whatever comes of the work: this process is
@@ -54,7 +47,7 @@ impl NetNs {
 
 impl AsFd for NetNs {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.0.as_fd()
     }
 }
 
@@ -64,14 +57,14 @@ struct Inside<'a> {
 
 impl<'a> Inside<'a> {
     fn enter(namespace: &NetNs, home: &'a NetNs) -> io::Result<Self> {
-        setns(&namespace.fd, CloneFlags::CLONE_NEWNET)?;
+        setns(&namespace.0, CloneFlags::CLONE_NEWNET)?;
         Ok(Self { home })
     }
 }
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
-        if let Err(errno) = setns(&self.home.fd, CloneFlags::CLONE_NEWNET) {
+        if let Err(errno) = setns(&self.home.0, CloneFlags::CLONE_NEWNET) {
             // Not a second panic while one unwinds: that would abort without the error JSON.
             assert!(std::thread::panicking(), "cannot return to the host's network namespace: {errno}");
         }

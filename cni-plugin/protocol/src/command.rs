@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 
-use crate::{AddResult, CniArgs, ContainerId, Deadline, IfName, NetworkName, VALID_ATTACHMENTS, Version};
+use crate::{
+    AddResult, CniArgs, ContainerId, Deadline, IfName, Netns, NetworkName, VALID_ATTACHMENTS, Version,
+};
 
 /// What every command with a configuration has.
 #[derive(Debug, Clone)]
@@ -63,7 +65,7 @@ pub struct AddArgs {
     pub container_id: ContainerId,
     pub ifname: IfName,
     /// A network namespace that exists and is not the caller's own.
-    pub netns: PathBuf,
+    pub netns: Netns,
     pub args: CniArgs,
     /// What the plugin before this one in the chain returned.
     pub prev_result: Option<AddResult>,
@@ -91,7 +93,7 @@ pub struct CheckArgs {
     pub container_id: ContainerId,
     pub ifname: IfName,
     /// A network namespace that exists and is not the caller's own.
-    pub netns: PathBuf,
+    pub netns: Netns,
     pub args: CniArgs,
     /// What the container's last ADD returned.
     pub prev_result: AddResult,

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::{CniArgs, Code, ContainerId, Error, IfName, netns};
+use crate::{CniArgs, Code, ContainerId, Error, IfName, Netns};
 
 /// The variables as they are. An empty one is as good as unset.
 #[derive(Debug, Default, Clone)]
@@ -39,7 +39,7 @@ impl RawEnv {
     ///
     /// # Errors
     /// [`Code::InvalidEnvironment`] with the name of every variable that is missing or invalid.
-    pub(crate) fn present_container(&self) -> Result<Attachment<PathBuf>, Error> {
+    pub(crate) fn present_container(&self) -> Result<Attachment<Netns>, Error> {
         self.attachment(checked_netns(self.netns.as_deref()), parse_args(self.args.as_deref()))
     }
 
@@ -49,8 +49,8 @@ impl RawEnv {
     /// [`Code::InvalidEnvironment`] with the name of every variable that is missing or invalid.
     pub(crate) fn perhaps_gone_container(&self) -> Result<Attachment<Option<PathBuf>>, Error> {
         let path = self.netns.as_deref().map(Path::new);
-        let netns = path.and_then(|path| match netns::check(path) {
-            Ok(()) => Some(path.to_owned()),
+        let netns = path.and_then(|path| match Netns::open(path) {
+            Ok(_) => Some(path.to_owned()),
             Err(reason) => {
                 log::info!("DEL goes on without CNI_NETNS: {reason}");
                 None
@@ -118,12 +118,11 @@ fn parse<T: FromStr<Err = Error>>(name: &str, value: Option<&OsStr>) -> Result<T
     text.parse().map_err(|error| format!("{name}: {error}"))
 }
 
-fn checked_netns(value: Option<&OsStr>) -> Result<PathBuf, String> {
+fn checked_netns(value: Option<&OsStr>) -> Result<Netns, String> {
     let value = value.ok_or("CNI_NETNS is not set")?;
     // The result has to name it, and JSON is UTF-8.
     let path = Path::new(value.to_str().ok_or("CNI_NETNS is not UTF-8")?);
-    netns::check(path).map_err(|reason| format!("CNI_NETNS: {reason}"))?;
-    Ok(path.to_owned())
+    Netns::open(path).map_err(|reason| format!("CNI_NETNS: {reason}"))
 }
 
 fn parse_args(value: Option<&OsStr>) -> Result<CniArgs, String> {
@@ -182,7 +181,7 @@ mod tests {
         let attachment = env("c1", "eth0", path.to_str().unwrap()).present_container().unwrap();
         assert_eq!(attachment.container_id.as_str(), "c1");
         assert_eq!(attachment.ifname.as_str(), "eth0");
-        assert_eq!(attachment.netns, path);
+        assert_eq!(attachment.netns.path(), path);
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub use error::{Code, Error};
 pub use id::{ContainerId, IfName, NetworkName};
 pub use keys::canonicalize_keys;
 pub use mac::MacAddr;
-pub use netns::own as own_netns;
+pub use netns::{Netns, own as own_netns};
 pub use request::VALID_ATTACHMENTS;
 pub use result::{AddResult, Dns, Interface, IpConfig, Route};
 pub use run::{Plugin, run};

@@ -1,10 +1,11 @@
-//! Is a path a container's network namespace?
+//! A container's network namespace, and the host's.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -40,11 +41,43 @@ pub fn own() -> io::Result<File> {
     Ok(unsafe { File::from_raw_fd(namespace) })
 }
 
-/// Checks that a path is a network namespace other than this process' own.
-///
-/// # Errors
-/// The reason in words.
-pub(crate) fn check(path: &Path) -> Result<(), String> {
+/// A container's network namespace: open since it was looked at, so whatever becomes of the path, it is this one.
+#[derive(Debug, Clone)]
+pub struct Netns {
+    path: PathBuf,
+    file: Rc<File>,
+    host: Rc<File>,
+}
+
+impl Netns {
+    /// Opens a namespace other than this process' own.
+    ///
+    /// # Errors
+    /// The reason in words.
+    pub fn open(path: &Path) -> Result<Self, String> {
+        let (file, host) = open(path)?;
+        Ok(Self { path: path.to_owned(), file: Rc::new(file), host: Rc::new(host) })
+    }
+
+    /// As the runtime named it.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    #[must_use]
+    pub fn file(&self) -> Rc<File> {
+        Rc::clone(&self.file)
+    }
+
+    /// The namespace of the process that opened it.
+    #[must_use]
+    pub fn host(&self) -> Rc<File> {
+        Rc::clone(&self.host)
+    }
+}
+
+fn open(path: &Path) -> Result<(File, File), String> {
     let shown = path.display();
     let found = std::fs::metadata(path).map_err(|error| format!("{shown}: {error}"))?;
     // Opening a FIFO or a device could wait or have an effect; a namespace is a plain file.
@@ -60,11 +93,12 @@ pub(crate) fn check(path: &Path) -> Result<(), String> {
         return Err(format!("{shown} is no network namespace but another file"));
     }
     let theirs = file.metadata().map_err(|error| format!("{shown}: {error}"))?;
-    let own = own().and_then(|own| own.metadata()).map_err(|error| format!("{OWN}: {error}"))?;
-    if (theirs.dev(), theirs.ino()) == (own.dev(), own.ino()) {
+    let host = own().map_err(|error| format!("{OWN}: {error}"))?;
+    let ours = host.metadata().map_err(|error| format!("{OWN}: {error}"))?;
+    if (theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()) {
         return Err(format!("{shown} is the host's own network namespace, not a container's"));
     }
-    Ok(())
+    Ok((file, host))
 }
 
 fn is_network_namespace(file: &File) -> bool {
@@ -83,8 +117,6 @@ fn kind(metadata: &std::fs::Metadata) -> &'static str {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::path::PathBuf;
-
     use nix::sched::{CloneFlags, unshare};
 
     use super::*;
@@ -103,7 +135,8 @@ pub(crate) mod tests {
     #[test]
     fn only_another_network_namespace() {
         let (_file, path) = other_netns();
-        check(&path).unwrap();
+        assert_eq!(Netns::open(&path).unwrap().path(), path);
+        let check = |path| Netns::open(path).map(drop);
         assert!(check(Path::new("/proc/1/ns/../../self/ns/net")).unwrap_err().contains("host's own"));
         assert!(check(Path::new("/nowhere")).unwrap_err().contains("/nowhere"));
         assert!(check(Path::new("/proc/self/ns/mnt")).unwrap_err().contains("no network namespace"));
@@ -134,6 +167,6 @@ pub(crate) mod tests {
         let directory = tempfile::tempdir().unwrap();
         let fifo = directory.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(check(&fifo).unwrap_err().contains("special file"));
+        assert!(Netns::open(&fifo).unwrap_err().contains("special file"));
     }
 }
