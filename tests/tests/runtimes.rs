@@ -35,6 +35,20 @@ fn assert_serves(host: Ipv4Addr) {
     assert_eq!(asked, "served\n");
 }
 
+/// Of three containers that have no network of their own one has `lo` only, one is where another one is, and one where the host is. No
+/// plugin is called for any.
+#[track_caller]
+fn assert_modes(machine: &Machine, other: Ipv4Addr, exec: impl Fn(&str, &[&str]) -> String) {
+    let links = |name: &str| exec(name, &["ip", "-o", "link"]);
+    let alone = links("alone");
+    assert!(alone.lines().count() == 1 && alone.contains(": lo:"), "{alone}");
+    let beside = exec("beside", &["ip", "-4", "-o", "addr"]);
+    assert!(beside.contains(&format!(" {other}/")), "{beside}");
+    let bare = links("bare");
+    assert!(bare.contains(": weft2:"), "{bare}");
+    assert_eq!(machine.host().ports("weft2").len(), 2, "those of the two containers with a network");
+}
+
 /// One echo request that must be answered.
 const PING: [&str; 5] = ["ping", "-c", "1", "-W", "3"];
 
@@ -242,6 +256,14 @@ fn a_container_of_podman_comes_again_with_its_port_and_its_address() {
     podman.run("other", "weft-net");
     let from_other = podman.exec("other", &["nc", &BRIDGE.to_string(), "8080"]);
     assert_eq!(from_other, "served\n");
+    for (name, network) in [("alone", "none"), ("beside", "container:web"), ("bare", "host")] {
+        podman.run(name, network);
+    }
+    assert_modes(&machine, first, |name, words| podman.exec(name, words));
+    for name in ["bare", "beside", "alone"] {
+        podman.remove(name);
+    }
+    assert_serves(BRIDGE);
     podman.remove("web");
     podman.run("next", "weft-net");
     assert_ne!(podman.address("next"), first);
@@ -279,6 +301,15 @@ fn a_container_of_nerdctl_comes_again_with_its_port_and_its_address() {
     assert_eq!(machine.host().ports("weft2").len(), 2);
     assert_eq!(nerdctl.exec("other", &["nc", &BRIDGE.to_string(), "8080"]), "served\n");
     nerdctl.exec("other", &[&PING[..], &[&first.to_string()]].concat());
+    let modes = |name: &str, network: &str| nerdctl.run(name, network, &[], &["sleep", "infinity"]);
+    modes("alone", "none");
+    modes("beside", "container:web");
+    modes("bare", "host");
+    assert_modes(&machine, first, |name, words| nerdctl.exec(name, words));
+    for name in ["bare", "beside", "alone"] {
+        nerdctl.remove(name);
+    }
+    assert_serves(BRIDGE);
     for name in ["web", "other"] {
         nerdctl.remove(name);
     }
