@@ -6,7 +6,7 @@
 
 mod walk;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use cni_protocol::{Code, Error};
@@ -39,6 +39,13 @@ pub fn check(nft: &mut Nft, bridge: &str, families: &[Family], has_ports: bool) 
         Err(error) if matches!(error.errno, Errno::EINVAL | Errno::EOPNOTSUPP) => Vec::new(),
         chains => chains.map_err(read)?,
     };
+    // A chain can be for both families.
+    let mut told = BTreeSet::new();
+    let mut tell = |doubt: Option<String>| {
+        if let Some(doubt) = doubt.filter(|doubt| told.insert(doubt.clone())) {
+            warn!("{doubt}");
+        }
+    };
     for family in families {
         let uplinks = uplinks(*family);
         let packets = [Way::Out, Way::Back, Way::In].map(|way| Packet {
@@ -50,14 +57,14 @@ pub fn check(nft: &mut Nft, bridge: &str, families: &[Family], has_ports: bool) 
         let packets = if has_ports { &packets[..] } else { &packets[..2] };
         for chain in chains.iter().filter(|chain| may_drop(chain, *family)) {
             let rules = load(nft, &chains, chain, packets).map_err(read)?;
-            judge(chain, &rules, &chains, packets)?;
+            tell(judge(chain, &rules, &chains, packets)?);
         }
         match legacy_chains(*family) {
             Ok(tables) => {
                 let chains: Vec<Chain> = tables.iter().map(|(chain, _)| chain.clone()).collect();
                 let rules = tables.into_iter().map(|(chain, rules)| (chain.name, rules)).collect();
                 for chain in chains.iter().filter(|chain| may_drop(chain, *family)) {
-                    judge(chain, &rules, &chains, packets)?;
+                    tell(judge(chain, &rules, &chains, packets)?);
                 }
             }
             Err(error) => {
@@ -114,26 +121,27 @@ fn load(
     Ok(loaded)
 }
 
+/// What the log has to say where it cannot be told whether packets pass.
 fn judge(
     chain: &Chain,
     rules: &BTreeMap<String, Vec<Rule>>,
     chains: &[Chain],
     packets: &[Packet<'_>],
-) -> Result<(), Error> {
-    let (Some(policy), [Packet { bridge, .. }, ..]) = (&chain.policy, packets) else { return Ok(()) };
+) -> Result<Option<String>, Error> {
+    let (Some(policy), [Packet { bridge, .. }, ..]) = (&chain.policy, packets) else { return Ok(None) };
     let fates: Vec<(Way, Fate)> =
         packets.iter().map(|packet| (packet.way, walk(*packet, &chain.name, policy, rules))).collect();
     let Some((way, _)) = fates.iter().find(|(_, fate)| *fate == Fate::IsDropped) else {
-        if let Some((way, _)) = fates.iter().find(|(_, fate)| *fate == Fate::Unknown) {
+        let doubt = |(way, _): &(Way, Fate)| {
             let noticed =
                 if *way == Way::In { "host ports are closed to others" } else { "containers are cut off" };
-            warn!(
+            format!(
                 "{} may drop traffic of bridge {bridge}: which of its rules apply cannot be told; if {noticed}: {}",
                 place(chain),
                 remedy(chain, chains, bridge, *way)
-            );
-        }
-        return Ok(());
+            )
+        };
+        return Ok(fates.iter().find(|(_, fate)| *fate == Fate::Unknown).map(doubt));
     };
     let what = match way {
         Way::Out => "what containers send to other networks",
