@@ -56,9 +56,9 @@ pub fn leave_out_the_gone(content: &mut Content, all: &[Content]) {
     if !holds_with_others(content) {
         return;
     }
-    let attachment = |content: &Content| (content.container_id.clone(), content.ifname.clone());
-    let own = attachment(content);
-    let others: Vec<&Content> = all.iter().filter(|other| attachment(other) != own).collect();
+    let is_another =
+        |other: &&Content| (&other.container_id, &other.ifname) != (&content.container_id, &content.ifname);
+    let others: Vec<&Content> = all.iter().filter(is_another).collect();
     let grants = current(content, &others);
     if let Some(isolation) = &mut content.holdings.isolation {
         isolation.grants = grants;

@@ -284,7 +284,8 @@ pub fn attached(state_dir: &Path) -> Vec<(AttachmentKey, Holdings, Record)> {
                 locked.push((key, content, record));
             }
         }
-        let all = contents(state_dir, &network).unwrap_or_default();
+        let is_needed = locked.iter().any(|(_, content, _)| isolation::holds_with_others(content));
+        let all = if is_needed { contents(state_dir, &network).unwrap_or_default() } else { Vec::new() };
         found.extend(locked.into_iter().map(|(key, mut content, record)| {
             isolation::leave_out_the_gone(&mut content, &all);
             (key, content.holdings, record)
