@@ -20,7 +20,7 @@ impl Reserving {
         if let Some(record) = record {
             record.share_with_children(true)?;
         }
-        let started = delegate.start(Verb::Add, &[]);
+        let started = delegate.start(Verb::Add, &[]).map(Running::beside);
         if let Some(record) = record {
             record.share_with_children(false)?;
         }

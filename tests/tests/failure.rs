@@ -249,7 +249,7 @@ fn no_system_call_is_forgotten() {
         "prctl", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sched_getaffinity", "set_robust_list",
         "set_tid_address", "setitimer", "sigaltstack", "timer_settime", "timer_delete", "prlimit64", "rseq",
         "futex", "ioctl", "getsockname", "kill", "getppid", "uname", "tgkill", "wait4", "waitid", "umask",
-        "access", "readlink", "pidfd_open",
+        "access", "readlink", "pidfd_open", "getcpu", "sched_setaffinity",
     ];
     for process in [Tampered::Weft, Tampered::Ipam] {
         let stage = Stage::fresh();

@@ -63,6 +63,16 @@ impl Running {
         self.process.not_executed().is_none()
     }
 
+    /// Has the plugin work beside its caller, for who has other things to do before [`Running::finish`]. A matter of speed, so no failure
+    /// counts.
+    #[must_use]
+    pub fn beside(self) -> Self {
+        if let Err(errno) = self.process.move_away() {
+            log::debug!("{} begins on the same processor: {errno}", self.name);
+        }
+        self
+    }
+
     /// Sends as much of the configuration as the pipe takes at once, so that the plugin works while its caller
     /// does something else before [`Running::finish`], which wants the same bytes.
     ///
