@@ -1,5 +1,6 @@
 //! Children that outlive the plugin: for what a runtime need not wait for.
 
+use cni_protocol::move_away;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
@@ -19,7 +20,10 @@ pub fn fork() -> nix::Result<Option<Child>> {
     // SAFETY: a plugin has one thread, so no lock can be held by another that the child lacks.
     let forked = unsafe { nix::unistd::fork() }?;
     Ok(match forked {
-        ForkResult::Parent { .. } => None,
+        ForkResult::Parent { child } => {
+            move_away(child);
+            None
+        }
         ForkResult::Child => Some(Child { detached: detach() }),
     })
 }

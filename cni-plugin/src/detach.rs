@@ -1,7 +1,7 @@
 //! DEL: by the attachment's key alone. No namespace, previous result or record is needed, and none that is
 //! wrong is in the way.
 
-use cni_protocol::{Call, DelArgs, Error, Outcome, Running};
+use cni_protocol::{Call, DelArgs, Error, Outcome};
 use log::warn;
 
 use crate::conf::Traces;
@@ -56,11 +56,7 @@ pub fn remove(
         .map_err(NetError::from)
         .and_then(|company| Removal::begin(&links, company, call.deadline))
         .map_err(link_error);
-    let release = traces
-        .ipam
-        .as_ref()
-        .map(|plugin| ipam::begin_release(plugin, call, key).map(Running::beside))
-        .transpose();
+    let release = traces.ipam.as_ref().map(|plugin| ipam::begin_release(plugin, call, key)).transpose();
     let removed = removal.and_then(|mut removal| {
         removal.as_mut().map_or(Ok(()), |removal| removal.wait().map_err(link_error))?;
         // Its socket is closed before the child is let go.

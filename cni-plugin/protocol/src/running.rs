@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{read, write};
 use serde_json::Value;
 
+use crate::processor::move_away;
 use crate::spawn::Process;
 use crate::{Code, Deadline, Delegate, Error, Verb};
 
@@ -63,13 +64,10 @@ impl Running {
         self.process.not_executed().is_none()
     }
 
-    /// Has the plugin work beside its caller, for who has other things to do before [`Running::finish`]. A matter of speed, so no failure
-    /// counts.
+    /// Has the plugin work beside its caller, for who has other things to do before [`Running::finish`].
     #[must_use]
     pub fn beside(self) -> Self {
-        if let Err(errno) = self.process.move_away() {
-            log::debug!("{} begins on the same processor: {errno}", self.name);
-        }
+        move_away(self.process.pid);
         self
     }
 

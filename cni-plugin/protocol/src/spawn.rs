@@ -18,7 +18,6 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc::{self, c_char, c_int, c_void};
-use nix::sched::{sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, pipe2};
 
@@ -28,7 +27,7 @@ const STACK: usize = 32 * 1024;
 /// A child process.
 #[derive(Debug)]
 pub(crate) struct Process {
-    pid: Pid,
+    pub(crate) pid: Pid,
     /// Readable once the child has ended.
     pub(crate) ended: OwnedFd,
     pub(crate) stdin: Option<OwnedFd>,
@@ -66,19 +65,6 @@ impl Process {
         let (pid, ended) = launch.clone_process()?;
         let (stdin, stdout) = (Some(stdin), Some(stdout));
         Ok(Self { pid, ended, stdin, stdout, launch: Some(launch) })
-    }
-
-    /// Has the child begin on another processor than this one. The kernel may leave it on its caller's, where it waits until that has nothing
-    /// to do, and balances by the millisecond, which is longer than both live. Where it may run is as before in the end.
-    ///
-    /// # Errors
-    /// Those of sched_setaffinity(2): `EINVAL` where there is no other processor.
-    pub(crate) fn move_away(&self) -> nix::Result<()> {
-        let everywhere = sched_getaffinity(Pid::from_raw(0))?;
-        let mut elsewhere = everywhere;
-        elsewhere.unset(sched_getcpu()?)?;
-        sched_setaffinity(self.pid, &elsewhere)?;
-        sched_setaffinity(self.pid, &everywhere)
     }
 
     pub(crate) fn kill(&self) -> io::Result<()> {
