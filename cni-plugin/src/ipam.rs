@@ -1,7 +1,7 @@
 //! The IPAM plugin: the only process that Weft executes.
 
 use cni_protocol::{AddResult, Call, Code, Deadline, Delegate, Error, Running, Verb};
-use weft_state::{STARTED_ENV, started};
+use weft_state::{BOOT_ID_ENV, STARTED_ENV, boot_id, started};
 
 use crate::key::AttachmentKey;
 use crate::record::Record;
@@ -17,10 +17,11 @@ impl Reserving {
     /// this process be killed, a DEL waits until the plugin has ended, and finds what it reserved.
     pub fn begin(plugin: &str, call: &Call, record: Option<&Record>) -> Result<Self, Error> {
         let delegate = Delegate::find(plugin, &call.cni_path)?;
+        let boot = boot_id()?;
         if let Some(record) = record {
             record.share_with_children(true)?;
         }
-        let started = delegate.start(Verb::Add, &[]).map(Running::beside);
+        let started = delegate.start(Verb::Add, &[(BOOT_ID_ENV, boot)]).map(Running::beside);
         if let Some(record) = record {
             record.share_with_children(false)?;
         }
@@ -69,7 +70,11 @@ pub fn release(plugin: &str, call: &Call, key: &AttachmentKey, deadline: Deadlin
 
 /// Starts the plugin for a DEL; it does nothing before it gets its input.
 pub fn begin_release(plugin: &str, call: &Call, key: &AttachmentKey) -> Result<Running, Error> {
-    let env = [("CNI_CONTAINERID", key.container_id.as_str()), ("CNI_IFNAME", key.ifname.as_str())];
+    let env = [
+        ("CNI_CONTAINERID", key.container_id.as_str()),
+        ("CNI_IFNAME", key.ifname.as_str()),
+        (BOOT_ID_ENV, boot_id()?),
+    ];
     Delegate::find(plugin, &call.cni_path)?.start(Verb::Del, &env)
 }
 

@@ -83,8 +83,13 @@ fn result(pod: &mut Pod, args: &AddArgs) -> Result<AddResult, Fault> {
 /// A container that is gone has no interface to be set down.
 fn del(args: &DelArgs) -> Result<Outcome, Error> {
     let Some(netns) = &args.netns else { return Ok(Outcome::Done) };
-    // It may have gone since it was looked for.
-    let Ok(netns) = Netns::open(netns) else { return Ok(Outcome::Done) };
+    let netns = match Netns::open(netns) {
+        Ok(netns) => netns,
+        Err(reason) => {
+            log::info!("DEL has no container to set lo down in: {reason}");
+            return Ok(Outcome::Done);
+        }
+    };
     let down = Pod::open(&netns, args.call.deadline).and_then(|mut pod| Ok(pod.netlink.set_down(LO)?));
     down.map(|()| Outcome::Done).map_err(|fault| failed(&"set lo down in the container", fault))
 }

@@ -231,6 +231,24 @@ fn gc_frees_the_dead_and_only_them() {
 }
 
 #[test]
+fn what_boot_this_is_may_be_told() {
+    let host = Host::new();
+    let conf = host.conf(&dual());
+    let told = "00000000-1111-2222-3333-444444444444";
+    let add_told = |container: &str, boot: &str| {
+        finish(start(command("ADD", container).env(weft_state::BOOT_ID_ENV, boot), &conf)).ok();
+    };
+    let here = host.store();
+    let there = here.parent().unwrap().with_file_name(told);
+    add_told("one", told);
+    assert!(there.join("ipam/addr/10.5.0.2").exists() && !here.exists());
+    for nonsense in ["", "..", "../../../../../../tmp/elsewhere-than-here"] {
+        add_told(&format!("c{}", nonsense.len()), nonsense);
+    }
+    assert!(["10.5.0.2", "10.5.0.3", "10.5.0.4"].iter().all(|ip| here.join("addr").join(ip).exists()));
+}
+
+#[test]
 fn what_stays_is_reported_and_the_rest_goes() {
     let host = Host::new();
     let conf = host.conf(&dual());

@@ -77,8 +77,8 @@ pub struct DelArgs {
     pub call: Call,
     pub container_id: ContainerId,
     pub ifname: IfName,
-    /// `None` when the variable is unset or empty, or names something that is gone, no network namespace,
-    /// or the caller's own: then there is nothing in it to remove.
+    /// `None` when the variable is unset or empty. What it names may be gone, no network namespace, or the caller's own: most
+    /// plugins need none to remove an attachment, so it is not looked at.
     pub netns: Option<PathBuf>,
     /// Empty when they cannot be parsed: that must not keep a container's remains on the host.
     pub args: CniArgs,

@@ -268,8 +268,9 @@ mod tests {
     fn a_lease_is_read_as_written_and_forgotten() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(HostLease::read(dir.path(), &network()).unwrap(), None);
-        lease().write(dir.path(), &network()).unwrap();
-        assert_eq!(HostLease::read(dir.path(), &network()).unwrap(), Some(lease()));
+        let lease = lease();
+        lease.write(dir.path(), &network()).unwrap();
+        assert_eq!(HostLease::read(dir.path(), &network()).unwrap(), Some(lease));
         HostLease::forget(dir.path(), &network()).unwrap();
         HostLease::forget(dir.path(), &network()).unwrap();
         assert_eq!(HostLease::read(dir.path(), &network()).unwrap(), None);
