@@ -110,7 +110,7 @@ impl Attachment {
         self.configure(&plan, container.index)?;
         let veth = self.host_end()?;
         self.settle(&bridge)?;
-        self.await_addresses(&plan)?;
+        self.await_addresses(&plan, container.index)?;
         if self.announces {
             self.announce()?;
         }
@@ -331,13 +331,13 @@ impl Attachment {
     }
 
     /// Whoever looks for the container from now on finds it at once.
-    fn await_addresses(&mut self, plan: &Plan) -> Result<(), Error> {
+    fn await_addresses(&mut self, plan: &Plan, index: u32) -> Result<(), Error> {
         if self.network.interface_down {
             return Ok(());
         }
         let (pod, ifname) = (&mut self.pod, &self.key.ifname);
         let addresses: Vec<IpAddr> = plan.ips.iter().map(|ip| ip.address.ip()).collect();
-        self.journal.within(Step::Answering(ifname.clone()), || pod.wait_for_addresses(&addresses))
+        self.journal.within(Step::Answering(ifname.clone()), || pod.wait_for_addresses(index, &addresses))
     }
 
     /// Other containers may still look for an address at the MAC address of who had it before. What the kernel sent when the

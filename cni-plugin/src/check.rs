@@ -194,8 +194,13 @@ impl Checker {
         self.require(bridge.up, || format!("bridge {name} is down"));
         let promiscuous = bridge.promiscuous || !self.network.promiscuous;
         self.require(promiscuous, || format!("bridge {name} is not promiscuous"));
-        if let Some(mac) = self.promised.bridge_mac.clone() {
-            self.check_mac(&mac, &bridge);
+        let has = bridge.mac.map(|mac| mac.to_string());
+        if let Some(mac) = self.promised.bridge_mac.clone().filter(|mac| Some(mac) != has.as_ref()) {
+            let ports = self.host.links(Some(bridge.index))?;
+            // One that was never set is a port's, and another one when ports come and go.
+            if !ports.iter().any(|port| port.mac == bridge.mac) {
+                self.check_mac(&mac, &bridge);
+            }
         }
         let addresses = self.host.addresses(bridge.index)?;
         for gateway in self.plan.gateways.clone() {

@@ -1,6 +1,7 @@
 //! The container's side: its network namespace and the interface in it.
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use cni_protocol::{Code, Deadline, Error, IfName, Netns};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -11,6 +12,13 @@ use crate::plan::Ipv6;
 use weft_net::netns::NetNs;
 use weft_net::sysctl::Sysctl;
 use weft_net::{Detection, Link, NetError, Netlink, NlResult, Socket};
+
+/// How soon it is looked again whether something has come about of which no event tells: events can be lost.
+const RECHECK: Duration = Duration::from_millis(20);
+
+/// How long an address may take to be answered for. Of some ten thousand in bursts one was not at all: the kernel makes its routes where it
+/// cannot wait for memory, and says nothing when there is none.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A container's network namespace, with a socket in it.
 pub struct Pod {
@@ -104,13 +112,18 @@ impl Pod {
     /// Waits until the container answers for its addresses. With one of IPv6 the kernel leaves it to a work queue to join the
     /// group in which neighbours ask for it, and to make its route after that (`addrconf_dad_begin` of net/ipv6/addrconf.c): usually
     /// that is done before anybody asks, but a question that comes first is lost, and repeated after a second.
-    pub fn wait_for_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), Fault> {
+    pub fn wait_for_addresses(&mut self, index: u32, addresses: &[IpAddr]) -> Result<(), Fault> {
         /// `RTNLGRP_IPV6_ROUTE` of linux/rtnetlink.h.
         const RTNLGRP_IPV6_ROUTE: u32 = 11;
         let mut missing = addresses.iter().filter(|address| address.is_ipv6()).peekable();
+        let mut given = Instant::now();
         self.wait(RTNLGRP_IPV6_ROUTE, |netlink| {
             while let Some(address) = missing.peek() {
                 if !netlink.takes_in(**address)? {
+                    if given.elapsed() > PATIENCE {
+                        give_again(netlink, index, **address)?;
+                        given = Instant::now();
+                    }
                     return Ok(false);
                 }
                 missing.next();
@@ -135,7 +148,7 @@ impl Pod {
             Ok::<_, NetError>(events)
         })??;
         while !is_so(&mut self.netlink)? {
-            events.wait_for_events()?;
+            events.wait_for_events(RECHECK)?;
         }
         Ok(())
     }
@@ -144,6 +157,16 @@ impl Pod {
     pub fn interface(&mut self, ifname: &IfName) -> NlResult<Option<Link>> {
         self.netlink.link(ifname.as_str())
     }
+}
+
+/// Takes an address from an interface and gives it back, so that the kernel tries once more what it could not do for it.
+fn give_again(netlink: &mut Netlink, index: u32, address: IpAddr) -> NlResult<()> {
+    log::warn!("the container does not answer for {address}: it is given the address once more");
+    for whole in netlink.whole_addresses(index)?.iter().filter(|whole| whole.address.ip() == address) {
+        netlink.take_away(whole)?;
+        netlink.put_back(whole)?;
+    }
+    Ok(())
 }
 
 /// Router advertisements are never accepted: the routes are the network's to give (CVE-2020-10749).

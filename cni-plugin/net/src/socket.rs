@@ -4,6 +4,7 @@ mod batch;
 
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use cni_protocol::Deadline;
 use netlink_packet_core::{
@@ -233,11 +234,18 @@ impl Socket {
         Ok(())
     }
 
-    /// Blocks until an event came, and takes all that are there. What happened is to be looked up: events
-    /// can be lost.
-    pub fn wait_for_events(&mut self) -> NlResult<()> {
-        self.wait_readable()?;
-        self.discard_events()
+    /// Blocks until an event came, and takes all that are there, but not for longer than a while. What happened is to be looked up:
+    /// events can be lost.
+    pub fn wait_for_events(&mut self, longest: Duration) -> NlResult<()> {
+        let deadline = self.deadline;
+        self.deadline = Deadline::after(longest.min(deadline.remaining()));
+        let waited = self.wait_readable();
+        self.deadline = deadline;
+        match waited {
+            Err(error) if error.errno == Errno::ETIMEDOUT && !deadline.expired() => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => self.discard_events(),
+        }
     }
 
     /// The next datagram, if one is there. `ENOBUFS`: some were lost.

@@ -274,8 +274,9 @@ fn gc_waits_for_an_add_under_way() {
     calls();
     let adding = call("ADD", &conf, &killed).start();
     eventually(PATIENCE, "the delegate is at work", || {
-        calls().iter().any(|(verb, _)| verb == "ADD").then_some(())
+        fs::read_to_string(NOTES).is_ok_and(|notes| notes.ends_with('\n')).then_some(())
     });
+    only("ADD");
     adding.kill();
     let collecting = call("GC", &keeping(&conf, &[&listed, &young]), &listed).start();
     queued();
