@@ -179,3 +179,40 @@ fn ipv6_settings(ipv6: Ipv6) -> &'static [(&'static str, &'static str)] {
         Ipv6::OnAfterDetection => &[("disable_ipv6", "0"), ("accept_ra", "0")],
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsRawFd as _;
+    use std::path::PathBuf;
+    use std::process::Command;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    #[test]
+    fn an_address_without_its_route_is_given_again() {
+        const LO: u32 = 1;
+        let open = || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            File::open("/proc/thread-self/ns/net").unwrap()
+        };
+        let container = std::thread::scope(|scope| scope.spawn(open).join().unwrap());
+        let path = PathBuf::from(format!("/proc/self/fd/{}", container.as_raw_fd()));
+        let deadline = Deadline::after(Duration::from_secs(20));
+        let mut pod = Pod::open(&Netns::open(&path).unwrap(), deadline).unwrap();
+        pod.ensure_loopback().unwrap();
+        let address: IpAddr = "fd00:1::1".parse().unwrap();
+        pod.netlink.add_address(LO, "fd00:1::1/64".parse().unwrap(), true).unwrap();
+        pod.wait_for_addresses(LO, &[address]).unwrap();
+        let lose = || {
+            let line = "-6 route del local fd00:1::1 table local";
+            assert!(Command::new("ip").args(line.split(' ')).status().unwrap().success());
+        };
+        pod.inside(lose).unwrap();
+        assert!(!pod.netlink.takes_in(address).unwrap());
+        pod.wait_for_addresses(LO, &[address]).unwrap();
+        assert!(pod.netlink.takes_in(address).unwrap());
+    }
+}
