@@ -296,7 +296,7 @@ impl Attachment {
         for IpConfig { address, .. } in &plan.ips {
             let nodad = plan.ipv6 != Ipv6::OnAfterDetection;
             // Once the interface is up: for an IPv6 address that is there before, the kernel makes the subnet's route when it comes up,
-            // in a context that may not wait for memory, and where it gets none there is no route (addrconf_permanent_addr).
+            // in a context that may not wait for memory, and tells nobody if it gets none (addrconf_permanent_addr).
             journal.within(Step::Address(*address), || match plan.by_gateway {
                 true => pod.netlink.add_address_without_route(index, *address, nodad),
                 false => pod.netlink.add_address(index, *address, nodad),

@@ -16,8 +16,8 @@ use weft_net::{Detection, Link, NetError, Netlink, NlResult, Socket};
 /// How soon it is looked again whether something has come about of which no event tells: events can be lost.
 const RECHECK: Duration = Duration::from_millis(20);
 
-/// How long an address may take to be answered for. Of some ten thousand in bursts one was not at all: the kernel makes its routes where it
-/// cannot wait for memory, and says nothing when there is none.
+/// How long an address may take to be answered for. Seen once on a busy machine, the kernel's route for one did not come in a minute; why is
+/// not known.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A container's network namespace, with a socket in it.
