@@ -1,11 +1,12 @@
 //! ADD: the story, top to bottom.
 
+mod links;
 mod result;
 
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use cni_protocol::{AddArgs, AddResult, Code, Error, Interface, IpConfig, MacAddr, Outcome};
+use cni_protocol::{AddArgs, AddResult, Error, Interface, IpConfig, MacAddr, Outcome};
 
 use crate::begin;
 use crate::bridge;
@@ -25,8 +26,9 @@ use crate::ruleset::Rules;
 use crate::shaping::{self, HostEnd};
 use crate::step::{Journal, Shared, Step};
 use crate::tuning;
+use links::{explain, present};
 use result::{describe, merged};
-use weft_net::{Entry, Link, NetError, Netlink, NewVeth, index_of, is_bridge_full};
+use weft_net::{Entry, Link, NetError, Netlink, NewVeth, index_of};
 
 /// The MTU of a veth pair that is given none (linux/if_ether.h, and `ether_setup` of net/ethernet/eth.c).
 const ETH_DATA_LEN: u32 = 1500;
@@ -38,8 +40,17 @@ pub fn add(args: AddArgs) -> Result<Outcome, Error> {
         Ok(result) => {
             Ok(Outcome::Attached { result, rollback: Box::new(attachment.journal.into_rollback()) })
         }
-        Err(error) => Err(attachment.journal.roll_back().into_iter().fold(error, Error::detail)),
+        Err(error) => {
+            // One that is still at work would come after what takes back its reservation.
+            drop(attachment.reserving);
+            Err(taken_back(&mut attachment.journal, error))
+        }
     }
+}
+
+/// The error with what was taken back because of it, and what was not.
+fn taken_back(journal: &mut Journal, error: Error) -> Error {
+    journal.roll_back().into_iter().fold(error, Error::detail)
 }
 
 /// One attachment in the making.
@@ -53,13 +64,15 @@ struct Attachment {
     announces: bool,
     host: Netlink,
     pod: Pod,
+    /// The IPAM plugin at work. Before the journal, also where both are dropped.
+    reserving: Option<Reserving>,
     /// Opened while the IPAM plugin is at work.
     rules: Option<Rules>,
     journal: Journal,
 }
 
 impl Attachment {
-    /// Checks all that was asked for, and takes the locks and the record. Nothing else is touched yet.
+    /// Checks all that was asked for, takes the locks and the record, and starts what is needed. Nothing is touched yet.
     fn begin(args: Rc<AddArgs>) -> Result<Self, Error> {
         let call = &args.call;
         let network = Network::parse(&call.network, &call.conf)?;
@@ -70,23 +83,30 @@ impl Attachment {
         let mac = requested_mac(&call.conf, &args.args)?;
         let mac = mac.unwrap_or_else(|| key.mac(VethEnd::Container));
         let announces = chooses_addresses(&call.conf, &args.args) && !network.interface_down;
-        let pod = Pod::open(&args.netns, call.deadline).map_err(|fault| failed(&"open CNI_NETNS", fault))?;
-        let host = Netlink::open(call.deadline).map_err(|e| failed(&"open a netlink socket", e.into()))?;
         let mut journal = begin::open_journal(&args, &key, &network.traces)?;
         journal.names = names;
-        Ok(Self { args, network, asked, key, mac, announces, host, pod, rules: None, journal })
+        let open = || {
+            // Its process starts while other things are done, and does nothing before it is fed.
+            let plugin = network.traces.ipam.as_ref();
+            let reserving =
+                plugin.map(|plugin| Reserving::begin(plugin, call, journal.record())).transpose()?;
+            let pod = Pod::open(&args.netns, call.deadline).map_err(|f| failed(&"open CNI_NETNS", f))?;
+            let host =
+                Netlink::open(call.deadline).map_err(|e| failed(&"open a netlink socket", e.into()))?;
+            Ok((reserving, pod, host))
+        };
+        let (reserving, pod, host) = open().map_err(|error| taken_back(&mut journal, error))?;
+        Ok(Self { args, network, asked, key, mac, announces, host, pod, reserving, rules: None, journal })
     }
 
     /// The steps, in their order. What does not depend on the addresses is done while the IPAM plugin reserves them. In a
     /// network that spans hosts they do depend on them, as the lease says how large packets may be.
     fn attach(&mut self) -> Result<AddResult, Error> {
         self.journal.write_record(false)?;
-        let mut reserving = self.begin_reservation()?;
-        let mut given = AddResult::default();
-        if self.network.data_dir.is_some()
-            && let Some(reserving) = reserving.take()
-        {
-            given = self.finish_reservation(reserving)?;
+        self.reserve()?;
+        let mut given = None;
+        if self.network.data_dir.is_some() {
+            given = Some(self.addresses()?);
             self.join_hosts()?;
         }
         let bridge = self.ensure_bridge()?;
@@ -96,9 +116,7 @@ impl Attachment {
         self.open_port()?;
         let container = self.prepare()?;
         self.look_at_rules()?;
-        if let Some(reserving) = reserving {
-            given = self.finish_reservation(reserving)?;
-        }
+        let given = given.map_or_else(|| self.addresses(), Ok)?;
         let metric = self.network.metrics.get(self.key.ifname.as_str()).copied();
         let plan = Plan::new(&self.network, &given.ips, &given.routes)?.with_metric(metric);
         self.ensure_routing(&bridge, &plan)?;
@@ -115,28 +133,31 @@ impl Attachment {
             self.announce()?;
         }
         let result = self.result(&plan, given, [bridge, veth, container], detours);
+        self.end_reservation()?;
         self.journal.write_record(true)?;
         Ok(result)
     }
 
     /// Sets the IPAM plugin to work. Journaled before: whatever becomes of it, it may have reserved.
-    fn begin_reservation(&mut self) -> Result<Option<Reserving>, Error> {
-        let Some(plugin) = &self.network.traces.ipam else {
-            return Ok(None);
-        };
-        let mut reserving = Reserving::begin(plugin, &self.args.call, self.journal.record())?;
-        self.journal.note(Step::Reserve(plugin.clone()));
-        reserving.feed(&self.args.call)?;
-        Ok(Some(reserving))
+    fn reserve(&mut self) -> Result<(), Error> {
+        let Some(reserving) = &mut self.reserving else { return Ok(()) };
+        self.journal.note(Step::Reserve(reserving.plugin().to_owned()));
+        reserving.feed(&self.args.call)
     }
 
     /// The addresses that the plugin chose. One that was never executed reserved nothing.
-    fn finish_reservation(&mut self, mut reserving: Reserving) -> Result<AddResult, Error> {
-        reserving.finish(&self.args.call).inspect_err(|_| {
+    fn addresses(&mut self) -> Result<AddResult, Error> {
+        let Some(reserving) = &mut self.reserving else { return Ok(AddResult::default()) };
+        reserving.addresses(&self.args.call).inspect_err(|_| {
             if !reserving.was_begun() {
                 self.journal.strike(&Step::Reserve(reserving.plugin().to_owned()));
             }
         })
+    }
+
+    /// By now the plugin has ended too, unless it does more than it was asked for.
+    fn end_reservation(&mut self) -> Result<(), Error> {
+        self.reserving.take().map_or(Ok(()), |mut reserving| reserving.end(&self.args.call))
     }
 
     /// The way to the network's other hosts, which all its attachments share.
@@ -367,32 +388,4 @@ impl Attachment {
             dns: merged(self.network.dns.clone().unwrap_or(given.dns), &self.asked.dns),
         }
     }
-}
-
-/// Why the pair could not be made.
-fn explain(error: &NetError, network: &Network, key: &AttachmentKey, pod: &mut Pod) -> Fault {
-    if is_bridge_full(error) {
-        return bridge::full(&network.bridge).into();
-    }
-    if !error.exists() {
-        return error.clone().into();
-    }
-    let conflict = if matches!(pod.interface(&key.ifname), Ok(Some(_))) {
-        format!(
-            "the container has an interface {} already: choose another CNI_IFNAME, or DEL whatever made it",
-            key.ifname
-        )
-    } else {
-        format!("the link exists, so {key} is attached although its record is lost: call DEL for it first")
-    };
-    Error::new(Code::Conflict, conflict).into()
-}
-
-fn present(link: Option<Link>, name: &str) -> Result<Link, Error> {
-    link.ok_or_else(|| {
-        Error::new(
-            Code::Conflict,
-            format!("{name} is gone again: find out what removes the links that Weft makes"),
-        )
-    })
 }

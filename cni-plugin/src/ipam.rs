@@ -37,30 +37,42 @@ impl Reserving {
         &self.plugin
     }
 
-    /// Whether there was a plugin at work at all. Known when [`Reserving::finish`] has failed.
+    /// Whether there was a plugin at work at all. Known when [`Reserving::addresses`] has failed.
     pub fn was_begun(&self) -> bool {
         self.running.was_executed()
     }
 
-    /// Waits for the addresses.
-    pub fn finish(&mut self, call: &Call) -> Result<AddResult, Error> {
+    /// Waits for the addresses. The plugin may be about to end then, which [`Reserving::end`] waits for.
+    pub fn addresses(&mut self, call: &Call) -> Result<AddResult, Error> {
         let Self { plugin, running } = self;
-        let output = running.finish(&call.stdin, call.deadline)?;
-        let given = serde_json::from_slice(&output)
-            .map_err(|error| Error::new(Code::Decode, format!("its output is no JSON: {error}")))
-            .and_then(|json| AddResult::from_json(&json))
-            .map_err(|error| Error {
-                msg: format!("{plugin} returned no valid result: {}", error.msg),
-                ..error
-            })?;
-        if given.ips.is_empty() {
-            return Err(Error::new(
-                Code::InvalidConfig,
-                format!("{plugin} returned no address: correct its configuration, or leave ipam out"),
-            ));
+        match given(running.listen(&call.stdin, call.deadline)?) {
+            Ok(given) => Ok(given),
+            // What a plugin that fails has to say is no result.
+            Err(error) => {
+                running.finish(&call.stdin, call.deadline)?;
+                Err(Error { msg: format!("{plugin} {}", error.msg), ..error })
+            }
         }
-        Ok(given)
     }
+
+    /// Waits for the plugin's end. Only one that ends well has reserved.
+    pub fn end(&mut self, call: &Call) -> Result<(), Error> {
+        self.running.finish(&call.stdin, call.deadline).map(drop)
+    }
+}
+
+/// The addresses in what a plugin said.
+fn given(output: &[u8]) -> Result<AddResult, Error> {
+    let json = serde_json::from_slice(output).map_err(|error| {
+        Error::new(Code::Decode, format!("returned no valid result: its output is no JSON: {error}"))
+    })?;
+    let given = AddResult::from_json(&json)
+        .map_err(|error| Error { msg: format!("returned no valid result: {}", error.msg), ..error })?;
+    if given.ips.is_empty() {
+        let msg = "returned no address: correct its configuration, or leave ipam out";
+        return Err(Error::new(Code::InvalidConfig, msg));
+    }
+    Ok(given)
 }
 
 /// Has the plugin give back what the attachment holds.

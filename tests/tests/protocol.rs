@@ -252,7 +252,7 @@ fn an_ipam_plugin_that_hangs() {
 #[test]
 fn an_ipam_plugin_that_fails_is_told_to_clean_up() {
     const CALLS: &str = "/run/netns/.calls";
-    let _host = Host::new();
+    let host = Host::new();
     let pod = Pod::new();
     let network = Network::v4().with(&json!({ "timeout": 1 }));
     for failure in [
@@ -260,7 +260,11 @@ fn an_ipam_plugin_that_fails_is_told_to_clean_up() {
         "echo nonsense",
         "kill -9 $$",
         "exec sleep 600",
+        // What it told first counts for nothing.
+        "echo '{\"cniVersion\":\"1.1.0\",\"ips\":[{\"address\":\"10.88.0.2/24\"}]}'; exec >&-; exit 1",
+        "echo '{\"cniVersion\":\"1.1.0\",\"ips\":[{\"address\":\"10.88.0.2/24\"}]}'; exec >&-; exec sleep 600",
     ] {
+        let before = World::of(&host, &[&pod]);
         let body = format!(
             "echo $CNI_COMMAND $CNI_CONTAINERID >> {CALLS}; echo smoke >&2; [ \"$CNI_COMMAND\" = ADD ] || exit 0; {failure}"
         );
@@ -271,6 +275,8 @@ fn an_ipam_plugin_that_fails_is_told_to_clean_up() {
         let calls = fs::read_to_string(CALLS).unwrap();
         assert_eq!(calls, format!("ADD {0}\nDEL {0}\n", pod.id), "{failure}");
         fs::remove_file(CALLS).unwrap();
+        fs::remove_file("/run/netns/.failing/weft-ipam").unwrap();
+        before.assert_unchanged(&host, &[&pod], failure);
     }
 }
 

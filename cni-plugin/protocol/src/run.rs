@@ -125,7 +125,7 @@ fn deliver(answer: Answer) -> ExitCode {
         Answer::Json(json) => (write_json(&json), None),
         Answer::Attached(json, rollback) => (write_json(&json), Some(rollback)),
     };
-    let Err(error) = written else { return ExitCode::SUCCESS };
+    let Err(error) = written.and_then(|()| stdout::close()) else { return ExitCode::SUCCESS };
     logging::init(None, None);
     log::error!("stdout cannot be written: {error}");
     if let Some(rollback) = rollback {

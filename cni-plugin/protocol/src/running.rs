@@ -7,7 +7,6 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{read, write};
 use serde_json::Value;
@@ -22,7 +21,7 @@ const OUTPUT_MAX: usize = 4 << 20;
 /// How much of an output that is no error JSON is shown in the error, in bytes.
 const HEAD: usize = 500;
 
-/// How long a plugin may take to end before it is listened to.
+/// How long a plugin that only its end is wanted of may take until it is listened to.
 const MOMENT: Duration = Duration::from_millis(10);
 
 /// How long a killed plugin is waited for. One that sits in the kernel for longer is left to init.
@@ -39,23 +38,27 @@ pub struct Running {
     process: Process,
     /// The process whose child it is.
     parent: u32,
-    /// How much of its configuration it was given.
-    sent: usize,
+    pipes: Pipes,
     is_reaped: bool,
 }
 
-/// The pipes of a plugin and what has gone through them.
-struct Pipes<'a> {
+/// The pipes of a plugin, and what has gone through them.
+#[derive(Debug)]
+struct Pipes {
     to: Option<OwnedFd>,
-    unsent: &'a [u8],
+    /// How much of its configuration it was given.
+    sent: usize,
+    /// `None`: its output is whole.
     from: Option<OwnedFd>,
     output: Vec<u8>,
 }
 
 impl Running {
-    pub(crate) fn new(delegate: Delegate, verb: Verb, process: Process) -> Self {
+    pub(crate) fn new(delegate: Delegate, verb: Verb, mut process: Process) -> Self {
         let name = delegate.name(verb);
-        Self { delegate, name, process, parent: std::process::id(), sent: 0, is_reaped: false }
+        let (to, from) = (process.stdin.take(), process.stdout.take());
+        let pipes = Pipes { to, sent: 0, from, output: Vec::new() };
+        Self { delegate, name, process, parent: std::process::id(), pipes, is_reaped: false }
     }
 
     /// Whether the kernel took the file for a program. Known when [`Running::finish`] has failed.
@@ -72,17 +75,22 @@ impl Running {
     }
 
     /// Sends as much of the configuration as the pipe takes at once, so that the plugin works while its caller
-    /// does something else before [`Running::finish`], which wants the same bytes.
+    /// does something else before [`Running::listen`] and [`Running::finish`], which want the same bytes.
     ///
     /// # Errors
     /// [`Code::Io`] when the pipe fails.
     pub fn feed(&mut self, stdin: &[u8]) -> Result<(), Error> {
-        let mut pipes =
-            Pipes { to: self.process.stdin.take(), unsent: stdin, from: None, output: Vec::new() };
-        let fed = pipes.set_nonblocking().and_then(|()| pipes.send());
-        self.sent = stdin.len() - pipes.unsent.len();
-        self.process.stdin = pipes.to;
-        fed.map_err(|error| Error::new(Code::Io, format!("talking to {} failed: {error}", self.name)))
+        self.pipes.send(stdin).map_err(|error| self.talking(&error))
+    }
+
+    /// Waits until the plugin's output is whole, and returns it: when it has closed it, or has ended. Whether it ends well, only
+    /// [`Running::finish`] tells.
+    ///
+    /// # Errors
+    /// As [`Running::finish`], but for what a plugin's end is about.
+    pub fn listen(&mut self, stdin: &[u8], deadline: Deadline) -> Result<&[u8], Error> {
+        self.exchange(stdin, deadline, |pipes| pipes.from.is_none())?;
+        Ok(&self.pipes.output)
     }
 
     /// Sends the configuration, takes the output and waits for the end, however the plugin orders them.
@@ -94,19 +102,29 @@ impl Running {
     /// [`Code::Io`] when it could not be executed, which names the file and the directories searched, and when the
     /// pipes fail.
     pub fn finish(&mut self, stdin: &[u8], deadline: Deadline) -> Result<Vec<u8>, Error> {
-        let mut pipes = Pipes {
-            to: self.process.stdin.take(),
-            unsent: stdin.get(self.sent..).unwrap_or_default(),
-            from: self.process.stdout.take(),
-            output: Vec::new(),
-        };
-        let fail =
-            |error: io::Error| Error::new(Code::Io, format!("talking to {} failed: {error}", self.name));
-        pipes.set_nonblocking().map_err(fail)?;
-        pipes.wait_for_end(&self.process.ended, deadline).map_err(fail)?;
-        loop {
-            let is_alive = pipes.exchange(&self.process.ended, deadline).map_err(fail)?;
-            if pipes.output.len() > OUTPUT_MAX {
+        let ended = &self.process.ended;
+        self.pipes.wait_for_end(ended, stdin, deadline).map_err(|error| self.talking(&error))?;
+        self.exchange(stdin, deadline, |_| false)?;
+        let status = self.process.wait().map_err(|error| self.talking(&error))?;
+        self.is_reaped = true;
+        if let Some(reason) = self.process.not_executed() {
+            return Err(self.delegate.not_executed(reason));
+        }
+        let output = std::mem::take(&mut self.pipes.output);
+        if status.success() { Ok(output) } else { Err(failure(&self.name, status, &output)) }
+    }
+
+    /// Until it is enough, or the plugin has ended and nothing more can come.
+    fn exchange(
+        &mut self,
+        stdin: &[u8],
+        deadline: Deadline,
+        is_enough: impl Fn(&Pipes) -> bool,
+    ) -> Result<(), Error> {
+        while !is_enough(&self.pipes) {
+            let exchanged = self.pipes.exchange(&self.process.ended, stdin, deadline);
+            let is_alive = exchanged.map_err(|error| self.talking(&error))?;
+            if self.pipes.output.len() > OUTPUT_MAX {
                 return Err(Error::new(
                     Code::Decode,
                     format!("{} wrote more than 4 MiB to stdout", self.name),
@@ -122,12 +140,11 @@ impl Running {
                 ));
             }
         }
-        let status = self.process.wait().map_err(fail)?;
-        self.is_reaped = true;
-        if let Some(reason) = self.process.not_executed() {
-            return Err(self.delegate.not_executed(reason));
-        }
-        if status.success() { Ok(pipes.output) } else { Err(failure(&self.name, status, &pipes.output)) }
+        Ok(())
+    }
+
+    fn talking(&self, error: &io::Error) -> Error {
+        Error::new(Code::Io, format!("talking to {} failed: {error}", self.name))
     }
 }
 
@@ -149,21 +166,11 @@ impl Drop for Running {
     }
 }
 
-impl Pipes<'_> {
-    fn set_nonblocking(&self) -> io::Result<()> {
-        if let Some(to) = &self.to {
-            fcntl(to, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        }
-        if let Some(from) = &self.from {
-            fcntl(from, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        }
-        Ok(())
-    }
-
+impl Pipes {
     /// Gives a plugin that has its configuration a moment to end. What it says fits into the pipe mostly; to be woken up for
     /// that, and then for its end, takes two changes of process more.
-    fn wait_for_end(&mut self, ended: &OwnedFd, deadline: Deadline) -> io::Result<()> {
-        self.send()?;
+    fn wait_for_end(&mut self, ended: &OwnedFd, stdin: &[u8], deadline: Deadline) -> io::Result<()> {
+        self.send(stdin)?;
         if self.to.is_some() {
             return Ok(());
         }
@@ -177,8 +184,8 @@ impl Pipes<'_> {
     /// Moves what can be moved, waiting for it; false once the plugin has ended and nothing more can come.
     ///
     /// Its end counts, not that of its output: a daemon that it left behind may hold the pipe open.
-    fn exchange(&mut self, ended: &OwnedFd, deadline: Deadline) -> io::Result<bool> {
-        self.send()?;
+    fn exchange(&mut self, ended: &OwnedFd, stdin: &[u8], deadline: Deadline) -> io::Result<bool> {
+        self.send(stdin)?;
         let has_ended = {
             let mut fds = vec![PollFd::new(ended.as_fd(), PollFlags::POLLIN)];
             fds.extend(self.from.as_ref().map(|from| PollFd::new(from.as_fd(), PollFlags::POLLIN)));
@@ -195,12 +202,13 @@ impl Pipes<'_> {
 
     /// Writes as much as the pipe takes, and closes it after the last byte. A plugin that does not read its
     /// configuration is no error by itself: what counts is how it ends.
-    fn send(&mut self) -> io::Result<()> {
+    fn send(&mut self, stdin: &[u8]) -> io::Result<()> {
         while let Some(to) = &self.to {
-            match if self.unsent.is_empty() { Ok(0) } else { write(to, self.unsent) } {
+            let unsent = stdin.get(self.sent..).unwrap_or_default();
+            match if unsent.is_empty() { Ok(0) } else { write(to, unsent) } {
                 Ok(count) => {
-                    self.unsent = self.unsent.get(count..).unwrap_or_default();
-                    if self.unsent.is_empty() {
+                    self.sent += count;
+                    if self.sent >= stdin.len() {
                         self.to = None;
                     }
                 }

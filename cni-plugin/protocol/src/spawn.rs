@@ -16,7 +16,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc::{self, c_char, c_int, c_void};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, pipe2};
@@ -52,7 +52,8 @@ struct Launch {
 }
 
 impl Process {
-    /// Starts a program with this process' environment, in which `env` wins, with pipes at its stdin and stdout.
+    /// Starts a program with this process' environment, in which `env` wins, with pipes at its stdin and stdout. This process'
+    /// ends of these do not block.
     ///
     /// # Errors
     /// When the kernel has no process or pipe to give. What keeps the program from being executed is in
@@ -60,6 +61,9 @@ impl Process {
     pub(crate) fn start(program: &Path, env: &[(&str, &str)]) -> io::Result<Self> {
         let (child_stdin, stdin) = pipe2(OFlag::O_CLOEXEC)?;
         let (stdout, child_stdout) = pipe2(OFlag::O_CLOEXEC)?;
+        for end in [&stdin, &stdout] {
+            fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
         let mut launch =
             Box::new(Launch::new(program, env, child_stdin.as_raw_fd(), child_stdout.as_raw_fd())?);
         let (pid, ended) = launch.clone_process()?;

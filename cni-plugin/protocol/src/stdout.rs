@@ -54,6 +54,15 @@ pub(crate) fn write_all(output: impl AsFd, mut bytes: &[u8], deadline: Deadline)
     Ok(())
 }
 
+/// Closes stdout, after which nothing may be written there: who reads it need not wait for the process' end, and a plugin's caller
+/// goes on meanwhile.
+///
+/// # Errors
+/// What close(2) says.
+pub(crate) fn close() -> io::Result<()> {
+    Ok(nix::unistd::close(libc::STDOUT_FILENO)?)
+}
+
 fn wait_writable(output: &impl AsFd, deadline: Deadline) -> io::Result<()> {
     let mut fds = [PollFd::new(output.as_fd(), PollFlags::POLLOUT)];
     match poll(&mut fds, deadline.poll_timeout()) {

@@ -79,6 +79,23 @@ fn fed_before_it_is_waited_for() {
     assert_eq!(running.finish(b"whole", in_time()).unwrap(), b"{}\n");
 }
 
+/// A plugin that has told all it has to tell may end while its caller goes on; how it ends counts all the same.
+#[test]
+fn heard_before_its_end() {
+    let plugin = Plugin::new(r#"cat; exec >&-; read -r status <"${0%/*}/fifo"; exit "$status""#);
+    mkfifo(&plugin.path("fifo"), Mode::S_IRWXU).unwrap();
+    let sent = vec![b'x'; 1 << 20];
+    for status in ["0", "1"] {
+        let mut running = plugin.start(Verb::Add, &[]);
+        assert_eq!(running.listen(&sent, in_time()).unwrap(), sent);
+        fs::write(plugin.path("fifo"), status).unwrap();
+        match running.finish(&sent, in_time()) {
+            Ok(output) => assert!(output == sent && status == "0"),
+            Err(error) => assert!(error.msg.contains("exit status 1") && status == "1", "{error}"),
+        }
+    }
+}
+
 #[test]
 fn a_configuration_that_is_not_read_is_no_error() {
     assert_eq!(Plugin::new("exec <&-; echo '{}'").add(&vec![b'x'; 1 << 20]).unwrap(), b"{}\n");
