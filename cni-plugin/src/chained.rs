@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use cni_protocol::{AddArgs, AddResult, Call, CheckArgs, Code, Error, Netns, Outcome, StatusArgs};
+use cni_protocol::{AddArgs, AddResult, Call, CheckArgs, Code, ContainerNetns, Error, Outcome, StatusArgs};
 use serde_json::Value;
 use weft_net::nft::Nft;
 use weft_net::{NetError, Netlink};
@@ -194,6 +194,6 @@ fn open_rules(call: &Call) -> Result<Rules, Error> {
     Rules::open(call.deadline).map_err(|error| failed(&"open a netfilter socket", error.into()))
 }
 
-fn open_pod(netns: &Netns, call: &Call) -> Result<Pod, Error> {
+fn open_pod(netns: &ContainerNetns, call: &Call) -> Result<Pod, Error> {
     Pod::open(netns, call.deadline).map_err(|fault| failed(&"open CNI_NETNS", fault))
 }

@@ -194,12 +194,11 @@ impl Checker {
         self.require(bridge.up, || format!("bridge {name} is down"));
         let promiscuous = bridge.promiscuous || !self.network.promiscuous;
         self.require(promiscuous, || format!("bridge {name} is not promiscuous"));
-        let has = bridge.mac.map(|mac| mac.to_string());
-        if let Some(mac) = self.promised.bridge_mac.clone().filter(|mac| Some(mac) != has.as_ref()) {
+        if let Some(mac) = self.promised.bridge_mac.clone().filter(|mac| !has_mac(&bridge, mac)) {
             let ports = self.host.links(Some(bridge.index))?;
             // One that was never set is a port's, and another one when ports come and go.
             if !ports.iter().any(|port| port.mac == bridge.mac) {
-                self.check_mac(&mac, &bridge);
+                self.found.push(other_mac(&bridge, &mac));
             }
         }
         let addresses = self.host.addresses(bridge.index)?;
@@ -274,18 +273,11 @@ impl Checker {
     /// MAC and MTU, as far as the previous result promised them.
     fn check_link(&mut self, promised: &Interface, link: &Link) {
         if let Some(mac) = &promised.mac {
-            self.check_mac(mac, link);
+            self.require(has_mac(link, mac), || other_mac(link, mac));
         }
         if let Some(mtu) = promised.mtu.or(self.network.mtu) {
             self.require(link.mtu == mtu, || format!("{} has MTU {} instead of {mtu}", link.name, link.mtu));
         }
-    }
-
-    fn check_mac(&mut self, promised: &str, link: &Link) {
-        let has = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
-        self.require(has.eq_ignore_ascii_case(promised), || {
-            format!("{} has MAC {has} instead of {promised}", link.name)
-        });
     }
 
     fn check_routes(&mut self, index: u32) -> Result<(), Fault> {
@@ -322,6 +314,14 @@ impl Checker {
         self.found.extend(found);
         Ok(())
     }
+}
+
+fn has_mac(link: &Link, promised: &str) -> bool {
+    link.mac.is_some_and(|mac| mac.to_string().eq_ignore_ascii_case(promised))
+}
+
+fn other_mac(link: &Link, promised: &str) -> String {
+    format!("{} has MAC {} instead of {promised}", link.name, or_none(link.mac))
 }
 
 /// How a route is another one than was promised.

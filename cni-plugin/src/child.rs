@@ -1,9 +1,14 @@
 //! Children that outlive the plugin: for what a runtime need not wait for.
 
-use cni_protocol::move_away;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+
+/// Which of the two this process is.
+pub enum Forked {
+    Parent { child: Pid },
+    Child(Child),
+}
 
 /// This process is the child. It ends in [`Child::exit`], and never as its parent would.
 pub struct Child {
@@ -11,20 +16,17 @@ pub struct Child {
     pub detached: nix::Result<()>,
 }
 
-/// Forks. `None`: this process is the parent.
+/// Forks.
 ///
 /// # Errors
 /// Those of fork(2).
-pub fn fork() -> nix::Result<Option<Child>> {
+pub fn fork() -> nix::Result<Forked> {
     #[expect(unsafe_code, reason = "only a process of its own can wait in the caller's place")]
     // SAFETY: a plugin has one thread, so no lock can be held by another that the child lacks.
     let forked = unsafe { nix::unistd::fork() }?;
     Ok(match forked {
-        ForkResult::Parent { child } => {
-            move_away(child);
-            None
-        }
-        ForkResult::Child => Some(Child { detached: detach() }),
+        ForkResult::Parent { child } => Forked::Parent { child },
+        ForkResult::Child => Forked::Child(Child { detached: detach() }),
     })
 }
 

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use cni_protocol::{
-    AddArgs, AddResult, CheckArgs, Code, Command, Deadline, DelArgs, Error, Interface, IpConfig, Netns,
-    Outcome,
+    AddArgs, AddResult, CheckArgs, Code, Command, ContainerNetns, Deadline, DelArgs, Error, Interface,
+    IpConfig, Outcome,
 };
 use ipnetwork::IpNetwork;
 
@@ -83,7 +83,7 @@ fn result(pod: &mut Pod, args: &AddArgs) -> Result<AddResult, Fault> {
 /// A container that is gone has no interface to be set down.
 fn del(args: &DelArgs) -> Result<Outcome, Error> {
     let Some(netns) = &args.netns else { return Ok(Outcome::Done) };
-    let netns = match Netns::open(netns) {
+    let netns = match ContainerNetns::open(netns) {
         Ok(netns) => netns,
         Err(reason) => {
             log::info!("DEL has no container to set lo down in: {reason}");

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use cni_protocol::{Code, Deadline, Error, IfName, Netns};
+use cni_protocol::{Code, ContainerNetns, Deadline, Error, IfName};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 use crate::conf::tuning::Tuning;
@@ -29,7 +29,7 @@ pub struct Pod {
 
 impl Pod {
     /// Opens a socket in the namespace.
-    pub fn open(container: &Netns, deadline: Deadline) -> Result<Self, Fault> {
+    pub fn open(container: &ContainerNetns, deadline: Deadline) -> Result<Self, Fault> {
         let (netns, home) = (NetNs::of(container), NetNs::host_of(container));
         let netlink = netns.run(&home, || Netlink::open(deadline))??;
         Ok(Self { netns, home, netlink })
@@ -201,7 +201,7 @@ mod tests {
         let container = std::thread::scope(|scope| scope.spawn(open).join().unwrap());
         let path = PathBuf::from(format!("/proc/self/fd/{}", container.as_raw_fd()));
         let deadline = Deadline::after(Duration::from_secs(20));
-        let mut pod = Pod::open(&Netns::open(&path).unwrap(), deadline).unwrap();
+        let mut pod = Pod::open(&ContainerNetns::open(&path).unwrap(), deadline).unwrap();
         pod.ensure_loopback().unwrap();
         let address: IpAddr = "fd00:1::1".parse().unwrap();
         pod.netlink.add_address(LO, "fd00:1::1/64".parse().unwrap(), true).unwrap();

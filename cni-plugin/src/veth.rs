@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use cni_protocol::Deadline;
+use cni_protocol::{Deadline, move_away};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -18,7 +18,7 @@ use nix::unistd::pipe2;
 
 use weft_net::{Link, NetError, Netlink, NlResult, Socket};
 
-use crate::child::{self, Child};
+use crate::child::{self, Child, Forked};
 use crate::holdings::company::{Company, Rest};
 
 /// `RTNLGRP_LINK` of linux/rtnetlink.h.
@@ -51,9 +51,13 @@ impl Removal {
         let mut notifications = Socket::open(NETLINK_ROUTE, deadline)?;
         notifications.subscribe(&[RTNLGRP_LINK])?;
         let (report, from_child) = pipe2(OFlag::O_CLOEXEC)?;
-        if let Some(child) = child::fork()? {
-            drop(report);
-            delete_and_exit(child, &links, from_child, company, deadline);
+        match child::fork()? {
+            // To delete while the IPAM plugin starts.
+            Forked::Parent { child } => move_away(child),
+            Forked::Child(child) => {
+                drop(report);
+                delete_and_exit(child, &links, from_child, company, deadline);
+            }
         }
         Ok(Some(Self { netlink, notifications, links, report, deadline, _company: company }))
     }

@@ -195,6 +195,12 @@ impl Etcd {
         }
     }
 
+    /// Gives a user that is there another password.
+    #[track_caller]
+    pub fn set_password(&self, user: &str, password: &str) {
+        self.ctl_with(&["user", "passwd", user, "--interactive=false"], format!("{password}\n").as_bytes());
+    }
+
     /// Sets a key to a value, whatever its bytes are.
     #[track_caller]
     pub fn put(&self, key: &str, value: impl AsRef<[u8]>) {

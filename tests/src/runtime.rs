@@ -5,6 +5,7 @@
 //! monitors, containers), so everything runs in a PID namespace: its end is the end of all of it.
 
 mod containerd;
+mod engine;
 mod image;
 mod nerdctl;
 mod podman;
@@ -24,9 +25,10 @@ use crate::tools;
 use crate::world::World;
 
 pub use containerd::Containerd;
+pub use engine::Engine;
 pub use image::IMAGE;
-pub use nerdctl::Nerdctl;
-pub use podman::Podman;
+pub use nerdctl::nerdctl;
+pub use podman::podman;
 
 /// What runs the containers: the program and the Debian package that has it.
 const NEEDED: [(&str, &str); 7] = [

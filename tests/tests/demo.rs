@@ -117,6 +117,29 @@ fn one_host_from_add_to_del() {
     before.assert_unchanged(&host, &[], "the demo");
 }
 
+#[test]
+fn everything_on_one_host() {
+    let host = Host::new();
+    let before = World::of(&host, &[]);
+    let mut demo = Demo::start("everything");
+    for words in [
+        "Host port 8080 is port 80 of web",
+        "web may ask db at 5432",
+        "egress.deny",
+        "Limits, measured by iperf3",
+        "Names and settings",
+        "CHECK and STATUS",
+        "web comes again",
+        "DEL",
+        "What is left",
+        "everything shown worked",
+    ] {
+        demo.read_until(words);
+    }
+    assert_eq!(demo.finish(), Some(0));
+    before.assert_unchanged(&host, &[], "the demo");
+}
+
 /// At any of its stages: before containers are there, among them, and while they are taken away.
 #[test]
 fn stopped_in_the_middle() {

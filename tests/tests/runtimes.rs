@@ -14,7 +14,7 @@ use std::time::Duration;
 use cri::Kubelet;
 use k8s_cri::v1::{DnsConfig, PodSandboxConfig, PortMapping};
 use serde_json::Value;
-use weft_tests::runtime::{Containerd, Machine, Nerdctl, Podman};
+use weft_tests::runtime::{self, Containerd, Machine};
 use weft_tests::{CniTool, Etcd, Host, Mirror, Pod, World, command, eventually, ips};
 
 /// What a container runs that serves on its port 80.
@@ -218,7 +218,7 @@ fn a_pod_of_containerd_has_its_port_and_its_limits() {
 #[test]
 fn containers_of_podman_reach_each_other() {
     let machine = Machine::new("20-weft-nerdctl-podman.conflist");
-    let podman = Podman::new(&machine);
+    let podman = runtime::podman(&machine);
     podman.run("first", "weft-net");
     podman.remove("first");
     let before = World::of(machine.host(), &[]);
@@ -246,7 +246,7 @@ fn a_container_of_podman_comes_again_with_its_port_and_its_address() {
     let machine = Machine::with("20-weft-nerdctl-podman.conflist", |conflist| {
         conflist["plugins"][0]["ipam"]["sticky"] = "name".into();
     });
-    let podman = Podman::new(&machine);
+    let podman = runtime::podman(&machine);
     let web = || {
         podman.run_with("web", "weft-net", &["--publish", "8080:80"], &SERVE);
         assert_serves(BRIDGE);
@@ -276,9 +276,9 @@ fn a_container_of_nerdctl_comes_again_with_its_port_and_its_address() {
     let machine = Machine::with("20-weft-nerdctl-podman.conflist", |conflist| {
         conflist["plugins"][0]["ipam"]["sticky"] = "name".into();
     });
-    let nerdctl = Nerdctl::start(&machine);
+    let nerdctl = runtime::nerdctl(&machine);
     let web = || {
-        nerdctl.run("web", "weft-net", &["--hostname", "web", "--publish", "8080:80"], &SERVE);
+        nerdctl.run_with("web", "weft-net", &["--hostname", "web", "--publish", "8080:80"], &SERVE);
         assert_serves(BRIDGE);
         nerdctl.address("web")
     };
@@ -295,16 +295,15 @@ fn a_container_of_nerdctl_comes_again_with_its_port_and_its_address() {
 
     assert_eq!(web(), first, "the address that it had");
     nerdctl.remove("web");
-    nerdctl.run("other", "weft-net", &[], &["sleep", "infinity"]);
+    nerdctl.run("other", "weft-net");
     assert_ne!(nerdctl.address("other"), first, "it is kept for the name");
     assert_eq!(web(), first, "the address that is kept for the name");
     assert_eq!(machine.host().ports("weft2").len(), 2);
     assert_eq!(nerdctl.exec("other", &["nc", &BRIDGE.to_string(), "8080"]), "served\n");
     nerdctl.exec("other", &[&PING[..], &[&first.to_string()]].concat());
-    let modes = |name: &str, network: &str| nerdctl.run(name, network, &[], &["sleep", "infinity"]);
-    modes("alone", "none");
-    modes("beside", "container:web");
-    modes("bare", "host");
+    for (name, network) in [("alone", "none"), ("beside", "container:web"), ("bare", "host")] {
+        nerdctl.run(name, network);
+    }
     assert_modes(&machine, first, |name, words| nerdctl.exec(name, words));
     for name in ["bare", "beside", "alone"] {
         nerdctl.remove(name);

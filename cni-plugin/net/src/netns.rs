@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 
-use cni_protocol::Netns;
+use cni_protocol::ContainerNetns;
 use nix::sched::{CloneFlags, setns};
 
 /// A network namespace, held open so that it cannot go away meanwhile.
@@ -14,12 +14,12 @@ pub struct NetNs(Rc<File>);
 
 impl NetNs {
     /// A container's.
-    pub fn of(container: &Netns) -> Self {
+    pub fn of(container: &ContainerNetns) -> Self {
         Self(container.file())
     }
 
     /// The host's, of which the container is one.
-    pub fn host_of(container: &Netns) -> Self {
+    pub fn host_of(container: &ContainerNetns) -> Self {
         Self(container.host())
     }
 

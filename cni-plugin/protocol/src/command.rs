@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    AddResult, CniArgs, ContainerId, Deadline, IfName, Netns, NetworkName, VALID_ATTACHMENTS, Version,
+    AddResult, CniArgs, ContainerId, ContainerNetns, Deadline, IfName, NetworkName, VALID_ATTACHMENTS,
+    Version,
 };
 
 /// What every command with a configuration has.
@@ -65,7 +66,7 @@ pub struct AddArgs {
     pub container_id: ContainerId,
     pub ifname: IfName,
     /// A network namespace that exists and is not the caller's own.
-    pub netns: Netns,
+    pub netns: ContainerNetns,
     pub args: CniArgs,
     /// What the plugin before this one in the chain returned.
     pub prev_result: Option<AddResult>,
@@ -93,7 +94,7 @@ pub struct CheckArgs {
     pub container_id: ContainerId,
     pub ifname: IfName,
     /// A network namespace that exists and is not the caller's own.
-    pub netns: Netns,
+    pub netns: ContainerNetns,
     pub args: CniArgs,
     /// What the container's last ADD returned.
     pub prev_result: AddResult,

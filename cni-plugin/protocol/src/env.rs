@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::{CniArgs, Code, ContainerId, Error, IfName, Netns};
+use crate::{CniArgs, Code, ContainerId, ContainerNetns, Error, IfName};
 
 /// The variables as they are. An empty one is as good as unset.
 #[derive(Debug, Default, Clone)]
@@ -39,7 +39,7 @@ impl RawEnv {
     ///
     /// # Errors
     /// [`Code::InvalidEnvironment`] with the name of every variable that is missing or invalid.
-    pub(crate) fn present_container(&self) -> Result<Attachment<Netns>, Error> {
+    pub(crate) fn present_container(&self) -> Result<Attachment<ContainerNetns>, Error> {
         self.attachment(checked_netns(self.netns.as_deref()), parse_args(self.args.as_deref()))
     }
 
@@ -111,11 +111,11 @@ fn parse<T: FromStr<Err = Error>>(name: &str, value: Option<&OsStr>) -> Result<T
     text.parse().map_err(|error| format!("{name}: {error}"))
 }
 
-fn checked_netns(value: Option<&OsStr>) -> Result<Netns, String> {
+fn checked_netns(value: Option<&OsStr>) -> Result<ContainerNetns, String> {
     let value = value.ok_or("CNI_NETNS is not set")?;
     // The result has to name it, and JSON is UTF-8.
     let path = Path::new(value.to_str().ok_or("CNI_NETNS is not UTF-8")?);
-    Netns::open(path).map_err(|reason| format!("CNI_NETNS: {reason}"))
+    ContainerNetns::open(path).map_err(|reason| format!("CNI_NETNS: {reason}"))
 }
 
 fn parse_args(value: Option<&OsStr>) -> Result<CniArgs, String> {

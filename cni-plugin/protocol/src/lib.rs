@@ -45,7 +45,7 @@ pub use error::{Code, Error};
 pub use id::{ContainerId, IfName, NetworkName};
 pub use keys::canonicalize_keys;
 pub use mac::MacAddr;
-pub use netns::{Netns, own as own_netns};
+pub use netns::{ContainerNetns, own as own_netns};
 pub use processor::move_away;
 pub use request::VALID_ATTACHMENTS;
 pub use result::{AddResult, Dns, Interface, IpConfig, Route};

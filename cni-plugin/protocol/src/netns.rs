@@ -43,13 +43,13 @@ pub fn own() -> io::Result<File> {
 
 /// A container's network namespace: open since it was looked at, so whatever becomes of the path, it is this one.
 #[derive(Debug, Clone)]
-pub struct Netns {
+pub struct ContainerNetns {
     path: PathBuf,
     file: Rc<File>,
     host: Rc<File>,
 }
 
-impl Netns {
+impl ContainerNetns {
     /// Opens a namespace other than this process' own.
     ///
     /// # Errors
@@ -135,8 +135,8 @@ pub(crate) mod tests {
     #[test]
     fn only_another_network_namespace() {
         let (_file, path) = other_netns();
-        assert_eq!(Netns::open(&path).unwrap().path(), path);
-        let check = |path| Netns::open(path).map(drop);
+        assert_eq!(ContainerNetns::open(&path).unwrap().path(), path);
+        let check = |path| ContainerNetns::open(path).map(drop);
         assert!(check(Path::new("/proc/1/ns/../../self/ns/net")).unwrap_err().contains("host's own"));
         assert!(check(Path::new("/nowhere")).unwrap_err().contains("/nowhere"));
         assert!(check(Path::new("/proc/self/ns/mnt")).unwrap_err().contains("no network namespace"));
@@ -167,6 +167,6 @@ pub(crate) mod tests {
         let directory = tempfile::tempdir().unwrap();
         let fifo = directory.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(Netns::open(&fifo).unwrap_err().contains("special file"));
+        assert!(ContainerNetns::open(&fifo).unwrap_err().contains("special file"));
     }
 }

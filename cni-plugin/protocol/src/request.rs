@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 
 use crate::env::{Attachment, RawEnv};
 use crate::{
-    AddArgs, AddResult, Call, CheckArgs, Code, Command, Deadline, DelArgs, Error, GcArgs, Netns, NetworkName,
-    StatusArgs, ValidAttachment, Verb, Version, json, logging, runtime_config, stdin,
+    AddArgs, AddResult, Call, CheckArgs, Code, Command, ContainerNetns, Deadline, DelArgs, Error, GcArgs,
+    NetworkName, StatusArgs, ValidAttachment, Verb, Version, json, logging, runtime_config, stdin,
 };
 
 /// The environment variable with the time for stdin in seconds.
@@ -73,13 +73,13 @@ pub(crate) fn read(verb: Verb, raw: &RawEnv, version: &Cell<Version>) -> Result<
     Ok(Request::Command(Box::new(command)))
 }
 
-fn add(attachment: Attachment<Netns>, call: Call) -> Result<Command, Error> {
+fn add(attachment: Attachment<ContainerNetns>, call: Call) -> Result<Command, Error> {
     let Attachment { container_id, ifname, netns, args } = attachment;
     let prev_result = prev_result(&call.conf)?;
     Ok(Command::Add(AddArgs { call, container_id, ifname, netns, args, prev_result }))
 }
 
-fn check(attachment: Attachment<Netns>, call: Call) -> Result<Command, Error> {
+fn check(attachment: Attachment<ContainerNetns>, call: Call) -> Result<Command, Error> {
     let Attachment { container_id, ifname, netns, args } = attachment;
     let prev_result = prev_result(&call.conf)?.ok_or_else(|| {
         Error::new(

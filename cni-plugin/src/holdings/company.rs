@@ -18,7 +18,7 @@ use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{close, mkfifo, pipe2};
 use weft_state::monotonic;
 
-use crate::child;
+use crate::child::{self, Forked};
 
 /// In the state directory; no network has such a name.
 const FIFO: &str = ".erasing";
@@ -74,9 +74,12 @@ impl Company {
     /// # Errors
     /// Those of fork(2).
     pub fn leave(self, own_socket: impl Sized) -> Result<(), Errno> {
-        let Some(child) = child::fork()? else {
-            drop(own_socket);
-            return Ok(());
+        let child = match child::fork()? {
+            Forked::Child(child) => child,
+            Forked::Parent { .. } => {
+                drop(own_socket);
+                return Ok(());
+            }
         };
         let is_well = child.detached.is_ok() && self.given_up().stay().is_ok();
         child.exit(is_well)

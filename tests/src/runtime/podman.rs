@@ -1,65 +1,23 @@
 //! podman with CNI networks.
 
 use std::fs;
-use std::net::Ipv4Addr;
 
-use super::{IMAGE, Machine, address_in, image};
+use super::engine::{Engine, Options};
+use super::{IMAGE, Machine, image};
 
-/// podman on a [`Machine`]; it has no daemon.
-pub struct Podman<'machine> {
-    machine: &'machine Machine,
-}
-
-impl<'machine> Podman<'machine> {
-    /// Configures podman for CNI and gives it the image.
-    pub fn new(machine: &'machine Machine) -> Self {
-        fs::write("/etc/containers/containers.conf", configuration()).expect("write podman's configuration");
-        fs::write("/etc/containers/storage.conf", STORAGE).expect("write podman's storage configuration");
-        let podman = Self { machine };
-        podman.podman(&["import", image::LAYER, IMAGE]);
-        podman
-    }
-
-    /// Runs podman, which must succeed.
-    #[track_caller]
-    pub fn podman(&self, words: &[&str]) -> String {
-        self.machine.run(&[&["podman"], words].concat())
-    }
-
-    /// Starts a container on a network; returns when its network is there.
-    #[track_caller]
-    pub fn run(&self, name: &str, network: &str) {
-        self.run_with(name, network, &[], &["sleep", "infinity"]);
-    }
-
-    /// The same with further options and another program.
-    #[track_caller]
-    pub fn run_with(&self, name: &str, network: &str, more: &[&str], program: &[&str]) {
-        let cgroup = self.machine.cgroup();
-        let options = ["--detach", "--name", name, "--network", network, "--cgroup-parent", cgroup];
+/// podman, configured for CNI and with the image; it has no daemon.
+pub fn podman(machine: &Machine) -> Engine<'_> {
+    fs::write("/etc/containers/containers.conf", configuration()).expect("write podman's configuration");
+    fs::write("/etc/containers/storage.conf", STORAGE).expect("write podman's storage configuration");
+    let options = Options {
+        program: vec!["podman".to_owned()],
         // Without NET_RAW, which podman does not give, nobody can ping.
-        let words = [&["run", "--cap-add", "NET_RAW"], &options[..], more, &[IMAGE], program].concat();
-        self.podman(&words);
-    }
-
-    /// Runs a program in a container, which must succeed.
-    #[track_caller]
-    pub fn exec(&self, name: &str, words: &[&str]) -> String {
-        self.podman(&[&["exec", name], words].concat())
-    }
-
-    /// The address of a container's `eth0`, as the container itself sees it.
-    #[track_caller]
-    pub fn address(&self, name: &str) -> Ipv4Addr {
-        let text = self.exec(name, &["ip", "-4", "-o", "addr"]);
-        address_in(&text).unwrap_or_else(|| panic!("{name} has no address: {text}"))
-    }
-
-    /// Ends a container and removes it.
-    #[track_caller]
-    pub fn remove(&self, name: &str) {
-        self.podman(&["rm", "--force", "--time", "0", name]);
-    }
+        run: &["--cap-add", "NET_RAW"],
+        remove: &["--time", "0"],
+    };
+    let podman = Engine::new(machine, options);
+    podman.command(&["import", image::LAYER, IMAGE]);
+    podman
 }
 
 /// crun refuses cgroups that are half v1 and half v2, runc does not; no systemd is asked for groups. The limits are

@@ -69,3 +69,27 @@ fn passwords() {
     fleet.etcd.restart();
     assert_heard(&fleet, 91);
 }
+
+/// In etcd first, and in the file later: the hosts go on meanwhile, and need no restart. Who is connected is let be by etcd, so it
+/// ends the connections.
+#[test]
+fn a_password_that_is_changed() {
+    let file = Path::new("/run/password");
+    let fleet = pair(Access::Password, |etcd| {
+        etcd.ctl(&["user", "add", "hosts:first"]);
+        etcd.ctl(&["user", "grant-role", "hosts", "root"]);
+        fs::write(file, "first").expect("write a password");
+        json!({ "username": "hosts", "passwordFile": file })
+    });
+    assert_heard(&fleet, 90);
+    fleet.etcd.set_password("hosts", "second");
+    fleet.etcd.restart();
+    for agent in &fleet.agents {
+        eventually(PATIENCE, "it says what is wrong", || {
+            agent.daemon().log().contains("does not know this user and password").then_some(())
+        });
+        agent.ready();
+    }
+    fs::write(file, "second").expect("write a password");
+    assert_heard(&fleet, 91);
+}
