@@ -120,7 +120,8 @@ impl Attachment {
         let metric = self.network.metrics.get(self.key.ifname.as_str()).copied();
         let plan = Plan::new(&self.network, &given.ips, &given.routes)?.with_metric(metric);
         self.ensure_routing(&bridge, &plan)?;
-        let holdings = Holdings::new(&self.network, &self.asked, &plan, Port { index, mac: self.mac })?;
+        let port = Port { index, mac: self.mac, quiet: !bridge.snoops };
+        let holdings = Holdings::new(&self.network, &self.asked, &plan, port)?;
         let rules = self.rules.take();
         let _hold =
             hold(&mut self.journal, rules, &self.args.call, &self.key, &self.network.traces, holdings)?;

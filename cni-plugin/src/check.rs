@@ -59,9 +59,11 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
             (content.holdings, content.shaping)
         }
         _ => {
-            let veth =
-                host.link(&key.host_veth()).map_err(|error| failed(&"look at the veth", error.into()))?;
-            let port = Port { index: veth.map_or(0, |veth| veth.index), mac: promised.mac(&key) };
+            let mut link =
+                |name: &str| host.link(name).map_err(|e| failed(&format!("look at {name}"), e.into()));
+            let index = link(&key.host_veth())?.map_or(0, |veth| veth.index);
+            let snoops = link(network.bridge.as_str())?.is_some_and(|bridge| bridge.snoops);
+            let port = Port { index, mac: promised.mac(&key), quiet: !snoops };
             (Holdings::new(&network, &asked, &plan, port)?, network.shaping.or(&asked.shaping))
         }
     };
@@ -201,6 +203,12 @@ impl Checker {
                 self.found.push(other_mac(&bridge, &mac));
             }
         }
+        let is_deaf = bridge.snoops && self.holdings.guard.as_ref().is_some_and(Guard::is_quiet);
+        self.require(!is_deaf, || {
+            format!(
+                "bridge {name} has multicast snooping on by now, and the guard keeps from it who listens: attach the container anew"
+            )
+        });
         let addresses = self.host.addresses(bridge.index)?;
         for gateway in self.plan.gateways.clone() {
             self.require(addresses.contains(&gateway), || {

@@ -25,7 +25,7 @@ mod rules;
 mod tests;
 
 pub use rules::GROUP;
-use rules::{DHCP, MAC, MORE, ND_MAC, ND_MORE, ND_OWN, OWN, PORTS, off};
+use rules::{DHCP, MAC, MORE, ND_MAC, ND_MORE, ND_OWN, OWN, PORTS, QUIET, off};
 
 /// The IPAM plugin whose addresses a client in the container renews.
 const DHCP_PLUGIN: &str = "dhcp";
@@ -36,6 +36,9 @@ pub struct Port {
     /// The number of the interface: a look-up of it costs less than one of the name, and no other one ever gets it.
     pub index: u32,
     pub mac: MacAddr,
+    /// Whether its bridge passes multicast to every port, so that none is in need of hearing who listens.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub quiet: bool,
 }
 
 /// What an attachment is known by.
@@ -89,6 +92,11 @@ impl Guard {
         self.container.index
     }
 
+    /// Whether it drops reports of multicast listeners, which a bridge that snoops is in need of.
+    pub fn is_quiet(&self) -> bool {
+        self.container.quiet
+    }
+
     /// Whether a part is on.
     pub fn has(&self, part: Part) -> bool {
         !self.off.contains(&part)
@@ -96,13 +104,14 @@ impl Guard {
 
     /// The elements that stand for it, for a port of this name.
     pub fn elements(&self, veth: &str) -> Elements {
-        let Port { index, mac: own_mac } = self.container;
+        let Port { index, mac: own_mac, quiet } = self.container;
         let port = || Tuple::default().ifindex(index);
         let mac = |set| Element::new(set, port().mac(own_mac), format!("{veth} . {own_mac}"));
         let alone = |set| Element::new(set, port(), veth.to_owned());
         let mut own = vec![alone(&PORTS), mac(&MAC)];
         if self.addresses.iter().any(IpAddr::is_ipv6) {
             own.push(mac(&ND_MAC));
+            own.extend(quiet.then(|| alone(&QUIET)));
         }
         let neighbours = |set: &'static Set, address: &IpAddr| address.is_ipv6().then_some(set);
         for address in &self.addresses {

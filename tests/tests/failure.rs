@@ -173,7 +173,8 @@ impl Failed {
                 staged = stage();
             }
             self.hits.push(line);
-            nth += 1;
+            // All answers are read in one place, which is a third of an ADD's calls.
+            nth += if syscall == "recvfrom" { 4 } else { 1 };
         }
     }
 }
@@ -185,7 +186,7 @@ fn lost(reply: &Reply) -> bool {
 }
 
 #[test]
-fn of_weft_on_a_fresh_host() {
+fn of_weft_as_the_first_on_a_host() {
     let failed = Failed::all(Tampered::Weft);
     failed.assert_hits(&[
         "RTM_NEWLINK", "RTM_NEWADDR", "RTM_NEWQDISC", "RTM_NEWTFILTER", NEW_ROUTE_IN_THE_POD, "RTM_GETLINK",

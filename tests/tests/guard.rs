@@ -15,7 +15,9 @@ use serde_json::{Value, json};
 use weft_tests::frames::{Frame, Wire};
 use weft_tests::{Host, Network, Pod, command, dist, eventually, ips, script, transfer};
 
-use forgeries::{ALL, Case, GATEWAY, GATEWAY6, Station, cases, claims, claims6, fragments, superior};
+use forgeries::{
+    ALL, Case, GATEWAY, GATEWAY6, Station, cases, claims, claims6, fragments, listening, superior,
+};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -275,6 +277,35 @@ fn real_traffic() {
         }
         let link_local = Station::of(&result).link_local;
         one.command(&format!("ping -n -c 1 -W 3 {link_local}%eth0"));
+    }
+}
+
+/// That somebody listens to a multicast group is of interest to a bridge that passes multicast on only then. On others the reports
+/// go nowhere.
+#[test]
+fn reports_of_multicast_listeners() {
+    let _host = Host::new();
+    let (attacker, victim) = (Pod::new(), Pod::new());
+    for snooping in [false, true] {
+        command(&format!("ip link add weft0 type bridge mcast_snooping {}", u8::from(snooping)));
+        let result = Network::dual().add(&attacker);
+        let (me, wire) = (Station::of(&result), wire(&result, &attacker));
+        let (peer, mut seen) = attach(&Network::dual(), &victim);
+        let (report, echo) = listening(me, peer);
+        wire.send(&report);
+        wire.send(&echo);
+        seen.wait_for(&echo, "what comes after the report");
+        assert_eq!(seen.has_seen(&report), snooping);
+        if !snooping {
+            Network::dual().check(&attacker, &result).done();
+            command("ip link set weft0 type bridge mcast_snooping 1");
+            let error = Network::dual().check(&attacker, &result).error();
+            assert!(error.msg.contains("multicast snooping"), "{error:?}");
+        }
+        for pod in [&attacker, &victim] {
+            Network::dual().del(pod);
+        }
+        command("ip link delete weft0");
     }
 }
 

@@ -101,7 +101,7 @@ impl OfAnother {
                 asked.allowed_addresses.push(address.into());
             }
         }
-        Guard::new(&conf.guard, None, &asked, &self.plan, Port { index: port.index, mac })
+        Guard::new(&conf.guard, None, &asked, &self.plan, Port { index: port.index, mac, quiet: false })
     }
 
     /// Who may talk with the container. What is forwarded shows only where the host is its gateway: a subnet that others

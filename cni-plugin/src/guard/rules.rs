@@ -50,6 +50,9 @@ pub(super) static ND_OWN: Set = set("guard-nd", &[Type::Ifindex, TARGET.1], fals
 pub(super) static ND_MORE: Set = set("guard-nd-more", &[Type::Ifname, TARGET.1], true);
 /// Ports behind which addresses come and go by DHCP.
 pub(super) static DHCP: Set = set("guard-dhcp", &[Type::Ifindex], false);
+/// Ports of bridges that pass multicast to every port. Reports of who listens to it would go to all of them too, and are for nobody
+/// there: with a thousand containers they are more work than all else about the next one.
+pub(super) static QUIET: Set = set("guard-quiet", &[Type::Ifindex], false);
 /// Ports for which a part is off.
 static OFF: [Set; 5] = [
     set("guard-off-mac", &[Type::Ifindex], false),
@@ -73,8 +76,8 @@ pub static GROUP: Group = Group {
     name: "guard",
     table: Table::Bridge,
     sets: &[
-        PORTS, MAC, OWN[0], OWN[1], MORE[0], MORE[1], ND_MAC, ND_OWN, ND_MORE, DHCP, OFF[0], OFF[1], OFF[2],
-        OFF[3], OFF[4],
+        PORTS, MAC, OWN[0], OWN[1], MORE[0], MORE[1], ND_MAC, ND_OWN, ND_MORE, DHCP, QUIET, OFF[0], OFF[1],
+        OFF[2], OFF[3], OFF[4],
     ],
     chains: &[
         regular("guard-nd-source", nd_source, 6),
@@ -82,7 +85,7 @@ pub static GROUP: Group = Group {
         regular("guard-solicit", solicitation, 8),
         regular("guard-advert", advertisement, 7),
         regular("guard-router", router_solicitation, 6),
-        regular("guard-icmp6", icmp6, 7),
+        regular("guard-icmp6", icmp6, 8),
         regular("guard-ip6-known", ip6_known, 12),
         regular("guard-ip6", ip6, 6),
         regular("guard-ip-known", ip_known, 6),
@@ -221,6 +224,7 @@ fn icmp6() -> Vec<Rule> {
     vec![
         unless_off(kind(ROUTER_ADVERTISEMENT), Part::Rogue),
         unless_off(kind(REDIRECT6), Part::Rogue),
+        kind(LISTENER_REPORT).found(&[Load::Iif], &QUIET).drop(),
         if_off(Part::Nd).give_back(),
         kind(SOLICITATION).jump("guard-solicit"),
         kind(ADVERTISEMENT).jump("guard-advert"),

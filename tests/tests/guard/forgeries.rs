@@ -102,7 +102,10 @@ fn addresses(me: Station, peer: Station) -> Vec<Case> {
         0,
         &udp(nowhere, Ipv4Addr::BROADCAST, (68, 67), b"discover"),
     );
-    let report = |from: Ipv6Addr| icmp6(from, ALL_NODES, 143, &[0; 4]);
+    // Duplicate address detection (RFC 4862 §5.4.2).
+    let unspecified = Ipv6Addr::UNSPECIFIED;
+    let question = icmp6(unspecified, ALL_NODES, 135, &[&[0; 4], &me.v6.octets()[..]].concat());
+    let detection = packet(unspecified, ALL_NODES, ICMP6, 0, &question);
     vec![
         case("IPv4 with another MAC address", &["mac"], v4(STRANGER, me.v4), v4(me.mac, me.v4)),
         case("IPv6 with another MAC address", &["mac"], v6(STRANGER, me.v6), v6(me.mac, me.v6)),
@@ -116,10 +119,12 @@ fn addresses(me: Station, peer: Station) -> Vec<Case> {
             v6(me.mac, peer.link_local),
             v6(me.mac, me.link_local),
         ),
-        case("IPv6 from no address", &["ip"], v6(me.mac, Ipv6Addr::UNSPECIFIED), {
-            let unspecified = Ipv6Addr::UNSPECIFIED;
-            Frame::ip(ALL_NODES_MAC, me.mac, &packet(unspecified, ALL_NODES, ICMP6, 0, &report(unspecified)))
-        }),
+        case(
+            "IPv6 from no address",
+            &["ip"],
+            v6(me.mac, unspecified),
+            Frame::ip(ALL_NODES_MAC, me.mac, &detection),
+        ),
         case(
             "a DHCP client where there is no DHCP",
             &["ip"],
@@ -327,4 +332,18 @@ pub(crate) fn superior(me: Station) -> Frame {
     let times = [0, 0, 20, 0, 2, 0, 15, 0];
     let bpdu = [&[0x42, 0x42, 3, 0, 0, 0, 0, 0][..], &id, &[0; 4], &id, &[0x80, 1], &times].concat();
     Frame::new([1, 0x80, 0xc2, 0, 0, 0], me.mac, 38, &bpdu)
+}
+
+/// A report of somebody who listens to a multicast group (RFC 3810 §5.2), and an honest frame.
+pub(crate) fn listening(me: Station, peer: Station) -> (Frame, Frame) {
+    let routers = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16);
+    let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 0x99);
+    // One record: from now on everything that is sent to the group.
+    let body = [&[0, 0, 0, 1, 4, 0, 0, 0][..], &group.octets()].concat();
+    // Behind an option for routers (RFC 2711).
+    let payload = [&[ICMP6, 0, 5, 2, 0, 0, 1, 0][..], &icmp6(me.link_local, routers, 143, &body)].concat();
+    let report =
+        Frame::ip([0x33, 0x33, 0, 0, 0, 0x16], me.mac, &packet(me.link_local, routers, 0, 0, &payload));
+    let echo = packet(me.v6, peer.v6, ICMP6, 0, &icmp6(me.v6, peer.v6, 128, &[0; 8]));
+    (report, Frame::ip(peer.mac, me.mac, &echo))
 }

@@ -10,6 +10,8 @@ use nix::libc;
 use super::{BPDUS, BridgePort, Link};
 use crate::attribute::{attributes, find, text};
 
+/// `IFLA_BR_MCAST_SNOOPING` of linux/if_link.h, in `IFLA_INFO_DATA` of a bridge.
+const BR_MCAST_SNOOPING: u16 = 23;
 /// Attributes of a port in `IFLA_INFO_SLAVE_DATA` (`IFLA_BRPORT_*` of linux/if_link.h).
 const BRPORT_MODE: u16 = 4;
 const BRPORT_GROUP_FWD_MASK: u16 = 31;
@@ -51,6 +53,7 @@ fn link(index: u32, flags: u32, nest: &[u8]) -> Link {
         master: None,
         peer: None,
         port: None,
+        snoops: false,
     };
     for (kind, value) in attributes(nest) {
         match kind {
@@ -68,9 +71,13 @@ fn link(index: u32, flags: u32, nest: &[u8]) -> Link {
     link
 }
 
-/// Kind, and the settings of a bridge port.
+/// Kind, and the settings of a bridge and of a bridge port.
 fn read_info(nest: &[u8], link: &mut Link) {
     link.kind = find(nest, libc::IFLA_INFO_KIND).map(text);
+    let of_bridge = find(nest, libc::IFLA_INFO_DATA)
+        .filter(|_| link.kind.as_deref() == Some("bridge"))
+        .unwrap_or_default();
+    link.snoops = find(of_bridge, BR_MCAST_SNOOPING) == Some(&[1]);
     let is_bridge_port = find(nest, libc::IFLA_INFO_SLAVE_KIND).is_some_and(|kind| text(kind) == "bridge");
     link.port = find(nest, libc::IFLA_INFO_SLAVE_DATA).filter(|_| is_bridge_port).map(port);
 }

@@ -147,13 +147,14 @@ impl Connection {
         Self { client, server }
     }
 
-    /// What one end sends as fast as it can, as the other end receives it.
+    /// What one end sends as fast as it can, as the other end receives it, both on one processor: then it is the work for each byte that
+    /// counts. On two, a flow is five times as fast as the next one, as it happens that one end waits for the other or does not.
     fn gigabits(&self, time: Duration) -> f64 {
         let (mut client, mut server) = (&self.client, &self.server);
         let start = Instant::now();
         let sent = std::thread::scope(|scope| {
             let sender = scope.spawn(move || {
-                stay_on(1);
+                stay_on(0);
                 let block = vec![0; BLOCK];
                 let mut sent = 0;
                 while start.elapsed() < time {
