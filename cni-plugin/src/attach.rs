@@ -304,9 +304,9 @@ impl Attachment {
     /// The container's side.
     fn configure(&mut self, plan: &Plan, index: u32) -> Result<(), Error> {
         let ifname = &self.key.ifname;
-        let (journal, pod) = (&mut self.journal, &mut self.pod);
+        let (journal, pod, host) = (&mut self.journal, &mut self.pod, &mut self.host);
         if plan.ipv6 != Ipv6::Untouched {
-            journal.within(Step::Settings(ifname.clone()), || pod.set_ipv6(ifname, plan.ipv6))?;
+            journal.within(Step::Settings(ifname.clone()), || pod.set_ipv6(host, ifname, plan.ipv6))?;
         }
         if self.announces {
             journal.within(Step::Neighbours(ifname.clone()), || pod.set_announcing(ifname))?;

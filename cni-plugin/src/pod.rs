@@ -20,6 +20,10 @@ const RECHECK: Duration = Duration::from_millis(20);
 /// not known.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Among how many other namespaces a container's settings are looked for in a procfs of the process' own: to make one takes as long as
+/// to look among so many.
+const MANY: u32 = 100;
+
 /// A container's network namespace, with a socket in it.
 pub struct Pod {
     pub netns: NetNs,
@@ -37,8 +41,11 @@ impl Pod {
 
     /// Switches IPv6 of an interface as planned. Before the interface is up for the first time, so that
     /// nothing is sent that the network does not have.
-    pub fn set_ipv6(&self, ifname: &IfName, ipv6: Ipv6) -> Result<(), Fault> {
-        self.netns.run(&self.home, || Sysctl::set_ipv6_of(ifname.as_str(), ipv6_settings(ipv6)))??;
+    pub fn set_ipv6(&self, host: &mut Netlink, ifname: &IfName, ipv6: Ipv6) -> Result<(), Fault> {
+        // The kernel gives a namespace the smallest number that no other has.
+        let are_many = host.number_of(&self.netns)?.is_some_and(|number| number >= MANY);
+        let set = || Sysctl::set_ipv6_of(ifname.as_str(), ipv6_settings(ipv6), are_many);
+        self.netns.run(&self.home, set)??;
         Ok(())
     }
 

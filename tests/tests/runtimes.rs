@@ -4,6 +4,8 @@
 
 #[path = "runtimes/cri.rs"]
 mod cri;
+#[path = "runtimes/crowd.rs"]
+mod crowd;
 
 use std::fs;
 use std::io::Read;

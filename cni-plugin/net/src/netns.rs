@@ -2,11 +2,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::rc::Rc;
 
 use cni_protocol::ContainerNetns;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use nix::sched::{CloneFlags, setns};
+
+use crate::{Netlink, NlResult};
 
 /// A network namespace, held open so that it cannot go away meanwhile.
 #[derive(Debug, Clone)]
@@ -48,6 +52,24 @@ impl NetNs {
 impl AsFd for NetNs {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+impl Netlink {
+    /// `ip netns list-id`: the number that the socket's namespace has for another one, which is the smallest that it has for none yet.
+    /// `None` where the two have nothing to do with each other.
+    pub fn number_of(&mut self, netns: &NetNs) -> NlResult<Option<u32>> {
+        let mut query = NsidMessage::default();
+        query.attributes = vec![NsidAttribute::Fd(netns.as_fd().as_raw_fd().cast_unsigned())];
+        let answers = self.socket.request(RouteNetlinkMessage::GetNsId(query), 0)?;
+        let attributes = answers.iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewNsId(message) => Some(&message.attributes),
+            _ => None,
+        });
+        Ok(attributes.flatten().find_map(|attribute| match attribute {
+            NsidAttribute::Id(number) => u32::try_from(*number).ok(),
+            _ => None,
+        }))
     }
 }
 

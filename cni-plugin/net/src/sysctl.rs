@@ -2,11 +2,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use crate::Family;
 
@@ -72,10 +74,20 @@ impl Sysctl {
     }
 
     /// `net.ipv6.conf.IFNAME.KEY=VALUE` for several keys. Their directory is looked up once: the kernel finds it among those
-    /// of all namespaces, which have the same names.
-    pub fn set_ipv6_of(ifname: &str, settings: &[(&str, &str)]) -> io::Result<()> {
+    /// of all namespaces, which have the same names. Where these are many, it is looked for in a procfs of the process' own.
+    pub fn set_ipv6_of(ifname: &str, settings: &[(&str, &str)], are_many: bool) -> io::Result<()> {
+        const FLAGS: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
         let Self(path) = Self::at(&format!("ipv6/conf/{ifname}"));
-        let directory = match open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) {
+        let own = are_many.then(own_procfs).transpose().unwrap_or_else(|error| {
+            // Who is root in a user namespace alone may not have one.
+            log::debug!("no procfs of its own: {error}");
+            None
+        });
+        let found = match (own, path.strip_prefix("/proc")) {
+            (Some(own), Ok(path)) => openat(own, path, FLAGS, Mode::empty()),
+            _ => open(&path, FLAGS, Mode::empty()),
+        };
+        let directory = match found {
             Err(Errno::ENOENT) => return Ok(()),
             other => other?,
         };
@@ -95,6 +107,13 @@ impl Sysctl {
             _ => Ok(false),
         }
     }
+}
+
+/// A procfs that is mounted nowhere, and goes with what is open of it: `mount -t proc`.
+fn own_procfs() -> io::Result<OwnedFd> {
+    let procfs = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&procfs)?;
+    Ok(fsmount(procfs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
 }
 
 impl std::fmt::Display for Sysctl {
