@@ -16,7 +16,7 @@ use crate::fault::{Change, Fault, failed};
 use crate::guard::Port;
 use crate::holdings::Holdings;
 use crate::holdings::hold::hold;
-use crate::ipam::Reserving;
+use crate::ipam::{self, Reserving};
 use crate::key::{AttachmentKey, VethEnd};
 use crate::masquerade::{self, Ensured};
 use crate::overlay;
@@ -103,7 +103,10 @@ impl Attachment {
     /// network that spans hosts they do depend on them, as the lease says how large packets may be.
     fn attach(&mut self) -> Result<AddResult, Error> {
         self.journal.write_record(false)?;
-        self.reserve()?;
+        let asks_by_interface = self.network.traces.ipam.as_deref() == Some(ipam::DHCP);
+        if !asks_by_interface {
+            self.reserve()?;
+        }
         let mut given = None;
         if self.network.data_dir.is_some() {
             given = Some(self.addresses()?);
@@ -115,6 +118,9 @@ impl Attachment {
         let detours = self.limit(index)?;
         self.open_port()?;
         let container = self.prepare()?;
+        if asks_by_interface {
+            self.reserve()?;
+        }
         self.look_at_rules()?;
         let given = given.map_or_else(|| self.addresses(), Ok)?;
         let metric = self.network.metrics.get(self.key.ifname.as_str()).copied();
@@ -214,7 +220,7 @@ impl Attachment {
                 bridge::ensure_forwarding(host, *family).map(|change| ((), change))
             })?;
         }
-        if !plan.masquerade.prefixes.is_empty() {
+        if !plan.masquerade.is_nothing() {
             let ensured = self.journal.run(Step::Shared(Shared::Masquerade(Ensured::Nothing)), || {
                 let opened = self.rules.take().map_or_else(|| Rules::open(self.args.call.deadline), Ok)?;
                 let nft = &mut self.rules.insert(opened).nft;
@@ -222,6 +228,7 @@ impl Attachment {
                 Ok::<_, NetError>((ensured, Change::Found))
             })?;
             self.journal.note(Step::Shared(Shared::Masquerade(ensured)));
+            self.journal.masquerade.clone_from(&plan.masquerade);
         }
         Ok(())
     }

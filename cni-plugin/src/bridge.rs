@@ -126,6 +126,7 @@ pub fn in_the_way(
     }
     found.retain(|other| other.address != gateway || other.is_secondary());
     found.reverse();
+    found.iter_mut().try_for_each(|other| netlink.note_routes(other))?;
     Ok(Some(found))
 }
 

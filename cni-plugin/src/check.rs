@@ -87,8 +87,10 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         found: Vec::new(),
     };
     if let Some(overlay) = &overlay {
-        let found = overlay::differences(&mut checker.host, overlay);
-        checker.found.extend(found.map_err(|error| failed(&"look at the way to other hosts", error.into()))?);
+        let differences = overlay::differences(&mut checker.host, overlay);
+        let differences =
+            differences.map_err(|error| failed(&"look at the way to other hosts", error.into()))?;
+        checker.found.extend(differences.found);
     }
     checker.run(args).map_err(|fault| failed(&"check the attachment", fault))?;
     verdict(checker.found)?;
@@ -312,7 +314,7 @@ impl Checker {
             let value = key.get()?;
             self.require(value.as_deref() == Some("1"), || format!("{key} is {value:?} instead of 1"));
         }
-        if !self.plan.masquerade.prefixes.is_empty() {
+        if !self.plan.masquerade.is_nothing() {
             let mut nft = Nft::open(args.call.deadline)?;
             if let Err(difference) = masquerade::check(&mut nft, &self.network.name, &self.plan.masquerade) {
                 self.found.push(format!("masquerade: {difference}"));

@@ -22,6 +22,9 @@ pub fn del(args: &DelArgs) -> Result<Outcome, Error> {
     log::info!("DEL {key}");
     let record = Record::lock_existing(&traces.state_dir, &key, args.call.deadline)?;
     let found = record.as_ref().map(Record::read).transpose()?;
+    if matches!(found, Some(Found::Damaged)) {
+        warn!("{key}: its record is damaged; what it has is searched for");
+    }
     // Who comes from now on must not be allowed anything with addresses that will be another's.
     record.iter().for_each(Record::hide);
     remove(&args.call, &key, &traces, found.as_ref().and_then(Found::content))?;

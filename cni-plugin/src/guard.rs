@@ -17,6 +17,7 @@ use weft_net::nft::{Element, Set, Tuple, ends};
 
 use crate::conf::Asked;
 use crate::conf::guard::Part;
+use crate::ipam;
 use crate::plan::{Ipv6, Plan};
 use crate::ruleset::{Elements, by_address};
 
@@ -26,9 +27,6 @@ mod tests;
 
 pub use rules::GROUP;
 use rules::{DHCP, MAC, MORE, ND_MAC, ND_MORE, ND_OWN, OWN, PORTS, QUIET, off};
-
-/// The IPAM plugin whose addresses a client in the container renews.
-const DHCP_PLUGIN: &str = "dhcp";
 
 /// The port of the bridge where a container's frames come in, and the MAC address that they have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,7 +59,7 @@ impl Guard {
     /// [`Code::InvalidConfig`] when the gateway's address is asked for.
     pub fn new(
         parts: &BTreeSet<Part>,
-        ipam: Option<&str>,
+        plugin: Option<&str>,
         asked: &Asked,
         plan: &Plan,
         container: Port,
@@ -84,7 +82,7 @@ impl Guard {
         addresses.extend(single.into_iter().map(|(address, _)| address));
         addresses.sort_unstable();
         addresses.dedup();
-        Ok(Some(Self { container, more, addresses, off, dhcp: ipam == Some(DHCP_PLUGIN) }))
+        Ok(Some(Self { container, more, addresses, off, dhcp: plugin == Some(ipam::DHCP) }))
     }
 
     /// The number of the port that it knows.

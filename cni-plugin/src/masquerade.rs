@@ -20,6 +20,7 @@ use std::net::IpAddr;
 use cni_protocol::NetworkName;
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 
 use weft_net::Family;
 use weft_net::nft::{
@@ -35,12 +36,19 @@ const PRIORITY: i32 = 100;
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// What a network wants of it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Masquerade {
     /// The network's own prefixes; without any, nothing is masqueraded.
     pub prefixes: Vec<IpNetwork>,
     /// Destinations that see containers' own addresses all the same.
     pub exempt: Vec<IpNetwork>,
+}
+
+impl Masquerade {
+    /// Whether nothing is masqueraded.
+    pub fn is_nothing(&self) -> bool {
+        self.prefixes.is_empty()
+    }
 }
 
 /// What [`ensure`] added, so that [`undo`] can take it back.

@@ -17,7 +17,7 @@ use ipnetwork::IpNetwork;
 use weft_state::lease::{HostLease, Peers};
 
 pub use member::{Joined, join, on_file};
-pub use sync::{Changes, Unreached, differences, remove, sync};
+pub use sync::{Changes, Differences, Unreached, differences, remove, sync};
 
 /// What ought to be there.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -19,6 +19,7 @@ use crate::conf::shaping::Shaping;
 use crate::holdings::Holdings;
 use crate::isolation::{self, index};
 use crate::key::AttachmentKey;
+use crate::masquerade::Masquerade;
 use crate::shaping::Limited;
 
 /// The directory of the records, below that of the boot.
@@ -38,6 +39,9 @@ pub struct Content {
     /// What it has in the host's rules, once all is done.
     #[serde(default, skip_serializing_if = "Holdings::is_empty")]
     pub holdings: Holdings,
+    /// What its network has masqueraded, once all is done.
+    #[serde(default, skip_serializing_if = "Masquerade::is_nothing")]
+    pub masquerade: Masquerade,
     /// How its traffic is limited, once all is done.
     #[serde(default, skip_serializing_if = "Shaping::is_none")]
     pub shaping: Shaping,
@@ -61,6 +65,7 @@ impl Content {
             netns: netns.display().to_string(),
             attached,
             holdings: Holdings::default(),
+            masquerade: Masquerade::default(),
             shaping: Shaping::default(),
             limited: None,
             names: Names::default(),
@@ -272,7 +277,7 @@ pub fn up_to_date(state_dir: &Path, network: &NetworkName, mut content: Content)
 }
 
 /// The attachments of all networks of the host that are attached and in nobody's hands, locked, with what they hold now.
-pub fn attached(state_dir: &Path) -> Vec<(AttachmentKey, Holdings, Record)> {
+pub fn attached(state_dir: &Path) -> Vec<(AttachmentKey, Content, Record)> {
     let mut found = Vec::new();
     for network in networks(state_dir) {
         let mut locked = Vec::new();
@@ -288,7 +293,7 @@ pub fn attached(state_dir: &Path) -> Vec<(AttachmentKey, Holdings, Record)> {
         let all = if is_needed { contents(state_dir, &network).unwrap_or_default() } else { Vec::new() };
         found.extend(locked.into_iter().map(|(key, mut content, record)| {
             isolation::leave_out_the_gone(&mut content, &all);
-            (key, content.holdings, record)
+            (key, content, record)
         }));
     }
     found

@@ -194,7 +194,13 @@ fn gateways(args: &StatusArgs, network: &Network) -> Result<Vec<IpNetwork>, Erro
         subnets.extend(subnet.map(|subnet| (subnet, gateway)));
     }
     let of_subnet = |(subnet, gateway): (IpNetwork, Option<IpAddr>)| {
-        plan::bridge_address(gateway.or_else(|| plan::first_host(subnet))?, subnet)
+        plan::bridge_address(gateway.or_else(|| usual_gateway(subnet))?, subnet)
     };
     Ok(subnets.into_iter().filter_map(of_subnet).collect())
+}
+
+/// The gateway that weft-ipam gives a subnet without one. One of two addresses has none that is the subnet's own (RFC 3021, RFC 6164).
+fn usual_gateway(subnet: IpNetwork) -> Option<IpAddr> {
+    let bits = if subnet.is_ipv4() { 32 } else { 128 };
+    if subnet.prefix() + 1 == bits { Some(subnet.network()) } else { plan::first_host(subnet) }
 }

@@ -18,7 +18,7 @@ use crate::conf::shaping::Shaping;
 use crate::fault::{Change, Fault, failed};
 use crate::holdings::{Holdings, erasure};
 use crate::key::AttachmentKey;
-use crate::masquerade::{self, Ensured};
+use crate::masquerade::{self, Ensured, Masquerade};
 use crate::overlay::{self, Overlay};
 use crate::pod::Pod;
 use crate::record::{Content, Record};
@@ -150,6 +150,8 @@ pub struct Journal {
     done: Vec<Step>,
     /// What the record will say that the attachment has in the host's rules.
     pub holdings: Holdings,
+    /// … and what its network has masqueraded.
+    pub masquerade: Masquerade,
     /// … and how its traffic is limited.
     pub shaping: Shaping,
     /// … and at which link of another plugin.
@@ -175,6 +177,7 @@ impl Journal {
             record: Some(record),
             done: vec![Step::Record],
             holdings: Holdings::default(),
+            masquerade: Masquerade::default(),
             shaping: Shaping::default(),
             limited: None,
             names: Names::default(),
@@ -226,6 +229,7 @@ impl Journal {
         content.limited.clone_from(&self.limited);
         if attached {
             content.holdings.clone_from(&self.holdings);
+            content.masquerade.clone_from(&self.masquerade);
             content.shaping.clone_from(&self.shaping);
             content.names.clone_from(&self.names);
         }

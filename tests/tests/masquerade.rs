@@ -170,6 +170,22 @@ fn what_was_flushed_is_told_and_healed() {
     }
 }
 
+/// Who comes next to any network puts back what all of them have masqueraded.
+#[test]
+fn a_flush_is_healed_for_other_networks_too() {
+    let host = Host::new();
+    let outside = host.outside();
+    let network = network().with(&json!({ "noMasquerade": ["203.0.113.0/24"] }));
+    let other = Network::new("other", &["10.2.0.0/24"]).with(&json!({ "bridge": "other0" }));
+    let (pod, next) = (Pod::new(), Pod::new());
+    let result = network.add(&pod);
+    command("nft flush ruleset");
+    network.check(&pod, &result).error_code(105);
+    other.add(&next);
+    network.check(&pod, &result).done();
+    assert_eq!(seen(&pod, &outside), host_addresses());
+}
+
 #[test]
 fn two_networks_do_not_meet() {
     let host = Host::new();

@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::net::IpAddr;
 
 use serde_json::json;
 use weft_tests::{Host, Injection, Network, Pod, Tampered, World, cni_path, command};
@@ -35,6 +36,22 @@ fn an_exhausted_pool() {
     network.status().done();
     network.add(&pod);
     network.status().error_code(50).assert_names(&["10.88.0.0/30"]);
+    network.del(&pod);
+    network.status().done();
+}
+
+/// Which has no address of its own: the first one is the gateway's (RFC 3021, RFC 6164).
+#[test]
+fn a_subnet_of_two_addresses() {
+    let _host = Host::new();
+    let network =
+        Network::new("pair", &["10.9.0.0/31", "fd00:9::/127"]).with(&json!({ "isDefaultGateway": true }));
+    let pod = Pod::new();
+    let result = network.add(&pod);
+    network.check(&pod, &result).done();
+    for gateway in ["10.9.0.0", "fd00:9::"] {
+        pod.assert_reaches(gateway.parse::<IpAddr>().unwrap());
+    }
     network.del(&pod);
     network.status().done();
 }

@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
+use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteProtocol};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::error::NlResult;
@@ -74,14 +75,37 @@ impl Netlink {
         }
     }
 
-    /// Gives a link an address back, with label, lifetimes, flags and all. It is no error that it is there, or that the link is
-    /// gone.
+    /// `ip route show table all src ADDRESS`: notes the routes that would not outlast the address as they are, so that they come back
+    /// with it. The kernel's own do that by themselves.
+    pub fn note_routes(&mut self, whole: &mut WholeAddress) -> NlResult<()> {
+        let mut query = RouteMessage::default();
+        query.header.address_family = whole.message.header.family;
+        let answers = self.socket.dump(&RouteNetlinkMessage::GetRoute(query))?;
+        let source = RouteAttribute::PrefSource(whole.address.ip().into());
+        let routes = answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(route) => Some(route),
+            _ => None,
+        });
+        let is_meant = |route: &RouteMessage| {
+            route.header.protocol != RouteProtocol::Kernel && route.attributes.contains(&source)
+        };
+        whole.routes = routes.filter(is_meant).map(as_to_be_made).collect();
+        Ok(())
+    }
+
+    /// Gives a link an address back, with label, lifetimes, flags and all, and with the routes that were noted. It is no error that it
+    /// is there, or that the link is gone.
     pub fn put_back(&mut self, whole: &WholeAddress) -> NlResult<()> {
         let message = RouteNetlinkMessage::NewAddress(whole.message.clone());
         match self.request(message, NLM_F_CREATE | NLM_F_EXCL) {
-            Err(error) if error.exists() || error.not_found() => Ok(()),
-            other => other,
+            Err(error) if error.not_found() => return Ok(()),
+            Err(error) if error.exists() => {}
+            other => other?,
         }
+        // An IPv6 route is there still, without its source.
+        whole.routes.iter().try_for_each(|route| {
+            self.request(RouteNetlinkMessage::NewRoute(route.clone()), NLM_F_CREATE | NLM_F_REPLACE)
+        })
     }
 
     /// `ip address show to ADDRESS`: the index of the link that has an address, and the address with its prefix length.
@@ -129,6 +153,7 @@ impl Netlink {
 pub struct WholeAddress {
     pub address: IpNetwork,
     message: AddressMessage,
+    routes: Vec<RouteMessage>,
 }
 
 impl WholeAddress {
@@ -136,6 +161,13 @@ impl WholeAddress {
     pub fn is_secondary(&self) -> bool {
         self.address.is_ipv4() && self.message.header.flags.contains(AddressHeaderFlags::Secondary)
     }
+}
+
+/// A route that the kernel told, without what it says of its state.
+fn as_to_be_made(mut route: RouteMessage) -> RouteMessage {
+    route.header.flags &= RouteFlags::Onlink;
+    route.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::CacheInfo(_)));
+    route
 }
 
 /// How far duplicate address detection of an address is (RFC 4862 §5.4).
@@ -194,5 +226,5 @@ fn global_address(answer: RouteNetlinkMessage, index: u32) -> Option<WholeAddres
         }
     }
     let address = IpNetwork::new(found?, message.header.prefix_len).ok()?;
-    Some(WholeAddress { address, message })
+    Some(WholeAddress { address, message, routes: Vec::new() })
 }

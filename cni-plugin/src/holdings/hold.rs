@@ -6,16 +6,18 @@ use std::path::Path;
 use cni_protocol::{Call, Code, Deadline, Error, IfName};
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
-use weft_net::{Netlink, NlResult, conntrack};
+use weft_net::{NetError, Netlink, NlResult, conntrack};
 use weft_state::{Lock, boot_dir};
 
 use super::Holdings;
 use super::company::Company;
+use super::restore::masquerades;
 use crate::conf::Traces;
 use crate::fault::{Change, Fault, failed};
 use crate::hostport::Ports;
 use crate::isolation;
 use crate::key::{AttachmentKey, VETH_PREFIX};
+use crate::masquerade;
 use crate::record;
 use crate::ruleset::{self, Elements, Rules};
 use crate::step::{Journal, Shared, Step};
@@ -169,16 +171,17 @@ fn ensure_groups(
     let ensured = journal.within(step, || {
         rules.forget();
         // Their locks are held until their elements are back: no DEL can come in between.
-        let mut locked = Vec::new();
+        let mut others = Vec::new();
         ruleset::ensure(&mut rules.nft, elements, &mut made, &mut || {
-            record::attached(&traces.state_dir)
-                .into_iter()
-                .map(|(key, holdings, lock)| {
-                    locked.push(lock);
-                    holdings.elements(&key)
-                })
-                .collect()
-        })
+            others = record::attached(&traces.state_dir);
+            others.iter().map(|(key, content, _lock)| content.holdings.elements(key)).collect()
+        })?;
+        for (key, wanted) in masquerades(others.iter().map(|(key, content, _lock)| (key, content))).values() {
+            if let Err(error) = masquerade::ensure(&mut rules.nft, &key.network, wanted) {
+                log::warn!("masquerade of network {} cannot be put back: {error}", key.network);
+            }
+        }
+        Ok::<_, NetError>(())
     });
     if !made.is_empty() {
         journal.note(Step::Shared(Shared::Ruleset(made)));

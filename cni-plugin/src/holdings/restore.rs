@@ -1,5 +1,6 @@
 //! The agent's part: how what attachments hold is put back.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use cni_protocol::{Deadline, Error};
@@ -7,7 +8,9 @@ use weft_net::NetError;
 use weft_net::nft::{ATTEMPTS, Nft};
 
 use crate::fault::failed;
-use crate::record;
+use crate::key::AttachmentKey;
+use crate::masquerade::{self, Ensured, Masquerade};
+use crate::record::{self, Content};
 use crate::ruleset::{self, Elements};
 
 /// Puts back what attachments hold in rules that were flushed or altered; whether there was anything to put back. For
@@ -24,7 +27,8 @@ pub fn restore(state_dir: &Path, deadline: Deadline) -> Result<bool, Error> {
     }
     // Their locks are held until their elements are back: no DEL can come in between.
     let attached = record::attached(state_dir);
-    let held: Vec<Elements> = attached.iter().map(|(key, holdings, _lock)| holdings.elements(key)).collect();
+    let held: Vec<Elements> =
+        attached.iter().map(|(key, content, _lock)| content.holdings.elements(key)).collect();
     let mut all = Elements::default();
     held.iter().cloned().for_each(|elements| all.extend(elements));
     let mut lost = false;
@@ -41,5 +45,27 @@ pub fn restore(state_dir: &Path, deadline: Deadline) -> Result<bool, Error> {
         }
         lost = true;
     }
+    for (key, wanted) in masquerades(attached.iter().map(|(key, content, _lock)| (key, content))).values() {
+        lost |= masquerade::ensure(&mut nft, &key.network, wanted).map_err(refused)? != Ensured::Nothing;
+    }
     Ok(lost || mended)
+}
+
+/// What the networks of these attachments have masqueraded, by their names: all of their prefixes, with the exemptions of who came
+/// last.
+pub(super) fn masquerades<'a>(
+    attached: impl Iterator<Item = (&'a AttachmentKey, &'a Content)>,
+) -> BTreeMap<String, (AttachmentKey, Masquerade)> {
+    let mut all: Vec<_> = attached.filter(|(_, content)| !content.masquerade.is_nothing()).collect();
+    all.sort_by_key(|(_, content)| content.since());
+    let mut found = BTreeMap::new();
+    for (key, Content { masquerade, .. }) in all {
+        let new = || (key.clone(), Masquerade::default());
+        let (_, of_network) = found.entry(key.network.to_string()).or_insert_with(new);
+        of_network.exempt.clone_from(&masquerade.exempt);
+        of_network.prefixes.extend(&masquerade.prefixes);
+        of_network.prefixes.sort_unstable();
+        of_network.prefixes.dedup();
+    }
+    found
 }

@@ -58,12 +58,20 @@ pub fn sync(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<Changes> {
     outcome.map(|()| changes)
 }
 
-/// What is not as it ought to be, in sentences; nothing is changed.
+/// What is not as it ought to be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Differences {
+    /// In sentences.
+    pub found: Vec<String>,
+    pub unreached: Vec<Unreached>,
+}
+
+/// Compares what is there with what ought to be, and changes nothing.
 ///
 /// # Errors
 /// What the kernel refused.
-pub fn differences(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<Vec<String>> {
-    let mut found = Vec::new();
+pub fn differences(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<Differences> {
+    let Differences { mut found, mut unreached } = Differences::default();
     for side in &overlay.sides {
         let underlay = match Underlay::find(netlink, side.local) {
             Err(error) if error.errno == Errno::EADDRNOTAVAIL => {
@@ -84,8 +92,9 @@ pub fn differences(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<Vec<Str
         let plan = side.plan(netlink, &underlay, index)?;
         found.extend(plan.set.iter().map(|(_, entry)| format!("to another host there is not: {entry}")));
         found.extend(plan.remove.iter().map(|entry| format!("of a host that is gone there is: {entry}")));
+        unreached.extend(plan.unreached);
     }
-    Ok(found)
+    Ok(Differences { found, unreached })
 }
 
 /// Removes devices and routes to other hosts.

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use cni_protocol::{Deadline, Error};
+use ipnetwork::IpNetwork;
 use serde::Serialize;
-use weft::overlay::{self, Overlay};
+use weft::overlay::{self, Differences, Overlay};
 use weft_ipam::registry::{Registry, in_event_loop};
 use weft_net::Netlink;
 use weft_state::lease::{HostLease, Peers, Taken, agent_lives};
@@ -57,7 +58,7 @@ struct Etcd {
 struct Peer {
     subnet: String,
     address: String,
-    /// `followed`, or why the record is passed over.
+    /// `followed`, or why the record is passed over, or the host cannot be reached.
     state: String,
 }
 
@@ -92,12 +93,23 @@ fn of(conf: &Conf, network: &NetworkConf) -> Result<Status, Error> {
     let used = Addresses::of_lease(&lease, &conf.state_dir, name);
     status.addresses = used.map(|addresses| Used { used: addresses.used, free: addresses.free });
     let (wanted, rejected) = Overlay::new(&lease, &hosts.unwrap_or_default())?;
+    let looked = Netlink::open(Deadline::after(PATIENCE))
+        .and_then(|mut netlink| overlay::differences(&mut netlink, &wanted));
+    let Differences { found, unreached } = looked.unwrap_or_else(|error| Differences {
+        found: vec![format!("the kernel does not tell: {error}")],
+        unreached: Vec::new(),
+    });
+    status.damage = found;
+    let state = |subnet: IpNetwork| {
+        let why = unreached.iter().find(|host| host.subnet == subnet);
+        why.map_or_else(|| "followed".to_owned(), |host| format!("not reached, {}", host.kind))
+    };
     let segments = wanted.sides.iter().flat_map(|side| side.peers.values());
     status.peers = segments
         .map(|peer| Peer {
             subnet: peer.subnet.to_string(),
             address: peer.public.to_string(),
-            state: "followed".into(),
+            state: state(peer.subnet),
         })
         .chain(rejected.iter().map(|record| Peer {
             subnet: record.key.clone(),
@@ -105,9 +117,6 @@ fn of(conf: &Conf, network: &NetworkConf) -> Result<Status, Error> {
             state: format!("passed over, {}: {}", record.kind, record.reason),
         }))
         .collect();
-    let looked = Netlink::open(Deadline::after(PATIENCE))
-        .and_then(|mut netlink| overlay::differences(&mut netlink, &wanted));
-    status.damage = looked.unwrap_or_else(|error| vec![format!("the kernel does not tell: {error}")]);
     let remaining = (lease.ttl != 0).then(|| lease.remaining().as_secs());
     status.lease = Some(Lease { key: lease.key, remaining });
     Ok(status)

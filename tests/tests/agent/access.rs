@@ -1,9 +1,6 @@
 //! An etcd that asks who comes, for agents that stay connected.
 
 use std::path::Path;
-use std::process::Command;
-
-use weft_tests::dist;
 
 use super::*;
 
@@ -30,10 +27,7 @@ fn assert_heard(fleet: &Fleet, number: u8) {
     }
     fleet.agents.iter().for_each(Weftd::ready);
     let node = fleet.node(0);
-    let mut weftctl = Command::new(dist().join("weftctl"));
-    weftctl.arg("--config").arg(node.directory().join("weftd.json")).arg("status").envs(node.env());
-    let output = node.inside(|| weftctl.output().expect("run weftctl"));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let text = status(node);
     assert!(text.contains("answers, revision") && text.contains(&format!("172.30.0.{number}")), "{text}");
 }
 

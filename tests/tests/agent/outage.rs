@@ -192,6 +192,36 @@ fn another_host_takes_the_subnet_during_a_partition() {
 }
 
 /// The same with another host that lives: the network has one subnet, which is whose lease lasts.
+/// By a configuration that is gone, or no JSON, nobody gets a subnet; who has one keeps it, and learns of others.
+#[test]
+fn a_broken_configuration_takes_nobodys_lease() {
+    const KEY: &str = "/coreos.com/network/config";
+    let fleet = Fleet::of(1, CONFIG, &json!({ "leaseTTL": 3 }));
+    let (agent, node) = (&fleet.agents[0], fleet.node(0));
+    let own = subnet(node);
+    for (number, broken) in [(90, None), (91, Some("{"))] {
+        match broken {
+            None => fleet.etcd.del(KEY),
+            Some(text) => fleet.etcd.put(KEY, text),
+        }
+        eventually(Duration::from_secs(15), "readiness is false and says why", || {
+            let (status, text) = readiness(agent);
+            (status == 503 && text.contains(KEY)).then_some(())
+        });
+        // Three times as long as a lease lasts that nobody renews.
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_secs(9) {
+            assert!(fleet.etcd.get(&format!("{SUBNETS}{own}")).is_some(), "{broken:?}: the lease has ended");
+        }
+        let mac = format!("8e:00:00:00:00:{number}");
+        fleet.etcd.put(&format!("{SUBNETS}10.255.{number}.0-24"), record("172.30.0.99", &mac));
+        assert_learns(node, Duration::from_secs(5), &mac, true);
+    }
+    fleet.etcd.put(KEY, CONFIG);
+    agent.ready();
+    assert_eq!(subnet(node), own);
+}
+
 #[test]
 fn two_live_hosts_and_one_subnet() {
     let cluster = Cluster::new(2);

@@ -98,6 +98,14 @@ impl Stage {
         ] {
             command(&format!("ip addr add {address} dev weft0"));
         }
+        // They go with the addresses that they prefer as source.
+        for route in [
+            "198.51.100.0/24 dev weft0 src 10.88.7.1 metric 7 mtu 1300",
+            "198.51.101.0/24 via 10.88.7.9 dev weft0 onlink src 10.88.0.253 table 77",
+            "2001:db8:77::/64 dev weft0 src fd00:88::fe metric 77",
+        ] {
+            command(&format!("ip route add {route}"));
+        }
         // Detection begins at once: every ADD that comes so far waits for it.
         let setting = "/proc/sys/net/ipv6/conf/default/router_solicitation_delay";
         pod.inside(|| fs::write(setting, "0")).unwrap();
