@@ -207,7 +207,7 @@ pub fn first_host(address: IpNetwork) -> Option<IpAddr> {
 
 /// The gateway with the subnet's prefix length, as the bridge has it. A gateway outside of the subnet is
 /// somebody else's machine.
-pub fn bridge_address(gateway: IpAddr, address: IpNetwork) -> Option<IpNetwork> {
+fn bridge_address(gateway: IpAddr, address: IpNetwork) -> Option<IpNetwork> {
     prefix(address).contains(gateway).then(|| IpNetwork::new(gateway, address.prefix()).ok())?
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::IpAddr;
 
-use cni_protocol::{Call, Code, Error, Outcome, StatusArgs, Verb};
+use cni_protocol::{Call, Code, Error, IpConfig, Outcome, StatusArgs, Verb};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use serde_json::Value;
@@ -19,7 +19,7 @@ use crate::ipam;
 use crate::isolation;
 use crate::key::AttachmentKey;
 use crate::masquerade::{self, Masquerade};
-use crate::plan;
+use crate::plan::{Plan, first_host};
 use crate::ruleset;
 use crate::shaping;
 use weft_net::nft::Nft;
@@ -37,7 +37,8 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
     let network = Network::parse(&call.network, &call.conf)?;
     check_capabilities().map_err(not_available)?;
     check_state_dir(&network.traces).map_err(not_available)?;
-    check_bridge(args, &network).map_err(not_available)?;
+    let gateways = plan(args, &network).map_err(not_available)?.gateways;
+    check_bridge(args, &network, &gateways).map_err(not_available)?;
     check_rules(args, &network).map_err(not_available)?;
     rehearse_limits(call, &network.shaping).map_err(not_available)?;
     if let Some(plugin) = &network.traces.ipam {
@@ -47,7 +48,7 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
         })?;
     }
     if network.gateway != Gateway::None && !network.isolation.internal {
-        check_firewalls(args, &network)?;
+        check_firewalls(args, &network, &gateways)?;
     }
     Ok(Outcome::Done)
 }
@@ -132,7 +133,7 @@ pub fn check_state_dir(traces: &Traces) -> Result<(), Error> {
     ))
 }
 
-fn check_bridge(args: &StatusArgs, network: &Network) -> Result<(), Error> {
+fn check_bridge(args: &StatusArgs, network: &Network, gateways: &[IpNetwork]) -> Result<(), Error> {
     let read = |error| failed(&format!("look at bridge {}", network.bridge), Fault::Net(error));
     let mut netlink = Netlink::open(args.call.deadline).map_err(read)?;
     let Some(link) = netlink.link(network.bridge.as_str()).map_err(read)? else {
@@ -142,8 +143,8 @@ fn check_bridge(args: &StatusArgs, network: &Network) -> Result<(), Error> {
     if netlink.links(Some(link.index)).map_err(read)?.len() >= bridge::MAX_PORTS {
         return Err(bridge::full(&network.bridge));
     }
-    for gateway in gateways(args, network)? {
-        bridge::in_the_way(&mut netlink, network, &link, gateway).map_err(|fault| {
+    for gateway in gateways {
+        bridge::in_the_way(&mut netlink, network, &link, *gateway).map_err(|fault| {
             failed(&format!("give bridge {} the gateway address {gateway}", network.bridge), fault)
         })?;
     }
@@ -156,9 +157,8 @@ pub(crate) fn can_have_ports(call: &Call) -> bool {
 }
 
 /// Whether firewalls of others let the network's traffic pass. A kernel without netfilter has none.
-fn check_firewalls(args: &StatusArgs, network: &Network) -> Result<(), Error> {
-    let mut families: Vec<Family> =
-        gateways(args, network)?.iter().map(|gateway| Family::of(gateway.ip())).collect();
+fn check_firewalls(args: &StatusArgs, network: &Network, gateways: &[IpNetwork]) -> Result<(), Error> {
+    let mut families: Vec<Family> = gateways.iter().map(|gateway| Family::of(gateway.ip())).collect();
     families.sort();
     families.dedup();
     match Nft::open(args.call.deadline) {
@@ -170,12 +170,9 @@ fn check_firewalls(args: &StatusArgs, network: &Network) -> Result<(), Error> {
     }
 }
 
-/// The addresses that the bridge is to have, as far as they are known before an ADD: of ranges as weft-ipam and host-local
-/// have them, and of the subnet that this host has leased.
-fn gateways(args: &StatusArgs, network: &Network) -> Result<Vec<IpNetwork>, Error> {
-    if network.gateway == Gateway::None {
-        return Ok(Vec::new());
-    }
+/// What an ADD would plan, as far as it is known before: with an address of each range, as weft-ipam and host-local have them, and of
+/// the subnet that this host has leased.
+fn plan(args: &StatusArgs, network: &Network) -> Result<Plan, Error> {
     let mut subnets: Vec<(IpNetwork, Option<IpAddr>)> = Vec::new();
     if let Some(data_dir) = &network.data_dir
         && let Some(lease) = HostLease::read(data_dir, &network.name)?
@@ -193,14 +190,22 @@ fn gateways(args: &StatusArgs, network: &Network) -> Result<Vec<IpNetwork>, Erro
         let gateway = text(range, "gateway").and_then(|gateway| gateway.parse().ok());
         subnets.extend(subnet.map(|subnet| (subnet, gateway)));
     }
-    let of_subnet = |(subnet, gateway): (IpNetwork, Option<IpAddr>)| {
-        plan::bridge_address(gateway.or_else(|| usual_gateway(subnet))?, subnet)
-    };
-    Ok(subnets.into_iter().filter_map(of_subnet).collect())
+    let ips: Vec<IpConfig> =
+        subnets.into_iter().map(|(subnet, gateway)| in_subnet(subnet, gateway)).collect();
+    Plan::new(network, &ips, &[])
+}
+
+/// The last address of a subnet, or the first one where that is the gateway's.
+fn in_subnet(subnet: IpNetwork, gateway: Option<IpAddr>) -> IpConfig {
+    let gateway = gateway.or_else(|| usual_gateway(subnet));
+    let last = subnet.broadcast();
+    let address = if gateway == Some(last) { subnet.network() } else { last };
+    let address = IpNetwork::new(address, subnet.prefix()).unwrap_or(subnet);
+    IpConfig { address, gateway, interface: None }
 }
 
 /// The gateway that weft-ipam gives a subnet without one. One of two addresses has none that is the subnet's own (RFC 3021, RFC 6164).
 fn usual_gateway(subnet: IpNetwork) -> Option<IpAddr> {
     let bits = if subnet.is_ipv4() { 32 } else { 128 };
-    if subnet.prefix() + 1 == bits { Some(subnet.network()) } else { plan::first_host(subnet) }
+    if subnet.prefix() + 1 == bits { Some(subnet.network()) } else { first_host(subnet) }
 }

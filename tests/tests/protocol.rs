@@ -43,7 +43,9 @@ fn standard_input_that_is_no_configuration() {
     refuse("a string", b"\"text\"", &[6, 7], &[]);
     refuse("null", b"null", &[6, 7], &[]);
     refuse("invalid UTF-8", &[conf.as_bytes(), b"\xff\xfe"].concat(), &[6], &[]);
-    refuse("invalid UTF-8 in a string", &conf.replace("weft0", "we\u{1}ft").into_bytes(), &[6], &[]);
+    let in_a_string: Vec<&[u8]> = conf.split("weft0").map(str::as_bytes).collect();
+    refuse("invalid UTF-8 in a string", &in_a_string.join(&b"we\xffft"[..]), &[6], &[]);
+    refuse("a control character in a string", &conf.replace("weft0", "we\u{1}ft").into_bytes(), &[6], &[]);
     refuse("a NUL byte", &[conf.as_bytes(), b"\0"].concat(), &[6], &[]);
     refuse("a byte order mark", &[b"\xef\xbb\xbf", conf.as_bytes()].concat(), &[6], &[]);
     let twice = conf.replacen('{', "{\"mtu\":1400,\"mtu\":1300,", 1);

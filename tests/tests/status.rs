@@ -56,6 +56,16 @@ fn a_subnet_of_two_addresses() {
     network.status().done();
 }
 
+/// No ADD succeeds there, whatever address it gets.
+#[test]
+fn subnets_in_which_nothing_can_be_planned() {
+    let _host = Host::new();
+    let alone = Network::new("alone", &["10.9.0.7/32"]).with(&json!({ "isGateway": true }));
+    alone.status().error_code(50).assert_names(&["10.9.0.7/32", "no room for a gateway"]);
+    let small = Network::new("small", &["fd00:9::/64"]).with(&json!({ "mtu": 1000 }));
+    small.status().error_code(50).assert_names(&["mtu is 1000", "1280"]);
+}
+
 #[test]
 fn a_missing_ipam_plugin() {
     let _host = Host::new();
@@ -69,6 +79,9 @@ fn a_bridge_of_another_kind() {
     let _host = Host::new();
     command("ip link add weft0 type veth peer name other0");
     Network::v4().status().error_code(50).assert_names(&["weft0", "veth"]);
+    let network = Network::v4().with(&json!({ "bridge": "lo" }));
+    network.status().error_code(50).assert_names(&["lo", "hardware"]);
+    network.add_call(&Pod::new()).run().any_error();
 }
 
 #[test]
