@@ -128,6 +128,8 @@ impl Attachment {
         self.ensure_routing(&bridge, &plan)?;
         let port = Port { index, mac: self.mac, quiet: !bridge.snoops };
         let holdings = Holdings::new(&self.network, &self.asked, &plan, port)?;
+        // Nobody is to see an address that is not this container's for sure.
+        self.end_reservation()?;
         let rules = self.rules.take();
         let _hold =
             hold(&mut self.journal, rules, &self.args.call, &self.key, &self.network.traces, holdings)?;
@@ -140,7 +142,6 @@ impl Attachment {
             self.announce()?;
         }
         let result = self.result(&plan, given, [bridge, veth, container], detours);
-        self.end_reservation()?;
         self.journal.write_record(true)?;
         Ok(result)
     }

@@ -92,7 +92,7 @@ impl Guard {
 
     /// Whether it drops reports of multicast listeners, which a bridge that snoops is in need of.
     pub fn is_quiet(&self) -> bool {
-        self.container.quiet
+        self.container.quiet && self.addresses.iter().any(IpAddr::is_ipv6)
     }
 
     /// Whether a part is on.
@@ -102,15 +102,15 @@ impl Guard {
 
     /// The elements that stand for it, for a port of this name.
     pub fn elements(&self, veth: &str) -> Elements {
-        let Port { index, mac: own_mac, quiet } = self.container;
+        let Port { index, mac: own_mac, .. } = self.container;
         let port = || Tuple::default().ifindex(index);
         let mac = |set| Element::new(set, port().mac(own_mac), format!("{veth} . {own_mac}"));
         let alone = |set| Element::new(set, port(), veth.to_owned());
         let mut own = vec![alone(&PORTS), mac(&MAC)];
         if self.addresses.iter().any(IpAddr::is_ipv6) {
             own.push(mac(&ND_MAC));
-            own.extend(quiet.then(|| alone(&QUIET)));
         }
+        own.extend(self.is_quiet().then(|| alone(&QUIET)));
         let neighbours = |set: &'static Set, address: &IpAddr| address.is_ipv6().then_some(set);
         for address in &self.addresses {
             let text = format!("{veth} . {own_mac} . {address}");

@@ -84,6 +84,19 @@ pub fn ensure(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> NlRe
     outcome.map_err(explain)
 }
 
+/// The same for who knows a network's prefixes, but not whether what it knows of its exemptions is up to date: a chain that is there
+/// stays as it is.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn put_back(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> NlResult<Ensured> {
+    let outcome = retry(|| match state(nft, network, wanted)? {
+        State::Absent => build(nft, network, wanted, None),
+        State::Intact | State::Altered(_) => extend(nft, network, &wanted.prefixes),
+    });
+    outcome.map_err(explain)
+}
+
 /// Whether [`ensure`] would succeed, without a change to anything.
 ///
 /// # Errors

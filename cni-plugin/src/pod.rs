@@ -42,8 +42,13 @@ impl Pod {
     /// Switches IPv6 of an interface as planned. Before the interface is up for the first time, so that
     /// nothing is sent that the network does not have.
     pub fn set_ipv6(&self, host: &mut Netlink, ifname: &IfName, ipv6: Ipv6) -> Result<(), Fault> {
-        // The kernel gives a namespace the smallest number that no other has.
-        let are_many = host.number_of(&self.netns)?.is_some_and(|number| number >= MANY);
+        // The kernel gives a namespace the smallest number that no other has. One that took the place of another among many has a small
+        // number, and costs what it did: this is a matter of speed alone.
+        let number = host.number_of(&self.netns).unwrap_or_else(|error| {
+            log::debug!("the container's number is not told: {error}");
+            None
+        });
+        let are_many = number.is_some_and(|number| number >= MANY);
         let set = || Sysctl::set_ipv6_of(ifname.as_str(), ipv6_settings(ipv6), are_many);
         self.netns.run(&self.home, set)??;
         Ok(())

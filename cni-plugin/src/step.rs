@@ -218,6 +218,15 @@ impl Journal {
         self.done.retain(|done| done != step);
     }
 
+    /// Has masquerade stay, whatever becomes of the ADD: others of the network rely on it.
+    pub fn keep_masquerade(&mut self) {
+        self.done.retain(|step| !matches!(step, Step::Shared(Shared::Masquerade(_))));
+    }
+
+    pub fn key(&self) -> &AttachmentKey {
+        &self.key
+    }
+
     pub fn record(&self) -> Option<&Record> {
         self.record.as_ref()
     }

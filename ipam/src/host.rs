@@ -190,14 +190,16 @@ impl<'c> Host<'c> {
             Some(lease.clone())
         };
         let kept = match kept {
-            Some(kept) if config == kept.config => return Ok((Lease::Held(kept), hosts)),
+            Some(kept) if config.as_ref().ok() == Some(&kept.config) => {
+                return Ok((Lease::Held(kept), hosts));
+            }
             kept => kept.unwrap_or_else(|| lease.clone()),
         };
         let unused = self.is_unused();
         let taken = lease::acquire(&mut registry, &self.etcd, Some(&kept), unused, Keeper::Plugin).await;
         match taken {
             // A configuration that is none is no reason to leave the host's network.
-            Err(error) if error.code == Code::InvalidConfig => {
+            Ok(Lease::Unconfigured(error)) | Err(error) if error.code == Code::InvalidConfig => {
                 log::warn!("network {}: {}; going on with the one of before", self.network, error.msg);
                 Ok((Lease::Held(kept), hosts))
             }
@@ -218,7 +220,7 @@ impl<'c> Host<'c> {
                 taken.write(&self.data_dir, self.network)?;
                 Err(cut_off(Code::Conflict, &taken))
             }
-            Lease::Refused(error) => Err(error),
+            Lease::Unconfigured(error) | Lease::Refused(error) => Err(error),
         }
     }
 

@@ -33,6 +33,8 @@ pub enum Lease {
         key: String,
         owner: String,
     },
+    /// The network's configuration is missing or wrong. Who has a subnet keeps it.
+    Unconfigured(Error),
     /// There is none until a person has done something: another live host has this one's public address
     /// ([`Code::Conflict`]), or the network does not have the subnet any more in which containers live
     /// ([`Code::InvalidConfig`]).
@@ -43,8 +45,8 @@ pub enum Lease {
 /// container of this host has an address of it, so that another one will do; `keeper` renews it from then on.
 ///
 /// # Errors
-/// [`Code::TryAgain`] without etcd; [`Code::InvalidConfig`] when the network's configuration is missing or wrong;
-/// [`Code::Exhausted`] when no subnet is free.
+/// [`Code::TryAgain`] without etcd; [`Code::InvalidConfig`] when the network's configuration is missing or wrong and there is no
+/// `before`; [`Code::Exhausted`] when no subnet is free.
 pub async fn acquire(
     registry: &mut Registry,
     conf: &EtcdConf,
@@ -55,6 +57,10 @@ pub async fn acquire(
     let before = before.filter(|lease| lease.prefix == conf.prefix);
     for _ in 0..ATTEMPTS {
         let snapshot = registry.snapshot(&publics(conf)).await?;
+        let config = snapshot.config.clone().and_then(|text| parse_config(&conf.prefix, &text));
+        if let (Err(error), Some(_)) = (config, before) {
+            return Ok(Lease::Unconfigured(error));
+        }
         let search = Search::new(conf, &snapshot, before, unused, keeper)?;
         if let Some(lease) = search.once(registry, &snapshot).await? {
             return Ok(lease);
@@ -185,14 +191,15 @@ impl<'a> Search<'a> {
         unused: bool,
         keeper: Keeper,
     ) -> Result<Self, Error> {
-        let config = parse_config(&conf.prefix, &snapshot.config)?;
+        let text = snapshot.config.as_ref().map_err(Error::clone)?;
+        let config = parse_config(&conf.prefix, text)?;
         let of_family = |pool: &flannel_records::Pool| conf.underlay.find(pool.network().is_ipv4());
         let addresses = config.pools().iter().map(of_family).collect::<Result<Vec<Found>, Error>>()?;
         let me = Holder::here(before, addresses.first().map(|found| found.local), keeper)?;
         let read = |public| snapshot.held.iter().find(|(address, _)| *address == public);
         let held = |found: &Found| (found.public, read(found.public).and_then(|(_, held)| held.clone()));
         let held = addresses.iter().map(held).collect();
-        Ok(Self { conf, config, text: &snapshot.config, before, unused, addresses, me, held })
+        Ok(Self { conf, config, text, before, unused, addresses, me, held })
     }
 
     /// One attempt; `None` when others changed something meanwhile.

@@ -39,8 +39,8 @@ pub struct Registry {
 /// A network as etcd has it.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// The value of `<prefix>/config`.
-    pub config: String,
+    /// The value of `<prefix>/config`, or that there is none.
+    pub config: Result<String, Error>,
     pub hosts: Peers,
     /// The leases that records hang on, by the records' keys; 0 for those that never end.
     pub leases: BTreeMap<String, i64>,
@@ -117,7 +117,7 @@ impl Registry {
         };
         let leases = hosts.kvs().iter().filter_map(|kv| Some((self.own_part(kv.key())?, kv.lease())));
         Ok(Snapshot {
-            config: self.config_in(&config)?,
+            config: self.config_in(&config),
             leases: leases.collect(),
             hosts: self.peers(&hosts, revision),
             held: held(addresses, parts),

@@ -141,7 +141,7 @@ impl Failed {
         assert!(missing.is_empty(), "these never failed: {missing:?} among\n{}", self.hits.join("\n"));
     }
 
-    /// Fails one system call, from some occurrence to its last. Returns how many there are.
+    /// Fails one system call, from some occurrence to its last. Returns how many there are, or of answers up to three more.
     fn each(
         &mut self,
         process: Tampered,

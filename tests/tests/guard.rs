@@ -312,6 +312,15 @@ fn reports_of_multicast_listeners() {
     }
 }
 
+#[test]
+fn multicast_snooping_is_nothing_to_ipv4_alone() {
+    let _host = Host::new();
+    let pod = Pod::new();
+    let result = Network::v4().add(&pod);
+    command("ip link set weft0 type bridge mcast_snooping 1");
+    Network::v4().check(&pod, &result).done();
+}
+
 /// A bridge of the administrator's that takes part in the spanning tree protocol would take in by itself what containers
 /// say of it, past all rules (in a namespace like this one the kernel does nothing with it).
 #[test]

@@ -186,6 +186,21 @@ fn a_flush_is_healed_for_other_networks_too() {
     assert_eq!(seen(&pod, &outside), host_addresses());
 }
 
+/// Records of containers from before know nothing of what the network's configuration says by now.
+#[test]
+fn new_exemptions_outlast_old_records() {
+    let _host = Host::new();
+    let (pod, next) = (Pod::new(), Pod::new());
+    network().add(&pod);
+    // The host's first port makes rules for which all records are read.
+    let mapping = json!({ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" });
+    let now = network().with(&json!({
+        "noMasquerade": ["203.0.113.0/24"], "runtimeConfig": { "portMappings": [mapping] },
+    }));
+    let result = now.add(&next);
+    now.check(&next, &result).done();
+}
+
 #[test]
 fn two_networks_do_not_meet() {
     let host = Host::new();

@@ -7,7 +7,9 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
-use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteProtocol};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags, RouteProtocol,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::error::NlResult;
@@ -93,8 +95,8 @@ impl Netlink {
         Ok(())
     }
 
-    /// Gives a link an address back, with label, lifetimes, flags and all, and with the routes that were noted. It is no error that it
-    /// is there, or that the link is gone.
+    /// Gives a link an address back, with label, lifetimes, flags and all, and with the routes that were noted, as far as the kernel
+    /// takes them. It is no error that it is there, or that the link is gone.
     pub fn put_back(&mut self, whole: &WholeAddress) -> NlResult<()> {
         let message = RouteNetlinkMessage::NewAddress(whole.message.clone());
         match self.request(message, NLM_F_CREATE | NLM_F_EXCL) {
@@ -102,10 +104,17 @@ impl Netlink {
             Err(error) if error.exists() => {}
             other => other?,
         }
-        // An IPv6 route is there still, without its source.
-        whole.routes.iter().try_for_each(|route| {
-            self.request(RouteNetlinkMessage::NewRoute(route.clone()), NLM_F_CREATE | NLM_F_REPLACE)
-        })
+        for route in &whole.routes {
+            // An IPv6 route is there still, without its source.
+            let flag = if whole.address.is_ipv4() { NLM_F_EXCL } else { NLM_F_REPLACE };
+            match self.request(RouteNetlinkMessage::NewRoute(route.clone()), NLM_F_CREATE | flag) {
+                Err(error) if !error.exists() => {
+                    log::warn!("a route with the source {} cannot be put back: {error}", whole.address.ip());
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// `ip address show to ADDRESS`: the index of the link that has an address, and the address with its prefix length.
@@ -165,8 +174,20 @@ impl WholeAddress {
 
 /// A route that the kernel told, without what it says of its state.
 fn as_to_be_made(mut route: RouteMessage) -> RouteMessage {
+    use RouteAttribute::{CacheInfo, Gateway, MultiPath, NhId, Oif, Via};
     route.header.flags &= RouteFlags::Onlink;
-    route.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::CacheInfo(_)));
+    // A nexthop object says where to, and the kernel takes it from nobody twice.
+    let has_object = route.attributes.iter().any(|attribute| matches!(attribute, NhId(_)));
+    route.attributes.retain(|attribute| match attribute {
+        CacheInfo(_) => false,
+        Gateway(_) | Oif(_) | Via(_) | MultiPath(_) => !has_object,
+        _ => true,
+    });
+    for attribute in &mut route.attributes {
+        if let MultiPath(hops) = attribute {
+            hops.iter_mut().for_each(|hop| hop.flags &= RouteNextHopFlags::Onlink);
+        }
+    }
     route
 }
 

@@ -6,18 +6,17 @@ use std::path::Path;
 use cni_protocol::{Call, Code, Deadline, Error, IfName};
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
-use weft_net::{NetError, Netlink, NlResult, conntrack};
+use weft_net::{Netlink, NlResult, conntrack};
 use weft_state::{Lock, boot_dir};
 
 use super::Holdings;
 use super::company::Company;
-use super::restore::masquerades;
+use super::restore::masquerade_again;
 use crate::conf::Traces;
 use crate::fault::{Change, Fault, failed};
 use crate::hostport::Ports;
 use crate::isolation;
 use crate::key::{AttachmentKey, VETH_PREFIX};
-use crate::masquerade;
 use crate::record;
 use crate::ruleset::{self, Elements, Rules};
 use crate::step::{Journal, Shared, Step};
@@ -168,21 +167,25 @@ fn ensure_groups(
         return Ok(Change::Found);
     }
     let mut made = Vec::new();
+    // Their locks are held until their elements are back: no DEL can come in between.
+    let mut others = Vec::new();
+    let (deadline, network) = (rules.nft.deadline(), &journal.key().network.clone());
     let ensured = journal.within(step, || {
         rules.forget();
-        // Their locks are held until their elements are back: no DEL can come in between.
-        let mut others = Vec::new();
         ruleset::ensure(&mut rules.nft, elements, &mut made, &mut || {
             others = record::attached(&traces.state_dir);
-            others.iter().map(|(key, content, _lock)| content.holdings.elements(key)).collect()
-        })?;
-        for (key, wanted) in masquerades(others.iter().map(|(key, content, _lock)| (key, content))).values() {
-            if let Err(error) = masquerade::ensure(&mut rules.nft, &key.network, wanted) {
-                log::warn!("masquerade of network {} cannot be put back: {error}", key.network);
+            // First: what is still missing then has whoever comes next do all of it again.
+            match Nft::open(deadline) {
+                Ok(mut nft) => drop(masquerade_again(&mut nft, &others)),
+                Err(error) => log::warn!("masquerade of other networks is not looked at: {error}"),
             }
-        }
-        Ok::<_, NetError>(())
+            others.iter().map(|(key, content, _lock)| content.holdings.elements(key)).collect()
+        })
     });
+    if others.iter().any(|(key, content, _)| key.network == *network && !content.masquerade.is_nothing()) {
+        // It is not this ADD's alone any more.
+        journal.keep_masquerade();
+    }
     if !made.is_empty() {
         journal.note(Step::Shared(Shared::Ruleset(made)));
     }

@@ -10,7 +10,7 @@ use weft_net::nft::{ATTEMPTS, Nft};
 use crate::fault::failed;
 use crate::key::AttachmentKey;
 use crate::masquerade::{self, Ensured, Masquerade};
-use crate::record::{self, Content};
+use crate::record::{self, Content, Record};
 use crate::ruleset::{self, Elements};
 
 /// Puts back what attachments hold in rules that were flushed or altered; whether there was anything to put back. For
@@ -31,7 +31,8 @@ pub fn restore(state_dir: &Path, deadline: Deadline) -> Result<bool, Error> {
         attached.iter().map(|(key, content, _lock)| content.holdings.elements(key)).collect();
     let mut all = Elements::default();
     held.iter().cloned().for_each(|elements| all.extend(elements));
-    let mut lost = false;
+    // First: what is still missing then has whoever comes next do all of it again.
+    let mut lost = masquerade_again(&mut nft, &attached);
     for _ in 0..ATTEMPTS {
         // Once more, until nothing is missing: what was back may have been flushed while the rest was put back.
         let mut missing = false;
@@ -45,21 +46,31 @@ pub fn restore(state_dir: &Path, deadline: Deadline) -> Result<bool, Error> {
         }
         lost = true;
     }
-    for (key, wanted) in masquerades(attached.iter().map(|(key, content, _lock)| (key, content))).values() {
-        lost |= masquerade::ensure(&mut nft, &key.network, wanted).map_err(refused)? != Ensured::Nothing;
-    }
     Ok(lost || mended)
+}
+
+/// Puts back what the networks of attachments have masqueraded, as far as the kernel takes it; whether anything was missing.
+pub(super) fn masquerade_again(nft: &mut Nft, attached: &[(AttachmentKey, Content, Record)]) -> bool {
+    let mut was_missing = false;
+    for (key, wanted) in masquerades(attached).values() {
+        match masquerade::put_back(nft, &key.network, wanted) {
+            Ok(ensured) => was_missing |= ensured != Ensured::Nothing,
+            Err(error) => log::warn!("masquerade of network {} cannot be put back: {error}", key.network),
+        }
+    }
+    was_missing
 }
 
 /// What the networks of these attachments have masqueraded, by their names: all of their prefixes, with the exemptions of who came
 /// last.
-pub(super) fn masquerades<'a>(
-    attached: impl Iterator<Item = (&'a AttachmentKey, &'a Content)>,
+fn masquerades(
+    attached: &[(AttachmentKey, Content, Record)],
 ) -> BTreeMap<String, (AttachmentKey, Masquerade)> {
-    let mut all: Vec<_> = attached.filter(|(_, content)| !content.masquerade.is_nothing()).collect();
-    all.sort_by_key(|(_, content)| content.since());
+    let mut all: Vec<_> =
+        attached.iter().filter(|(_, content, _)| !content.masquerade.is_nothing()).collect();
+    all.sort_by_key(|(_, content, _)| content.since());
     let mut found = BTreeMap::new();
-    for (key, Content { masquerade, .. }) in all {
+    for (key, Content { masquerade, .. }, _lock) in all {
         let new = || (key.clone(), Masquerade::default());
         let (_, of_network) = found.entry(key.network.to_string()).or_insert_with(new);
         of_network.exempt.clone_from(&masquerade.exempt);

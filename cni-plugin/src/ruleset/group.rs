@@ -80,9 +80,9 @@ pub fn mend(nft: &mut Nft) -> NlResult<bool> {
     for group in GROUPS {
         mended |= retry(|| match is_intact(nft, group)? && difference(nft, group)?.is_some() {
             true => {
-                // Without the sets: where a flush came in between, they are missing, this fails, and it is no alteration.
-                let mut changes = clear(nft, group)?;
-                changes.extend(chains_of(group, group.chains));
+                // Sets that are there stay; those of another version may lack one. Where a flush came in between, the chains to be removed are
+                // missing, this fails, and it is no alteration.
+                let (changes, _) = blueprint(nft, group, group.chains)?;
                 nft.batch(changes).map(|()| true)
             }
             false => Ok(false),

@@ -104,17 +104,10 @@ impl Store {
     /// The lease, or why there is none.
     async fn acquire(&self, registry: &mut Registry) -> Result<Result<HostLease, News>, Error> {
         let (before, unused) = (self.lease.as_ref(), self.unused);
-        let acquired = match lease::acquire(registry, &self.conf, before, unused, Keeper::Agent).await {
-            // By a configuration that is missing or wrong nobody gets a subnet; who has one keeps it. Whoever is not let in hears so.
-            Err(error) if error.code == Code::InvalidConfig && before.is_some() => {
-                registry.hosts().await?;
-                Lease::Refused(error)
-            }
-            other => other?,
-        };
-        Ok(match acquired {
+        Ok(match lease::acquire(registry, &self.conf, before, unused, Keeper::Agent).await? {
             Lease::Held(lease) => Ok(lease),
             Lease::Taken { key, owner } => Err(News::Taken { key, owner }),
+            Lease::Unconfigured(error) => Err(News::Refused { why: error.msg, unused: false }),
             Lease::Refused(error) => Err(News::Refused { why: error.msg, unused }),
         })
     }
