@@ -52,18 +52,14 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     let plan = Plan::new(&network, &own, &args.prev_result.routes)?.with_metric(metric);
     let mut host =
         Netlink::open(call.deadline).map_err(|error| failed(&"open a netlink socket", error.into()))?;
-    // The record has what was asked for when the container was attached.
     let (mut holdings, limits) = match record::peek(&network.traces.state_dir, &key.network, key.hash())? {
+        // The record has what was asked for when the container was attached.
         Found::Attached(content) => {
             let content = record::up_to_date(&network.traces.state_dir, &key.network, content)?;
             (content.holdings, content.shaping)
         }
         _ => {
-            let mut link =
-                |name: &str| host.link(name).map_err(|e| failed(&format!("look at {name}"), e.into()));
-            let index = link(&key.host_veth())?.map_or(0, |veth| veth.index);
-            let snoops = link(network.bridge.as_str())?.is_some_and(|bridge| bridge.snoops);
-            let port = Port { index, mac: promised.mac(&key), quiet: !snoops };
+            let port = find_port(&mut host, &network, &key, promised.mac(&key))?;
             (Holdings::new(&network, &asked, &plan, port)?, network.shaping.or(&asked.shaping))
         }
     };
@@ -98,6 +94,19 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         ipam::forward(Verb::Check, plugin, call)?;
     }
     Ok(Outcome::Done)
+}
+
+/// The container's port of the bridge, of which nothing is on record.
+fn find_port(
+    host: &mut Netlink,
+    network: &Network,
+    key: &AttachmentKey,
+    mac: MacAddr,
+) -> Result<Port, Error> {
+    let mut link = |name: &str| host.link(name).map_err(|e| failed(&format!("look at {name}"), e.into()));
+    let index = link(&key.host_veth())?.map_or(0, |veth| veth.index);
+    let snoops = link(network.bridge.as_str())?.is_some_and(|bridge| bridge.snoops);
+    Ok(Port { index, mac, quiet: !snoops })
 }
 
 /// The answer to what was found.

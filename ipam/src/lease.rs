@@ -57,11 +57,10 @@ pub async fn acquire(
     let before = before.filter(|lease| lease.prefix == conf.prefix);
     for _ in 0..ATTEMPTS {
         let snapshot = registry.snapshot(&publics(conf)).await?;
-        let config = snapshot.config.clone().and_then(|text| parse_config(&conf.prefix, &text));
-        if let (Err(error), Some(_)) = (config, before) {
-            return Ok(Lease::Unconfigured(error));
-        }
-        let search = Search::new(conf, &snapshot, before, unused, keeper)?;
+        let search = match (configured(conf, &snapshot), before) {
+            (Err(error), Some(_)) => return Ok(Lease::Unconfigured(error)),
+            (configured, _) => Search::new(conf, configured?, &snapshot, before, unused, keeper)?,
+        };
         if let Some(lease) = search.once(registry, &snapshot).await? {
             return Ok(lease);
         }
@@ -75,7 +74,7 @@ pub async fn acquire(
 /// As [`acquire`], and why it would be refused.
 pub async fn rehearse(registry: &mut Registry, conf: &EtcdConf, unused: bool) -> Result<(), Error> {
     let snapshot = registry.snapshot(&publics(conf)).await?;
-    let search = Search::new(conf, &snapshot, None, unused, Keeper::Plugin)?;
+    let search = Search::new(conf, configured(conf, &snapshot)?, &snapshot, None, unused, Keeper::Plugin)?;
     if let Some(rival) = search.rival(registry, &snapshot).await?
         && let Lease::Refused(error) = search.yields(&rival)
     {
@@ -160,6 +159,12 @@ pub fn parse_config(prefix: &str, text: &str) -> Result<NetworkConfig, Error> {
     })
 }
 
+/// The configuration in a snapshot, with its text.
+fn configured<'a>(conf: &EtcdConf, snapshot: &'a Snapshot) -> Result<(NetworkConfig, &'a str), Error> {
+    let text = snapshot.config.as_ref().map_err(Error::clone)?;
+    Ok((parse_config(&conf.prefix, text)?, text))
+}
+
 /// What became of an attempt at certain subnets.
 enum Take {
     Held(Lease),
@@ -186,13 +191,12 @@ struct Search<'a> {
 impl<'a> Search<'a> {
     fn new(
         conf: &'a EtcdConf,
-        snapshot: &'a Snapshot,
+        (config, text): (NetworkConfig, &'a str),
+        snapshot: &Snapshot,
         before: Option<&'a HostLease>,
         unused: bool,
         keeper: Keeper,
     ) -> Result<Self, Error> {
-        let text = snapshot.config.as_ref().map_err(Error::clone)?;
-        let config = parse_config(&conf.prefix, text)?;
         let of_family = |pool: &flannel_records::Pool| conf.underlay.find(pool.network().is_ipv4());
         let addresses = config.pools().iter().map(of_family).collect::<Result<Vec<Found>, Error>>()?;
         let me = Holder::here(before, addresses.first().map(|found| found.local), keeper)?;

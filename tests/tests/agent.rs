@@ -2,13 +2,11 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use weft_tests::{
-    Access, Cluster, Etcd, Family, Network, Node, Pod, Weftd, assert_all_reach, command, dist, eventually,
-    ips,
+    Access, Cluster, Etcd, Family, Network, Node, Pod, Weftd, assert_all_reach, command, eventually, ips,
 };
 
 #[path = "agent/access.rs"]
@@ -125,15 +123,6 @@ fn syncs(agent: &Weftd) -> f64 {
 
 fn mac(node: &Node) -> String {
     Family::V4.mac(node)
-}
-
-/// What `weftctl status` says on a node.
-#[track_caller]
-fn status(node: &Node) -> String {
-    let mut weftctl = Command::new(dist().join("weftctl"));
-    weftctl.arg("--config").arg(node.directory().join("weftd.json")).arg("status").envs(node.env());
-    let output = node.inside(|| weftctl.output().expect("run weftctl"));
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// A record of a host that is not there.
@@ -304,7 +293,7 @@ fn addresses_that_the_kernel_refuses_keep_no_other_host_out() {
         eventually(REPAIR, &route, || node.command("ip route show proto 119").contains(&route).then_some(()));
     }
     assert_eq!(node.command("ip route show proto 119").lines().count(), good.len());
-    let told = status(node);
+    let told = access::status(node);
     for (state, hosts) in
         [("not reached, a broadcast address", 1), ("not reached, not on the link", 1), ("followed", 3)]
     {

@@ -1,8 +1,20 @@
 //! An etcd that asks who comes, for agents that stay connected.
 
 use std::path::Path;
+use std::process::Command;
+
+use weft_tests::dist;
 
 use super::*;
+
+/// What `weftctl status` says on a node.
+#[track_caller]
+pub(super) fn status(node: &Node) -> String {
+    let mut weftctl = Command::new(dist().join("weftctl"));
+    weftctl.arg("--config").arg(node.directory().join("weftd.json")).arg("status").envs(node.env());
+    let output = node.inside(|| weftctl.output().expect("run weftctl"));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
 
 /// Two hosts whose agents show certificates or a password.
 fn pair(access: Access, login: impl Fn(&Etcd) -> Value) -> Fleet {
