@@ -18,6 +18,7 @@ mod network;
 mod rules;
 mod service;
 mod store;
+mod subnet_env;
 mod truth;
 
 use std::cell::RefCell;

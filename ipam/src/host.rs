@@ -12,7 +12,7 @@ use weft_state::Lock;
 use weft_state::lease::{HostLease, Peers, Taken, agent_lives, data_dir, lease_files};
 
 use crate::etcd_conf::EtcdConf;
-use crate::lease::{self, Keeper, Lease};
+use crate::lease::{self, Claimant, Keeper, Lease};
 use crate::registry::{Registry, Snapshot, in_event_loop};
 use crate::store;
 use crate::underlay::Found;
@@ -105,11 +105,10 @@ impl<'c> Host<'c> {
     #[inline(never)]
     fn take(&self, until: Deadline) -> Result<HostLease, Error> {
         let before = HostLease::read(&self.data_dir, self.network)?;
-        let unused = self.is_unused();
+        let claimant = self.claimant(before.as_ref());
         let attempt = async || {
             let mut registry = Registry::new(&self.etcd)?;
-            let lease =
-                lease::acquire(&mut registry, &self.etcd, before.as_ref(), unused, Keeper::Plugin).await?;
+            let lease = lease::acquire(&mut registry, &self.etcd, claimant).await?;
             Ok::<_, Error>((lease, registry.hosts().await?))
         };
         let (lease, hosts) = in_event_loop(async {
@@ -124,6 +123,14 @@ impl<'c> Host<'c> {
             }
         })?;
         self.put_on_file(lease, &hosts)
+    }
+
+    fn claimant<'a>(&self, before: Option<&'a HostLease>) -> Claimant<'a> {
+        Claimant { before, wish: None, unused: self.is_unused(), keeper: Keeper::Plugin }
+    }
+
+    fn lasts_as_configured(&self, lease: &HostLease) -> bool {
+        lease.ttl == 0 || lease.ttl == self.etcd.ttl
     }
 
     /// Whether no container of this network is on this host.
@@ -190,13 +197,12 @@ impl<'c> Host<'c> {
             Some(lease.clone())
         };
         let kept = match kept {
-            Some(kept) if config.as_ref().ok() == Some(&kept.config) => {
+            Some(kept) if config.as_ref().ok() == Some(&kept.config) && self.lasts_as_configured(&kept) => {
                 return Ok((Lease::Held(kept), hosts));
             }
             kept => kept.unwrap_or_else(|| lease.clone()),
         };
-        let unused = self.is_unused();
-        let taken = lease::acquire(&mut registry, &self.etcd, Some(&kept), unused, Keeper::Plugin).await;
+        let taken = lease::acquire(&mut registry, &self.etcd, self.claimant(Some(&kept))).await;
         match taken {
             // A configuration that is none is no reason to leave the host's network.
             Ok(Lease::Unconfigured(error)) | Err(error) if error.code == Code::InvalidConfig => {

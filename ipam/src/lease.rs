@@ -19,7 +19,7 @@ use crate::registry::{Attempt, Claim, Held, Record, Registry, Snapshot, put_line
 use crate::underlay::Found;
 use holder::Holder;
 pub use holder::Keeper;
-use place::{Place, free};
+use place::{Place, free, shares};
 
 /// How often others may be faster, one after the other, until it is an error.
 const ATTEMPTS: usize = 1000;
@@ -41,8 +41,20 @@ pub enum Lease {
     Refused(Error),
 }
 
-/// Takes the subnet that etcd has for this host, else that of `before`, else a free one. `unused` says that no
-/// container of this host has an address of it, so that another one will do; `keeper` renews it from then on.
+/// What a host knows about itself that comes for a subnet.
+#[derive(Debug, Clone, Copy)]
+pub struct Claimant<'a> {
+    /// The lease on file.
+    pub before: Option<&'a HostLease>,
+    /// Without one: the key of the subnets that it would like to have, as another program had them.
+    pub wish: Option<&'a str>,
+    /// No container of this host has an address of its subnet, so that another one will do.
+    pub unused: bool,
+    /// What renews the lease from then on.
+    pub keeper: Keeper,
+}
+
+/// Takes the subnet that etcd has for this host, else that of before, else that which it wishes for, else a free one.
 ///
 /// # Errors
 /// [`Code::TryAgain`] without etcd; [`Code::InvalidConfig`] when the network's configuration is missing or wrong and there is no
@@ -50,16 +62,15 @@ pub enum Lease {
 pub async fn acquire(
     registry: &mut Registry,
     conf: &EtcdConf,
-    before: Option<&HostLease>,
-    unused: bool,
-    keeper: Keeper,
+    claimant: Claimant<'_>,
 ) -> Result<Lease, Error> {
-    let before = before.filter(|lease| lease.prefix == conf.prefix);
+    let before = claimant.before.filter(|lease| lease.prefix == conf.prefix);
+    let claimant = Claimant { before, ..claimant };
     for _ in 0..ATTEMPTS {
         let snapshot = registry.snapshot(&publics(conf)).await?;
         let search = match (configured(conf, &snapshot), before) {
             (Err(error), Some(_)) => return Ok(Lease::Unconfigured(error)),
-            (configured, _) => Search::new(conf, configured?, &snapshot, before, unused, keeper)?,
+            (configured, _) => Search::new(conf, configured?, &snapshot, claimant)?,
         };
         if let Some(lease) = search.once(registry, &snapshot).await? {
             return Ok(lease);
@@ -74,7 +85,8 @@ pub async fn acquire(
 /// As [`acquire`], and why it would be refused.
 pub async fn rehearse(registry: &mut Registry, conf: &EtcdConf, unused: bool) -> Result<(), Error> {
     let snapshot = registry.snapshot(&publics(conf)).await?;
-    let search = Search::new(conf, configured(conf, &snapshot)?, &snapshot, None, unused, Keeper::Plugin)?;
+    let claimant = Claimant { before: None, wish: None, unused, keeper: Keeper::Plugin };
+    let search = Search::new(conf, configured(conf, &snapshot)?, &snapshot, claimant)?;
     if let Some(rival) = search.rival(registry, &snapshot).await?
         && let Lease::Refused(error) = search.yields(&rival)
     {
@@ -180,6 +192,7 @@ struct Search<'a> {
     config: NetworkConfig,
     text: &'a str,
     before: Option<&'a HostLease>,
+    wish: Option<&'a str>,
     unused: bool,
     /// This host's addresses, in the order of the pools.
     addresses: Vec<Found>,
@@ -193,9 +206,7 @@ impl<'a> Search<'a> {
         conf: &'a EtcdConf,
         (config, text): (NetworkConfig, &'a str),
         snapshot: &Snapshot,
-        before: Option<&'a HostLease>,
-        unused: bool,
-        keeper: Keeper,
+        Claimant { before, wish, unused, keeper }: Claimant<'a>,
     ) -> Result<Self, Error> {
         let of_family = |pool: &flannel_records::Pool| conf.underlay.find(pool.network().is_ipv4());
         let addresses = config.pools().iter().map(of_family).collect::<Result<Vec<Found>, Error>>()?;
@@ -203,7 +214,7 @@ impl<'a> Search<'a> {
         let read = |public| snapshot.held.iter().find(|(address, _)| *address == public);
         let held = |found: &Found| (found.public, read(found.public).and_then(|(_, held)| held.clone()));
         let held = addresses.iter().map(held).collect();
-        Ok(Self { conf, config, text, before, unused, addresses, me, held })
+        Ok(Self { conf, config, text, before, wish, unused, addresses, me, held })
     }
 
     /// One attempt; `None` when others changed something meanwhile.
@@ -235,16 +246,37 @@ impl<'a> Search<'a> {
         key: &str,
         found: &str,
     ) -> Result<Option<Lease>, Error> {
-        let lease_id = snapshot.leases.get(key).copied().unwrap_or_default();
-        if lease_id != 0 && !registry.keep_alive(lease_id).await? {
-            return Ok(None);
-        }
+        let found_lease = snapshot.leases.get(key).copied().unwrap_or_default();
+        let Some(lease_id) = self.renew(registry, found_lease).await? else { return Ok(None) };
         let subnets = flannel_records::parse_key(key).unwrap_or_default();
         let value = self.record(&subnets)?.value();
         let record = Record { key, value: &value, lease: lease_id };
-        match registry.replace(found, &record, &self.claim(key)).await? {
+        match registry
+            .replace(&Record { value: found, lease: found_lease, ..record }, &record, &self.claim(key))
+            .await?
+        {
             Attempt::Done => Ok(Some(self.held(key.to_owned(), value, lease_id))),
             Attempt::Lost(_) | Attempt::Unsure => Ok(None),
+        }
+    }
+
+    /// Renews the lease of a record; `None` when it is gone. One that lasts another time than is configured now is left to its end, and
+    /// this host's own is what the record goes on with.
+    async fn renew(&self, registry: &mut Registry, found: i64) -> Result<Option<i64>, Error> {
+        let own = self.lease_id();
+        if found == 0 || found == own {
+            let there = found == 0 || registry.keep_alive(found).await?;
+            return Ok(there.then_some(found));
+        }
+        match registry.term(found).await? {
+            None => Ok(None),
+            Some(term) if term.granted.as_secs() == self.conf.ttl => {
+                Ok(registry.keep_alive(found).await?.then_some(found))
+            }
+            Some(_) => {
+                registry.lease(own, self.conf.ttl).await?;
+                Ok(Some(own))
+            }
         }
     }
 
@@ -297,11 +329,7 @@ impl<'a> Search<'a> {
         let keys = registry.keys().await?;
         let own = flannel_records::parse_key(key).unwrap_or_default();
         let made = keys.get(key).copied().unwrap_or(i64::MAX);
-        let shares = |other: &str| {
-            flannel_records::parse_key(other)
-                .is_some_and(|subnets| subnets.iter().any(|one| own.contains(one)))
-        };
-        Ok(!keys.iter().any(|(other, revision)| other != key && *revision < made && shares(other)))
+        Ok(!keys.iter().any(|(other, revision)| other != key && *revision < made && shares(other, &own)))
     }
 
     fn held(&self, key: String, value: String, lease_id: i64) -> Lease {

@@ -64,7 +64,7 @@ pub use pod::Pod;
 pub use random::Random;
 pub use relay::Relay;
 pub use strace::{Injection, Tampered};
-pub use takers::{host_at, take_all};
+pub use takers::{NEWCOMER, host_at, take_all};
 pub use tools::{command, dist, json, peers};
 pub use traffic::{assert_all_reach, transfer};
 pub use wait::eventually;

@@ -5,11 +5,15 @@ use std::net::Ipv4Addr;
 use serde_json::json;
 use tokio::task::JoinSet;
 use weft_ipam::etcd_conf::EtcdConf;
-use weft_ipam::lease::{Keeper, Lease, acquire};
+use weft_ipam::lease::{Claimant, Keeper, Lease, acquire};
 use weft_ipam::registry::Registry;
 
 use crate::etcd::Etcd;
 use crate::weftd::Weftd;
+
+/// A host that knows of no subnet.
+pub const NEWCOMER: Claimant<'static> =
+    Claimant { before: None, wish: None, unused: true, keeper: Keeper::Plugin };
 
 /// A host that is only an address, in the network at [`Weftd::PREFIX`].
 pub fn host_at(etcd: &Etcd, number: u16) -> EtcdConf {
@@ -33,8 +37,7 @@ pub fn take_all(etcd: &Etcd, hosts: u16) -> Vec<String> {
             let conf = host_at(etcd, number);
             takers.spawn(async move {
                 let mut registry = Registry::new(&conf).expect("a registry");
-                match acquire(&mut registry, &conf, None, true, Keeper::Plugin).await.expect("take a subnet")
-                {
+                match acquire(&mut registry, &conf, NEWCOMER).await.expect("take a subnet") {
                     Lease::Held(lease) => lease.key,
                     other => panic!("{other:?}"),
                 }

@@ -11,7 +11,7 @@ mod lease {
 use std::fs;
 
 use serde_json::{Value, json};
-use weft_tests::{Access, Call, Cluster, CniError, Etcd, Network, Node, Pod, Reply};
+use weft_tests::{Access, Call, Cluster, CniError, Etcd, Lease, Network, Node, Pod, Reply};
 
 const PREFIX: &str = "/coreos.com/network";
 const CONFIG: &str = "/coreos.com/network/config";
@@ -233,6 +233,42 @@ fn etcds_lease_is_renewed_when_half_of_it_is_over() {
         assert_eq!(left() > limit, renewed, "{limit} {}", reply.stderr);
     }
     assert_eq!((fleet.keys().len(), fleet.etcd.leases().len()), (1, 1));
+}
+
+/// Also where the record hangs on a lease of flanneld's. A lease that lasts as long as it is to is kept, whose ever it is.
+#[test]
+fn a_record_goes_on_with_a_lease_as_long_as_configured() {
+    let fleet = Fleet::new(1, V4);
+    let lasting = |ttl: u32| json!({ "ipam": { "leaseTTL": ttl, "peerRefresh": 0 } });
+    fleet.add(0, &lasting(60)).result();
+    let record = fleet.record();
+    let key = format!("{SUBNETS}{}", record.0);
+    let leases_of_record = || {
+        let leases = fleet.etcd.leases().into_iter().filter(|lease| lease.keys.contains(&key));
+        leases.collect::<Vec<Lease>>()
+    };
+    let on_file = || {
+        let file = fleet.node(0).data_dir().join("pods/lease.json");
+        serde_json::from_slice::<Value>(&fs::read(file).expect("a lease")).expect("JSON")["ttl"].clone()
+    };
+    for ttl in [600, 30, 60] {
+        fleet.add(0, &lasting(ttl)).result();
+        assert_eq!(fleet.record(), record);
+        let leases = leases_of_record();
+        assert_eq!((leases.len(), leases[0].granted), (1, u64::from(ttl)));
+        assert_eq!(on_file(), json!(ttl));
+        fleet.add(0, &lasting(ttl)).result();
+        assert_eq!(leases_of_record()[0].id, leases[0].id, "and stays");
+    }
+    for theirs in [500, 60] {
+        let lease = fleet.etcd.grant(theirs);
+        fleet.etcd.put_leased(&key, &record.1, &lease);
+        fs::remove_file(fleet.node(0).data_dir().join("pods/lease.json")).expect("forget the lease");
+        fleet.add(0, &lasting(60)).result();
+        let now = leases_of_record();
+        assert_eq!((now[0].granted, now[0].id == lease), (60, theirs == 60));
+        assert_eq!(on_file(), json!(60));
+    }
 }
 
 #[test]

@@ -5,7 +5,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use ipnetwork::{Ipv4Network, Ipv6Network};
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+
+use crate::host::key_of;
 
 /// The content of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +38,16 @@ pub enum ParseError {
     Value { key: String, value: String, cause: String },
     #[error("{0} is missing: restart flanneld, which writes the file anew")]
     Missing(&'static str),
+}
+
+impl SubnetEnv {
+    /// The last part of the key that the host's record has, or had: `10.240.34.0-24`.
+    #[must_use]
+    pub fn key(&self) -> String {
+        let ipv4 = self.ipv4.map(|leased| IpNetwork::V4(leased.subnet));
+        let ipv6 = self.ipv6.map(|leased| IpNetwork::V6(leased.subnet));
+        key_of(&ipv4.into_iter().chain(ipv6).collect::<Vec<_>>())
+    }
 }
 
 impl FromStr for SubnetEnv {
@@ -146,6 +158,18 @@ mod tests {
     fn the_gateways_address_is_kept() {
         let env: SubnetEnv = DUAL.parse().unwrap();
         assert_eq!(env.ipv4.unwrap().subnet.ip().to_string(), "10.244.65.1");
+    }
+
+    #[test]
+    fn the_records_key() {
+        let lines: Vec<&str> = DUAL.lines().collect();
+        for (kept, key) in [
+            (&lines[..], "10.244.65.0-24&fd00:42:0:31::-64"),
+            (&[&lines[..2], &lines[4..]].concat(), "10.244.65.0-24"),
+            (&lines[2..], "0.0.0.0-0&fd00:42:0:31::-64"),
+        ] {
+            assert_eq!(kept.join("\n").parse::<SubnetEnv>().unwrap().key(), key);
+        }
     }
 
     #[test]

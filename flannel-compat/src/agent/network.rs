@@ -19,6 +19,7 @@ use super::kernel::{Cost, Kernel, Owned};
 use super::log_once::{Outage, Rejections};
 use super::metrics::Metrics;
 use super::store::{News, Store};
+use super::subnet_env;
 use super::truth::{Held, REMEDY, Truth};
 
 /// How long it may take until a change is noticed of which the kernel does not tell.
@@ -91,7 +92,10 @@ impl Network {
         let hosts = Hosts::new(Peers::read(&all.data_dir, &conf.name)?.unwrap_or_default());
         let (sender, news) = mpsc::channel(1024);
         let unused = unused(&conf, all)?;
-        tokio::task::spawn_local(Store { conf: etcd, lease: lease.clone(), unused, news: sender }.run());
+        let wish = if lease.is_none() { subnet_env::key_in(&conf.subnet_file) } else { None };
+        tokio::task::spawn_local(
+            Store { conf: etcd, lease: lease.clone(), wish, unused, news: sender }.run(),
+        );
         let network = Self {
             data_dir: all.data_dir.clone(),
             state_dir: all.state_dir.clone(),
@@ -217,7 +221,11 @@ impl Network {
         });
         // A lease that ended before its time went with the store's data.
         if self.lease.as_ref().is_some_and(|known| {
-            known.lease_id != 0 && known.lease_id != lease.lease_id && !known.remaining().is_zero()
+            known.lease_id != 0
+                && known.lease_id != lease.lease_id
+                // One that is to last another time is left to its end.
+                && known.ttl == lease.ttl
+                && !known.remaining().is_zero()
         }) {
             self.hosts.suspect();
         }

@@ -7,7 +7,7 @@ use cni_protocol::{Code, Error};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use weft_ipam::etcd_conf::EtcdConf;
-use weft_ipam::lease::{self, Keeper, Lease};
+use weft_ipam::lease::{self, Claimant, Keeper, Lease};
 use weft_ipam::registry::{Registry, Watched};
 use weft_state::lease::{HostLease, Peers};
 
@@ -49,6 +49,8 @@ pub(super) struct Store {
     pub(super) conf: EtcdConf,
     /// The last lease that is known of.
     pub(super) lease: Option<HostLease>,
+    /// Without one: the key of the subnets that subnet.env names, where flanneld was here before.
+    pub(super) wish: Option<String>,
     /// Whether no container can have an address of that lease's subnet, so that any other one will do.
     pub(super) unused: bool,
     pub(super) news: mpsc::Sender<News>,
@@ -88,6 +90,13 @@ impl Store {
             Ok(lease) => lease,
             Err(news) => return self.look_on(registry, news).await,
         };
+        if let Some(wish) = self.wish.take().filter(|wish| *wish != lease.key) {
+            log::error!(
+                "subnet.env names {wish}, which this host cannot have any more: it has {} now, and containers with addresses \
+                 of the former are cut off: start them anew",
+                lease.key
+            );
+        }
         self.lease = Some(lease.clone());
         self.unused = false;
         if self.tell(News::Leased(lease.clone())).await.is_none() {
@@ -103,12 +112,17 @@ impl Store {
 
     /// The lease, or why there is none.
     async fn acquire(&self, registry: &mut Registry) -> Result<Result<HostLease, News>, Error> {
-        let (before, unused) = (self.lease.as_ref(), self.unused);
-        Ok(match lease::acquire(registry, &self.conf, before, unused, Keeper::Agent).await? {
+        let claimant = Claimant {
+            before: self.lease.as_ref(),
+            wish: self.wish.as_deref(),
+            unused: self.unused,
+            keeper: Keeper::Agent,
+        };
+        Ok(match lease::acquire(registry, &self.conf, claimant).await? {
             Lease::Held(lease) => Ok(lease),
             Lease::Taken { key, owner } => Err(News::Taken { key, owner }),
             Lease::Unconfigured(error) => Err(News::Refused { why: error.msg, unused: false }),
-            Lease::Refused(error) => Err(News::Refused { why: error.msg, unused }),
+            Lease::Refused(error) => Err(News::Refused { why: error.msg, unused: self.unused }),
         })
     }
 

@@ -139,9 +139,9 @@ impl Search<'_> {
     /// An agent is heard every two seconds. A host without one is silent for half of its lease, and is taken to live as
     /// long as that lasts, unless it is this host with another interface.
     async fn is_alive(&self, registry: &mut Registry, held: &Held, holder: &Holder) -> Result<bool, Error> {
-        let silence = registry.silence(held.lease).await?;
-        Ok(silence.is_some_and(|silence| match holder.keeper {
-            Keeper::Agent => silence < SILENCE,
+        let term = registry.term(held.lease).await?;
+        Ok(term.is_some_and(|term| match holder.keeper {
+            Keeper::Agent => term.silence < SILENCE,
             Keeper::Plugin => holder.instance != self.me.instance,
         }))
     }

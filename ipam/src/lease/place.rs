@@ -1,6 +1,6 @@
 //! Where a host belongs, by what etcd has. Pure.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 
@@ -50,12 +50,12 @@ impl Search<'_> {
                 Place::Refused(self.misfit(key))
             };
         }
-        let Some(before) = self.before else { return Place::Anywhere };
-        if let Some(other) = records.get(&before.key) {
+        let Some(before) = self.before else { return self.place_anew(records) };
+        if let Some((key, value)) = sharing(records, &before.key) {
             return if self.unused {
                 Place::Anywhere
             } else {
-                Place::Taken { key: before.key.clone(), owner: owner(&before.key, other) }
+                Place::Taken { key: before.key.clone(), owner: owner(key, value) }
             };
         }
         match parse_key(&before.key).filter(|_| self.fits(&before.key)) {
@@ -63,6 +63,12 @@ impl Search<'_> {
             None if self.unused => Place::Anywhere,
             None => Place::Refused(self.misfit(&before.key)),
         }
+    }
+
+    /// Where a host goes that has no lease on file: to what it asks for, if it can have that.
+    fn place_anew<'s>(&self, records: &BTreeMap<String, String>) -> Place<'s> {
+        let wish = self.wish.filter(|key| self.fits(key) && sharing(records, key).is_none());
+        wish.and_then(parse_key).map_or(Place::Anywhere, Place::Before)
     }
 
     /// Whether a record has this host's public address, of either family.
@@ -111,6 +117,17 @@ impl Search<'_> {
         );
         Error::new(Code::InvalidConfig, msg)
     }
+}
+
+/// A record that has one of a key's subnets: in a network of both families the other one may be another.
+fn sharing<'r>(records: &'r BTreeMap<String, String>, key: &str) -> Option<(&'r String, &'r String)> {
+    let own = parse_key(key).unwrap_or_default();
+    records.iter().find(|(other, _)| *other == key || shares(other, &own))
+}
+
+/// Whether a key names one of these subnets.
+pub(super) fn shares(key: &str, subnets: &[IpNetwork]) -> bool {
+    parse_key(key).is_some_and(|named| named.iter().any(|one| subnets.contains(one)))
 }
 
 /// Whose record it is, for people.

@@ -20,6 +20,15 @@ pub struct Held {
     pub lease: i64,
 }
 
+/// The time of a lease by etcd's clock, which tells it in whole seconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Term {
+    /// How long it lasts after it was renewed.
+    pub granted: Duration,
+    /// How long ago that was. A new leader of etcd starts all leases anew.
+    pub silence: Duration,
+}
+
 /// The addresses that a host wants for itself, each with what was seen at its key: whoever is faster makes it fail.
 #[derive(Debug)]
 pub struct Claim {
@@ -44,12 +53,11 @@ impl Registry {
         addresses.iter().map(|address| TxnOp::get(self.address_key(*address), None::<GetOptions>)).collect()
     }
 
-    /// How long ago a lease was renewed, by etcd's clock and as exactly as it tells, which is a second; `None` when it
-    /// has ended. A new leader of etcd starts all leases anew.
+    /// A lease's time; `None` when it has ended.
     ///
     /// # Errors
     /// [`cni_protocol::Code::TryAgain`].
-    pub async fn silence(&mut self, lease: i64) -> Result<Option<Duration>, Error> {
+    pub async fn term(&mut self, lease: i64) -> Result<Option<Term>, Error> {
         let call = async |mut client: Client| match client
             .lease_time_to_live(lease, None::<LeaseTimeToLiveOptions>)
             .await
@@ -59,8 +67,10 @@ impl Registry {
         };
         let answer = self.call("read the age of a lease", call).await?;
         // One that has ended has -1 seconds left.
-        Ok(answer.filter(|answer| answer.ttl() >= 0).map(|answer| {
-            Duration::from_secs(u64::try_from(answer.granted_ttl() - answer.ttl()).unwrap_or_default())
+        let seconds = |count: i64| Duration::from_secs(u64::try_from(count).unwrap_or_default());
+        Ok(answer.filter(|answer| answer.ttl() >= 0).map(|answer| Term {
+            granted: seconds(answer.granted_ttl()),
+            silence: seconds(answer.granted_ttl() - answer.ttl()),
         }))
     }
 

@@ -8,7 +8,7 @@ use super::failure::{Kind, kind};
 use super::{Registry, keys_only};
 
 /// What a host puts below `<prefix>/subnets/`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Record<'a> {
     /// Its key's last part.
     pub key: &'a str,
@@ -49,11 +49,16 @@ impl Registry {
     ///
     /// # Errors
     /// [`cni_protocol::Code::TryAgain`].
-    pub async fn replace(&mut self, old: &str, record: &Record<'_>, claim: &Claim) -> Result<Attempt, Error> {
-        let same = Compare::value(format!("{}{}", self.subnets(), record.key), CompareOp::Equal, old);
+    pub async fn replace(
+        &mut self,
+        old: &Record<'_>,
+        record: &Record<'_>,
+        claim: &Claim,
+    ) -> Result<Attempt, Error> {
+        let same = Compare::value(format!("{}{}", self.subnets(), old.key), CompareOp::Equal, old.value);
         let mut puts = self.puts(claim, record.lease);
         // Every put is news to all other hosts.
-        if old != record.value {
+        if old != record {
             puts.push(self.put(record));
         }
         if puts.is_empty() {

@@ -253,3 +253,35 @@ fn a_host_that_masquerades_by_nftables_changes_over_and_back() {
         there_and_back(&config, families, true);
     }
 }
+
+/// By what flanneld has written on this host: its lease ended, or etcd came back empty, before Weft came.
+#[test]
+fn a_record_that_is_gone_on_the_way_is_put_anew() {
+    let fleet = Fleet::new(V4);
+    let node = fleet.node(0);
+    let change_over = |between: &dyn Fn(&str)| {
+        let flanneld = Flanneld::start(node, &fleet.etcd, Flanneld::PREFIX, &[]);
+        flanneld.ready();
+        let own = fleet.subnets().remove(0);
+        flanneld.stop();
+        node.command("ip link delete flannel.1");
+        fleet.etcd.del(&own);
+        between(&own);
+        let weftd = Weftd::start(node, &fleet.etcd, &json!({ "name": "cbr0" }));
+        weftd.ready();
+        (own, weftd)
+    };
+    let (own, weftd) = change_over(&|_| {});
+    assert_eq!(fleet.subnets(), [own]);
+    weftd.daemon().stop();
+    node.command("ip link delete weft.1");
+    std::fs::remove_dir_all(node.data_dir().join("cbr0")).expect("forget the lease");
+
+    // Another host was faster: there is no way but to say so.
+    let other = r#"{"PublicIP":"172.30.0.99","PublicIPv6":null,"BackendType":"host-gw"}"#;
+    let (own, weftd) = change_over(&|own| fleet.etcd.put(own, other));
+    assert_eq!(fleet.subnets().len(), 2);
+    let (_, own) = own.rsplit_once('/').expect("a path");
+    let log = weftd.daemon().log();
+    assert!(log.contains(&format!("subnet.env names {own}, which this host cannot have any more")), "{log}");
+}

@@ -72,6 +72,27 @@ fn the_subnet_on_file_is_preferred_while_it_is_free() {
     );
 }
 
+/// The record of who has it names another subnet of the other family, and so has another key.
+#[test]
+fn a_subnet_of_two_is_another_hosts_meanwhile() {
+    for family in [0, 1] {
+        let fleet = Fleet::new(1, DUAL);
+        fleet.add(0, &json!({})).result();
+        let (key, _) = fleet.record();
+        let mut subnets: Vec<&str> = key.split('&').collect();
+        subnets[1 - family] = ["10.244.250.0-24", "fd00:42:0:ffff::-64"][1 - family];
+        let other = format!("{SUBNETS}{}", subnets.join("&"));
+        fleet.etcd.del(&format!("{SUBNETS}{key}"));
+        let data = r#"{"VNI":1,"VtepMAC":"8e:00:00:00:00:01"}"#;
+        let both = format!(r#""fd30::99","BackendV6Data":{data}"#);
+        fleet.etcd.put(&other, record("172.30.0.99").replace("null", &both));
+        fleet
+            .fails(0, &json!({ "ipam": { "peerRefresh": 0 } }), 103)
+            .assert_names(&[&key, "172.30.0.99", "weftctl leave"]);
+        assert_eq!(fleet.etcd.keys(SUBNETS), [other]);
+    }
+}
+
 /// An address that was configured on two hosts by mistake.
 #[test]
 fn a_public_address_of_another_host_is_refused() {

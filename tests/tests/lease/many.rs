@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use weft_ipam::lease::{Keeper, Lease, acquire};
+use weft_ipam::lease::{Lease, acquire};
 use weft_ipam::registry::Registry;
-use weft_tests::{Access, Cluster, host_at, take_all};
+use weft_tests::{Access, Cluster, NEWCOMER, host_at, take_all};
 
 use super::super::{CONFIG, DUAL, SUBNETS, V4};
 
@@ -55,8 +55,8 @@ fn two_hosts_race_for_one_subnet_two_hundred_times() {
         let mut other = Registry::new(&confs[1]).expect("a registry");
         for round in 0..200 {
             let both = tokio::join!(
-                acquire(&mut one, &confs[0], None, true, Keeper::Plugin),
-                acquire(&mut other, &confs[1], None, true, Keeper::Plugin)
+                acquire(&mut one, &confs[0], NEWCOMER),
+                acquire(&mut other, &confs[1], NEWCOMER)
             );
             let held: Vec<_> = [both.0, both.1]
                 .into_iter()
