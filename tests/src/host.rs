@@ -201,7 +201,10 @@ impl Outside {
     }
 }
 
+/// Up for seconds already, so to speak: as long as its link-local address is being looked for elsewhere, an interface asks nobody for a
+/// router's or a neighbour's address on behalf of what it forwards (`ndisc_solicit` of net/ipv6/ndisc.c).
 fn cable(ifname: &str, addresses: &[&str; 2]) {
+    tools::set_sysctl(&format!("net/ipv6/conf/{ifname}/accept_dad"), "0");
     tools::command(&format!("ip link set {ifname} up"));
     tools::command(&format!("ip addr add {}/24 dev {ifname}", addresses[0]));
     tools::command(&format!("ip addr add {}/64 dev {ifname} nodad", addresses[1]));

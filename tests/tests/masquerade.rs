@@ -5,10 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use serde_json::json;
-use weft_tests::{Host, Network, Outside, Pod, World, command, eventually, ips};
-
-/// How long a connection to the outside may take to come about.
-const PATIENCE: Duration = Duration::from_secs(10);
+use weft_tests::{Host, Network, Outside, Pod, World, command, ips};
 
 fn network() -> Network {
     Network::dual().with(&json!({ "ipMasq": true }))
@@ -20,9 +17,8 @@ fn seen(pod: &Pod, outside: &Outside) -> Vec<IpAddr> {
     let source = |peer| {
         let listener = outside.listen(peer);
         let target = listener.local_addr().unwrap();
-        // That nothing is lost on the way of the first one is for storm.rs to say.
         let _connection =
-            eventually(PATIENCE, &format!("{} reaches {target}", pod.id), || pod.connect(target).ok());
+            pod.connect(target).unwrap_or_else(|error| panic!("{} to {target}: {error}", pod.id));
         listener.accept().unwrap().1.ip()
     };
     peers.into_iter().map(source).collect()
