@@ -7,7 +7,7 @@
 mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::{fs, iter, slice};
 
 use cni_protocol::{Code, Error};
 use log::warn;
@@ -16,6 +16,7 @@ use weft_net::foreign::{Chain, RULES_MAX, Rule, TableOf, Verdict, legacy_chains}
 use weft_net::nft::{Nft, TABLE};
 use weft_net::{Family, NetError, NlResult};
 
+use crate::overlay::{Direct, Overlay};
 use walk::{Fate, Packet, Way, walk};
 
 /// The table of firewalld. What none of its rules lets through is rejected by the last one, whatever the policy.
@@ -23,13 +24,53 @@ const FIREWALLD: &str = "firewalld";
 /// Where it rejects what others redirect, as its setting StrictForwardPorts has it.
 const FIREWALLD_STRICT: &str = "filter_FORWARD_dnat";
 
-/// Sees that no firewall of others drops what the containers of a bridge send to other networks, or the answers, nor, where
-/// they may have host ports, what comes to these from outside.
+/// A network's packets on their way through this host.
+#[derive(Debug, Clone, Copy)]
+pub struct Traffic<'a> {
+    pub bridge: &'a str,
+    pub families: &'a [Family],
+    /// Whether containers reach other networks.
+    pub goes_out: bool,
+    /// Whether they may have host ports.
+    pub has_ports: bool,
+    /// What leads to the containers of other hosts.
+    pub overlay: Option<&'a Overlay>,
+}
+
+impl Traffic<'_> {
+    /// The packets that have to pass.
+    fn packets<'p>(&'p self, family: Family, uplinks: &'p [String]) -> Vec<Packet<'p>> {
+        let sides = self.overlay.iter().flat_map(|overlay| &overlay.sides);
+        let own = sides.filter(|side| Family::of(side.local) == family);
+        let devices =
+            own.clone().filter_map(|side| side.device.as_ref()).map(|device| slice::from_ref(&device.name));
+        let direct = own.filter(|side| side.direct != Direct::None).map(|_| uplinks);
+        let hosts = devices.chain(direct).flat_map(|by| [(Way::ToHosts, by), (Way::FromHosts, by)]);
+        let others = [(Way::Out, self.goes_out), (Way::Back, self.goes_out), (Way::In, self.has_ports)];
+        let others = others.into_iter().filter(|(_, has)| *has).map(|(way, _)| (way, uplinks));
+        others.chain(hosts).map(|(way, by)| Packet { bridge: self.bridge, others: by, way, family }).collect()
+    }
+
+    /// What is to be trusted where zones decide: what comes from the bridge and from the devices to other hosts, and from
+    /// other hosts' containers where there is no such device.
+    fn trusted(&self) -> String {
+        let devices = self.overlay.iter().flat_map(|overlay| overlay.device_names());
+        let interfaces = iter::once(self.bridge).chain(devices).map(|name| format!("--add-interface={name}"));
+        let is_direct = |overlay: &&Overlay| overlay.sides.iter().any(|side| side.direct != Direct::None);
+        let networks = self.overlay.filter(is_direct).into_iter().flat_map(|overlay| &overlay.networks);
+        let sources = networks.map(|network| format!("--add-source={network}"));
+        let zone = |what: String| format!("firewall-cmd --permanent --zone=trusted {what}");
+        interfaces.chain(sources).map(zone).collect::<Vec<_>>().join(" && ")
+    }
+}
+
+/// Sees that no firewall of others drops what the containers of a bridge send to other networks and hosts, or the answers, nor
+/// what comes to them from other hosts' containers, nor, where they may have host ports, what comes to these from outside.
 ///
 /// # Errors
 /// [`Code::LimitedConnectivity`] with the chain, and the command that lets the traffic through. Where it cannot be told
 /// whether it passes, the log has a warning.
-pub fn check(nft: &mut Nft, bridge: &str, families: &[Family], has_ports: bool) -> Result<(), Error> {
+pub fn check(nft: &mut Nft, traffic: &Traffic<'_>) -> Result<(), Error> {
     let read = |error: NetError| {
         let what = "read the chains of other firewalls";
         Error::new(Code::Kernel, format!("{what}: {error}: see that nftables works: nft list chains"))
@@ -46,25 +87,19 @@ pub fn check(nft: &mut Nft, bridge: &str, families: &[Family], has_ports: bool) 
             warn!("{doubt}");
         }
     };
-    for family in families {
+    for family in traffic.families {
         let uplinks = uplinks(*family);
-        let packets = [Way::Out, Way::Back, Way::In].map(|way| Packet {
-            bridge,
-            uplinks: &uplinks,
-            way,
-            family: *family,
-        });
-        let packets = if has_ports { &packets[..] } else { &packets[..2] };
+        let packets = traffic.packets(*family, &uplinks);
         for chain in chains.iter().filter(|chain| may_drop(chain, *family)) {
-            let rules = load(nft, &chains, chain, packets).map_err(read)?;
-            tell(judge(chain, &rules, &chains, packets)?);
+            let rules = load(nft, &chains, chain, &packets).map_err(read)?;
+            tell(judge(traffic, chain, &rules, &chains, &packets)?);
         }
         match legacy_chains(*family) {
             Ok(tables) => {
                 let chains: Vec<Chain> = tables.iter().map(|(chain, _)| chain.clone()).collect();
                 let rules = tables.into_iter().map(|(chain, rules)| (chain.name, rules)).collect();
                 for chain in chains.iter().filter(|chain| may_drop(chain, *family)) {
-                    tell(judge(chain, &rules, &chains, packets)?);
+                    tell(judge(traffic, chain, &rules, &chains, &packets)?);
                 }
             }
             Err(error) => {
@@ -123,37 +158,29 @@ fn load(
 
 /// What the log has to say where it cannot be told whether packets pass.
 fn judge(
+    traffic: &Traffic<'_>,
     chain: &Chain,
     rules: &BTreeMap<String, Vec<Rule>>,
     chains: &[Chain],
     packets: &[Packet<'_>],
 ) -> Result<Option<String>, Error> {
-    let (Some(policy), [Packet { bridge, .. }, ..]) = (&chain.policy, packets) else { return Ok(None) };
+    let Some(policy) = &chain.policy else { return Ok(None) };
     let fates: Vec<(Way, Fate)> =
         packets.iter().map(|packet| (packet.way, walk(*packet, &chain.name, policy, rules))).collect();
-    let Some((way, _)) = fates.iter().find(|(_, fate)| *fate == Fate::IsDropped) else {
-        let doubt = |(way, _): &(Way, Fate)| {
-            let noticed =
-                if *way == Way::In { "host ports are closed to others" } else { "containers are cut off" };
-            format!(
-                "{} may drop traffic of bridge {bridge}: which of its rules apply cannot be told; if {noticed}: {}",
-                place(chain),
-                remedy(chain, chains, bridge, *way)
-            )
-        };
-        return Ok(fates.iter().find(|(_, fate)| *fate == Fate::Unknown).map(doubt));
-    };
-    let what = match way {
-        Way::Out => "what containers send to other networks",
-        Way::Back => "the answers that containers get from other networks",
-        Way::In => "what comes from other networks to host ports",
-    };
-    let msg = format!(
-        "{} drops {what}: let bridge {bridge} pass: {}",
-        place(chain),
-        remedy(chain, chains, bridge, *way)
-    );
-    Err(Error::new(Code::LimitedConnectivity, msg))
+    let (place, bridge) = (place(chain), traffic.bridge);
+    let first = |of: Fate| fates.iter().find(|(_, fate)| *fate == of).map(|(way, _)| *way);
+    if let Some(way) = first(Fate::IsDropped) {
+        let remedy = remedy(chain, chains, traffic, way);
+        let msg = format!("{place} drops {}: let bridge {bridge} pass: {remedy}", way.what());
+        return Err(Error::new(Code::LimitedConnectivity, msg));
+    }
+    Ok(first(Fate::Unknown).map(|way| {
+        let noticed = if way == Way::In { "host ports are closed to others" } else { "containers are cut off" };
+        let remedy = remedy(chain, chains, traffic, way);
+        format!(
+            "{place} may drop traffic of bridge {bridge}: which of its rules apply cannot be told; if {noticed}: {remedy}"
+        )
+    }))
 }
 
 fn place(chain: &Chain) -> String {
@@ -177,11 +204,12 @@ fn program(table: &TableOf) -> &'static str {
 }
 
 /// What lets a bridge's traffic through, by the documented means of the firewall that the chain is of.
-fn remedy(chain: &Chain, chains: &[Chain], bridge: &str, way: Way) -> String {
+fn remedy(chain: &Chain, chains: &[Chain], traffic: &Traffic<'_>, way: Way) -> String {
+    let bridge = traffic.bridge;
     let has = |name: &str| chains.iter().any(|other| other.table == chain.table && other.name == name);
     let is_iptables = match &chain.table {
         TableOf::Inet(table) | TableOf::Nft(_, table) if table == FIREWALLD => {
-            return remedy_of_firewalld(bridge, way == Way::In && has(FIREWALLD_STRICT));
+            return remedy_of_firewalld(traffic, way == Way::In && has(FIREWALLD_STRICT));
         }
         TableOf::Nft(_, table) => table == "filter" && chain.name == "FORWARD",
         TableOf::Legacy(_) => true,
@@ -202,12 +230,12 @@ fn remedy(chain: &Chain, chains: &[Chain], bridge: &str, way: Way) -> String {
 
 /// A zone lets out what comes from it. Into it firewalld lets what is redirected, unless its setting StrictForwardPorts says
 /// otherwise: then it rejects before it looks at zones and policies, and accepts only ports that it redirects itself.
-fn remedy_of_firewalld(bridge: &str, is_strict: bool) -> String {
+fn remedy_of_firewalld(traffic: &Traffic<'_>, is_strict: bool) -> String {
     let change = match is_strict {
         true => {
             "sed -i s/StrictForwardPorts=yes/StrictForwardPorts=no/ /etc/firewalld/firewalld.conf".to_owned()
         }
-        false => format!("firewall-cmd --permanent --zone=trusted --add-interface={bridge}"),
+        false => traffic.trusted(),
     };
     format!("{change} && firewall-cmd --reload")
 }

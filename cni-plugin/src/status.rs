@@ -13,12 +13,13 @@ use crate::bridge;
 use crate::conf::shaping::Shaping;
 use crate::conf::{Gateway, Network, Traces};
 use crate::fault::{Fault, failed};
-use crate::firewalls;
+use crate::firewalls::{self, Traffic};
 use crate::guard;
 use crate::ipam;
 use crate::isolation;
 use crate::key::AttachmentKey;
 use crate::masquerade::{self, Masquerade};
+use crate::overlay;
 use crate::plan::{Plan, first_host};
 use crate::ruleset;
 use crate::shaping;
@@ -47,7 +48,7 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
             _ => not_available(error),
         })?;
     }
-    if network.gateway != Gateway::None && !network.isolation.internal {
+    if network.gateway != Gateway::None {
         check_firewalls(args, &network, &gateways)?;
     }
     Ok(Outcome::Done)
@@ -164,9 +165,16 @@ fn check_firewalls(args: &StatusArgs, network: &Network, gateways: &[IpNetwork])
     match Nft::open(args.call.deadline) {
         Err(error) if error.errno == Errno::EPROTONOSUPPORT => Ok(()),
         Err(error) => Err(not_available(failed(&"look at firewalls of others", error.into()))),
-        Ok(mut nft) => {
-            firewalls::check(&mut nft, network.bridge.as_str(), &families, can_have_ports(&args.call))
-        }
+        Ok(mut nft) => firewalls::check(
+            &mut nft,
+            &Traffic {
+                bridge: network.bridge.as_str(),
+                families: &families,
+                goes_out: !network.isolation.internal,
+                has_ports: !network.isolation.internal && can_have_ports(&args.call),
+                overlay: overlay::on_file(network)?.as_ref(),
+            },
+        ),
     }
 }
 

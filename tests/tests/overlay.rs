@@ -1,5 +1,7 @@
 //! Networks that span hosts, without an agent: each host learns of the others when it attaches a container.
 
+#[path = "overlay/firewalls.rs"]
+mod firewalls;
 #[path = "overlay/rules.rs"]
 mod rules;
 

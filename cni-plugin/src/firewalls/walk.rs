@@ -14,8 +14,8 @@ const DEPTH_MAX: usize = 16;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Packet<'a> {
     pub(super) bridge: &'a str,
-    /// The interfaces by which the host reaches everybody else.
-    pub(super) uplinks: &'a [String],
+    /// The interfaces by which the host reaches the others that it talks to.
+    pub(super) others: &'a [String],
     pub(super) way: Way,
     pub(super) family: Family,
 }
@@ -28,6 +28,27 @@ pub(super) enum Way {
     Back,
     /// The first packet of others' connection to a host port, redirected to its container.
     In,
+    /// The first packet of a container's connection to one of another host.
+    ToHosts,
+    /// The first packet of the connection of another host's container to one of this host.
+    FromHosts,
+}
+
+impl Way {
+    fn is_from_bridge(self) -> bool {
+        matches!(self, Self::Out | Self::ToHosts)
+    }
+
+    /// In words.
+    pub(super) fn what(self) -> &'static str {
+        match self {
+            Self::Out => "what containers send to other networks",
+            Self::Back => "the answers that containers get from other networks",
+            Self::In => "what comes from other networks to host ports",
+            Self::ToHosts => "what containers send to those of other hosts",
+            Self::FromHosts => "what other hosts' containers send to those of this host",
+        }
+    }
 }
 
 /// What becomes of it.
@@ -82,20 +103,17 @@ impl Packet<'_> {
     /// Whether a rule is about some of the others that it talks to. To drop what is for these only is what a firewall is
     /// for, and says nothing of the rest.
     fn is_narrow(&self, rule: &Rule) -> bool {
-        let others = match self.way {
-            Way::Out => End::Destination,
-            Way::Back | Way::In => End::Source,
-        };
+        let others = if self.way.is_from_bridge() { End::Destination } else { End::Source };
         rule.conditions.contains(&Condition::Address(others))
     }
 
     fn fits(&self, condition: &Condition) -> Truth {
         match condition {
-            Condition::Input { name, is } => self.goes_by(name, self.way == Way::Out).is(*is),
-            Condition::Output { name, is } => self.goes_by(name, self.way != Way::Out).is(*is),
+            Condition::Input { name, is } => self.goes_by(name, self.way.is_from_bridge()).is(*is),
+            Condition::Output { name, is } => self.goes_by(name, !self.way.is_from_bridge()).is(*is),
             Condition::State { bits, is } => {
                 let own = match self.way {
-                    Way::Out => STATE_NEW,
+                    Way::Out | Way::ToHosts | Way::FromHosts => STATE_NEW,
                     Way::In => STATE_NEW | STATE_REDIRECTED,
                     Way::Back => STATE_ESTABLISHED,
                 };
@@ -115,9 +133,9 @@ impl Packet<'_> {
         if the_bridge {
             return Truth::of(name.fits(self.bridge));
         }
-        match self.uplinks.iter().filter(|uplink| name.fits(uplink)).count() {
-            0 if !self.uplinks.is_empty() || name.fits(self.bridge) => Truth::False,
-            count if count == self.uplinks.len() && count > 0 => Truth::True,
+        match self.others.iter().filter(|other| name.fits(other)).count() {
+            0 if !self.others.is_empty() || name.fits(self.bridge) => Truth::False,
+            count if count == self.others.len() && count > 0 => Truth::True,
             _ => Truth::Maybe,
         }
     }

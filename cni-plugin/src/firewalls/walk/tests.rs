@@ -36,12 +36,16 @@ fn rule(conditions: &[Condition], verdict: Verdict) -> Rule {
 
 /// What becomes of packets of `weft0` every way in a chain that drops, on a host with the uplink `eth0`.
 fn fates(chains: &[(&str, Vec<Rule>)]) -> [Fate; 3] {
+    fates_by("eth0", [Way::Out, Way::Back, Way::In], chains)
+}
+
+fn fates_by<const N: usize>(by: &str, ways: [Way; N], chains: &[(&str, Vec<Rule>)]) -> [Fate; N] {
     let chains: BTreeMap<String, Vec<Rule>> =
         chains.iter().map(|(name, rules)| ((*name).to_owned(), rules.clone())).collect();
-    let uplinks = ["eth0".to_owned()];
-    [Way::Out, Way::Back, Way::In].map(|way| {
+    let others = [by.to_owned()];
+    ways.map(|way| {
         walk(
-            Packet { bridge: "weft0", uplinks: &uplinks, way, family: Family::V4 },
+            Packet { bridge: "weft0", others: &others, way, family: Family::V4 },
             "FORWARD",
             &Verdict::Drop,
             &chains,
@@ -73,6 +77,21 @@ fn dockers_rules_are_about_its_own_bridge() {
     assert_eq!(fates(&docker(one_way)), [Fate::Passes, Fate::IsDropped, Fate::IsDropped]);
     let and_answers = vec![rule(&[from("weft0")], Verdict::Accept), rule(&[answers()], Verdict::Accept)];
     assert_eq!(fates(&docker(and_answers)), [Fate::Passes, Fate::Passes, Fate::IsDropped]);
+}
+
+#[test]
+fn between_hosts_both_begin() {
+    let fates = |rules| fates_by("weft.1", [Way::ToHosts, Way::FromHosts], &docker(rules));
+    assert_eq!(fates(vec![]), [Fate::IsDropped; 2]);
+    let outward = rule(&[from("weft0")], Verdict::Accept);
+    // What lets answers pass lets no host's container begin.
+    let with_answers = vec![outward.clone(), rule(&[answers()], Verdict::Accept)];
+    assert_eq!(fates(with_answers), [Fate::Passes, Fate::IsDropped]);
+    assert_eq!(fates(vec![outward.clone(), rule(&[from("weft.1")], Verdict::Accept)]), [Fate::Passes; 2]);
+    assert_eq!(
+        fates(vec![outward, rule(&[redirected(true)], Verdict::Accept)]),
+        [Fate::Passes, Fate::IsDropped]
+    );
 }
 
 #[test]

@@ -1,0 +1,86 @@
+//! Firewalls of others between the bridge and the other hosts.
+
+use weft_tests::{Firewalld, Network, Node, Reply};
+
+use crate::{DUAL, Fleet};
+
+const HOST_GW: &str = r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "host-gw"}}"#;
+
+fn status(network: &Network, node: &Node) -> Reply {
+    network.call("STATUS").on(node).run()
+}
+
+/// Carries out what STATUS names, word by word, until it names nothing any more.
+fn follow(network: &Network, node: &Node, words: &[&str]) {
+    let mut said = String::new();
+    // At most once per family and way.
+    for _ in 0..4 {
+        let reply = status(network, node);
+        if reply.succeeded() {
+            break;
+        }
+        let error = reply.error_code(51);
+        let (_, remedy) = error.msg.rsplit_once(" pass: ").expect("a remedy");
+        remedy.split(" && ").for_each(|line| drop(node.command(line)));
+        said.push_str(&error.msg);
+    }
+    let reply = status(network, node);
+    reply.done();
+    for word in words {
+        assert!(said.contains(word), "{word} is not in: {said}");
+    }
+}
+
+#[test]
+fn a_policy_that_drops_what_hosts_send_each_other_is_told() {
+    for (config, families) in [(DUAL, 2), (HOST_GW, 1)] {
+        let fleet = Fleet::new(&[2], config);
+        let pods = fleet.all_reach(families);
+        let (node, [(near, near_addresses), (far, addresses)]) = (fleet.node(0), &pods[..]) else {
+            panic!("two hosts")
+        };
+        status(&fleet.network, node).done();
+        for program in ["iptables", "ip6tables"] {
+            node.command(&format!("{program} -P FORWARD DROP"));
+        }
+        for address in addresses {
+            assert!(!near.ping(*address).status.success(), "{address} is behind the firewall");
+        }
+        // What others than hosts need is let through, and those begin connections, too.
+        for program in ["iptables", "ip6tables"] {
+            node.command(&format!("{program} -A FORWARD -i weft0 -j ACCEPT"));
+            node.command(&format!(
+                "{program} -A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT"
+            ));
+        }
+        follow(&fleet.network, node, &["what other hosts' containers send", "iptables -I FORWARD"]);
+        for (from, to) in [(near, addresses), (far, near_addresses)] {
+            to.iter().for_each(|address| from.assert_reaches(*address));
+        }
+    }
+}
+
+/// Its zones are for what comes by an interface: the device to the other hosts is one, too.
+#[test]
+fn firewalld_lets_other_hosts_begin_when_their_device_has_a_zone() {
+    let fleet = Fleet::new(&[2], DUAL);
+    let pods = fleet.all_reach(2);
+    let node = fleet.node(0);
+    let _firewalld = node.inside(Firewalld::new);
+    // Between hosts is what docs/operations.md says.
+    node.command("firewall-cmd --permanent --add-port=8472/udp");
+    node.command("firewall-cmd --reload");
+    follow(
+        &fleet.network,
+        node,
+        &[
+            "firewalld",
+            "--zone=trusted --add-interface=weft0",
+            "--add-interface=weft.1",
+            "--add-interface=weft6.1",
+        ],
+    );
+    for (from, to) in [(0, 1), (1, 0)] {
+        pods[to].1.iter().for_each(|address| pods[from].0.assert_reaches(*address));
+    }
+}
