@@ -14,7 +14,7 @@ use weft_net::sysctl::Sysctl;
 use weft_net::{Link, Netlink, NlResult, WholeAddress};
 
 use crate::fault::{Change, Fault};
-use crate::plan::prefix;
+use crate::plan::overlap;
 
 /// The most ports that the kernel gives a bridge: `BR_MAX_PORTS` of net/bridge/br_private.h, less port 0.
 pub const MAX_PORTS: usize = 1023;
@@ -148,11 +148,6 @@ pub fn ensure_forwarding(netlink: &mut Netlink, family: Family) -> Result<Change
         _ => {}
     }
     Ok(Sysctl::forwarding(family).ensure("1")?.into())
-}
-
-fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
-    Family::of(one.ip()) == Family::of(other.ip())
-        && (prefix(one).contains(other.ip()) || prefix(other).contains(one.ip()))
 }
 
 /// Takes a gateway's address from a bridge, if both are there.

@@ -128,6 +128,12 @@ impl Isolation {
                        gateway: set isGateway or isDefaultGateway";
             return Err(Error::new(Code::InvalidConfig, msg));
         }
+        // Where another plugin gives the addresses, its other subnets are not known.
+        if !all_hosts.is_empty() || !conf.subnets.is_empty() {
+            let of_network = rules.iter().map(|rule| ("allow", rule));
+            let all = of_network.chain(own_rules.iter().map(|rule| ("args.weft.allow", rule)));
+            all.into_iter().try_for_each(|(key, rule)| rule.has_sides_in(key, &policy.subnets))?;
+        }
         Ok(Some(Self {
             policy,
             addresses: plan.ips.iter().map(|ip| ip.address.ip()).collect(),

@@ -16,10 +16,10 @@ use crate::fault::{Fault, failed};
 use crate::firewalls::{self, Traffic};
 use crate::guard;
 use crate::ipam;
-use crate::isolation;
+use crate::isolation::{self, Isolation};
 use crate::key::AttachmentKey;
 use crate::masquerade::{self, Masquerade};
-use crate::overlay;
+use crate::overlay::{self, Overlay};
 use crate::plan::{Plan, first_host};
 use crate::ruleset;
 use crate::shaping;
@@ -35,7 +35,11 @@ const CAPABILITIES: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADM
 /// [`Code::NotAvailable`] with the reason, or what the IPAM plugin answered.
 pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
     let call = &args.call;
-    let network = Network::parse(&call.network, &call.conf)?;
+    let mut network = Network::parse(&call.network, &call.conf)?;
+    let overlay = overlay::on_file(&network)?;
+    if let Some(overlay) = &overlay {
+        network.all_hosts.clone_from(&overlay.networks);
+    }
     check_capabilities().map_err(not_available)?;
     check_state_dir(&network.traces).map_err(not_available)?;
     let gateways = plan(args, &network).map_err(not_available)?.gateways;
@@ -49,7 +53,7 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
         })?;
     }
     if network.gateway != Gateway::None {
-        check_firewalls(args, &network, &gateways)?;
+        check_firewalls(args, &network, &gateways, overlay.as_ref())?;
     }
     Ok(Outcome::Done)
 }
@@ -158,7 +162,12 @@ pub(crate) fn can_have_ports(call: &Call) -> bool {
 }
 
 /// Whether firewalls of others let the network's traffic pass. A kernel without netfilter has none.
-fn check_firewalls(args: &StatusArgs, network: &Network, gateways: &[IpNetwork]) -> Result<(), Error> {
+fn check_firewalls(
+    args: &StatusArgs,
+    network: &Network,
+    gateways: &[IpNetwork],
+    overlay: Option<&Overlay>,
+) -> Result<(), Error> {
     let mut families: Vec<Family> = gateways.iter().map(|gateway| Family::of(gateway.ip())).collect();
     families.sort();
     families.dedup();
@@ -172,14 +181,14 @@ fn check_firewalls(args: &StatusArgs, network: &Network, gateways: &[IpNetwork])
                 families: &families,
                 goes_out: !network.isolation.internal,
                 has_ports: !network.isolation.internal && can_have_ports(&args.call),
-                overlay: overlay::on_file(network)?.as_ref(),
+                overlay,
             },
         ),
     }
 }
 
 /// What an ADD would plan, as far as it is known before: with an address of each range, as weft-ipam and host-local have them, and of
-/// the subnet that this host has leased.
+/// the subnet that this host has leased. What isolation cannot keep is refused.
 fn plan(args: &StatusArgs, network: &Network) -> Result<Plan, Error> {
     let mut subnets: Vec<(IpNetwork, Option<IpAddr>)> = Vec::new();
     if let Some(data_dir) = &network.data_dir
@@ -200,7 +209,11 @@ fn plan(args: &StatusArgs, network: &Network) -> Result<Plan, Error> {
     }
     let ips: Vec<IpConfig> =
         subnets.into_iter().map(|(subnet, gateway)| in_subnet(subnet, gateway)).collect();
-    Plan::new(network, &ips, &[])
+    let plan = Plan::new(network, &ips, &[])?;
+    if !ips.is_empty() {
+        Isolation::new(&network.isolation, Some(network.bridge.as_str()), &network.all_hosts, &[], &plan)?;
+    }
+    Ok(plan)
 }
 
 /// The last address of a subnet, or the first one where that is the gateway's.

@@ -193,6 +193,33 @@ fn configurations() {
     }
 }
 
+/// Rules of `allow` are between containers of the network: one about others would open nothing.
+#[test]
+fn a_rule_about_addresses_of_others() {
+    let host = Host::new();
+    let pod = Pod::new();
+    let private = Network::dual().with(&json!({ "isDefaultGateway": true, "icc": false }));
+    let first = Pod::new();
+    private.add(&first);
+    let before = World::of(&host, &[&pod]);
+    let rule = json!([{ "from": { "prefix": "192.0.2.0/24" }, "to": { "label": "role=db" } }]);
+    let (of_network, own) = (json!({ "allow": rule }), json!({ "args": { "weft": { "allow": rule } } }));
+    for (key, change) in [("allow", of_network), ("args.weft.allow", own)] {
+        let network = private.clone().with(&change);
+        let words = [&format!("{key} has the prefix 192.0.2.0/24"), "10.88.0.0/24", "portMappings"];
+        network.add_call(&pod).run().error_code(7).assert_names(&words);
+        before.assert_unchanged(&host, &[&pod], key);
+        if key == "allow" {
+            network.status().error_code(50).assert_names(&words);
+        }
+    }
+    // A part of them is some of the network's.
+    let wide =
+        json!({ "allow": [{ "from": { "prefix": "10.0.0.0/8" }, "to": { "prefix": "fd00:88::7/128" } }] });
+    private.clone().with(&wide).status().done();
+    private.with(&wide).add(&pod);
+}
+
 /// What the reference accepts as "not asked for" migrates unchanged.
 #[test]
 fn unbuilt_keys_that_ask_for_nothing_are_no_obstacle() {

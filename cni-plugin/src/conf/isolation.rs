@@ -143,6 +143,28 @@ impl IsolationPolicy {
     }
 }
 
+impl Allow {
+    /// Sees that a prefix of the rule, which `key` has, is one of containers of a network with these subnets.
+    ///
+    /// # Errors
+    /// [`Code::InvalidConfig`]: it would allow nothing.
+    pub fn has_sides_in(&self, key: &str, subnets: &[IpNetwork]) -> Result<(), Error> {
+        let outside = [&self.from, &self.to].into_iter().find_map(|side| match side {
+            Peer::Prefix(prefix) => {
+                (!subnets.iter().any(|subnet| crate::plan::overlap(*subnet, *prefix))).then_some(prefix)
+            }
+            Peer::Own | Peer::Container(_) | Peer::Label(_) => None,
+        });
+        let Some(outside) = outside else { return Ok(()) };
+        let subnets = subnets.iter().map(IpNetwork::to_string).collect::<Vec<_>>().join(" and ");
+        let msg = format!(
+            "{key} has the prefix {outside}, which is outside of the network ({subnets}): its rules are between containers of the \
+             network; others reach these by host ports (portMappings), or where both networks have isolation \"none\""
+        );
+        Err(Error::new(Code::InvalidConfig, msg))
+    }
+}
+
 /// Rules in a list. `own` stands for a side that is left out; without it both have to be there.
 ///
 /// # Errors

@@ -116,7 +116,7 @@ fn what_is_allowed_costs_the_same_however_many_containers_there_are() {
     let _host = Host::new();
     let rules = json!({ "allow": [
         { "from": { "container": "web" }, "to": { "label": "role=db" }, "port": PORT },
-        { "from": { "prefix": "192.0.2.0/24" }, "to": { "prefix": "10.88.0.0/24" } },
+        { "from": { "prefix": "fd00:88::f000/116" }, "to": { "prefix": "fd00:88::/64" } },
     ] });
     let network = private().with(&rules);
     let named = |name: &str| format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name};IgnoreUnknown=1");
@@ -267,7 +267,7 @@ fn what_is_put_back_is_only_what_is_allowed_still() {
     let (server, client, heir) = (Pod::new(), Pod::named("client"), Pod::named("heir"));
     let network = private().with(&json!({ "allow": [
         { "from": { "container": "client" }, "to": { "label": "role=db" } },
-        { "from": { "prefix": "192.0.2.7/32" }, "to": { "label": "role=db" } }] }));
+        { "from": { "prefix": "10.88.0.250/32" }, "to": { "label": "role=db" } }] }));
     let addresses = ips(&network.add(&client));
     let db = with_labels(network.clone(), &[("role", "db")]);
     let result = db.add(&server);
