@@ -28,6 +28,9 @@ use weft_net::nft::{
 };
 use weft_net::{NetError, NlResult};
 
+use intervals::{intervals_of, of_family, overlapped, uncovered};
+
+mod intervals;
 #[cfg(test)]
 mod tests;
 
@@ -66,7 +69,9 @@ pub enum Ensured {
 enum State {
     Absent,
     Intact,
-    /// How it differs from what Weft makes.
+    /// How it differs from what Weft makes, whatever is exempt.
+    Broken(String),
+    /// The same, where other exemptions may be why.
     Altered(String),
 }
 
@@ -79,22 +84,42 @@ pub fn ensure(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> NlRe
     let outcome = retry(|| match state(nft, network, wanted)? {
         State::Intact => extend(nft, network, &wanted.prefixes),
         State::Absent => build(nft, network, wanted, None),
-        State::Altered(_) => build(nft, network, wanted, Some(Change::delete_chain(&chain_name(network)))),
+        State::Broken(_) | State::Altered(_) => {
+            build(nft, network, wanted, Some(Change::delete_chain(&chain_name(network))))
+        }
     });
     outcome.map_err(explain)
 }
 
-/// The same for who knows a network's prefixes, but not whether what it knows of its exemptions is up to date: a chain that is there
-/// stays as it is.
+/// The same for who knows a network's prefixes, but not whether what it knows of its exemptions is up to date: rules that are there
+/// stay as they are.
 ///
 /// # Errors
 /// As [`ensure`].
 pub fn put_back(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> NlResult<Ensured> {
     let outcome = retry(|| match state(nft, network, wanted)? {
         State::Absent => build(nft, network, wanted, None),
+        State::Broken(_) => build(nft, network, wanted, Some(Change::delete_chain(&chain_name(network)))),
         State::Intact | State::Altered(_) => extend(nft, network, &wanted.prefixes),
     });
     outcome.map_err(explain)
+}
+
+/// Whether [`put_back`] would find nothing to do.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn is_whole(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> NlResult<bool> {
+    if matches!(state(nft, network, wanted)?, State::Absent | State::Broken(_)) {
+        return Ok(false);
+    }
+    for family in FAMILIES {
+        let present = nft.intervals(&set_name(network, family))?;
+        if !uncovered(&present, intervals_of(&wanted.prefixes, family)).is_empty() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Whether [`ensure`] would succeed, without a change to anything.
@@ -106,7 +131,7 @@ pub fn rehearse(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> Nl
         let delete_chain = match state(nft, network, wanted)? {
             State::Intact => return Ok(()),
             State::Absent => None,
-            State::Altered(_) => Some(Change::delete_chain(&chain_name(network))),
+            State::Broken(_) | State::Altered(_) => Some(Change::delete_chain(&chain_name(network))),
         };
         let (changes, _) = blueprint(nft, network, wanted, delete_chain)?;
         nft.rehearse(changes)
@@ -164,7 +189,7 @@ pub fn check(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> Resul
         State::Absent => {
             return Err(format!("chain {} of table inet {TABLE} is missing", chain_name(network)));
         }
-        State::Altered(difference) => return Err(difference),
+        State::Broken(difference) | State::Altered(difference) => return Err(difference),
     }
     for family in FAMILIES {
         let set = set_name(network, family);
@@ -216,14 +241,14 @@ fn state(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> NlResult<
     let placed = chain();
     if found != placed {
         let difference = format!("chain {name} of table inet {TABLE} is \"{found}\", not \"{placed}\"");
-        return Ok(State::Altered(difference));
+        return Ok(State::Broken(difference));
     }
     let wanted = FAMILIES.map(|family| rule(network, family, &wanted.exempt));
     let found = nft.rules(&name)?;
     if found.len() != wanted.len() {
         let (found, wanted) = (found.len(), wanted.len());
         let difference = format!("chain {name} of table inet {TABLE} has {found} rules, not {wanted}");
-        return Ok(State::Altered(difference));
+        return Ok(State::Broken(difference));
     }
     if let Some(position) = found.iter().zip(&wanted).position(|(found, wanted)| found != wanted) {
         let difference = format!("rule {} of chain {name} of table inet {TABLE} differs", position + 1);
@@ -326,36 +351,6 @@ fn edit(set: &str, delete: &[Interval], add: &[Interval]) -> Vec<Change> {
         changes.push(Change::add_elements(set, add));
     }
     changes
-}
-
-/// Those of the wanted intervals that neither a present one nor another wanted one covers.
-fn uncovered(present: &[Interval], wanted: Vec<Interval>) -> Vec<Interval> {
-    let mut result: Vec<Interval> = Vec::new();
-    for interval in wanted {
-        if !present.iter().chain(&result).any(|other| other.covers(&interval)) {
-            result.retain(|other| !interval.covers(other));
-            result.push(interval);
-        }
-    }
-    result
-}
-
-/// Those of the present intervals that stand in the way of the added ones.
-fn overlapped(mut present: Vec<Interval>, added: &[Interval]) -> Vec<Interval> {
-    present.retain(|interval| added.iter().any(|other| other.overlaps(interval)));
-    present
-}
-
-fn intervals_of(prefixes: &[IpNetwork], family: Family) -> Vec<Interval> {
-    prefixes
-        .iter()
-        .filter(|prefix| Family::of(prefix.ip()) == family)
-        .map(|prefix| (*prefix).into())
-        .collect()
-}
-
-fn of_family(intervals: &[Interval], family: Family) -> Vec<Interval> {
-    intervals.iter().filter(|interval| interval.is_ipv4() == (family == Family::V4)).copied().collect()
 }
 
 fn chain_name(network: &NetworkName) -> String {

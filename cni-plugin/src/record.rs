@@ -299,6 +299,15 @@ pub fn attached(state_dir: &Path) -> Vec<(AttachmentKey, Content, Record)> {
     found
 }
 
+/// What one of a network's attachments holds.
+pub fn any_attached(state_dir: &Path, network: &NetworkName) -> Option<Content> {
+    let mut hashes = hashes(state_dir, network).ok()?.into_iter();
+    hashes.find_map(|hash| match peek(state_dir, network, &hash) {
+        Ok(Found::Attached(content)) => Some(content),
+        _ => None,
+    })
+}
+
 /// Whether an attachment of any network of the host has this hash.
 pub fn exists(state_dir: &Path, hash: &str) -> bool {
     let path = |network: NetworkName| boot_path(state_dir, &network).map(|dir| dir.join(RECORDS).join(hash));
@@ -306,7 +315,7 @@ pub fn exists(state_dir: &Path, hash: &str) -> bool {
 }
 
 /// The networks that have state on this host.
-fn networks(state_dir: &Path) -> Vec<NetworkName> {
+pub fn networks(state_dir: &Path) -> Vec<NetworkName> {
     let entries = fs::read_dir(state_dir).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use cni_protocol::{Deadline, Error};
-use weft_net::NetError;
 use weft_net::nft::{ATTEMPTS, Nft};
+use weft_net::{NetError, NlResult};
 
 use crate::fault::failed;
 use crate::key::AttachmentKey;
@@ -22,7 +22,9 @@ pub fn restore(state_dir: &Path, deadline: Deadline) -> Result<bool, Error> {
     let refused = |error: NetError| failed(&"put back what containers hold in the ruleset", error.into());
     let mut nft = Nft::open(deadline).map_err(refused)?;
     let mended = ruleset::mend(&mut nft).map_err(refused)?;
-    if ruleset::is_whole(&mut nft).map_err(refused)? {
+    if ruleset::is_whole(&mut nft).map_err(refused)?
+        && masquerade_is_whole(&mut nft, state_dir).map_err(refused)?
+    {
         return Ok(mended);
     }
     // Their locks are held until their elements are back: no DEL can come in between.
@@ -47,6 +49,19 @@ pub fn restore(state_dir: &Path, deadline: Deadline) -> Result<bool, Error> {
         lost = true;
     }
     Ok(lost || mended)
+}
+
+/// Whether what the host's networks masquerade is there, as far as one record of each tells.
+fn masquerade_is_whole(nft: &mut Nft, state_dir: &Path) -> NlResult<bool> {
+    for network in record::networks(state_dir) {
+        if let Some(Content { masquerade, .. }) = record::any_attached(state_dir, &network)
+            && !masquerade.is_nothing()
+            && !masquerade::is_whole(nft, &network, &masquerade)?
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Puts back what the networks of attachments have masqueraded, as far as the kernel takes it; whether anything was missing.
