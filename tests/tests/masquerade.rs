@@ -1,7 +1,7 @@
 //! Traffic out of a network has the host's address, traffic within it its own; the rules are one network's.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
 
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use serde_json::json;
@@ -73,24 +73,35 @@ fn within_the_network_addresses_stay() {
     drop(host);
 }
 
+/// A receiver tells senders apart by their addresses.
 #[test]
 fn multicast_is_left_alone() {
     let _host = Host::new();
     let pod = Pod::new();
     network().add(&pod);
-    let group = Ipv4Addr::new(239, 1, 2, 3);
+    let (v4, v6) = (Ipv4Addr::new(239, 1, 2, 3), Ipv6Addr::new(0xff15, 0, 0, 0, 0, 0, 0, 7));
+    command("ip route add 239.0.0.0/8 dev weft0");
+    command("ip -6 route add ff15::/16 dev weft0 table local");
     let receiver = pod.inside(|| {
         let socket = UdpSocket::bind("0.0.0.0:5353").unwrap();
-        socket.join_multicast_v4(&group, &Ipv4Addr::new(10, 88, 0, 2)).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        socket.join_multicast_v4(&v4, &Ipv4Addr::new(10, 88, 0, 2)).unwrap();
         socket
     });
-    command("ip route add 239.0.0.0/8 dev weft0");
-    let sender = UdpSocket::bind("10.88.0.1:6000").unwrap();
-    sender.send_to(b"hello", (group, 5353)).unwrap();
-    let mut buffer = [0; 16];
-    let (_, source) = receiver.recv_from(&mut buffer).expect("the group gets the packet");
-    assert_eq!(source, "10.88.0.1:6000".parse().unwrap(), "with its address and port");
+    let receiver6 = pod.inside(|| {
+        let socket = UdpSocket::bind("[::]:5354").unwrap();
+        // The container has one interface.
+        socket.join_multicast_v6(&v6, 0).unwrap();
+        socket
+    });
+    let groups: [SocketAddr; 2] = [(v4, 5353).into(), (v6, 5354).into()];
+    for ((receiver, group), own) in
+        [receiver, receiver6].iter().zip(groups).zip(["10.88.0.1:6000", "[fd00:88::1]:6000"])
+    {
+        receiver.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        UdpSocket::bind(own).unwrap().send_to(b"hello", group).unwrap();
+        let (_, source) = receiver.recv_from(&mut [0; 16]).expect("the group gets the packet");
+        assert_eq!(source, own.parse().unwrap(), "with its address and port");
+    }
 }
 
 #[test]
@@ -184,6 +195,32 @@ fn a_flush_is_healed_for_other_networks_too() {
     other.add(&next);
     network.check(&pod, &result).done();
     assert_eq!(seen(&pod, &outside), host_addresses());
+}
+
+/// Who fails after it has put back what a flush took leaves that to those whose it is, and takes its own.
+#[test]
+fn an_add_that_fails_after_a_flush_takes_back_its_own_masquerade_alone() {
+    let host = Host::new();
+    let outside = host.outside();
+    let mapping = json!({ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" });
+    let with_port =
+        |network: Network| network.with(&json!({ "runtimeConfig": { "portMappings": [mapping] } }));
+    let holders = with_port(network());
+    let strangers = with_port(
+        Network::new("other", &["10.2.0.0/24"])
+            .with(&json!({ "bridge": "other0", "ipMasq": true, "isDefaultGateway": true })),
+    );
+    let (holder, stranger, neighbour) = (Pod::new(), Pod::new(), Pod::new());
+    let result = holders.add(&holder);
+    for (failing, pod) in [(&strangers, &stranger), (&holders, &neighbour)] {
+        command("nft flush ruleset");
+        holders.check(&holder, &result).error_code(105);
+        // By then everything is back: it is the rules that say who has the port.
+        failing.add_call(pod).run().error_code(103).assert_names(&["8080", &holder.id]);
+        holders.check(&holder, &result).done();
+        assert_eq!(seen(&holder, &outside), host_addresses(), "{} failed", failing.name());
+        assert!(!host.ruleset().contains("masq-other"), "its own is gone: {}", host.ruleset());
+    }
 }
 
 /// Records of containers from before know nothing of what the network's configuration says by now.
