@@ -1,5 +1,8 @@
 //! What the documentation says is true: its networks work, its commands and links lead somewhere, its keys exist.
 
+#[path = "docs/ipam.rs"]
+mod ipam;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -261,6 +264,15 @@ fn keys_are_documented_with_values_that_weft_takes() {
     }
 }
 
+/// Whether a program in Go has a key of JSON, by what is left of its sources' tags.
+fn reads(program: &[u8], key: &str) -> bool {
+    let tag = format!("json:\"{key}");
+    program.windows(tag.len() + 1).any(|bytes| {
+        let (begin, end) = bytes.split_at(tag.len());
+        begin == tag.as_bytes() && matches!(end, b"\"" | b",")
+    })
+}
+
 /// A key that a reference plugin is said to have is one that it reads.
 #[test]
 fn keys_of_reference_plugins_are_theirs() {
@@ -273,11 +285,7 @@ fn keys_of_reference_plugins_are_theirs() {
     let has = |plugin: &str, key: &str| {
         let (_, program) =
             tags.iter().find(|(name, _)| *name == plugin).unwrap_or_else(|| panic!("{plugin}?"));
-        let tag = format!("json:\"{key}");
-        program.windows(tag.len() + 1).any(|bytes| {
-            let (begin, end) = bytes.split_at(tag.len());
-            begin == tag.as_bytes() && matches!(end, b"\"" | b",")
-        })
+        reads(program, key)
     };
     for row in rows() {
         let key = row.key.rsplit('.').next().expect("a name");
