@@ -57,7 +57,7 @@ pub use family::Family;
 pub use firewalld::Firewalld;
 pub use flanneld::Flanneld;
 pub use host::{Host, Outside};
-pub use mirror::{Mirror, Place, assert_way};
+pub use mirror::{Mirror, Place, answered_as, assert_way, is_answered};
 pub use netns::NetNs;
 pub use node::{Cable, Node};
 pub use pod::Pod;

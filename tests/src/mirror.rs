@@ -1,7 +1,7 @@
 //! A server that tells who its clients are.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use crate::eventually;
@@ -87,4 +87,24 @@ pub fn assert_way(is_open: bool, server: &Mirror, from: &impl Place, to: IpAddr,
         false => server.is_closed_to(from, target),
     };
     assert!(is_as_expected, "{what}: to {to} there ought to be {} way", if is_open { "a" } else { "no" });
+}
+
+/// Asks a server by UDP and gets the same back from where it was asked. How long the server waits is its own affair.
+pub fn is_answered(from: &impl Place, server: &UdpSocket, target: (IpAddr, u16)) -> bool {
+    answered_as(from, server, target).is_some()
+}
+
+/// The same, with the client's address as the server saw it.
+pub fn answered_as(from: &impl Place, server: &UdpSocket, target: (IpAddr, u16)) -> Option<IpAddr> {
+    let any: IpAddr =
+        if target.0.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let client = from.there(|| UdpSocket::bind((any, 0)).expect("a socket"));
+    client.connect(target).expect("a connected socket");
+    client.send(b"hello").expect("send");
+    let mut buffer = [0; 8];
+    let (length, seen) = server.recv_from(&mut buffer).ok()?;
+    server.send_to(&buffer[..length], seen).expect("answer");
+    client.set_read_timeout(Some(PATIENCE)).expect("a limit");
+    let is_answer = client.recv(&mut buffer).is_ok_and(|length| &buffer[..length] == b"hello");
+    is_answer.then_some(seen.ip().to_canonical())
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use weft_tests::frames::{BROADCAST, Frame, Wire};
-use weft_tests::{Host, Mirror, Network, Outside, Pod, assert_way, command, ips};
+use weft_tests::{Host, Mirror, Network, Outside, Pod, assert_way, command, ips, is_answered};
 
 const PORT: u16 = 80;
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -136,18 +136,24 @@ fn containers_go_where_egress_allows() {
     }
 }
 
+/// By its addresses on the bridge and by its others, with TCP and with UDP.
 #[test]
 fn services_of_the_host_can_be_kept_from_containers() {
     let host = Host::new();
+    let _outside = host.outside();
     let client = Pod::new();
-    let service = Mirror::on(host.netns(), PORT);
+    let by_tcp = Mirror::on(host.netns(), PORT);
     for has_access in [false, true] {
         let network = one().with(&json!({ "hostAccess": has_access }));
         network.add(&client);
-        for gateway in ["10.88.0.1", "fd00:88::1"] {
-            let gateway: IpAddr = gateway.parse().expect("an address");
-            assert_way(has_access, &service, &client, gateway, "to the host");
-            client.assert_reaches(gateway);
+        for at in ["10.88.0.1", "fd00:88::1"].iter().chain(&Outside::HOST) {
+            let at: IpAddr = at.parse().expect("an address");
+            assert_way(has_access, &by_tcp, &client, at, "to the host");
+            let by_udp = UdpSocket::bind((at, PORT)).expect("a socket");
+            let time = if has_access { PATIENCE } else { Duration::from_millis(300) };
+            by_udp.set_read_timeout(Some(time)).expect("a limit");
+            assert_eq!(is_answered(&client, &by_udp, (at, PORT)), has_access, "to the host at {at} by UDP");
+            client.assert_reaches(at);
         }
         network.del(&client);
     }
@@ -199,19 +205,6 @@ fn without_icc_no_frame_passes_from_container_to_container() {
             network.check(&receiver, &result).done();
         }
     }
-}
-
-/// Asks by UDP and gets the same back from where it was asked.
-fn is_answered(from: &Pod, server: &UdpSocket, target: (IpAddr, u16)) -> bool {
-    let any: IpAddr = if target.0.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-    let client = from.inside(|| UdpSocket::bind((any, 0)).expect("a socket"));
-    client.connect(target).expect("a connected socket");
-    client.send(b"hello").expect("send");
-    let mut buffer = [0; 8];
-    let Ok((length, seen)) = server.recv_from(&mut buffer) else { return false };
-    server.send_to(&buffer[..length], seen).expect("answer");
-    client.set_read_timeout(Some(Duration::from_secs(3))).expect("a limit");
-    client.recv(&mut buffer).is_ok_and(|length| &buffer[..length] == b"hello")
 }
 
 #[test]

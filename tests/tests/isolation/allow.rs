@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_tests::sctp::{Chunk, Endpoint, Packet};
-use weft_tests::{Call, Host, Injection, Mirror, Network, Pod, command, ips};
+use weft_tests::{Call, Host, Injection, Mirror, Network, Pod, command, ips, is_answered};
 
-use crate::{PATIENCE, PORT, is_answered, one, private, serve};
+use crate::{PATIENCE, PORT, one, private, serve};
 
 const SILENCE: Duration = Duration::from_millis(200);
 

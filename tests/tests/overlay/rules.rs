@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use weft_tests::frames::{ARP, BROADCAST, Frame, UDP, Wire, arp, packet, udp};
-use weft_tests::{Mirror, NetNs, Network, Place, assert_way, eventually, ips};
+use weft_tests::{Mirror, NetNs, Network, Place, assert_way, eventually, ips, is_answered};
 
 use crate::{DUAL, Fleet};
 
@@ -93,16 +93,8 @@ fn asked(
     from: &impl Place,
     target: (IpAddr, u16),
 ) -> (Option<IpAddr>, bool) {
-    let any: IpAddr = if target.0.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-    let client = from.there(|| UdpSocket::bind((any, 0)).expect("a socket"));
-    client.connect(target).expect("a connected socket");
-    client.send(b"hello").expect("send");
-    let mut buffer = [0; 8];
-    let (_, seen) = service.recv_from(&mut buffer).unwrap_or_else(|error| panic!("{target:?}: {error}"));
-    service.send_to(b"answer", seen).expect("answer");
-    client.set_read_timeout(Some(PATIENCE)).expect("a limit");
-    let is_answered = client.recv(&mut buffer).is_ok_and(|length| &buffer[..length] == b"answer");
-    (mirror.seen(from, target), is_answered)
+    let by_udp = is_answered(from, service, target);
+    (mirror.seen(from, target), by_udp)
 }
 
 /// On the same host and across hosts, also when one of the two hosts has lost its rules.
