@@ -8,6 +8,8 @@ mod listeners;
 mod loopback;
 #[path = "hostport/masquerade.rs"]
 mod masquerade;
+#[path = "hostport/protocols.rs"]
+mod protocols;
 #[path = "hostport/sctp.rs"]
 mod sctp;
 #[path = "hostport/sources.rs"]

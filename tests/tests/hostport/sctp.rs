@@ -11,20 +11,25 @@ use crate::{addr, network, with};
 
 const PATIENCE: Duration = Duration::from_secs(3);
 const SILENCE: Duration = Duration::from_millis(200);
-const PUBLISHED: u16 = 5000;
-const OWN: u16 = 6000;
+pub(crate) const PUBLISHED: u16 = 5000;
+pub(crate) const OWN: u16 = 6000;
+
+/// The next packet to a port. Who asks itself gets at one address what is for both ends.
+fn next(endpoint: &Endpoint, port: u16) -> Option<(IpAddr, Packet)> {
+    std::iter::from_fn(|| endpoint.receive(PATIENCE)).find(|(_, packet)| packet.to == port)
+}
 
 /// An association from a place to a published port, as far as both ends see each other. Returns the client's address as the
 /// server saw it.
-fn begin(server: &Endpoint, from: &impl Place, own: IpAddr, at: IpAddr) -> IpAddr {
+pub(crate) fn begin(server: &Endpoint, from: &impl Place, own: IpAddr, at: IpAddr) -> IpAddr {
     let client = from.there(|| Endpoint::at(own));
     let first = Packet { from: 40_000, to: PUBLISHED, tag: 0, chunk: Chunk::Init(0x11) };
     client.send(at, &first);
-    let (seen, arrived) = server.receive(PATIENCE).expect("the first packet arrives in the container");
-    assert_eq!((arrived.to, arrived.tag, arrived.chunk), (OWN, 0, Chunk::Init(0x11)));
+    let (seen, arrived) = next(server, OWN).expect("the first packet arrives in the container");
+    assert_eq!((arrived.tag, arrived.chunk), (0, Chunk::Init(0x11)));
     let answer = Packet { from: OWN, to: arrived.from, tag: 0x11, chunk: Chunk::InitAck(0x22) };
     server.send(seen, &answer);
-    let (by, back) = client.receive(PATIENCE).expect("the answer arrives at the client");
+    let (by, back) = next(&client, first.from).expect("the answer arrives at the client");
     assert_eq!(by, at, "it comes from where the client sent to");
     assert_eq!(back, Packet { from: PUBLISHED, to: 40_000, ..answer });
     seen
