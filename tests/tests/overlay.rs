@@ -13,6 +13,10 @@ use weft_tests::{Access, Cluster, Etcd, Family, Network, Node, Pod, Random, Weft
 
 #[path = "overlay/device.rs"]
 mod device;
+#[path = "overlay/isolation.rs"]
+mod isolation;
+#[path = "overlay/shaping.rs"]
+mod shaping;
 #[path = "overlay/slow.rs"]
 mod slow;
 #[path = "overlay/underlay.rs"]

@@ -1,0 +1,33 @@
+//! Limits on the traffic of a container with one of another host.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use weft_tests::{ips, transfer};
+
+use crate::{DUAL, Fleet};
+
+/// Bits per second.
+const RATE: u32 = 4_000_000;
+/// As many as pass in half a second.
+const BYTES: usize = 250_000;
+
+/// A limit never lets more through, however fast or slow the machine is, and each direction has its own.
+#[test]
+fn what_goes_to_another_host_is_limited_in_both_directions_and_families() {
+    let fleet = Fleet::new(&[2], DUAL);
+    let (far, of_far) = fleet.node(1).attach(&fleet.network);
+    for direction in ["ingress", "egress"] {
+        let bandwidth = json!({ "bandwidth": { format!("{direction}Rate"): RATE } });
+        let network = fleet.network.clone().with(&json!({ "runtimeConfig": bandwidth }));
+        let (near, _) = fleet.node(0).attach(&network);
+        drop(fleet.node(1).attach(&fleet.network));
+        for address in ips(&of_far) {
+            let start = Instant::now();
+            transfer(&near, &far, address, BYTES);
+            let took = start.elapsed();
+            // A bucket's worth passes at once.
+            assert!(took >= Duration::from_millis(450), "{direction} with {address}: {took:?}");
+        }
+    }
+}
