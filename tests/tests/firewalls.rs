@@ -3,6 +3,8 @@
 
 #[path = "firewalls/firewalld.rs"]
 mod firewalld;
+#[path = "firewalls/reload.rs"]
+mod reload;
 
 use std::fmt::Write;
 use std::net::IpAddr;

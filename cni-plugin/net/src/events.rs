@@ -41,8 +41,8 @@ const RTA_OIF: u16 = 4;
 /// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`, `NFTA_SET_TABLE` and `NFTA_SET_ELEM_LIST_TABLE` of
 /// linux/netfilter/nf_tables.h are all 1.
 const NFTA_TABLE: u16 = 1;
-/// `NFPROTO_INET` of linux/netfilter.h.
-const NFPROTO_INET: u8 = 1;
+/// The families of Weft's tables: `NFPROTO_INET` and `NFPROTO_BRIDGE` of linux/netfilter.h.
+const NFPROTO: [u8; 2] = [1, 7];
 
 /// Something that has changed; what it is like now is to be looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub enum Event {
     Route { destination: Option<IpAddr>, index: Option<u32> },
     /// Whether the host routes between its links.
     Forwarding,
-    /// Something in an nftables table of the family `inet`.
+    /// Something in an nftables table of the family `inet` or `bridge`.
     Table(String),
     /// Events were lost: anything may have changed.
     Lost,
@@ -156,7 +156,7 @@ fn of_table(message: &[u8]) -> Option<Event> {
     // After the header nfgenmsg, whose first byte is the family. The message that ends a batch names no table.
     let family = *message.get(HEADER)?;
     let name = find(message.get(HEADER + 4..)?, NFTA_TABLE)?;
-    (family == NFPROTO_INET).then(|| Event::Table(text(name)))
+    NFPROTO.contains(&family).then(|| Event::Table(text(name)))
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {
@@ -175,7 +175,7 @@ mod tests {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     use super::*;
-    use crate::nft::{Change, Nft};
+    use crate::nft::{Change, Nft, Table};
     use crate::sysctl::Sysctl;
     use crate::{Family, Netlink};
 
@@ -247,10 +247,12 @@ mod tests {
     #[test]
     fn changes_of_tables_are_seen_with_the_tables_name() {
         fresh_namespace();
-        let mut events = Events::of_tables().unwrap();
-        let mut nft = Nft::open(Deadline::after(Duration::from_secs(5))).unwrap();
-        nft.batch(vec![Change::add_table()]).unwrap();
-        expect(&mut events, |event| *event == Event::Table("weft".into()));
+        for table in [Table::Inet, Table::Bridge] {
+            let mut events = Events::of_tables().unwrap();
+            let mut nft = Nft::open(Deadline::after(Duration::from_secs(5))).unwrap();
+            nft.batch(vec![Change::ensure_table(table)]).unwrap();
+            expect(&mut events, |event| *event == Event::Table("weft".into()));
+        }
     }
 
     #[test]
