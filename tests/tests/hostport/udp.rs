@@ -41,12 +41,11 @@ fn heard(server: &UdpSocket, client: &UdpSocket, at: IpAddr, what: &str) -> Sock
     })
 }
 
-/// A client that keeps sending reaches the new container: the kernel's record of the old one's flow is gone. As a rule within a second.
+/// A client that keeps sending reaches the new container within a second: the kernel's record of the old one's flow is gone.
 #[test]
 fn it_follows_the_container_in_both_families() {
     let host = Host::new();
     let outside = host.outside();
-    let mut times = Vec::new();
     for (family, at) in Outside::HOST.map(addr).into_iter().enumerate() {
         let client = socket(&outside, (ANY[family], 0));
         for text in [b"one".as_slice(), b"two", b"three"] {
@@ -63,14 +62,13 @@ fn it_follows_the_container_in_both_families() {
                 assert_eq!(by, SocketAddr::new(at, 5353), "it comes from where the client sent to");
                 (&buffer[..length] == text).then_some(())
             });
-            times.push(start.elapsed());
+            let took = start.elapsed();
+            assert!(took < Duration::from_secs(1), "{took:?} until the new container answers at {at}");
             published().del(&pod);
             // It also sends while nobody is there.
             ask(&client, at);
         }
     }
-    times.sort_unstable();
-    assert!(times[times.len() / 2] < Duration::from_secs(1), "{times:?}");
 }
 
 /// The container's end is the end of its flows: nobody need take the port before what comes there is the host's.
