@@ -110,6 +110,25 @@ fn both_families_and_ipv6_alone() {
     assert!(fleet.node(0).link("weft.1").is_none());
 }
 
+/// What is wrong with others' records is said by the ADD that learns of it, and not again until it is something else.
+#[test]
+fn records_that_are_no_hosts_are_told_once() {
+    let fleet = Fleet::new(&[1], V4);
+    let add = || {
+        let pod = Pod::new();
+        let reply = fleet.network.add_call(&pod).on(fleet.node(0)).run();
+        reply.result();
+        reply.stderr.matches("is passed over").count()
+    };
+    assert_eq!(add(), 0);
+    fleet.etcd.put(&format!("{SUBNETS}10.240.9.0-24"), "{}");
+    assert_eq!([add(), add()], [1, 0]);
+    fleet.etcd.put(&format!("{SUBNETS}10.240.10.0-24"), "[]");
+    assert_eq!([add(), add()], [2, 0]);
+    fleet.etcd.del(&format!("{SUBNETS}10.240.9.0-24"));
+    assert_eq!([add(), add()], [1, 0]);
+}
+
 /// The network's `MTU` is that of packets between hosts, as with flannel, and no promise that their interfaces do not
 /// keep.
 #[test]

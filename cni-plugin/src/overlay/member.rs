@@ -46,8 +46,8 @@ pub fn join(
     })?;
     let marker = boot_dir(state_dir, network)?.join("overlay");
     let (own, _) = Overlay::new(&lease, &Peers::default())?;
-    let unchanged =
-        || stamp.is_some() && fs::read_to_string(&marker).ok() == stamp.as_ref().map(|stamp| stamp.0.clone());
+    let noted = || fs::read_to_string(&marker).unwrap_or_default();
+    let unchanged = || stamp.as_ref().is_some_and(|stamp| noted().lines().next() == Some(&stamp.0));
     if (unchanged() || agent_lives(state_dir, network)?)
         && let Some(mtu) = devices_mtu(netlink, &own)?
     {
@@ -61,8 +61,7 @@ pub fn join(
         return Ok(Joined { overlay: own, mtu, made: false });
     }
     let peers = Peers::read(data_dir, network)?.unwrap_or_default();
-    let (overlay, rejected) = Overlay::new(&lease, &peers)?;
-    tell(network, &rejected);
+    let (overlay, mut rejected) = Overlay::new(&lease, &peers)?;
     let absent = is_absent(netlink, &own).map_err(unlooked)?;
     let changes = sync(netlink, &overlay).map_err(|error| {
         if absent && let Err(left) = remove(netlink, &overlay) {
@@ -70,12 +69,24 @@ pub fn join(
         }
         failed(&"connect with the other hosts", error.into())
     })?;
-    tell(network, &changes.unreached.iter().map(Rejected::from).collect::<Vec<_>>());
-    if let Some(Err(error)) = stamp.map(|stamp| write_whole(&marker, stamp.0.as_bytes())) {
+    rejected.extend(changes.unreached.iter().map(Rejected::from));
+    let told = told(&rejected);
+    if noted().lines().nth(1) != Some(&told) {
+        tell(network, &rejected);
+    }
+    if let Some(Err(error)) =
+        stamp.map(|stamp| write_whole(&marker, format!("{}\n{told}", stamp.0).as_bytes()))
+    {
         // The next one does the same again.
         log::warn!("network {network}: what was connected is not noted in {}: {error}", marker.display());
     }
     Ok(Joined { overlay, mtu: changes.mtu.unwrap_or_default(), made: absent })
+}
+
+/// What stands for having told it, so that it is told once.
+fn told(rejected: &[Rejected]) -> String {
+    let parts: Vec<&str> = rejected.iter().flat_map(|record| [record.key.as_str(), &record.reason]).collect();
+    format!("{:x}", weft_state::hash(&parts))
 }
 
 fn tell(network: &NetworkName, rejected: &[Rejected]) {
