@@ -51,7 +51,10 @@ impl Fleet {
 
     /// With a configuration of the network, and changes of the agents'.
     fn of(hosts: u8, config: &str, changes: &Value) -> Self {
-        let cluster = Cluster::new(hosts);
+        Self::on(Cluster::new(hosts), config, changes)
+    }
+
+    fn on(cluster: Cluster, config: &str, changes: &Value) -> Self {
         let etcd = cluster.etcd(1, Access::Open);
         etcd.put("/coreos.com/network/config", config);
         let agents: Vec<Weftd> =

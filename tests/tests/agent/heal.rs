@@ -5,6 +5,8 @@ use std::process::{Command, Stdio};
 
 use super::*;
 
+mod plain_routes;
+
 /// How something is damaged, and how it looks when it is whole.
 struct Damage {
     /// The metric that counts the repair.
@@ -98,36 +100,41 @@ fn reaches_in(limit: Duration, from: &Pod, to: IpAddr, after: &str) {
     });
 }
 
-/// Damages everything of one network, piece by piece: each is repaired in time and counted, and traffic flows.
+/// Damages something of host 0: it is repaired in time and counted, and traffic flows.
+#[track_caller]
+fn assert_repaired(fleet: &Fleet, Damage { object, line, look, says }: &Damage, from: &Pod, to: IpAddr) {
+    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
+    let heals =
+        || agent.metric(&format!(r#"weft_heals_total{{network="pods",object="{object}"}}"#)).unwrap_or(0.0);
+    let (before, began) = (heals(), Instant::now());
+    node.command(line);
+    eventually(REPAIR, &format!("after `{line}`, `{look}` says {says:?}"), || {
+        let whole = |text: &str| says.iter().all(|part| text.contains(part));
+        node.command(look).lines().any(whole).then_some(())
+    });
+    eventually(REPAIR, &format!("a repair of {object} is counted after `{line}`"), || {
+        (heals() > before).then_some(())
+    });
+    reaches_in(REPAIR.saturating_sub(began.elapsed()), from, to, line);
+}
+
+/// Damages everything of one network, piece by piece.
 fn whatever_is_damaged_is_whole_again(config: &str) {
     let fleet = Fleet::of(2, config, &json!({ "ipMasq": true }));
     fleet.acquainted();
     let (one, _) = fleet.pod_of_all(0);
     let (_other, addresses) = fleet.pod_of_all(1);
     let (node, agent) = (fleet.node(0), &fleet.agents[0]);
-    let heals = |object: &str| {
-        agent.metric(&format!(r#"weft_heals_total{{network="pods",object="{object}"}}"#)).unwrap_or(0.0)
-    };
     for (family, address) in fleet.families.iter().copied().zip(addresses) {
         one.assert_reaches(address);
         let (device, foreign) = (family.device(), foreign(family));
-        for Damage { object, line, look, says } in
+        for damage in
             damages_of_the_device(node, family).into_iter().chain(damages_of_the_peer(fleet.node(1), family))
         {
-            let before = heals(object);
-            let began = Instant::now();
-            node.command(&line);
-            eventually(REPAIR, &format!("after `{line}`, `{look}` says {says:?}"), || {
-                let whole = |text: &str| says.iter().all(|part| text.contains(part));
-                node.command(&look).lines().any(whole).then_some(())
-            });
-            eventually(REPAIR, &format!("a repair of {object} is counted after `{line}`"), || {
-                (heals(object) > before).then_some(())
-            });
-            reaches_in(REPAIR.saturating_sub(began.elapsed()), &one, address, &line);
+            assert_repaired(&fleet, &damage, &one, address);
             for look in ["ip addr show", "bridge fdb show"] {
                 let text = node.command(&format!("{look} dev {device}"));
-                assert!(!text.contains(foreign), "{line}: {text}");
+                assert!(!text.contains(foreign), "{}: {text}", damage.line);
             }
         }
     }

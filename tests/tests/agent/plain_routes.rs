@@ -1,0 +1,121 @@
+//! Plain routes to hosts on the same link: all that there is with `host-gw`, and beside the device with `DirectRouting`.
+
+use super::*;
+
+/// The plain route to a peer, deleted or altered: by somebody who leaves it Weft's, and by somebody who makes it his own.
+fn damages_of_the_plain_route(peer: &Node, family: Family) -> Vec<Damage> {
+    let (subnet, public, router) = (family.subnet(peer), family.address(peer), family.neighbour(1));
+    let route = format!("ip {} route", family.flag());
+    let lines = [
+        format!("{route} del {subnet}"),
+        format!("{route} flush proto 119"),
+        format!("{route} replace {subnet} via {router} dev eth0 proto 119"),
+        format!("{route} replace {subnet} via {router} dev eth0"),
+        format!("{route} replace blackhole {subnet}"),
+    ];
+    let way = format!("{subnet} via {public} dev eth0 proto 119 ");
+    lines.iter().map(|line| damage("route", line, &route, [&way])).collect()
+}
+
+/// The same for a peer that the device could lead to, too.
+fn damage_by_the_device(peer: &Node, family: Family) -> Damage {
+    let (subnet, public, device) = (family.subnet(peer), family.address(peer), family.device());
+    let route = format!("ip {} route", family.flag());
+    // As it would lead there. The kernel wants no gateway of IPv6 to which another link leads.
+    let way = match family {
+        Family::V4 => format!("via {} dev {device} onlink", subnet.network()),
+        Family::V6 => format!("dev {device}"),
+    };
+    damage(
+        "route",
+        &format!("{route} replace {subnet} {way}"),
+        &route,
+        [format!("{subnet} via {public} dev eth0 proto 119 ")],
+    )
+}
+
+/// A configuration with another backend, whose hosts on this link are reached by plain routes.
+fn with_backend(config: &str, backend: &str) -> String {
+    let changed = config.replace(r#"{"Type": "vxlan"}"#, backend);
+    assert_ne!(changed, config);
+    changed
+}
+
+/// Waits until every host knows of every other one, with a device or without.
+fn acquainted(fleet: &Fleet) {
+    let others = u8::try_from(fleet.agents.len() - 1).expect("a few hosts");
+    for agent in &fleet.agents {
+        eventually(PATIENCE, "an agent knows the other hosts", || {
+            (agent.metric(r#"weft_peers{network="pods",state="valid"}"#)? == f64::from(others)).then_some(())
+        });
+    }
+}
+
+/// Waits until host 0 leads to host 1 by nothing but a plain route.
+#[track_caller]
+fn assert_leads(fleet: &Fleet, family: Family, after: &str) {
+    let (node, peer) = (fleet.node(0), fleet.node(1));
+    let show = format!("ip {} route show {}", family.flag(), family.subnet(peer));
+    let way = format!(" via {} dev eth0 proto 119 ", family.address(peer));
+    eventually(REPAIR, &format!("one plain route after {after}"), || {
+        let routes = node.command(&show);
+        (routes.lines().count() == 1 && routes.contains(&way)).then_some(())
+    });
+}
+
+/// Damages the route between two hosts on one link in every way, also by the link itself; `beside` is what else there is.
+fn the_way_is_whole_again(fleet: &Fleet, beside: impl Fn(&Node, Family) -> Vec<Damage>) {
+    acquainted(fleet);
+    let (one, _) = fleet.pod_of_all(0);
+    let (_other, addresses) = fleet.pod_of_all(1);
+    let (node, peer) = (fleet.node(0), fleet.node(1));
+    for (family, address) in fleet.families.iter().copied().zip(addresses) {
+        assert_leads(fleet, family, "the start");
+        one.assert_reaches(address);
+        for damage in damages_of_the_plain_route(peer, family).into_iter().chain(beside(peer, family)) {
+            assert_repaired(fleet, &damage, &one, address);
+            assert_leads(fleet, family, &damage.line);
+        }
+        // The kernel drops what leads through a link that goes down. Without this it would drop the host's address as well.
+        node.set_sysctl("net/ipv6/conf/eth0/keep_addr_on_down", "1");
+        node.command("ip link set eth0 down");
+        assert!(!node.command(&format!("ip {} route", family.flag())).contains("proto 119"));
+        node.command("ip link set eth0 up");
+        assert_leads(fleet, family, "the link's return");
+        reaches_in(REPAIR, &one, address, "the link's return");
+    }
+    fleet.agents[0].ready();
+}
+
+#[test]
+fn plain_routes_without_a_device_are_whole_again() {
+    for config in [CONFIG, V6, DUAL] {
+        let config = with_backend(config, r#"{"Type": "host-gw"}"#);
+        let fleet = Fleet::of(2, &config, &json!({}));
+        the_way_is_whole_again(&fleet, |_, _| Vec::new());
+    }
+}
+
+/// A host on another link is led to by the device all the time, and the one on this link never is.
+#[test]
+fn plain_routes_beside_the_device_are_whole_again() {
+    for config in [CONFIG, V6, DUAL] {
+        let config = with_backend(config, r#"{"Type": "vxlan", "DirectRouting": true}"#);
+        let fleet = Fleet::on(Cluster::segments(&[2, 1]), &config, &json!({}));
+        acquainted(&fleet);
+        let (node, far) = (fleet.node(0), fleet.node(2));
+        let (_there, addresses) = fleet.pod_of_all(2);
+        let (one, _) = fleet.pod_of_all(0);
+        for (family, address) in fleet.families.iter().copied().zip(addresses) {
+            for damage in damages_of_the_peer(far, family) {
+                assert_repaired(&fleet, &damage, &one, address);
+            }
+        }
+        the_way_is_whole_again(&fleet, |peer, family| vec![damage_by_the_device(peer, family)]);
+        for family in &fleet.families {
+            let entries = node.command(&format!("bridge fdb show dev {}", family.device()));
+            assert!(entries.contains(&format!("dst {} ", family.address(far))), "{entries}");
+            assert_eq!(forwarding_entries(node, family.device()), 1, "{entries}");
+        }
+    }
+}
