@@ -15,6 +15,8 @@ use weft_tests::{Access, Cluster, Etcd, Family, Network, Node, Pod, Random, Weft
 mod device;
 #[path = "overlay/isolation.rs"]
 mod isolation;
+#[path = "overlay/refresh.rs"]
+mod refresh;
 #[path = "overlay/shaping.rs"]
 mod shaping;
 #[path = "overlay/slow.rs"]

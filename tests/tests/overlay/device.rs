@@ -1,10 +1,11 @@
 //! The VXLAN device as the network's configuration in etcd wants it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::time::Duration;
 
 use serde_json::json;
-use weft_tests::{Family, Pod, Weftd, eventually};
+use weft_tests::{Family, Node, Pod, Weftd, eventually};
 
 use super::{CONFIG, Fleet, each_way};
 
@@ -54,6 +55,47 @@ fn its_parameters_are_the_networks() {
             assert_device(&fleet, family, 1, 8472, false, "");
         }
     }
+}
+
+/// The addresses of the devices of two networks on all hosts of a fleet, by host and device.
+fn addresses(fleet: &Fleet) -> BTreeMap<(String, &'static str), String> {
+    let devices = ["weft.1", "weft6.1", "weft.2", "weft6.2"];
+    let nodes = fleet.cluster.nodes().iter();
+    let address = |node: &Node, device: &str| {
+        let link = node.link(device).unwrap_or_else(|| panic!("{} has no {device}", node.name));
+        link["address"].as_str().expect("a MAC").to_owned()
+    };
+    nodes
+        .flat_map(|node| devices.map(|device| ((node.name.clone(), device), address(node, device))))
+        .collect()
+}
+
+/// No two of a host, a network and a family have the same, and each is what it was after the device is made again.
+#[test]
+fn its_address_is_of_one_host_one_network_and_one_family() {
+    let [.., (config, _)] = each_way(&json!({ "Type": "vxlan" }));
+    let fleet = Fleet::new(&[2], &config);
+    let other = config
+        .replace("10.240.0.0/12", "10.96.0.0/12")
+        .replace("fd00:42::", "fd00:96::")
+        .replace(r#""Type":"vxlan""#, r#""Type":"vxlan","VNI":2"#);
+    fleet.etcd.put("/other/config", other);
+    let changes = json!({ "name": "other", "bridge": "weft1", "ipam": { "etcd": { "prefix": "/other" } } });
+    let networks = [fleet.network.clone(), fleet.network.clone().with(&changes)];
+    let attach = || {
+        let pairs =
+            fleet.cluster.nodes().iter().flat_map(|node| networks.each_ref().map(|network| (node, network)));
+        pairs.for_each(|(node, network)| drop(node.attach(network)));
+    };
+    attach();
+    let before = addresses(&fleet);
+    assert_eq!(before.values().collect::<BTreeSet<_>>().len(), 8, "{before:#?}");
+    for (host, device) in before.keys() {
+        let node = fleet.cluster.nodes().iter().find(|node| node.name == *host).expect("a host");
+        node.command(&format!("ip link delete {device}"));
+    }
+    attach();
+    assert_eq!(addresses(&fleet), before);
 }
 
 /// What can be changed under containers is changed in place of the old, also on a host that was there before.
