@@ -96,7 +96,7 @@ fn trouble(text: &str) -> Option<&'static str> {
             "has forgotten the history that was asked for (compaction): everything is read anew",
         ),
         ("no leader", "has no leader: see that most of etcd's members run and reach each other"),
-        ("leader changed", "has just changed its leader"),
+        ("leader changed", "has just changed its leader: repeat the call"),
         (
             "request timed out",
             "did not decide in time: see that most of etcd's members run and reach each other",

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use weft_tests::{Access, Cluster, Etcd, Network, eventually};
+use weft_tests::{Access, Cluster, Etcd, Network, Reply, eventually};
 
 use super::super::{CONFIG, PREFIX, SUBNETS, V4, ipam};
 
@@ -141,6 +141,45 @@ fn the_leader_dies_and_a_member_after_the_other_is_refused() {
     // The election is not over yet; the command's time is long enough for it.
     let network = guarded.network(&json!({})).with(&json!({ "timeout": 40 }));
     ipam("ADD", guarded.cluster.node(0), &network).run().result();
+}
+
+/// Asks a member that follows while it waits for a leader that has stopped to answer, until a question was under way when the
+/// members chose another one. How that ended.
+fn asked_while_the_leader_changes(guarded: &Guarded, command: &str) -> Reply {
+    eventually(Duration::from_secs(30), "a question meets the change", || {
+        let leader = eventually(Duration::from_secs(10), "a leader", || guarded.etcd.leader());
+        // Each member has two addresses.
+        let endpoint = &guarded.etcd.endpoints()[(leader + 1) % 3 * 2];
+        let network = guarded.network(&json!({ "endpoints": [endpoint], "timeout": 5 }));
+        let call = ipam(command, guarded.cluster.node(0), &network.with(&json!({ "timeout": 40 })));
+        guarded.etcd.members()[leader].freeze();
+        let reply = call.run();
+        guarded.etcd.thaw();
+        let meets = format!("{endpoint} has just changed its leader: repeat the call");
+        if reply.stderr.contains(&meets) {
+            return Some(reply);
+        }
+        if reply.succeeded() && command == "ADD" {
+            guarded.forget();
+        }
+        None
+    })
+}
+
+/// Who asks once is told; an ADD asks again, and has its lease by the new one.
+#[test]
+fn the_leader_changes_during_a_question() {
+    let guarded = Guarded::new(3, Access::Open);
+    let error = asked_while_the_leader_changes(&guarded, "STATUS").error_code(50);
+    error.assert_names(&[
+        "read the network",
+        "http://172.30.0.",
+        "has just changed its leader: repeat the call",
+    ]);
+    let reply = asked_while_the_leader_changes(&guarded, "ADD");
+    reply.result();
+    assert!(reply.stderr.contains("trying again"), "{}", reply.stderr);
+    assert_eq!((guarded.etcd.keys(SUBNETS).len(), guarded.etcd.leases().len()), (1, 1));
 }
 
 #[test]
