@@ -1,5 +1,6 @@
 //! Who a host is, and what is whose.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use serde_json::json;
@@ -240,4 +241,25 @@ fn a_network_without_a_free_subnet() {
     fleet.fails(0, &json!({}), 104).assert_names(&["10.240.0.0/22", "all 3"]);
     fleet.ipam("STATUS", 0, &json!({})).run().error_code(50).assert_names(&["10.240.0.0/22", "all 3"]);
     assert!(fleet.etcd.leases().is_empty());
+}
+
+/// All that lie between the smallest and the largest are given, these two among them, and no other: of each family.
+#[test]
+fn hosts_share_the_subnets_from_the_smallest_to_the_largest() {
+    let config = r#"{"Network": "10.240.0.0/12", "SubnetMin": "10.241.254.0", "SubnetMax": "10.242.1.0",
+        "EnableIPv6": true, "IPv6Network": "fd00:42::/48", "IPv6SubnetMin": "fd00:42:0:fe::",
+        "IPv6SubnetMax": "fd00:42:0:101::", "Backend": {"Type": "vxlan"}}"#;
+    let fleet = Fleet::new(5, config);
+    let given = (0..4).flat_map(|node| addresses(&fleet.add(node, &json!({})).result()));
+    let given: BTreeSet<String> = given.collect();
+    let v4 = ["10.241.254.2/24", "10.241.255.2/24", "10.242.0.2/24", "10.242.1.2/24"];
+    let v6 = ["fd00:42:0:100::2/64", "fd00:42:0:101::2/64", "fd00:42:0:fe::2/64", "fd00:42:0:ff::2/64"];
+    assert!(given.iter().eq(v4.iter().chain(&v6)), "{given:#?}");
+    let keys = fleet.keys().concat();
+    for address in given {
+        let subnet = address.replace(".2/", ".0-").replace("::2/", "::-");
+        assert_eq!(keys.matches(&subnet).count(), 1, "{subnet}: {keys}");
+    }
+    fleet.fails(4, &json!({}), 104).assert_names(&["10.240.0.0/12", "all 4"]);
+    assert_eq!(fleet.keys().len(), 4);
 }
