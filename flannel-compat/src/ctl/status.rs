@@ -133,6 +133,8 @@ fn text(status: &Status) -> String {
             line("subnet", "none: weftd has not got one yet; its log and /readyz say why".into());
         }
         None => line("subnet", "none: no lease was taken yet".into()),
+        // How long it was to last counts no more.
+        Some(Lease { key, .. }) if status.taken_by.is_some() => line("subnet", key.clone()),
         Some(Lease { key, remaining: None }) => line("subnet", format!("{key}, without an end")),
         Some(Lease { key, remaining: Some(0) }) => {
             line("subnet", format!("{key}, its lease has ended; {keeper}"));
