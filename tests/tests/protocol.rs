@@ -230,6 +230,30 @@ fn standard_input_held_open() {
     before.assert_unchanged(&host, &[&pod], "ADD whose standard input stays open");
 }
 
+/// Unless another time is set: ten seconds, for each plugin, whatever has come until then.
+#[test]
+fn standard_input_held_open_without_a_limit_of_ones_own() {
+    const DEFAULT: Duration = Duration::from_secs(10);
+    let host = Host::new();
+    let pod = Pod::new();
+    let conf = Network::v4().conf.to_string();
+    let before = World::of(&host, &[&pod]);
+    let start = Instant::now();
+    // All at once, as each waits.
+    let running = ["weft", "weft-ipam", "flannel", "loopback"].map(|plugin| {
+        let mut running = Call::new(plugin, "ADD", "").pod(&pod).start_open(Stdio::piped());
+        running.write(conf.as_bytes());
+        running
+    });
+    for running in running {
+        let error = running.finish().error_code(5);
+        error.assert_names(&["stdin was not closed in time", &format!("{} bytes came", conf.len())]);
+        let took = start.elapsed();
+        assert!(took >= DEFAULT && took < DEFAULT + Duration::from_secs(5), "{took:?} instead of 10 s");
+    }
+    before.assert_unchanged(&host, &[&pod], "ADD whose standard input stays open");
+}
+
 /// An IPAM plugin that never ends does not hang the runtime for ever.
 #[test]
 fn an_ipam_plugin_that_hangs() {
