@@ -68,6 +68,56 @@ fn kube_flannels_configuration() {
     assert!(host.ports("cni0").is_empty());
 }
 
+/// Outside of what is compared.
+const TRACE: &str = "/run/netns/.trace";
+/// Of the process and all that it starts.
+const STRACE: [&str; 8] = ["strace", "-f", "-qq", "-s", "256", "-e", "trace=execve", "-o"];
+
+/// The programs that a traced call has executed, itself first.
+fn executed() -> Vec<String> {
+    let trace = fs::read_to_string(TRACE).expect("a trace");
+    let made = trace.lines().filter(|line| !line.contains(" = -1 "));
+    let program = made.filter_map(|line| line.split_once("execve(\"")?.1.split_once('"'));
+    program.filter_map(|(path, _)| path.rsplit('/').next().map(str::to_owned)).collect()
+}
+
+/// The delegates that are Weft, by each of their names: nobody is executed but the IPAM plugin, although plugins of these names
+/// are there.
+#[test]
+fn the_delegates_bridge_and_weft_are_not_executed() {
+    let by_default = conf(&json!({}));
+    for kind in ["bridge", "weft"] {
+        let host = leased(ENV);
+        let conf = conf(&json!({ "delegate": { "type": kind } }));
+        let (pod, peer) = (Pod::new(), Pod::new());
+        let traced = |verb: &str, conf: &Value, ipam: usize| {
+            let reply = call(verb, conf, &pod).through(STRACE.into_iter().chain([TRACE])).run();
+            assert!(reply.succeeded(), "{kind} {verb}: {:?}", reply.error());
+            assert_eq!(executed(), [vec!["flannel"], vec!["weft-ipam"; ipam]].concat(), "{kind} {verb}");
+            reply
+        };
+        let reserved = || World::of(&host, &[]).matching("/ipam/addr/10.240.34.2 ").len();
+        let result = traced("ADD", &conf, 1).result();
+        assert_eq!((ips(&result)[0].to_string().as_str(), reserved()), ("10.240.34.2", 1));
+        assert_eq!(host.addresses("cni0"), ["10.240.34.1/24"]);
+        assert_eq!(pod.link("eth0").expect("an interface")["mtu"], 1450);
+        let other = call("ADD", &by_default, &peer).run().result();
+        pod.assert_reaches(ips(&other)[0]);
+        let with_result = conf.clone().merged(&json!({ "prevResult": result }));
+        traced("CHECK", &with_result, 1);
+        pod.command("ip addr flush dev eth0");
+        call("CHECK", &with_result, &pod).run().error_code(105).assert_names(&["eth0", "10.240.34.2"]);
+        traced("STATUS", &conf, 1);
+        traced("DEL", &conf, 1);
+        assert!(pod.link("eth0").is_none() && reserved() == 0);
+        let nobody = conf.clone().merged(&json!({ "cni.dev/valid-attachments": [] }));
+        // The other container's DEL, and GC.
+        traced("GC", &nobody, 2);
+        assert!(host.ports("cni0").is_empty() && peer.link("eth0").is_none());
+        assert!(!Path::new("/var/lib/cni").exists(), "nothing is kept beside Weft's own records");
+    }
+}
+
 /// `Value` with changes merged in.
 trait Merged {
     fn merged(self, changes: &Value) -> Value;
