@@ -75,8 +75,7 @@ pub fn remove(
         (Ok(()), Ok(())) => Ok(()),
         (Err(error), _) | (_, Err(error)) => {
             warn!("{key}: {}", error.msg);
-            Err(Error::new(error.code, error.msg)
-                .detail("what is left will be removed by the next DEL or GC"))
+            Err(error.detail("what is left will be removed by the next DEL or GC"))
         }
     }
 }

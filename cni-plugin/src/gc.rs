@@ -27,7 +27,7 @@ pub fn gc(args: &GcArgs) -> Result<Outcome, Error> {
     let traces = Traces::parse(&args.call.conf)?;
     let collector = Collector { args, traces };
     if let Err(error) = collector.run(&mut problems) {
-        problems.push(error.msg);
+        problems.extend(error.lines());
     }
     if problems.is_empty() {
         return Ok(Outcome::Done);
@@ -74,21 +74,21 @@ impl Collector<'_> {
         let left = remove_links(&mut netlink, &stale, problems);
         stale.retain(|hash, _| !left.contains(hash));
         if let Err(error) = self.remove_elements(&mut netlink, &stale) {
-            problems.push(error.msg);
+            problems.extend(error.lines());
         }
         for (hash, stale) in stale {
             info!("removing attachment {hash}");
             if let Err(error) = self.release(stale) {
-                problems.push(error.msg);
+                problems.extend(error.lines());
             }
         }
         if let Err(error) = self.sweep_index(&mut netlink) {
-            problems.push(error.msg);
+            problems.extend(error.lines());
         }
         if let Some(plugin) = &self.traces.ipam
             && let Err(error) = ipam::collect_garbage(plugin, &self.call_with(&kept))
         {
-            problems.push(error.msg);
+            problems.extend(error.lines());
         }
         if self.args.valid.is_empty() {
             self.remove_rules()?;
@@ -127,7 +127,7 @@ impl Collector<'_> {
                     keep.insert(hash);
                 }
                 Err(error) => {
-                    problems.push(error.msg);
+                    problems.extend(error.lines());
                     keep.insert(hash);
                 }
             }
@@ -189,7 +189,8 @@ impl Collector<'_> {
     fn release(&self, stale: Stale) -> Result<(), Error> {
         match (&self.traces.ipam, &stale.key) {
             (Some(plugin), Some(key)) => {
-                ipam::release(plugin, &self.args.call, key, self.args.call.deadline)?;
+                ipam::release(plugin, &self.args.call, key, self.args.call.deadline)
+                    .map_err(|error| failed(&format!("give back the addresses of {key}"), error.into()))?;
             }
             // The plugin's own GC finds what nobody can name.
             (Some(_), None) if stale.record.is_none() => {}

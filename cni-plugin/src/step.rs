@@ -262,7 +262,7 @@ impl Journal {
                 Ok(()) => taken_back.push(step.to_string()),
                 Err(error) => {
                     warn!("cannot take back \"{step}\": {}", error.msg);
-                    left.push(format!("not taken back: {step}: {}", error.msg));
+                    left.extend(failed(&format!("not taken back: {step}"), error.into()).lines());
                 }
             }
         }

@@ -139,7 +139,7 @@ fn execute_add(plugin: &str, call: Call) -> Result<Outcome, Error> {
     let plugin = plugin.to_owned();
     let undo = move || match execute(&plugin, Verb::Del, &call) {
         Ok(_) => Vec::new(),
-        Err(error) => vec![format!("not taken back: {}", error.msg)],
+        Err(error) => Error { msg: format!("not taken back: {}", error.msg), ..error }.lines().collect(),
     };
     match result {
         Ok(result) => Ok(Outcome::Attached { result, rollback: Box::new(undo) }),

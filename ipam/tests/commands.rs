@@ -248,17 +248,38 @@ fn what_boot_this_is_may_be_told() {
     assert!(["10.5.0.2", "10.5.0.3", "10.5.0.4"].iter().all(|ip| here.join("addr").join(ip).exists()));
 }
 
+/// All of it in one error, a line for each.
 #[test]
 fn what_stays_is_reported_and_the_rest_goes() {
     let host = Host::new();
     let conf = host.conf(&dual());
-    run("ADD", "one", &conf).ok();
-    run("ADD", "two", &conf).ok();
-    fs::create_dir_all(host.store().join("pending/obstacle/10.5.0.9/inside")).unwrap();
+    for container in ["one", "two", "three"] {
+        run("ADD", container, &conf).ok();
+    }
+    // Of an ADD that did not finish, and of two that did.
+    let mut owners = fs::read_dir(host.store().join("owner")).unwrap().map(|entry| entry.unwrap().path());
+    let obstacles = [
+        host.store().join("pending/obstacle/10.5.0.9"),
+        owners.next().unwrap().join("10.5.0.8"),
+        owners.next().unwrap().join("10.5.0.7"),
+    ];
+    for obstacle in &obstacles {
+        fs::create_dir_all(obstacle.join("inside")).unwrap();
+    }
     let answer = gc(&conf, &[]);
-    assert!(answer.json["details"].as_str().unwrap().contains("obstacle"), "{answer:?}");
-    answer.error(106);
+    let details: Vec<&str> = answer.json["details"].as_str().unwrap().lines().collect();
+    for obstacle in &obstacles {
+        let line = format!("remove {}: ", obstacle.display());
+        assert!(details.iter().any(|detail| detail.starts_with(&line)), "{line}: {details:#?}");
+    }
+    let count = format!("{} left behind", details.len());
+    assert!(answer.error(106).contains(&count), "{count}");
     assert_eq!(fs::read_dir(host.store().join("addr")).unwrap().count(), 0);
+    // It goes on where it stopped.
+    obstacles.iter().for_each(|obstacle| fs::remove_dir(obstacle.join("inside")).unwrap());
+    obstacles.iter().for_each(|obstacle| fs::remove_dir(obstacle).unwrap());
+    gc(&conf, &[]).ok();
+    assert_eq!(fs::read_dir(host.store().join("owner")).unwrap().count(), 0);
 }
 
 #[test]

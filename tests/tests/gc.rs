@@ -82,9 +82,9 @@ fn corrupt_records() {
     let before = World::of(&host, &[&alive]);
     for content in ["", "{", "\u{0}\u{0}", "[]", "{\"container\":5}"] {
         let pod = Pod::new();
-        let known: Vec<String> = records();
+        let known = records();
         network.add(&pod);
-        for record in records().iter().filter(|record| !known.contains(record)) {
+        for record in records().difference(&known) {
             fs::write(record, content).unwrap();
         }
         network.gc(&[live(&alive)]);
@@ -92,8 +92,15 @@ fn corrupt_records() {
     }
 }
 
-fn records() -> Vec<String> {
+/// The files of all attachments.
+fn records() -> BTreeSet<String> {
     let list = command("find /run/weft -path *attachments* -type f -not -name lock");
+    list.lines().map(str::to_owned).collect()
+}
+
+/// The directories of all reservations, by their owners.
+fn reservations() -> BTreeSet<String> {
+    let list = command("find /run/weft -mindepth 5 -maxdepth 5 -path */ipam/owner/* -type d");
     list.lines().map(str::to_owned).collect()
 }
 
@@ -209,12 +216,9 @@ fn what_cannot_be_removed_is_reported_and_the_rest_is_gone() {
     let (alive, broken, dead) = (Pod::new(), Pod::new(), Pod::new());
     let result = network.add(&alive);
     let before = World::of(&host, &[&alive]);
-    let files = |directory: &str| -> BTreeSet<String> {
-        command(&format!("find {directory} -path */attachments/*")).lines().map(str::to_owned).collect()
-    };
-    let others = files("/run/weft");
+    let others = records();
     network.add(&broken);
-    let record = files("/run/weft").difference(&others).next().unwrap().clone();
+    let record = records().difference(&others).next().unwrap().clone();
     network.add(&dead);
     fs::remove_file(&record).unwrap();
     fs::create_dir(&record).unwrap();
@@ -225,6 +229,55 @@ fn what_cannot_be_removed_is_reported_and_the_rest_is_gone() {
     assert!(dead.link("eth0").is_none(), "another one is gone");
     network.check(&alive, &result).done();
     fs::remove_dir(&record).unwrap();
+    network.gc(&[live(&alive)]);
+    before.assert_unchanged(&host, &[&alive], "GC after a GC that failed");
+}
+
+/// Several things that cannot be removed, of both plugins: one error has a line for each, and the rest is gone.
+#[test]
+fn all_that_could_not_be_done_is_in_one_error() {
+    let host = Host::new();
+    let network = network();
+    let [alive, first, second, third, dead] = [(); 5].map(|()| Pod::new());
+    network.add(&alive);
+    let before = World::of(&host, &[&alive]);
+    let new = |pod: &Pod, files: fn() -> BTreeSet<String>| {
+        let others = files();
+        network.add(pod);
+        files().difference(&others).next().unwrap().clone()
+    };
+    // Nobody can read of whom these are, and what is in the reservation cannot be removed as a file is.
+    let spoiled = [new(&first, records), new(&second, records)];
+    for record in &spoiled {
+        fs::remove_file(record).unwrap();
+        fs::create_dir(record).unwrap();
+    }
+    let obstacle = format!("{}/10.88.0.99", new(&third, reservations));
+    fs::create_dir(&obstacle).unwrap();
+    network.add(&dead);
+
+    let error = network.gc_call(&[live(&alive)]).run().error_code(106);
+    assert!(error.msg.starts_with("GC of network dual left something: "), "{error:?}");
+    // The first one is in the message, and each has a line of its own; the IPAM plugin tells of its own at DEL and at GC.
+    let problems: Vec<&str> = [error.msg.as_str()].into_iter().chain(error.details.lines()).collect();
+    let whose = format!("give back the addresses of interface eth0 of container {}", third.id);
+    for part in [
+        spoiled[0].as_str(),
+        &spoiled[1],
+        &whose,
+        "weft-ipam GC: collect garbage",
+        &format!("weft-ipam DEL: remove {obstacle}: "),
+        &format!("weft-ipam GC: remove {obstacle}: "),
+    ] {
+        let named = problems.iter().filter(|problem| problem.contains(part)).count();
+        assert_eq!(named, 1, "{part}: {problems:#?}");
+    }
+    assert!(dead.link("eth0").is_none() && third.link("eth0").is_none(), "what can be removed is");
+    // A DEL has what the IPAM plugin says, too.
+    let error = network.del_call(&third).run().error_code(106);
+    error.assert_names(&[&format!("weft-ipam DEL: remove {obstacle}: "), "next DEL or GC"]);
+
+    spoiled.iter().chain([&obstacle]).for_each(|directory| fs::remove_dir(directory).unwrap());
     network.gc(&[live(&alive)]);
     before.assert_unchanged(&host, &[&alive], "GC after a GC that failed");
 }

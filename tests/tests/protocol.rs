@@ -306,6 +306,24 @@ fn an_ipam_plugin_that_fails_is_told_to_clean_up() {
     }
 }
 
+/// What it says when it can neither reserve nor give back is passed on, all of it.
+#[test]
+fn an_ipam_plugin_that_cannot_clean_up_is_quoted() {
+    let _host = Host::new();
+    let answer = r#"{"cniVersion": "1.1.0", "code": 119, "msg": "it burns", "details": "one\ntwo"}"#;
+    weft_tests::script("/run/netns/.burning", "weft-ipam", &format!("printf '%s' '{answer}'; exit 1"));
+    let pod = Pod::new();
+    let call = Network::v4().add_call(&pod).env("CNI_PATH", "/run/netns/.burning");
+    let error = call.run().error_code(119);
+    let details: Vec<&str> = error.details.lines().collect();
+    for line in ["ADD: one", "ADD: two", "DEL: one", "DEL: two"].map(|line| format!("weft-ipam {line}")) {
+        assert_eq!(details.iter().filter(|detail| **detail == line).count(), 1, "{line}: {error:?}");
+    }
+    let left =
+        |line: &&str| line.starts_with("not taken back: ") && line.ends_with("weft-ipam DEL: it burns");
+    assert!(details.iter().any(left), "{error:?}");
+}
+
 /// What an IPAM plugin may print instead of a result.
 #[test]
 fn an_ipam_plugin_that_talks_nonsense() {

@@ -154,6 +154,11 @@ impl Error {
         self
     }
 
+    /// Message and details, for an error that is one of several.
+    pub fn lines(self) -> impl Iterator<Item = String> {
+        std::iter::once(self.msg).chain(self.details)
+    }
+
     /// The error as the specification wants it on stdout. `details` is never missing: where there is
     /// nothing to add it says what the code means.
     #[must_use]

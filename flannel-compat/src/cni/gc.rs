@@ -1,6 +1,6 @@
 //! GC, also of what delegates made that have none of their own.
 
-use cni_protocol::{Call, Command, Delegate, Error, GcArgs, Outcome, Verb};
+use cni_protocol::{Call, Command, Delegate, Error, GcArgs, Outcome, ValidAttachment, Verb};
 use serde_json::Value;
 
 use super::conf::{self, FlannelConf};
@@ -8,7 +8,7 @@ use super::delegate::Facts;
 use super::state::{self, Gone};
 use super::{carry_out, is_weft, plugin_of};
 
-/// Has the delegate collect, then undoes and forgets what is gone. One that fails keeps none of the others.
+/// Has the delegate collect, then undoes and forgets what is gone. What fails keeps nothing else from it.
 ///
 /// # Errors
 /// The first failure, with the others as its details.
@@ -19,17 +19,21 @@ pub(super) fn gc(conf: &FlannelConf, mut args: GcArgs) -> Result<Outcome, Error>
     let facts = Facts::of_host(&conf.subnet_file).unwrap_or_default();
     let delegate = conf.delegate(&args.call, &facts);
     let call = args.call.clone();
-    let done = carry_out(Command::Gc(args), delegate)?;
-    let mut failure: Option<Error> = None;
+    let mut failure = carry_out(Command::Gc(args), delegate).err();
+    let is_collected = failure.is_none();
     for gone in unlisted.gone {
+        // What Weft could not collect is needed until it can.
+        if is_weft(&gone.delegate) && !is_collected {
+            continue;
+        }
         if let Err(error) = undo(&gone, &call).and_then(|()| gone.state.remove()) {
             failure = Some(match failure {
                 None => error,
-                Some(first) => first.detail(error.msg),
+                Some(first) => error.lines().fold(first, Error::detail),
             });
         }
     }
-    failure.map_or(Ok(done), Err)
+    failure.map_or(Ok(Outcome::Done), Err)
 }
 
 /// Of delegates it cannot be told whether their GC has done it, and the reference plugins' interface plugins have none
@@ -48,5 +52,11 @@ fn undo(gone: &Gone, call: &Call) -> Result<(), Error> {
         // Its container is gone.
         ("CNI_NETNS", ""),
     ];
-    Delegate::find(&plugin, &call.cni_path)?.start(Verb::Del, &env)?.finish(&stdin, call.deadline).map(drop)
+    let delete =
+        || Delegate::find(&plugin, &call.cni_path)?.start(Verb::Del, &env)?.finish(&stdin, call.deadline);
+    let ValidAttachment { container_id, ifname } = &gone.attachment;
+    delete().map(drop).map_err(|error| Error {
+        msg: format!("delete interface {ifname} of container {container_id}: {}", error.msg),
+        ..error
+    })
 }

@@ -287,3 +287,57 @@ fn gc_waits_for_an_add_under_way() {
     let verbs: Vec<String> = calls().into_iter().map(|(verb, _)| verb).collect();
     assert_eq!(verbs, ["GC", "DEL"]);
 }
+
+/// The delegate fails from here on where a pattern of the shell is met by command and container, and says why.
+fn burning(pattern: &str) {
+    let error = r#"{"cniVersion": "1.1.0", "code": 119, "msg": "it burns", "details": "one\ntwo"}"#;
+    let body = format!(
+        "case \"$CNI_COMMAND $CNI_CONTAINERID\" in {pattern}) printf '%s' '{error}'; exit 1;; esac\nexec {}",
+        peers().join("ptp").display()
+    );
+    script(DIRECTORY, "noted", &body);
+}
+
+#[test]
+fn what_a_delegate_says_is_passed_on() {
+    let _host = leased(ENV);
+    let conf = noted();
+    burning("*");
+    let pod = Pod::new();
+    let error = call("ADD", &conf, &pod).run().error_code(119);
+    let told = [
+        "noted ADD: one",
+        "noted ADD: two",
+        "not taken back: noted DEL: it burns",
+        "noted DEL: one",
+        "noted DEL: two",
+    ];
+    assert_eq!(
+        (error.msg.as_str(), error.details.lines().collect::<Vec<_>>()),
+        ("noted ADD: it burns", told.to_vec())
+    );
+}
+
+/// A delegate that fails at GC, and one of the containers that are gone: the others go, and all is told with all that was said.
+#[test]
+fn gc_goes_on_after_failures_and_reports_them_all() {
+    let _host = leased(ENV);
+    let conf = noted();
+    let [listed, broken, dead] = [(); 3].map(|()| Pod::new());
+    let result = call("ADD", &conf, &listed).run().result();
+    for pod in [&broken, &dead] {
+        call("ADD", &conf, pod).run().result();
+    }
+    burning(&format!("GC*|'DEL {}'", broken.id));
+    let request = keeping(&conf, &[&listed]);
+    let error = call("GC", &request, &listed).run().error_code(119);
+    assert_eq!(error.msg, "noted GC: it burns");
+    let whose = format!("delete interface eth0 of container {}: noted DEL: it burns", broken.id);
+    let told = ["noted GC: one", "noted GC: two", &whose, "noted DEL: one", "noted DEL: two"];
+    assert_eq!(error.details.lines().collect::<Vec<_>>(), told);
+    assert_eq!((states(), held()), (2, 2));
+    noted();
+    call("GC", &request, &listed).run().done();
+    assert_eq!((states(), held()), (1, 1));
+    assert_attached(&conf, &listed, &result);
+}
