@@ -1,14 +1,17 @@
 //! docs/migrate-from-flannel.md, step by step, there and back: subnet, containers and their connections stay.
 
+mod plugins;
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
-use serde_json::json;
-use weft_tests::{Family, Flanneld, Node, Pod, Weftd};
+use serde_json::{Value, json};
+use weft_tests::{Family, Flanneld, Node, Pod, Weftd, ips};
 
 use super::peers::{Fleet, V4, talk};
+use plugins::Plugins;
 
 const DUAL: &str = r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:42::/48",
     "Backend": {"Type": "vxlan"}}"#;
@@ -27,6 +30,7 @@ const REMOVE_FLANNELS_RULES: [&str; 2] = [
 ];
 const REMOVE_FLANNELS_TABLES: &str = "nft delete table ip flannel-ipv4 && nft delete table ip6 flannel-ipv6";
 const REMOVE_WEFTS_RULES: &str = "nft delete chain inet weft masq-cbr0";
+const REMOVE_FLANNELS_BRIDGE: &str = "ip link delete cni0";
 
 /// A command line with quotes.
 #[track_caller]
@@ -74,24 +78,40 @@ fn seen(pod: &Pod, outside: IpAddr) -> IpAddr {
     socket.recv_from(&mut [0; 8]).expect("a datagram").1.ip()
 }
 
-/// How many rules masquerade: those of flanneld, and Weft's.
-fn masquerades(node: &Node) -> (usize, usize) {
-    let iptables = shell(node, "iptables -t nat -S && ip6tables -t nat -S");
-    let jumps = iptables.lines().filter(|line| line.starts_with("-A POSTROUTING")).count();
-    let by_iptables = iptables.lines().filter(|line| line.contains("-j MASQUERADE")).count();
-    assert_eq!(by_iptables, jumps * 2, "two rules per family: {iptables}");
-    let tables = shell(node, "nft list tables");
-    let by_nftables = tables.lines().filter(|line| line.contains(" flannel-"));
-    let count =
-        |table: &str| shell(node, &format!("nft list {table}")).matches(" masquerade fully-random").count();
-    let flannels = by_iptables + by_nftables.map(count).sum::<usize>();
-    let wefts = shell(node, "nft list table inet weft").matches("masquerade fully-random").count();
-    (flannels, wefts)
+/// How many rules masquerade.
+#[derive(Debug, PartialEq, Eq)]
+struct Masquerades {
+    flanneld: usize,
+    /// Of the reference plugin, for containers that it attached.
+    bridge: usize,
+    weft: usize,
+}
+
+impl Masquerades {
+    fn on(node: &Node) -> Self {
+        let iptables = shell(node, "iptables -t nat -S && ip6tables -t nat -S");
+        let count = |chain: &str, part: &str| {
+            iptables.lines().filter(|line| line.starts_with(chain) && line.contains(part)).count()
+        };
+        let (jumps, by_iptables) =
+            (count("-A POSTROUTING", "-j FLANNEL-POSTRTG"), count("-A FLANNEL-POSTRTG", "-j MASQUERADE"));
+        assert_eq!(by_iptables, jumps * 2, "two rules per family: {iptables}");
+        let tables = shell(node, "nft list tables");
+        let in_tables = |name: &str| {
+            let tables = tables.lines().filter(|line| line.contains(name));
+            let count =
+                |table| shell(node, &format!("nft list {table}")).matches(" masquerade fully-random").count();
+            tables.map(count).sum::<usize>()
+        };
+        let flanneld = by_iptables + in_tables(" flannel-");
+        Self { flanneld, bridge: count("-A CNI-", "-j MASQUERADE"), weft: in_tables("table inet weft") }
+    }
 }
 
 /// A host that is flanneld's and becomes Weft's and flanneld's again.
 struct Changing {
     fleet: Fleet,
+    plugins: Plugins,
     /// Whether the daemons masquerade; else the plugin does, for the containers that it attaches.
     masquerade: bool,
     /// How flanneld's rules are removed, if the daemons masquerade.
@@ -101,16 +121,37 @@ struct Changing {
     conversations: Vec<Conversation>,
 }
 
+fn flannel(fleet: &Fleet, index: usize, masquerade: bool) -> Flanneld {
+    let options: &[&str] = if masquerade { &["--ip-masq"] } else { &[] };
+    let flanneld = Flanneld::start(fleet.node(index), &fleet.etcd, Flanneld::PREFIX, options);
+    flanneld.ready();
+    flanneld
+}
+
 impl Changing {
-    fn node(&self) -> &Node {
-        self.fleet.node(0)
+    /// Both hosts are flanneld's.
+    fn begin(config: &str, families: &[Family], masquerade: bool) -> (Self, [Flanneld; 2]) {
+        let fleet = Fleet::new(config);
+        let daemons = [0, 1].map(|index| flannel(&fleet, index, masquerade));
+        let remove_flannels = match config.contains("EnableNFTables") {
+            _ if !masquerade => Vec::new(),
+            true => vec![REMOVE_FLANNELS_TABLES],
+            false => REMOVE_FLANNELS_RULES[..families.len()].to_vec(),
+        };
+        let changing = Self {
+            plugins: Plugins::of_flannel(fleet.node(0)),
+            subnets: fleet.subnets(),
+            fleet,
+            masquerade,
+            remove_flannels,
+            families: families.to_vec(),
+            conversations: Vec::new(),
+        };
+        (changing, daemons)
     }
 
-    fn flannel(&self, index: usize) -> Flanneld {
-        let options: &[&str] = if self.masquerade { &["--ip-masq"] } else { &[] };
-        let flanneld = Flanneld::start(self.fleet.node(index), &self.fleet.etcd, Flanneld::PREFIX, options);
-        flanneld.ready();
-        flanneld
+    fn node(&self) -> &Node {
+        self.fleet.node(0)
     }
 
     fn weft(&self) -> Weftd {
@@ -133,7 +174,9 @@ impl Changing {
         self.conversations.iter().for_each(Conversation::goes_on);
     }
 
+    /// Steps 2 to 5.
     fn to_weft(&self, flanneld: &Flanneld, pod: &Pod) -> Weftd {
+        let before = Masquerades::on(self.node());
         flanneld.stop();
         self.assert_goes_on(pod);
         for family in &self.families {
@@ -149,7 +192,8 @@ impl Changing {
             shell(self.node(), line);
         }
         self.assert_goes_on(pod);
-        assert_eq!(masquerades(self.node()), (0, 2));
+        let weft = if self.masquerade { 2 } else { before.weft };
+        assert_eq!(Masquerades::on(self.node()), Masquerades { flanneld: 0, weft, ..before });
         weftd
     }
 
@@ -159,54 +203,76 @@ impl Changing {
         for family in &self.families {
             self.node().command(&format!("ip link delete {}", family.device()));
         }
-        let flanneld = self.flannel(0);
+        let flanneld = flannel(&self.fleet, 0, self.masquerade);
         self.assert_goes_on(pod);
         if self.masquerade {
             shell(self.node(), REMOVE_WEFTS_RULES);
         }
         self.assert_goes_on(pod);
-        self.assert_is_flannels();
         flanneld
     }
 
-    fn assert_is_flannels(&self) {
-        let expected = if self.masquerade { (2 * self.families.len(), 0) } else { (0, 2) };
-        assert_eq!(masquerades(self.node()), expected, "nothing is left, nothing is doubled");
+    /// Nothing is left of the other daemon, and nothing is doubled: by rules of the daemon, or those that plugins made for the
+    /// containers that they attached.
+    #[track_caller]
+    fn assert_is_flannels(&self, by_bridge: bool, by_weft: bool) {
+        let families = self.families.len();
+        let expected = if self.masquerade {
+            Masquerades { flanneld: 2 * families, bridge: 0, weft: 0 }
+        } else {
+            let (bridge, weft) = (usize::from(by_bridge) * families, usize::from(by_weft) * 2);
+            Masquerades { flanneld: 0, bridge, weft }
+        };
+        assert_eq!(Masquerades::on(self.node()), expected);
+    }
+
+    /// A new container by the plugin `flannel` that is there, with the result of its ADD.
+    fn pod(&self) -> ((Pod, Vec<IpAddr>), Value) {
+        let pod = Pod::new();
+        let result = self.plugins.call("ADD", self.node(), &pod).run().result();
+        ((pod, ips(&result)), result)
+    }
+
+    fn delete(&self, pod: &Pod) {
+        self.plugins.call("DEL", self.node(), pod).run().done();
+        assert!(pod.link("eth0").is_none());
     }
 }
 
 #[test]
-fn the_page_has_the_commands() {
+fn the_page_has_these_steps_and_commands() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/migrate-from-flannel.md");
     let page = std::fs::read_to_string(page).expect("docs/migrate-from-flannel.md");
-    for command in REMOVE_FLANNELS_RULES.into_iter().chain([REMOVE_FLANNELS_TABLES, REMOVE_WEFTS_RULES]) {
+    let others = [REMOVE_FLANNELS_TABLES, REMOVE_WEFTS_RULES, REMOVE_FLANNELS_BRIDGE];
+    for command in REMOVE_FLANNELS_RULES.into_iter().chain(others) {
         assert!(page.contains(command), "{command}");
     }
+    // Each is done below; another one would not be.
+    let steps = [
+        "Write `/etc/weft/weftd.json`",
+        "Stop flanneld",
+        "`ip link delete flannel.1`",
+        "Start `weftd`",
+        "With `--ip-masq`",
+        "Replace `/opt/cni/bin/flannel`",
+    ];
+    let numbered =
+        |line: &&str| line.split_once(". ").is_some_and(|(number, _)| number.parse::<u8>().is_ok());
+    let found: Vec<&str> = page.lines().filter(numbered).collect();
+    for (number, step) in (1..).zip(steps) {
+        let begins = format!("{number}. {step}");
+        assert!(found.iter().any(|line| line.starts_with(&begins)), "{begins}: {found:#?}");
+    }
+    assert_eq!(found.len(), steps.len(), "{found:#?}");
 }
 
 fn there_and_back(config: &str, families: &[Family], masquerade: bool) {
-    let fleet = Fleet::new(config);
-    let remove_flannels = match config.contains("EnableNFTables") {
-        _ if !masquerade => Vec::new(),
-        true => vec![REMOVE_FLANNELS_TABLES],
-        false => REMOVE_FLANNELS_RULES[..families.len()].to_vec(),
-    };
-    let mut changing = Changing {
-        fleet,
-        masquerade,
-        remove_flannels,
-        families: families.to_vec(),
-        subnets: Vec::new(),
-        conversations: Vec::new(),
-    };
-    let flanneld = changing.flannel(0);
-    let _others = changing.flannel(1);
-    changing.subnets = changing.fleet.subnets();
-    let (one, other) = (changing.fleet.pod(0), changing.fleet.pod(1));
+    let (mut changing, [flanneld, _others]) = Changing::begin(config, families, masquerade);
+    let ((one, result), other) = (changing.pod(), changing.fleet.pod(1));
     talk(&one, &other, BYTES);
     let begin = |outside| Conversation::begin(&one.0, changing.node(), outside);
     changing.conversations = changing.outside().into_iter().map(begin).collect();
-    changing.assert_is_flannels();
+    changing.assert_is_flannels(true, false);
     let file = changing.node().subnet_env();
 
     let weftd = changing.to_weft(&flanneld, &one.0);
@@ -215,19 +281,47 @@ fn there_and_back(config: &str, families: &[Family], masquerade: bool) {
         assert_eq!(now.get(key), file.get(key), "{key}");
     }
     talk(&one, &other, BYTES);
-    let late = changing.fleet.pod(0);
+    changing.plugins.replace();
+    changing.plugins.check(changing.node(), &one.0, &result);
+    let (late, late_result) = changing.pod();
+    changing.assert_goes_on(&late.0);
     talk(&late, &other, BYTES);
+    talk(&late, &one, BYTES);
+    assert_eq!(
+        changing.plugins.held_by_host_local(),
+        2 * families.len(),
+        "it goes on while it holds addresses"
+    );
 
     let flanneld = changing.to_flannel(&weftd, &late.0);
+    changing.assert_is_flannels(true, true);
     talk(&one, &other, BYTES);
     talk(&late, &other, BYTES);
 
     // And once more: what Weft had said of the address before does not count for flanneld's record.
     let _weftd = changing.to_weft(&flanneld, &late.0);
     talk(&late, &other, BYTES);
-    for (index, pod) in [(0, one), (0, late), (1, other)] {
-        changing.fleet.call("DEL", index, &pod.0).run().done();
-    }
+    changing.plugins.check(changing.node(), &late.0, &late_result);
+    changing.conversations.clear();
+    changing.delete(&one.0);
+    assert_eq!(Masquerades::on(changing.node()), Masquerades { flanneld: 0, bridge: 0, weft: 2 });
+    changing.delete(&late.0);
+    let (last, _) = changing.pod();
+    assert_eq!(changing.plugins.held_by_host_local(), 0, "Weft's own from here on");
+    talk(&last, &other, BYTES);
+    changing.delete(&last.0);
+    // The end: the conflist names `weft`, on a host without containers.
+    let bridge = if masquerade {
+        changing.node().command(REMOVE_FLANNELS_BRIDGE);
+        "weft0"
+    } else {
+        "cni0"
+    };
+    let weft = Weftd::network(&changing.fleet.etcd).with(&json!({ "name": "cbr0", "bridge": bridge }));
+    let (pod, result) = changing.node().attach(&weft);
+    let newest = (pod, ips(&result));
+    talk(&newest, &other, BYTES);
+    changing.fleet.call("DEL", 1, &other.0).run().done();
 }
 
 #[test]
