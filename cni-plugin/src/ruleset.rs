@@ -246,7 +246,10 @@ pub fn erase(nft: &mut Nft, elements: &[Element]) -> NlResult<()> {
 /// What the kernel refused; what is gone already is no error.
 pub fn remove(nft: &mut Nft, key: &AttachmentKey, known: &Elements) -> NlResult<()> {
     // Some may have gone with the container that they were for, or were flushed.
-    erase_if(nft, &known.own, |_, found| owner_of(found) == key.hash())
+    match erase_if(nft, &known.own, |_, found| owner_of(found) == key.hash()) {
+        Err(error) if is_misfit(&error) => sweep(nft, |hash| hash == key.hash()).map(drop),
+        other => other,
+    }
 }
 
 /// Deletes those of the elements that are there, whosever they are.
@@ -286,6 +289,11 @@ pub fn sweep(nft: &mut Nft, is_chosen: impl Fn(&str) -> bool) -> NlResult<Vec<El
         let left = find(nft, &is_chosen)?;
         erase(nft, &left).map(|()| left)
     })
+}
+
+/// Whether this is what the kernel says of an element that its set has no room for: the set is another version's.
+pub fn is_misfit(error: &NetError) -> bool {
+    error.errno == Errno::EINVAL
 }
 
 /// What the comment of an attachment's elements is.

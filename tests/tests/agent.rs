@@ -15,6 +15,8 @@ mod access;
 mod duplicates;
 #[path = "agent/heal.rs"]
 mod heal;
+#[path = "agent/layouts.rs"]
+mod layouts;
 #[path = "agent/masquerade.rs"]
 mod masquerade;
 #[path = "agent/outage.rs"]

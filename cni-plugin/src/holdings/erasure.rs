@@ -109,7 +109,10 @@ fn forget(
         return isolation::forget(nft, addresses, true);
     };
     match isolation::held_by_others(state_dir, key, content) {
-        Ok(Some(held)) => ruleset::erase_what_is_there(nft, &[held, notes].concat()),
+        Ok(Some(held)) => match ruleset::erase_what_is_there(nft, &[held, notes].concat()) {
+            Err(error) if ruleset::is_misfit(&error) => isolation::forget(nft, addresses, false),
+            other => other,
+        },
         Ok(None) => isolation::forget(nft, addresses, false),
         Err(error) => {
             log::warn!("what others are allowed with {key} is not on file: {}", error.msg);

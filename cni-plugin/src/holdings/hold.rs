@@ -57,8 +57,8 @@ pub fn hold(
     };
     ensure_shared(journal, rules, traces, &elements)?;
     let mut added = add(&mut rules.nft);
-    if matches!(&added, Err(Fault::Net(error)) if error.not_found()) {
-        // Flushed since it was looked at, or a set is missing that no rule uses.
+    if matches!(&added, Err(Fault::Net(error)) if error.not_found() || ruleset::is_misfit(error)) {
+        // Flushed since it was looked at, or a set is missing that no rule uses, or another version's.
         rules.distrust();
         ensure_shared(journal, rules, traces, &elements)?;
         added = add(&mut rules.nft);

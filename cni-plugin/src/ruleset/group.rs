@@ -57,7 +57,8 @@ pub fn is_whole(nft: &mut Nft) -> NlResult<bool> {
     for table in [Table::Inet, Table::Bridge] {
         let mut intact = false;
         for group in GROUPS.iter().filter(|group| group.table == table) {
-            if is_intact(nft, group)? || is_waiting(nft, group)? {
+            let has_chains = is_intact(nft, group)? || is_waiting(nft, group)?;
+            if has_chains && has_all_sets(nft, group)? {
                 intact = true;
             } else if !is_absent(nft, group)? {
                 return Ok(false);
@@ -71,17 +72,17 @@ pub fn is_whole(nft: &mut Nft) -> NlResult<bool> {
 }
 
 /// Makes those chains anew that ADD takes for intact, as it counts the rules at hooks and reads none. Whether there were any. The
-/// sets keep their elements, and nothing is open meanwhile.
+/// sets keep their elements, and nothing is open meanwhile. Where another version's sets are, elements have to be put back as well,
+/// which is not for here: such a group is not whole.
 ///
 /// # Errors
 /// What the kernel refused; the explanation names the object.
 pub fn mend(nft: &mut Nft) -> NlResult<bool> {
     let mut mended = false;
     for group in GROUPS {
-        mended |= retry(|| match is_intact(nft, group)? && difference(nft, group)?.is_some() {
+        mended |= retry(|| match is_altered(nft, group)? {
             true => {
-                // Sets that are there stay; those of another version may lack one. Where a flush came in between, the chains to be removed are
-                // missing, this fails, and it is no alteration.
+                // Where a flush came in between, the chains to be removed are missing, this fails, and it is no alteration.
                 let (changes, _) = blueprint(nft, group, group.chains)?;
                 nft.batch(changes).map(|()| true)
             }
@@ -90,6 +91,11 @@ pub fn mend(nft: &mut Nft) -> NlResult<bool> {
         .map_err(|error| explain(group, error))?;
     }
     Ok(mended)
+}
+
+/// Whether a group has all its sets, and at hooks as many rules as it ought to, but not these rules.
+fn is_altered(nft: &mut Nft, group: &Group) -> NlResult<bool> {
+    Ok(is_intact(nft, group)? && has_all_sets(nft, group)? && difference(nft, group)?.is_some())
 }
 
 fn is_absent(nft: &mut Nft, group: &Group) -> NlResult<bool> {

@@ -6,7 +6,7 @@ use weft_net::nft::{Element, Nft, retry};
 
 use super::group::is_intact;
 use super::idle::{can_wait, is_ready, may_wait_without_a_look};
-use super::{Elements, Group, network};
+use super::{Elements, Group, is_misfit, network};
 
 /// The rules of the host.
 pub struct Rules {
@@ -79,7 +79,13 @@ impl Rules {
     pub fn look_for(&mut self, network: &[Element]) -> NlResult<bool> {
         let mark = network.first().map(|first| first.comment.clone());
         if mark.is_none() || self.mark != mark {
-            self.settled = network::has(&mut self.nft, network)?;
+            self.settled = match network::has(&mut self.nft, network) {
+                Err(error) if is_misfit(&error) => {
+                    self.distrust();
+                    false
+                }
+                found => found?,
+            };
             self.mark = mark;
         }
         Ok(self.settled)

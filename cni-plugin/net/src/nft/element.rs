@@ -275,10 +275,8 @@ fn elements_of<'a>(set: &'a Set, answers: &'a [Answer]) -> impl Iterator<Item = 
 }
 
 fn read(set: &Set, element: &[u8]) -> Option<Element> {
-    let value = |kind| {
-        let value = find(find(element, kind)?, NFTA_DATA_VALUE)?;
-        Some(Tuple(value.to_vec()).then(&[]))
-    };
+    // As it is: the set may be another version's, from which nothing else would be deleted.
+    let value = |kind| Some(Tuple(find(find(element, kind)?, NFTA_DATA_VALUE)?.to_vec()));
     let comment = find(element, NFTA_SET_ELEM_USERDATA).and_then(|data| match data {
         [ELEMENT_COMMENT, _, comment @ ..] => Some(attribute::text(comment)),
         _ => None,

@@ -1,0 +1,198 @@
+//! Rules that another version of Weft made: an upgrade leaves them to the new one, with all that containers have in them.
+
+use weft_tests::Host;
+
+use super::*;
+
+/// What rules of this version come to in another one's.
+struct Layout {
+    what: &'static str,
+    /// Texts and what stands in their places.
+    instead: &'static [(&'static str, &'static str)],
+    /// Sets that it does not have.
+    without: &'static [&'static str],
+}
+
+const LAYOUTS: [Layout; 6] = [
+    Layout {
+        what: "the guard knows ports by their names",
+        instead: &[
+            ("type iface_index . ether_addr . ipv4_addr", "type ifname . ether_addr . ipv4_addr"),
+            ("iif . ether saddr . ip saddr @guard-v4", "iifname . ether saddr . ip saddr @guard-v4"),
+            (
+                "iif . arp saddr ether . arp saddr ip @guard-v4",
+                "iifname . arp saddr ether . arp saddr ip @guard-v4",
+            ),
+        ],
+        without: &[],
+    },
+    Layout {
+        what: "ports of the host are of one protocol",
+        instead: &[
+            ("type inet_proto . inet_service : ipv4_addr", "type inet_service : ipv4_addr"),
+            ("tcp . 8080", "8080"),
+            ("tcp . 9080", "9080"),
+            ("type inet_proto . inet_service : ipv6_addr", "type inet_service : ipv6_addr"),
+            ("meta l4proto . th dport map @hostport-v4", "tcp dport map @hostport-v4"),
+            ("meta l4proto . th dport map @hostport-v6", "tcp dport map @hostport-v6"),
+        ],
+        without: &[],
+    },
+    Layout {
+        what: "networks are open to themselves by one protocol",
+        instead: &[
+            (
+                "set inside-v4 {\n\t\ttype ipv4_addr . ipv4_addr",
+                "set inside-v4 {\n\t\ttype ipv4_addr . ipv4_addr . inet_proto",
+            ),
+            ("10.88.0.0/24 . 10.88.0.0/24 comment", "10.88.0.0/24 . 10.88.0.0/24 . tcp comment"),
+            ("ip saddr . ip daddr @inside-v4", "ip saddr . ip daddr . meta l4proto @inside-v4"),
+        ],
+        without: &[],
+    },
+    Layout {
+        what: "what is allowed is of one protocol",
+        instead: &[
+            (
+                "set allow-port-v4 {\n\t\ttype ipv4_addr . ipv4_addr . inet_proto . inet_service",
+                "set allow-port-v4 {\n\t\ttype ipv4_addr . ipv4_addr . inet_service",
+            ),
+            ("10.88.0.2 . 10.88.0.3 . tcp . 80", "10.88.0.2 . 10.88.0.3 . 80"),
+            ("meta l4proto . th dport @allow-port-v4", "tcp dport @allow-port-v4"),
+        ],
+        without: &[],
+    },
+    Layout {
+        what: "nobody looks up who holds what",
+        instead: &[],
+        without: &["hostport-addresses-v4", "hostport-addresses-v6", "allow-holders-v4", "allow-holders-v6"],
+    },
+    Layout {
+        what: "ports of private networks are nothing special, and the flow to a port is nobody's",
+        instead: &[
+            ("\t\tiifname @private-ports oifname @private-ports drop\n", ""),
+            ("\t\tct status dnat ip saddr . ip daddr @hostport-same-v4 masquerade fully-random\n", ""),
+        ],
+        without: &["private-ports", "hostport-same-v4"],
+    },
+];
+
+impl Layout {
+    /// The rules of another version for the same containers.
+    fn of(&self, rules: &str) -> String {
+        let mut text = rules.to_owned();
+        for (this, other) in self.instead {
+            assert!(text.contains(this), "no {this} in {text}");
+            text = text.replace(this, other);
+        }
+        for set in self.without {
+            let begin = text.find(&format!("\tset {set} {{")).unwrap_or_else(|| panic!("no {set} in {text}"));
+            let end = begin + text[begin..].find("\t}\n").expect("the set's end") + 3;
+            text.replace_range(begin..end, "");
+        }
+        format!("flush ruleset\n{text}")
+    }
+}
+
+/// A network that has something in most sets, as have its containers: with ports from this one on.
+fn network(first: u16) -> Network {
+    let port = |number: u16| json!({ "hostPort": number, "containerPort": number, "protocol": "tcp" });
+    let mut of_one_address = port(first + 1);
+    of_one_address["hostIP"] = json!("127.0.0.1");
+    let mut mappings = vec![port(first), of_one_address];
+    mappings.extend((first + 100..first + 110).map(port));
+    let from_web = |to: &str| json!({ "from": { "container": WEB }, "to": { "container": to }, "protocol": "tcp", "port": 80 });
+    let rules = json!([
+        from_web(DB),
+        from_web(NEXT),
+        { "from": { "prefix": "192.0.2.0/24" }, "to": { "prefix": "10.88.0.0/24" }, "protocol": "tcp", "port": 80 },
+    ]);
+    Network::dual().with(&json!({
+        "ipMasq": true, "icc": false, "allow": rules, "egress": { "deny": ["198.51.100.0/24"] },
+        "runtimeConfig": { "portMappings": mappings },
+    }))
+}
+
+const WEB: &str = "the-web";
+const DB: &str = "the-db";
+const NEXT: &str = "the-next";
+
+/// A container, what it asked for, and what it got.
+type Attached = (Pod, Network, Value);
+
+/// Two containers that may talk with each other, of which the second one holds this.
+fn attach(add: impl Fn(&Network, &Pod) -> Value) -> [Attached; 2] {
+    [(WEB, 8080), (DB, 9080)].map(|(id, first)| {
+        let (pod, network) = (Pod::named(id), network(first));
+        let result = add(&network, &pod);
+        (pod, network, result)
+    })
+}
+
+#[test]
+fn an_agent_that_starts_makes_them_its_own() {
+    let cluster = Cluster::new(1);
+    let node = cluster.node(0);
+    let attached = attach(|network, pod| network.add_call(pod).on(node).run().result());
+    let check = |(pod, network, result): &Attached| network.check_call(pod, result).on(node).run();
+    for layout in LAYOUTS {
+        let file = "/run/other.nft";
+        fs::write(file, layout.of(&node.command("nft list ruleset"))).expect("write rules");
+        node.command(&format!("nft -f {file}"));
+        check(&attached[1]).error_code(105);
+        let agent = Weftd::with(node, &json!({ "networks": [] }));
+        agent.ready();
+        eventually(REPAIR, layout.what, || {
+            attached.iter().all(|attached| check(attached).succeeded()).then_some(())
+        });
+    }
+}
+
+#[test]
+fn an_add_makes_those_its_own_that_it_needs() {
+    let host = Host::new();
+    let (next, more) = (Pod::named(NEXT), network(10_080));
+    let attached = attach(Network::add);
+    for layout in LAYOUTS {
+        host.nft(&layout.of(&host.ruleset()));
+        let (pod, network, result) = &attached[1];
+        network.check(pod, result).error_code(105);
+        let result = more.add(&next);
+        let all = attached.iter().map(|(pod, network, result)| (pod, network, result));
+        for (pod, network, result) in all.chain([(&next, &more, &result)]) {
+            let reply = network.check(pod, result);
+            assert!(reply.succeeded(), "{}: {}", layout.what, reply.stderr);
+        }
+        more.del(&next);
+    }
+}
+
+/// Who leaves before anybody has made them anew leaves nothing there.
+#[test]
+fn del_and_gc_take_what_is_a_containers_out_of_them() {
+    for (layout, way) in
+        LAYOUTS.iter().flat_map(|layout| ["DEL", "DEL, no record", "GC"].map(|way| (layout, way)))
+    {
+        let host = Host::new();
+        let [(web, of_web, _), (db, of_db, result)] = attach(Network::add);
+        host.nft(&layout.of(&host.ruleset()));
+        match way {
+            "GC" => of_web.gc(&[(&db.id, "eth0")]),
+            _ => {
+                if way != "DEL" {
+                    command("find /run/weft -path */attachments/* -type f -delete");
+                }
+                of_web.del(&web);
+            }
+        }
+        let rules = host.ruleset();
+        let names = |word: &str| rules.split([' ', '\t', '\n', '"', ',']).any(|part| part == word);
+        assert!(!names(WEB) && names(DB), "{}: {way} left {rules}", layout.what);
+        if way != "DEL, no record" {
+            // What others have with its address is known by its record.
+            assert!(!names("10.88.0.2"), "{}: {way} left {rules}", layout.what);
+            network(10_080).add(&web);
+            of_db.check(&db, &result).done();
+        }
+    }
+}
