@@ -343,7 +343,7 @@ fn rules_come_back_on_a_host_that_shares_no_network() {
     let agent = Weftd::with(node, &json!({ "networks": [] }));
     agent.ready();
     let mapping = json!({ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" });
-    let rule = json!({ "from": { "prefix": "10.88.0.0/28" }, "to": { "prefix": "10.88.0.0/24" }, "protocol": "tcp", "port": 80 });
+    let rule = json!({ "from": { "prefix": "10.88.0.240/28" }, "to": { "prefix": "10.88.0.0/24" }, "protocol": "tcp", "port": 80 });
     let network = Network::dual().with(&json!({
         "icc": false, "allow": [rule], "egress": { "deny": ["198.51.100.0/24"] }, "ipMasq": true,
         "runtimeConfig": { "portMappings": [mapping] },

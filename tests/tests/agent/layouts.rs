@@ -105,7 +105,7 @@ fn network(first: u16) -> Network {
     let rules = json!([
         from_web(DB),
         from_web(NEXT),
-        { "from": { "prefix": "192.0.2.0/24" }, "to": { "prefix": "10.88.0.0/24" }, "protocol": "tcp", "port": 80 },
+        { "from": { "prefix": "10.88.0.240/28" }, "to": { "prefix": "10.88.0.0/24" }, "protocol": "tcp", "port": 80 },
     ]);
     Network::dual().with(&json!({
         "ipMasq": true, "icc": false, "allow": rules, "egress": { "deny": ["198.51.100.0/24"] },
