@@ -115,7 +115,11 @@ pub fn in_the_way(
     let mut found = netlink.whole_addresses(bridge.index)?;
     found.retain(|other| overlap(other.address, gateway));
     let Some(other) = found.iter().find(|other| other.address != gateway) else {
-        return Ok(found.is_empty().then(Vec::new));
+        if !found.is_empty() {
+            return Ok(None);
+        }
+        refuse_elsewhere(netlink, Some(bridge), gateway)?;
+        return Ok(Some(Vec::new()));
     };
     if !network.force_address {
         let conflict = format!(
@@ -128,6 +132,32 @@ pub fn in_the_way(
     found.reverse();
     found.iter_mut().try_for_each(|other| netlink.note_routes(other))?;
     Ok(Some(found))
+}
+
+/// That no link but the bridge is on a gateway's subnet, or on a part of it: the kernel would send there what is for containers.
+///
+/// # Errors
+/// [`Code::Conflict`], naming the link and its address.
+pub fn refuse_elsewhere(
+    netlink: &mut Netlink,
+    bridge: Option<&Link>,
+    gateway: IpNetwork,
+) -> Result<(), Fault> {
+    let is_elsewhere = |index: u32, other: IpNetwork| {
+        // An address alone brings no route to others.
+        let is_alone = other.prefix() == if other.is_ipv4() { 32 } else { 128 };
+        let is_within = other.prefix() >= gateway.prefix() && prefix(gateway).contains(other.ip());
+        is_within && !is_alone && bridge.is_none_or(|bridge| bridge.index != index)
+    };
+    let Some((index, other)) = netlink.find_address(is_elsewhere)? else {
+        return Ok(());
+    };
+    let link = netlink.link_at(index)?.map_or_else(|| "another link".to_owned(), |link| link.name);
+    let conflict = format!(
+        "{link} has {other} of the same subnet, and what is for containers would leave there: remove that link or \
+         its address, make it this network's bridge, or take another subnet"
+    );
+    Err(Error::new(Code::Conflict, conflict).into())
 }
 
 /// Sees to it that the bridge answers to a gateway's address.

@@ -141,17 +141,21 @@ pub fn check_state_dir(traces: &Traces) -> Result<(), Error> {
 fn check_bridge(args: &StatusArgs, network: &Network, gateways: &[IpNetwork]) -> Result<(), Error> {
     let read = |error| failed(&format!("look at bridge {}", network.bridge), Fault::Net(error));
     let mut netlink = Netlink::open(args.call.deadline).map_err(read)?;
+    let refused = |gateway: &IpNetwork, fault| {
+        failed(&format!("give bridge {} the gateway address {gateway}", network.bridge), fault)
+    };
     let Some(link) = netlink.link(network.bridge.as_str()).map_err(read)? else {
-        return Ok(());
+        return gateways.iter().try_for_each(|gateway| {
+            bridge::refuse_elsewhere(&mut netlink, None, *gateway).map_err(|fault| refused(gateway, fault))
+        });
     };
     bridge::refuse_other_kind(&link)?;
     if netlink.links(Some(link.index)).map_err(read)?.len() >= bridge::MAX_PORTS {
         return Err(bridge::full(&network.bridge));
     }
     for gateway in gateways {
-        bridge::in_the_way(&mut netlink, network, &link, *gateway).map_err(|fault| {
-            failed(&format!("give bridge {} the gateway address {gateway}", network.bridge), fault)
-        })?;
+        bridge::in_the_way(&mut netlink, network, &link, *gateway)
+            .map_err(|fault| refused(gateway, fault))?;
     }
     Ok(())
 }

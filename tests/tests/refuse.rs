@@ -1,6 +1,8 @@
 //! ADD that cannot be: an error that says why and what helps, and the world as it was.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
 
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
 use weft_tests::{Host, Network, Pod, World, cni_path, command, script};
 
@@ -61,6 +63,38 @@ fn a_foreign_address_on_the_bridge() {
     forced.add(&pod);
     assert_eq!(host.addresses("weft0"), ["10.88.0.1/24"]);
     pod.assert_reaches([10, 88, 0, 1]);
+}
+
+/// What is for containers would leave there, without a word.
+#[test]
+fn a_link_that_is_on_the_subnet_already() {
+    let host = Host::new();
+    let pod = Pod::new();
+    let network = Network::dual();
+    command("ip link add cni0 type bridge");
+    command("ip link set cni0 up");
+    // Wider than the subnet, and alone: no route of theirs is in the way.
+    let harmless = ["10.88.0.200/12", "fd00:88::200/32", "10.88.0.201/32", "fd00:88::201/128"];
+    harmless.iter().for_each(|address| drop(command(&format!("ip addr add {address} dev cni0"))));
+    for with_bridge in [false, true] {
+        if with_bridge {
+            command("ip link add weft0 address 02:00:00:00:00:77 type bridge");
+        }
+        for other in ["10.88.0.1/24", "10.88.0.250/29", "fd00:88::1/64"] {
+            command(&format!("ip addr add {other} dev cni0"));
+            let before = World::of(&host, &[&pod]);
+            let parts = ["gateway address", "cni0", other];
+            network.add_call(&pod).run().error_code(103).assert_names(&parts);
+            before.assert_unchanged(&host, &[&pod], "ADD beside a link on the subnet");
+            network.status().error_code(50).assert_names(&parts);
+            command(&format!("ip addr del {other} dev cni0"));
+            network.status().done();
+        }
+    }
+    network.add(&pod);
+    for gateway in ["10.88.0.1", "fd00:88::1"] {
+        pod.assert_reaches(gateway.parse::<IpAddr>().unwrap());
+    }
 }
 
 /// That the kernel does not take the plugin for a program is learnt late, when bridge and veth are made.

@@ -311,14 +311,15 @@ fn there_and_back(config: &str, families: &[Family], masquerade: bool) {
     talk(&last, &other, BYTES);
     changing.delete(&last.0);
     // The end: the conflist names `weft`, on a host without containers.
-    let bridge = if masquerade {
-        changing.node().command(REMOVE_FLANNELS_BRIDGE);
-        "weft0"
+    let mut weft = Weftd::network(&changing.fleet.etcd).with(&json!({ "name": "cbr0" }));
+    let (pod, node) = (Pod::new(), changing.node());
+    weft.add_call(&pod).on(node).run().error_code(103).assert_names(&["cni0", "of the same subnet"]);
+    if masquerade {
+        node.command(REMOVE_FLANNELS_BRIDGE);
     } else {
-        "cni0"
-    };
-    let weft = Weftd::network(&changing.fleet.etcd).with(&json!({ "name": "cbr0", "bridge": bridge }));
-    let (pod, result) = changing.node().attach(&weft);
+        weft = weft.with(&json!({ "bridge": "cni0" }));
+    }
+    let result = weft.add_call(&pod).on(node).run().result();
     let newest = (pod, ips(&result));
     talk(&newest, &other, BYTES);
     changing.fleet.call("DEL", 1, &other.0).run().done();
