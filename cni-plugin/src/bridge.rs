@@ -146,7 +146,7 @@ pub fn refuse_elsewhere(
     let is_elsewhere = |index: u32, other: IpNetwork| {
         // An address alone brings no route to others.
         let is_alone = other.prefix() == if other.is_ipv4() { 32 } else { 128 };
-        let is_within = other.prefix() >= gateway.prefix() && prefix(gateway).contains(other.ip());
+        let is_within = other.prefix() >= gateway.prefix() && overlap(other, gateway);
         is_within && !is_alone && bridge.is_none_or(|bridge| bridge.index != index)
     };
     let Some((index, other)) = netlink.find_address(is_elsewhere)? else {
