@@ -204,7 +204,8 @@ impl Attachment {
         for gateway in &plan.gateways {
             let step = Step::Shared(Shared::Gateway(network.bridge.clone(), *gateway));
             let in_the_way = self.journal.run(step.clone(), || {
-                bridge::in_the_way(host, network, bridge, *gateway).map(|others| (others, Change::Found))
+                bridge::in_the_way(host, network, bridge, *gateway, &plan.ips)
+                    .map(|others| (others, Change::Found))
             })?;
             let Some(in_the_way) = in_the_way else { continue };
             for other in in_the_way {

@@ -4,17 +4,17 @@
 use std::fs::File;
 use std::io::{self, Read};
 
-use cni_protocol::{Code, Deadline, Error, IfName, MacAddr};
+use cni_protocol::{Code, Deadline, Error, IfName, IpConfig, MacAddr};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
 use crate::conf::Network;
 use weft_net::Family;
 use weft_net::sysctl::Sysctl;
-use weft_net::{Link, Netlink, NlResult, WholeAddress};
+use weft_net::{Link, Netlink, NlResult, Way, WholeAddress};
 
 use crate::fault::{Change, Fault};
-use crate::plan::overlap;
+use crate::plan::{overlap, prefix};
 
 /// The most ports that the kernel gives a bridge: `BR_MAX_PORTS` of net/bridge/br_private.h, less port 0.
 pub const MAX_PORTS: usize = 1023;
@@ -105,12 +105,13 @@ pub fn ensure_promiscuous(netlink: &mut Netlink, bridge: &Link) -> NlResult<Chan
 /// is among them where it is secondary to one of them. `None`: the gateway's is there, and none in its way.
 ///
 /// # Errors
-/// [`Code::Conflict`] when there is one, unless `forceAddress`.
+/// [`Code::Conflict`] when there is one, unless `forceAddress`, or when another link is in the way of `ips`.
 pub fn in_the_way(
     netlink: &mut Netlink,
     network: &Network,
     bridge: &Link,
     gateway: IpNetwork,
+    ips: &[IpConfig],
 ) -> Result<Option<Vec<WholeAddress>>, Fault> {
     let mut found = netlink.whole_addresses(bridge.index)?;
     found.retain(|other| overlap(other.address, gateway));
@@ -118,7 +119,7 @@ pub fn in_the_way(
         if !found.is_empty() {
             return Ok(None);
         }
-        refuse_elsewhere(netlink, Some(bridge), gateway)?;
+        refuse_elsewhere(netlink, Some(bridge), gateway, ips)?;
         return Ok(Some(Vec::new()));
     };
     if !network.force_address {
@@ -134,30 +135,32 @@ pub fn in_the_way(
     Ok(Some(found))
 }
 
-/// That no link but the bridge is on a gateway's subnet, or on a part of it: the kernel would send there what is for containers.
+/// That the kernel looks for containers on no other link, where it has a route to the gateway's subnet or a part of it. Otherwise
+/// it would go on to do so.
 ///
 /// # Errors
-/// [`Code::Conflict`], naming the link and its address.
+/// [`Code::Conflict`], naming the link.
 pub fn refuse_elsewhere(
     netlink: &mut Netlink,
     bridge: Option<&Link>,
     gateway: IpNetwork,
+    ips: &[IpConfig],
 ) -> Result<(), Fault> {
-    let is_elsewhere = |index: u32, other: IpNetwork| {
-        // An address alone brings no route to others.
-        let is_alone = other.prefix() == if other.is_ipv4() { 32 } else { 128 };
-        let is_within = other.prefix() >= gateway.prefix() && overlap(other, gateway);
-        is_within && !is_alone && bridge.is_none_or(|bridge| bridge.index != index)
-    };
-    let Some((index, other)) = netlink.find_address(is_elsewhere)? else {
-        return Ok(());
-    };
-    let link = netlink.link_at(index)?.map_or_else(|| "another link".to_owned(), |link| link.name);
-    let conflict = format!(
-        "{link} has {other} of the same subnet, and what is for containers would leave there: remove that link or \
-         its address, make it this network's bridge, or take another subnet"
-    );
-    Err(Error::new(Code::Conflict, conflict).into())
+    for ip in ips.iter().map(|ip| ip.address.ip()).filter(|ip| prefix(gateway).contains(*ip)) {
+        // A wider route gives way to that of the subnet, and of one to the container alone somebody knows why.
+        let is_as_narrow =
+            |length| length >= gateway.prefix() && length < if ip.is_ipv4() { 32 } else { 128 };
+        let Some(Way { is_local: false, link: Some(index), length }) = netlink.way_to(ip)? else { continue };
+        if is_as_narrow(length) && bridge.is_none_or(|bridge| bridge.index != index) {
+            let link = netlink.link_at(index)?.map_or_else(|| "another link".to_owned(), |link| link.name);
+            let conflict = format!(
+                "{link} is on the same subnet, and the kernel would look for {ip} there: remove that link or its address, make it this \
+                 network's bridge, or take another subnet"
+            );
+            return Err(Error::new(Code::Conflict, conflict).into());
+        }
+    }
+    Ok(())
 }
 
 /// Sees to it that the bridge answers to a gateway's address.

@@ -16,7 +16,7 @@ use weft_net::foreign::{Chain, RULES_MAX, Rule, TableOf, Verdict, legacy_chains}
 use weft_net::nft::{Nft, TABLE};
 use weft_net::{Family, NetError, NlResult};
 
-use crate::overlay::{Direct, Overlay};
+use crate::overlay::Exit;
 use walk::{Fate, Packet, Way, walk};
 
 /// The table of firewalld. What none of its rules lets through is rejected by the last one, whatever the policy.
@@ -34,18 +34,16 @@ pub struct Traffic<'a> {
     /// Whether they may have host ports.
     pub has_ports: bool,
     /// What leads to the containers of other hosts.
-    pub overlay: Option<&'a Overlay>,
+    pub exits: &'a [Exit],
 }
 
 impl Traffic<'_> {
     /// The packets that have to pass.
     fn packets<'p>(&'p self, family: Family, uplinks: &'p [String]) -> Vec<Packet<'p>> {
-        let sides = self.overlay.iter().flat_map(|overlay| &overlay.sides);
-        let own = sides.filter(|side| Family::of(side.local) == family);
-        let devices =
-            own.clone().filter_map(|side| side.device.as_ref()).map(|device| slice::from_ref(&device.name));
-        let direct = own.filter(|side| side.direct != Direct::None).map(|_| uplinks);
-        let hosts = devices.chain(direct).flat_map(|by| [(Way::ToHosts, by), (Way::FromHosts, by)]);
+        let exits = self.exits.iter().filter(|exit| Family::of(exit.network.ip()) == family);
+        let hosts = exits
+            .map(|exit| slice::from_ref(&exit.interface))
+            .flat_map(|by| [(Way::ToHosts, by), (Way::FromHosts, by)]);
         let others = [(Way::Out, self.goes_out), (Way::Back, self.goes_out), (Way::In, self.has_ports)];
         let others = others.into_iter().filter(|(_, has)| *has).map(|(way, _)| (way, uplinks));
         others.chain(hosts).map(|(way, by)| Packet { bridge: self.bridge, others: by, way, family }).collect()
@@ -54,13 +52,13 @@ impl Traffic<'_> {
     /// What is to be trusted where zones decide: what comes from the bridge and from the devices to other hosts, and from
     /// other hosts' containers where there is no such device.
     fn trusted(&self) -> String {
-        let devices = self.overlay.iter().flat_map(|overlay| overlay.device_names());
-        let interfaces = iter::once(self.bridge).chain(devices).map(|name| format!("--add-interface={name}"));
-        let is_direct = |overlay: &&Overlay| overlay.sides.iter().any(|side| side.direct != Direct::None);
-        let networks = self.overlay.filter(is_direct).into_iter().flat_map(|overlay| &overlay.networks);
-        let sources = networks.map(|network| format!("--add-source={network}"));
+        let of_hosts = self.exits.iter().map(|exit| match exit.is_own {
+            true => format!("--add-interface={}", exit.interface),
+            false => format!("--add-source={}", exit.network),
+        });
+        let bridge = format!("--add-interface={}", self.bridge);
         let zone = |what: String| format!("firewall-cmd --permanent --zone=trusted {what}");
-        interfaces.chain(sources).map(zone).collect::<Vec<_>>().join(" && ")
+        iter::once(bridge).chain(of_hosts).map(zone).collect::<Vec<_>>().join(" && ")
     }
 }
 

@@ -128,11 +128,14 @@ impl Isolation {
                        gateway: set isGateway or isDefaultGateway";
             return Err(Error::new(Code::InvalidConfig, msg));
         }
-        // Where another plugin gives the addresses, its other subnets are not known.
-        if !all_hosts.is_empty() || !conf.subnets.is_empty() {
-            let of_network = rules.iter().map(|rule| ("allow", rule));
-            let all = of_network.chain(own_rules.iter().map(|rule| ("args.weft.allow", rule)));
-            all.into_iter().try_for_each(|(key, rule)| rule.has_sides_in(key, &policy.subnets))?;
+        let of_network = rules.iter().map(|rule| ("allow", rule));
+        for (key, rule) in of_network.chain(own_rules.iter().map(|rule| ("args.weft.allow", rule))) {
+            match rule.has_sides_in(key, &policy.subnets) {
+                Err(error) if !all_hosts.is_empty() => return Err(error),
+                // Where it is not known that there is no more of the network: other hosts may have it, or another plugin give it.
+                Err(error) => log::warn!("{}", error.msg),
+                Ok(()) => {}
+            }
         }
         Ok(Some(Self {
             policy,

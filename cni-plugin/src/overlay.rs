@@ -16,7 +16,7 @@ use flannel_records::{Backend, HostRecord, NetworkConfig, Pool, Segment, Transpo
 use ipnetwork::IpNetwork;
 use weft_state::lease::{HostLease, Peers};
 
-pub use member::{Joined, join, on_file};
+pub use member::{Exit, Joined, exits, join, on_file};
 pub use sync::{Changes, Differences, Unreached, differences, remove, sync};
 
 /// What ought to be there.

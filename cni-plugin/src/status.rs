@@ -1,7 +1,7 @@
 //! STATUS: whether an ADD would succeed now.
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use cni_protocol::{Call, Code, Error, IpConfig, Outcome, StatusArgs, Verb};
 use ipnetwork::IpNetwork;
@@ -36,14 +36,14 @@ const CAPABILITIES: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADM
 pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
     let call = &args.call;
     let mut network = Network::parse(&call.network, &call.conf)?;
-    let overlay = overlay::on_file(&network)?;
+    let overlay = overlay::on_file(&network).map_err(not_available)?;
     if let Some(overlay) = &overlay {
         network.all_hosts.clone_from(&overlay.networks);
     }
     check_capabilities().map_err(not_available)?;
     check_state_dir(&network.traces).map_err(not_available)?;
-    let gateways = plan(args, &network).map_err(not_available)?.gateways;
-    check_bridge(args, &network, &gateways).map_err(not_available)?;
+    let plan = plan(args, &network).map_err(not_available)?;
+    check_bridge(args, &network, &plan).map_err(not_available)?;
     check_rules(args, &network).map_err(not_available)?;
     rehearse_limits(call, &network.shaping).map_err(not_available)?;
     if let Some(plugin) = &network.traces.ipam {
@@ -53,7 +53,7 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
         })?;
     }
     if network.gateway != Gateway::None {
-        check_firewalls(args, &network, &gateways, overlay.as_ref())?;
+        check_firewalls(args, &network, &plan, overlay.as_ref())?;
     }
     Ok(Outcome::Done)
 }
@@ -138,7 +138,11 @@ pub fn check_state_dir(traces: &Traces) -> Result<(), Error> {
     ))
 }
 
-fn check_bridge(args: &StatusArgs, network: &Network, gateways: &[IpNetwork]) -> Result<(), Error> {
+fn check_bridge(
+    args: &StatusArgs,
+    network: &Network,
+    Plan { gateways, ips, .. }: &Plan,
+) -> Result<(), Error> {
     let read = |error| failed(&format!("look at bridge {}", network.bridge), Fault::Net(error));
     let mut netlink = Netlink::open(args.call.deadline).map_err(read)?;
     let refused = |gateway: &IpNetwork, fault| {
@@ -146,7 +150,8 @@ fn check_bridge(args: &StatusArgs, network: &Network, gateways: &[IpNetwork]) ->
     };
     let Some(link) = netlink.link(network.bridge.as_str()).map_err(read)? else {
         return gateways.iter().try_for_each(|gateway| {
-            bridge::refuse_elsewhere(&mut netlink, None, *gateway).map_err(|fault| refused(gateway, fault))
+            bridge::refuse_elsewhere(&mut netlink, None, *gateway, ips)
+                .map_err(|fault| refused(gateway, fault))
         });
     };
     bridge::refuse_other_kind(&link)?;
@@ -154,7 +159,7 @@ fn check_bridge(args: &StatusArgs, network: &Network, gateways: &[IpNetwork]) ->
         return Err(bridge::full(&network.bridge));
     }
     for gateway in gateways {
-        bridge::in_the_way(&mut netlink, network, &link, *gateway)
+        bridge::in_the_way(&mut netlink, network, &link, *gateway, ips)
             .map_err(|fault| refused(gateway, fault))?;
     }
     Ok(())
@@ -169,26 +174,27 @@ pub(crate) fn can_have_ports(call: &Call) -> bool {
 fn check_firewalls(
     args: &StatusArgs,
     network: &Network,
-    gateways: &[IpNetwork],
+    plan: &Plan,
     overlay: Option<&Overlay>,
 ) -> Result<(), Error> {
-    let mut families: Vec<Family> = gateways.iter().map(|gateway| Family::of(gateway.ip())).collect();
+    let mut families: Vec<Family> = plan.gateways.iter().map(|gateway| Family::of(gateway.ip())).collect();
     families.sort();
     families.dedup();
-    match Nft::open(args.call.deadline) {
-        Err(error) if error.errno == Errno::EPROTONOSUPPORT => Ok(()),
-        Err(error) => Err(not_available(failed(&"look at firewalls of others", error.into()))),
-        Ok(mut nft) => firewalls::check(
-            &mut nft,
-            &Traffic {
-                bridge: network.bridge.as_str(),
-                families: &families,
-                goes_out: !network.isolation.internal,
-                has_ports: !network.isolation.internal && can_have_ports(&args.call),
-                overlay,
-            },
-        ),
-    }
+    let failed = |error: NetError| not_available(failed(&"look at firewalls of others", error.into()));
+    let mut nft = match Nft::open(args.call.deadline) {
+        Err(error) if error.errno == Errno::EPROTONOSUPPORT => return Ok(()),
+        opened => opened.map_err(failed)?,
+    };
+    let exits = overlay.map(|overlay| overlay::exits(&mut Netlink::open(args.call.deadline)?, overlay));
+    let goes_out = !network.isolation.internal;
+    let traffic = Traffic {
+        bridge: network.bridge.as_str(),
+        families: &families,
+        goes_out,
+        has_ports: goes_out && can_have_ports(&args.call),
+        exits: &exits.transpose().map_err(failed)?.unwrap_or_default(),
+    };
+    firewalls::check(&mut nft, &traffic)
 }
 
 /// What an ADD would plan, as far as it is known before: with an address of each range, as weft-ipam and host-local have them, and of
@@ -220,11 +226,15 @@ fn plan(args: &StatusArgs, network: &Network) -> Result<Plan, Error> {
     Ok(plan)
 }
 
-/// The last address of a subnet, or the first one where that is the gateway's.
+/// The last address of a subnet that a container can have, or the first one where that is the gateway's.
 fn in_subnet(subnet: IpNetwork, gateway: Option<IpAddr>) -> IpConfig {
     let gateway = gateway.or_else(|| usual_gateway(subnet));
-    let last = subnet.broadcast();
-    let address = if gateway == Some(last) { subnet.network() } else { last };
+    let last = match subnet.broadcast() {
+        IpAddr::V4(broadcast) if subnet.prefix() < 31 => Ipv4Addr::from_bits(broadcast.to_bits() - 1).into(),
+        last => last,
+    };
+    let first = if subnet.prefix() < 31 { first_host(subnet) } else { Some(subnet.network()) };
+    let address = first.filter(|_| gateway == Some(last)).unwrap_or(last);
     let address = IpNetwork::new(address, subnet.prefix()).unwrap_or(subnet);
     IpConfig { address, gateway, interface: None }
 }

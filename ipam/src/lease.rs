@@ -251,17 +251,21 @@ impl<'a> Search<'a> {
         let subnets = flannel_records::parse_key(key).unwrap_or_default();
         let value = self.record(&subnets)?.value();
         let record = Record { key, value: &value, lease: lease_id };
-        match registry
-            .replace(&Record { value: found, lease: found_lease, ..record }, &record, &self.claim(key))
-            .await?
-        {
-            Attempt::Done => Ok(Some(self.held(key.to_owned(), value, lease_id))),
-            Attempt::Lost(_) | Attempt::Unsure => Ok(None),
+        let old = Record { key, value: found, lease: found_lease };
+        match registry.replace(&old, &record, &self.claim(key)).await? {
+            Attempt::Done => {}
+            Attempt::Lost(_) | Attempt::Unsure => return Ok(None),
         }
+        if lease_id != found_lease
+            && let Err(error) = registry.end_if_unused(found_lease).await
+        {
+            log::warn!("the former lease is left to its end: {}", error.msg);
+        }
+        Ok(Some(self.held(key.to_owned(), value, lease_id)))
     }
 
-    /// Renews the lease of a record; `None` when it is gone. One that lasts another time than is configured now is left to its end, and
-    /// this host's own is what the record goes on with.
+    /// Renews the lease of a record; `None` when it is gone. In place of one that lasts another time than is configured now, the record
+    /// gets this host's own.
     async fn renew(&self, registry: &mut Registry, found: i64) -> Result<Option<i64>, Error> {
         let own = self.lease_id();
         if found == 0 || found == own {

@@ -256,18 +256,22 @@ fn a_record_goes_on_with_a_lease_as_long_as_configured() {
         assert_eq!(fleet.record(), record);
         let leases = leases_of_record();
         assert_eq!((leases.len(), leases[0].granted), (1, u64::from(ttl)));
+        assert_eq!(fleet.etcd.leases().len(), 1, "the former one has ended");
         assert_eq!(on_file(), json!(ttl));
         fleet.add(0, &lasting(ttl)).result();
         assert_eq!(leases_of_record()[0].id, leases[0].id, "and stays");
     }
     for theirs in [500, 60] {
         let lease = fleet.etcd.grant(theirs);
+        // What somebody else has on it stays.
+        fleet.etcd.put_leased("/else", "x", &lease);
         fleet.etcd.put_leased(&key, &record.1, &lease);
         fs::remove_file(fleet.node(0).data_dir().join("pods/lease.json")).expect("forget the lease");
         fleet.add(0, &lasting(60)).result();
         let now = leases_of_record();
         assert_eq!((now[0].granted, now[0].id == lease), (60, theirs == 60));
         assert_eq!(on_file(), json!(60));
+        assert_eq!(fleet.etcd.get("/else").as_deref(), Some("x"));
     }
 }
 

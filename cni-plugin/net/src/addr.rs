@@ -119,20 +119,14 @@ impl Netlink {
 
     /// `ip address show to ADDRESS`: the index of the link that has an address, and the address with its prefix length.
     pub fn holder_of(&mut self, ip: IpAddr) -> NlResult<Option<(u32, IpNetwork)>> {
-        self.find_address(|_, address| address.ip() == ip)
-    }
-
-    /// The first address that is meant, by its link's index and by itself: that index and the address with its prefix length.
-    pub fn find_address(
-        &mut self,
-        is_meant: impl Fn(u32, IpNetwork) -> bool,
-    ) -> NlResult<Option<(u32, IpNetwork)>> {
-        let answers = self.socket.dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        let mut query = AddressMessage::default();
+        query.header.family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let answers = self.socket.dump(&RouteNetlinkMessage::GetAddress(query))?;
         Ok(answers.into_iter().find_map(|answer| {
             let RouteNetlinkMessage::NewAddress(message) = &answer else { return None };
             let index = message.header.index;
             let address = global_address(answer, index)?.address;
-            is_meant(index, address).then_some((index, address))
+            (address.ip() == ip).then_some((index, address))
         }))
     }
 

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use super::attribute::{find, text};
 use super::error::NlResult;
 use super::netconf::{self, NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL, RTM_NEWNETCONF};
+use super::nft::Table;
 use super::socket::Socket;
 
 // Groups of linux/rtnetlink.h (`enum rtnetlink_groups`) and linux/netfilter/nfnetlink.h.
@@ -41,8 +42,8 @@ const RTA_OIF: u16 = 4;
 /// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`, `NFTA_SET_TABLE` and `NFTA_SET_ELEM_LIST_TABLE` of
 /// linux/netfilter/nf_tables.h are all 1.
 const NFTA_TABLE: u16 = 1;
-/// The families of Weft's tables: `NFPROTO_INET` and `NFPROTO_BRIDGE` of linux/netfilter.h.
-const NFPROTO: [u8; 2] = [1, 7];
+/// `NFPROTO_INET` and `NFPROTO_BRIDGE` of linux/netfilter.h.
+const NFPROTO: [(u8, Table); 2] = [(1, Table::Inet), (7, Table::Bridge)];
 
 /// Something that has changed; what it is like now is to be looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,8 +58,8 @@ pub enum Event {
     Route { destination: Option<IpAddr>, index: Option<u32> },
     /// Whether the host routes between its links.
     Forwarding,
-    /// Something in an nftables table of the family `inet` or `bridge`.
-    Table(String),
+    /// Something in an nftables table of this name, in the family that the table of Weft's is of.
+    Table(Table, String),
     /// Events were lost: anything may have changed.
     Lost,
 }
@@ -156,7 +157,8 @@ fn of_table(message: &[u8]) -> Option<Event> {
     // After the header nfgenmsg, whose first byte is the family. The message that ends a batch names no table.
     let family = *message.get(HEADER)?;
     let name = find(message.get(HEADER + 4..)?, NFTA_TABLE)?;
-    NFPROTO.contains(&family).then(|| Event::Table(text(name)))
+    let (_, table) = NFPROTO.into_iter().find(|(number, _)| *number == family)?;
+    Some(Event::Table(table, text(name)))
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {
@@ -175,7 +177,7 @@ mod tests {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     use super::*;
-    use crate::nft::{Change, Nft, Table};
+    use crate::nft::{Change, Nft};
     use crate::sysctl::Sysctl;
     use crate::{Family, Netlink};
 
@@ -251,7 +253,7 @@ mod tests {
             let mut events = Events::of_tables().unwrap();
             let mut nft = Nft::open(Deadline::after(Duration::from_secs(5))).unwrap();
             nft.batch(vec![Change::ensure_table(table)]).unwrap();
-            expect(&mut events, |event| *event == Event::Table("weft".into()));
+            expect(&mut events, |event| *event == Event::Table(table, "weft".into()));
         }
     }
 

@@ -6,7 +6,7 @@ use cni_protocol::Route;
 use ipnetwork::IpNetwork;
 use netlink_packet_core::NLM_F_CREATE;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
@@ -38,6 +38,17 @@ pub struct KernelRoute {
     pub protocol: u8,
 }
 
+/// What becomes of packets to an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// The kernel takes them in itself.
+    pub is_local: bool,
+    /// The link on which their receiver is looked for; `None` where a router, or several links, are on the way.
+    pub link: Option<u32>,
+    /// Of the route's destination, in bits.
+    pub length: u8,
+}
+
 impl KernelRoute {
     /// The metric of a route that is given none.
     pub fn default_priority(&self) -> u32 {
@@ -67,23 +78,44 @@ impl Netlink {
         Ok(found)
     }
 
-    /// `ip route get ADDRESS`: whether the kernel takes in what is for it.
+    /// Whether the kernel takes in what is for an address.
     pub fn takes_in(&mut self, address: IpAddr) -> NlResult<bool> {
+        Ok(self.way_to(address)?.is_some_and(|way| way.is_local))
+    }
+
+    /// `ip route get fibmatch ADDRESS`: where the kernel sends what is for it; `None` without a way.
+    pub fn way_to(&mut self, address: IpAddr) -> NlResult<Option<Way>> {
         let (family, length) =
             if address.is_ipv4() { (AddressFamily::Inet, 32) } else { (AddressFamily::Inet6, 128) };
         let mut query = RouteMessage::default();
         query.header.address_family = family;
         query.header.destination_prefix_length = length;
+        query.header.flags = RouteFlags::FibMatch;
         query.attributes = vec![RouteAttribute::Destination(address.into())];
         let answers = match self.socket.request(RouteNetlinkMessage::GetRoute(query), 0) {
             // There is no way at all.
             Err(error) if matches!(error.errno, Errno::ENETUNREACH | Errno::EHOSTUNREACH) => {
-                return Ok(false);
+                return Ok(None);
             }
             other => other?,
         };
-        let is_local = |answer: &RouteNetlinkMessage| matches!(answer, RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Local);
-        Ok(answers.iter().any(is_local))
+        Ok(answers.into_iter().find_map(|answer| {
+            let RouteNetlinkMessage::NewRoute(RouteMessage { header, attributes, .. }) = answer else {
+                return None;
+            };
+            let index = attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) => Some(*index),
+                _ => None,
+            });
+            let by_router = |attribute: &RouteAttribute| {
+                matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Via(_))
+            };
+            Some(Way {
+                is_local: header.kind == RouteType::Local,
+                link: index.filter(|_| !attributes.iter().any(by_router)),
+                length: header.destination_prefix_length,
+            })
+        }))
     }
 }
 

@@ -6,11 +6,12 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use cni_protocol::{Code, Deadline, Error, NetworkName};
+use ipnetwork::IpNetwork;
 use weft_net::{NetError, Netlink, NlResult};
 use weft_state::lease::{HostLease, Peers, agent_lives, lease_files};
 use weft_state::{Lock, boot_dir, write_whole};
 
-use super::{Overlay, Rejected, remove, sync};
+use super::{Direct, Overlay, Rejected, remove, sync};
 use crate::conf::Network;
 use crate::fault::failed;
 
@@ -112,6 +113,39 @@ fn is_absent(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<bool> {
 
 fn unlooked(error: NetError) -> Error {
     failed(&"look at the device to other hosts", error.into())
+}
+
+/// By what this host's containers reach those of other hosts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    pub interface: String,
+    /// Whether the interface is the network's; else it is the one to all hosts.
+    pub is_own: bool,
+    /// All hosts' addresses of the family for which this is.
+    pub network: IpNetwork,
+}
+
+/// The ways to other hosts: the devices, and the interface of plain routes where there are any.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn exits(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<Vec<Exit>> {
+    let mut found = Vec::new();
+    for side in &overlay.sides {
+        let is_of_side = |network: &&IpNetwork| network.is_ipv4() == side.local.is_ipv4();
+        let Some(network) = overlay.networks.iter().find(is_of_side).copied() else { continue };
+        let device = side.device.iter();
+        found.extend(device.map(|device| Exit { interface: device.name.clone(), is_own: true, network }));
+        if side.direct == Direct::None {
+            continue;
+        }
+        let Some((index, underlay)) = netlink.holder_of(side.local)? else { continue };
+        let is_used = side.peers.values().any(|peer| underlay.contains(peer.public));
+        if let Some(link) = netlink.link_at(index)?.filter(|_| is_used) {
+            found.push(Exit { interface: link.name, is_own: false, network });
+        }
+    }
+    Ok(found)
 }
 
 /// What a network that spans hosts ought to have here, by what is on file; `None` for a network of this host alone, or

@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 use weft_net::events::{Event, Events};
-use weft_net::nft::TABLE;
+use weft_net::nft::{TABLE, Table};
 use weft_net::{NetError, NlResult};
 use weft_state::worked;
 
@@ -25,6 +25,8 @@ pub(super) struct Owned {
     pub(super) indices: HashSet<u32>,
     /// Routes into these are its own.
     pub(super) prefixes: Vec<IpNetwork>,
+    /// The rules for frames on bridges, which each container's coming and going changes.
+    pub(super) bridge_rules: bool,
     /// Something could not be set up: whatever changes may be what it waits for.
     pub(super) incomplete: bool,
 }
@@ -42,7 +44,7 @@ impl Owned {
                 index.is_some_and(|index| self.indices.contains(&index))
                     || destination.is_some_and(|ip| self.prefixes.iter().any(|prefix| prefix.contains(ip)))
             }
-            Event::Table(name) => name == TABLE,
+            Event::Table(table, name) => name == TABLE && (*table == Table::Inet || self.bridge_rules),
             Event::Forwarding | Event::Lost => true,
         }
     }
@@ -174,6 +176,7 @@ mod tests {
             names: HashSet::from(["weft.1".to_owned()]),
             indices: HashSet::from([7]),
             prefixes: vec!["10.1.0.0/16".parse().unwrap()],
+            bridge_rules: false,
             incomplete: false,
         };
         let route = |destination: &str, index| Event::Route { destination: destination.parse().ok(), index };
@@ -188,12 +191,15 @@ mod tests {
             (route("10.2.2.0", Some(7)), true),
             (Event::Route { destination: None, index: None }, false),
             (Event::Forwarding, true),
-            (Event::Table("weft".into()), true),
-            (Event::Table("docker".into()), false),
+            (Event::Table(Table::Inet, "weft".into()), true),
+            (Event::Table(Table::Bridge, "weft".into()), false),
+            (Event::Table(Table::Inet, "docker".into()), false),
             (Event::Lost, true),
         ] {
             assert_eq!(owned.has(&event), expected, "{event:?}");
         }
+        let of_bridges = Owned { bridge_rules: true, ..Owned::default() };
+        assert!(of_bridges.has(&Event::Table(Table::Bridge, "weft".into())));
         assert!(Owned { incomplete: true, ..owned }.has(&Event::Address { index: 9 }));
     }
 

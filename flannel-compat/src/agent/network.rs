@@ -389,6 +389,7 @@ fn owned(overlay: &Overlay, report: &Report) -> Owned {
         names: links.iter().map(|(_, name)| name.clone()).chain(devices).collect(),
         indices: links.iter().map(|(index, _)| *index).collect(),
         prefixes: overlay.networks.clone(),
+        bridge_rules: false,
         incomplete: !report.failures.is_empty(),
     }
 }

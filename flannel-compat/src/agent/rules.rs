@@ -42,7 +42,7 @@ pub(super) async fn keep(state_dir: PathBuf, metrics: Rc<Metrics>) -> Result<(),
             }
         }
         // Of links and addresses nothing is of interest here.
-        kernel.watch(Owned::default(), meter());
+        kernel.watch(Owned { bridge_rules: true, ..Owned::default() }, meter());
         tokio::select! {
             changed = kernel.changed() => changed?,
             _ = timer.tick() => {}

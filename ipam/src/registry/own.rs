@@ -1,7 +1,9 @@
 //! What a host writes of itself: its record and its addresses, in one transaction each.
 
 use cni_protocol::Error;
-use etcd_client::{Client, Compare, CompareOp, DeleteOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{
+    Client, Compare, CompareOp, DeleteOptions, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp, TxnOpResponse,
+};
 
 use super::claim::Claim;
 use super::failure::{Kind, kind};
@@ -140,11 +142,27 @@ impl Registry {
         if lease == 0 {
             return Ok(true);
         }
-        let call = async |mut client: Client| match client.lease_revoke(lease).await {
-            Err(error) if kind(&error) == Kind::LeaseGone => Ok(()),
-            other => other.map(drop),
-        };
-        self.call("end the lease", call).await?;
+        self.call("end the lease", async |client: Client| end(client, lease).await).await?;
         Ok(true)
+    }
+
+    /// Ends a lease, unless a key hangs on it.
+    ///
+    /// # Errors
+    /// [`cni_protocol::Code::TryAgain`].
+    pub async fn end_if_unused(&mut self, lease: i64) -> Result<(), Error> {
+        let keys = LeaseTimeToLiveOptions::new().with_keys();
+        let call = async |mut client: Client| {
+            let answer = client.lease_time_to_live(lease, Some(keys.clone())).await?;
+            if answer.keys().is_empty() { end(client, lease).await } else { Ok(()) }
+        };
+        self.call("end the former lease", call).await
+    }
+}
+
+async fn end(mut client: Client, lease: i64) -> Result<(), etcd_client::Error> {
+    match client.lease_revoke(lease).await {
+        Err(error) if kind(&error) == Kind::LeaseGone => Ok(()),
+        other => other.map(drop),
     }
 }

@@ -1,8 +1,9 @@
 //! Firewalls of others between the bridge and the other hosts.
 
+use serde_json::json;
 use weft_tests::{Firewalld, Network, Node, Reply};
 
-use crate::{DUAL, Fleet};
+use crate::{DUAL, Fleet, V4};
 
 const HOST_GW: &str = r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "host-gw"}}"#;
 
@@ -56,6 +57,40 @@ fn a_policy_that_drops_what_hosts_send_each_other_is_told() {
         follow(&fleet.network, node, &["what other hosts' containers send", "iptables -I FORWARD"]);
         for (from, to) in [(near, addresses), (far, near_addresses)] {
             to.iter().for_each(|address| from.assert_reaches(*address));
+        }
+    }
+}
+
+/// Plain routes lead by the interface that has this host's address, wherever the default route leads; where a device is beside them, they
+/// count when a host is reached by one.
+#[test]
+fn plain_routes_are_judged_by_the_interface_to_other_hosts() {
+    let direct = V4.replace("\"vxlan\"", "\"vxlan\", \"DirectRouting\": true");
+    for (config, segments, expected) in
+        [(HOST_GW, &[2][..], true), (&direct, &[2], true), (&direct, &[1, 1], false)]
+    {
+        let mut fleet = Fleet::new(segments, config);
+        fleet.network = fleet.network.with(&json!({ "ipam": { "iface": "eth0" } }));
+        fleet.all_reach(1);
+        let node = fleet.node(0);
+        let accepts = |interface: &str| {
+            node.command(&format!("iptables -I FORWARD -i {interface} -o weft0 -j ACCEPT"));
+        };
+        node.command("iptables -P FORWARD DROP");
+        node.command("iptables -A FORWARD -i weft0 -j ACCEPT");
+        node.command("iptables -A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT");
+        accepts("weft.1");
+        // Somewhere else than the other hosts.
+        node.command("ip link add mgmt0 up type bridge");
+        node.command("ip addr add 198.18.0.1/24 dev mgmt0");
+        node.command("ip route replace default via 198.18.0.2 dev mgmt0");
+        accepts("mgmt0");
+        let reply = status(&fleet.network, node);
+        assert_eq!(reply.succeeded(), !expected, "{config} {}", reply.stderr);
+        if expected {
+            reply.error_code(51).assert_names(&["what other hosts' containers send"]);
+            accepts("eth0");
+            status(&fleet.network, node).done();
         }
     }
 }

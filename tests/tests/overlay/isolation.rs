@@ -184,3 +184,24 @@ fn services_of_all_hosts_can_be_kept_from_containers() {
         }
     }
 }
+
+/// A rule of `allow` about others would open nothing.
+#[test]
+fn a_rule_about_addresses_outside_of_the_network_is_refused() {
+    let fleet = Fleet::new(&[1], DUAL);
+    drop(fleet.node(0).attach(&fleet.network));
+    let private = fleet.network.clone().with(&json!({ "icc": false }));
+    let rule = json!([{ "from": { "prefix": "192.0.2.0/24" }, "to": { "label": "role=db" } }]);
+    for (key, change) in [
+        ("allow", json!({ "allow": rule })),
+        ("args.weft.allow", json!({ "args": { "weft": { "allow": rule } } })),
+    ] {
+        let network = private.clone().with(&change);
+        let words = [&format!("{key} has the prefix 192.0.2.0/24"), "10.244.0.0/16", "portMappings"];
+        let pod = Pod::new();
+        network.add_call(&pod).on(fleet.node(0)).run().error_code(7).assert_names(&words);
+        if key == "allow" {
+            network.call("STATUS").on(fleet.node(0)).run().error_code(50).assert_names(&words);
+        }
+    }
+}
