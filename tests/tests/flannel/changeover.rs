@@ -313,7 +313,7 @@ fn there_and_back(config: &str, families: &[Family], masquerade: bool) {
     // The end: the conflist names `weft`, on a host without containers.
     let mut weft = Weftd::network(&changing.fleet.etcd).with(&json!({ "name": "cbr0" }));
     let (pod, node) = (Pod::new(), changing.node());
-    weft.add_call(&pod).on(node).run().error_code(103).assert_names(&["cni0", "of the same subnet"]);
+    weft.add_call(&pod).on(node).run().error_code(103).assert_names(&["cni0", "on the same subnet"]);
     if masquerade {
         node.command(REMOVE_FLANNELS_BRIDGE);
     } else {
