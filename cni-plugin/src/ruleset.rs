@@ -27,7 +27,7 @@ mod rules;
 mod tests;
 
 pub use check::check;
-pub use group::{Chain, Group, is_whole, mend, rehearse, undo};
+pub use group::{Chain, Group, is_whole, mend, rehearse, renew_others, undo};
 pub use idle::{Idle, is_settled};
 pub use rules::Rules;
 

@@ -48,7 +48,8 @@ pub fn restore(state_dir: &Path, deadline: Deadline) -> Result<bool, Error> {
         }
         lost = true;
     }
-    Ok(lost || mended)
+    let renewed = ruleset::renew_others(&mut nft, &all).map_err(refused)?;
+    Ok(lost || mended || renewed)
 }
 
 /// Whether what the host's networks masquerade is there, as far as one record of each tells.

@@ -6,9 +6,9 @@ use nix::errno::Errno;
 use weft_net::nft::{ChainKind, Change, Element, Nft, Rule, Set, Table, retry};
 use weft_net::{NetError, NlResult};
 
-use super::GROUPS;
 use super::check::difference;
 use super::idle::{is_idle, is_waiting};
+use super::{Elements, GROUPS};
 
 /// Sets, chains and rules that belong together.
 pub struct Group {
@@ -57,8 +57,7 @@ pub fn is_whole(nft: &mut Nft) -> NlResult<bool> {
     for table in [Table::Inet, Table::Bridge] {
         let mut intact = false;
         for group in GROUPS.iter().filter(|group| group.table == table) {
-            let has_chains = is_intact(nft, group)? || is_waiting(nft, group)?;
-            if has_chains && has_all_sets(nft, group)? {
+            if is_undamaged(nft, group)? {
                 intact = true;
             } else if !is_absent(nft, group)? {
                 return Ok(false);
@@ -69,6 +68,32 @@ pub fn is_whole(nft: &mut Nft) -> NlResult<bool> {
         }
     }
     Ok(true)
+}
+
+/// Whether a group has all its sets, and its chains where these have something to decide.
+fn is_undamaged(nft: &mut Nft, group: &Group) -> NlResult<bool> {
+    Ok((is_intact(nft, group)? || is_waiting(nft, group)?) && has_all_sets(nft, group)?)
+}
+
+/// Makes those groups anew that are damaged and of which attachments need nothing: [`ensure`](super::ensure) does not look at them,
+/// and one that stays damaged is never whole. Whether there were any. An ADD may be at it: sets that are as wanted keep their elements.
+///
+/// # Errors
+/// What the kernel refused; the explanation names the object.
+pub fn renew_others(nft: &mut Nft, needed: &Elements) -> NlResult<bool> {
+    let needed = needed.groups();
+    let mut renewed = false;
+    for group in GROUPS.into_iter().filter(|group| !needed.contains(group)) {
+        renewed |= retry(|| {
+            if is_undamaged(nft, group)? || is_absent(nft, group)? {
+                return Ok(false);
+            }
+            let present = present_elements(nft, group)?;
+            build(nft, group, &[], present.iter()).map(|_| true)
+        })
+        .map_err(|error| explain(group, error))?;
+    }
+    Ok(renewed)
 }
 
 /// Makes those chains anew that ADD takes for intact, as it counts the rules at hooks and reads none. Whether there were any. The
@@ -117,6 +142,15 @@ fn present_chains(nft: &mut Nft, group: &Group) -> NlResult<Vec<&'static str>> {
         if nft.has_chain(group.table, chain.name)? {
             present.push(chain.name);
         }
+    }
+    Ok(present)
+}
+
+/// What anybody has in a group's sets.
+pub(super) fn present_elements(nft: &mut Nft, group: &Group) -> NlResult<Vec<Element>> {
+    let mut present = Vec::new();
+    for set in group.sets {
+        present.extend(nft.elements(set)?);
     }
     Ok(present)
 }

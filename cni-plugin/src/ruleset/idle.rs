@@ -6,7 +6,7 @@ use cni_protocol::NetworkName;
 use weft_net::NlResult;
 use weft_net::nft::{Element, Nft, Set};
 
-use super::group::is_intact;
+use super::group::{is_intact, present_elements};
 use super::{Group, network};
 use crate::isolation;
 
@@ -119,10 +119,7 @@ pub(super) fn is_waiting(nft: &mut Nft, group: &Group) -> NlResult<bool> {
     if !can_wait(group) {
         return Ok(false);
     }
-    let mut present = Vec::new();
-    for set in group.sets {
-        present.extend(nft.elements(set)?);
-    }
+    let present = present_elements(nft, group)?;
     may_wait(nft, group, present.iter())
 }
 

@@ -308,3 +308,25 @@ fn the_later_of_two_networks_sees_the_other() {
     ensure_for(&mut kernel, &all[1]);
     assert_eq!(has_chains(), [true; 2]);
 }
+
+/// A group that stayed damaged would have who looks after the host read and lock all records at every look.
+#[test]
+fn what_nobody_needs_is_made_whole_and_keeps_what_fits() {
+    let mut kernel = fresh_host();
+    ensure_all(&mut kernel);
+    let elements = some_of_all().of(&key("a"));
+    add(&mut kernel, &key("a"), &elements, &|_| true).unwrap();
+    undo(&mut kernel, &[&hostport::SOURCES_GROUP]).unwrap();
+    let whole = objects();
+    let of_another_type = "delete set inet weft hostport-addresses-v4
+        add set inet weft hostport-addresses-v4 { type ipv4_addr . inet_service; }";
+    for damage in [of_another_type, "flush chain inet weft hostport-in", "flush chain bridge weft guard"] {
+        nft(&["-f", "-"], damage);
+        assert!(!is_whole(&mut kernel).unwrap(), "{damage}");
+        assert!(!renew_others(&mut kernel, &elements).unwrap(), "{damage}: somebody needs it");
+        assert!(renew_others(&mut kernel, &Elements::default()).unwrap(), "{damage}");
+        assert!(is_whole(&mut kernel).unwrap(), "{damage}");
+        assert_eq!(objects(), whole, "{damage}");
+        assert!(!renew_others(&mut kernel, &Elements::default()).unwrap(), "{damage}: it is whole");
+    }
+}

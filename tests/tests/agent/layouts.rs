@@ -167,6 +167,51 @@ fn an_add_makes_those_its_own_that_it_needs() {
     }
 }
 
+/// How the set of ports is where there are none, without its elements.
+const OF_ONE_PROTOCOL: Layout = Layout {
+    what: "ports of the host are of one protocol",
+    instead: &[
+        ("type inet_proto . inet_service : ipv4_addr", "type inet_service : ipv4_addr"),
+        ("meta l4proto . th dport map @hostport-v4", "tcp dport map @hostport-v4"),
+    ],
+    without: &[],
+};
+
+/// Else every look of the agent would lock all records, and a GC that comes at the same time would keep their attachments.
+#[test]
+fn an_agent_makes_also_those_its_own_that_nobody_needs() {
+    let cluster = Cluster::new(1);
+    let node = cluster.node(0);
+    let without_ports = Network::dual().with(&json!({ "icc": false }));
+    let (stays, result) = node.attach(&without_ports);
+    let port = json!({ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" });
+    let with_ports = without_ports.clone().with(&json!({ "runtimeConfig": { "portMappings": [port] } }));
+    let (leaves, _) = node.attach(&with_ports);
+    with_ports.call("DEL").pod(&leaves).on(node).run().done();
+    // In one order, whichever was made first.
+    let rules = || {
+        let text = node.command("nft list ruleset");
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let made = rules();
+    let file = "/run/other.nft";
+    fs::write(file, OF_ONE_PROTOCOL.of(&node.command("nft list ruleset"))).expect("write rules");
+    node.command(&format!("nft -f {file}"));
+    assert_ne!(rules(), made);
+    let agent = Weftd::with(node, &json!({ "networks": [] }));
+    agent.ready();
+    eventually(REPAIR, "the rules are as they were", || (rules() == made).then_some(()));
+    let heals = || agent.metric(r#"weft_heals_total{network="",object="rules"}"#);
+    eventually(REPAIR, "the agent is done", heals);
+    without_ports.check_call(&stays, &result).on(node).run().done();
+    without_ports.gc_call(&[]).on(node).run().done();
+    let port = result["interfaces"][1]["name"].as_str().expect("the port of the bridge");
+    assert_eq!(node.link(port), None, "nobody had its record");
+    assert_eq!(heals(), Some(1.0), "once is enough");
+}
+
 /// Who leaves before anybody has made them anew leaves nothing there.
 #[test]
 fn del_and_gc_take_what_is_a_containers_out_of_them() {
