@@ -41,7 +41,7 @@ pub use interval::Interval;
 pub use load::Load;
 pub use netlink_packet_netfilter::nftables::InetHookNumber;
 pub use rule::{Field, Rule};
-pub use set::{Set, Type};
+pub use set::{FIELD_ALIGN, Set, Type};
 pub use table::Table;
 
 /// How often others may be faster, one after the other, before it is reported.

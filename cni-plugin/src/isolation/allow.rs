@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use weft_net::NlResult;
-use weft_net::nft::{Element, Nft, Set, Tuple, ends, retry};
+use weft_net::nft::{Element, FIELD_ALIGN, Nft, Set, Tuple, ends, retry};
 
 use super::is_wide;
 use super::rules::{ALL, FROM, HOLDERS, PARTNERS, PORT, PORTS, TO};
@@ -345,23 +345,28 @@ pub fn notes(nft: &mut Nft, addresses: &[IpAddr]) -> NlResult<Vec<Element>> {
     let mut found = Vec::new();
     for address in addresses {
         for sets in [&HOLDERS, &PARTNERS] {
-            found.extend(nft.element(&noted(sets, *address))?);
+            let note = noted(sets, *address);
+            match nft.element(&note) {
+                // Another version's notes say more than the address.
+                Err(error) if ruleset::is_misfit(&error) => found.extend(with(nft, &note.set, *address)?),
+                known => found.extend(known?),
+            }
         }
     }
     Ok(found)
 }
 
-/// The elements of a set of pairs one side of which is this address.
+/// The elements of a set one field of which is this address: which one, another version may have seen otherwise.
 fn with(nft: &mut Nft, set: &Set, address: IpAddr) -> NlResult<Vec<Element>> {
     let own = Tuple::default().address(address);
     let own = own.bytes();
     let is_at = |key: &Tuple, at: usize| key.bytes().get(at..).is_some_and(|rest| rest.starts_with(own));
-    let is_side = |element: &Element| {
-        [0, own.len()]
-            .into_iter()
+    let has_it = |element: &Element| {
+        (0..element.key.bytes().len())
+            .step_by(FIELD_ALIGN)
             .any(|at| is_at(&element.key, at) && element.end.as_ref().is_none_or(|last| is_at(last, at)))
     };
-    Ok(nft.elements(set)?.into_iter().filter(is_side).collect())
+    Ok(nft.elements(set)?.into_iter().filter(has_it).collect())
 }
 
 #[cfg(test)]

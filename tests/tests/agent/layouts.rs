@@ -13,7 +13,7 @@ struct Layout {
     without: &'static [&'static str],
 }
 
-const LAYOUTS: [Layout; 6] = [
+const LAYOUTS: [Layout; 8] = [
     Layout {
         what: "the guard knows ports by their names",
         instead: &[
@@ -68,6 +68,26 @@ const LAYOUTS: [Layout; 6] = [
         without: &["hostport-addresses-v4", "hostport-addresses-v6", "allow-holders-v4", "allow-holders-v6"],
     },
     Layout {
+        what: "it is noted of whom by which interface others hold something",
+        instead: &[
+            (
+                "set allow-holders-v4 {\n\t\ttype ipv4_addr",
+                "set allow-holders-v4 {\n\t\ttype ifname . ipv4_addr",
+            ),
+            ("\n10.88.0.2 comment", "\n\"eth0\" . 10.88.0.2 comment"),
+            ("\n10.88.0.3 comment", "\n\"eth0\" . 10.88.0.3 comment"),
+        ],
+        without: &[],
+    },
+    Layout {
+        what: "a part of the guard is off by the port's name",
+        instead: &[
+            ("set guard-off-rogue {\n\t\ttype iface_index", "set guard-off-rogue {\n\t\ttype ifname"),
+            ("iif != @guard-off-rogue", "iifname != @guard-off-rogue"),
+        ],
+        without: &[],
+    },
+    Layout {
         what: "ports of private networks are nothing special, and the flow to a port is nobody's",
         instead: &[
             ("\t\tiifname @private-ports oifname @private-ports drop\n", ""),
@@ -80,7 +100,8 @@ const LAYOUTS: [Layout; 6] = [
 impl Layout {
     /// The rules of another version for the same containers.
     fn of(&self, rules: &str) -> String {
-        let mut text = rules.to_owned();
+        // An element a line: the kernel has them in any order.
+        let mut text = rules.replace("elements = { ", "elements = {\n").replace(", ", ",\n");
         for (this, other) in self.instead {
             assert!(text.contains(this), "no {this} in {text}");
             text = text.replace(this, other);
@@ -108,7 +129,7 @@ fn network(first: u16) -> Network {
         { "from": { "prefix": "10.88.0.240/28" }, "to": { "prefix": "10.88.0.0/24" }, "protocol": "tcp", "port": 80 },
     ]);
     Network::dual().with(&json!({
-        "ipMasq": true, "icc": false, "allow": rules, "egress": { "deny": ["198.51.100.0/24"] },
+        "ipMasq": true, "icc": false, "allow": rules, "guard": { "rogue": false }, "egress": { "deny": ["198.51.100.0/24"] },
         "runtimeConfig": { "portMappings": mappings },
     }))
 }

@@ -144,31 +144,21 @@ impl Element {
 
     fn write(&self, bytes: &mut Vec<u8>, whole: bool) {
         let value = |bytes: &mut Vec<u8>, kind, tuple: &Tuple| {
-            nest(bytes, kind, |data| put(data, NFTA_DATA_VALUE, |bytes| bytes.extend(self.cut(tuple))));
+            nest(bytes, kind, |data| put(data, NFTA_DATA_VALUE, |bytes| bytes.extend(&tuple.0)));
         };
         nest(bytes, NFTA_LIST_ELEM, |element| {
             value(element, NFTA_SET_ELEM_KEY, &self.key);
             if let Some(end) = &self.end {
                 value(element, NFTA_SET_ELEM_KEY_END, end);
             }
-            if let (Some(Tuple(data)), true) = (&self.data, whole) {
-                nest(element, NFTA_SET_ELEM_DATA, |nest| {
-                    put(nest, NFTA_DATA_VALUE, |bytes| bytes.extend(data));
-                });
+            if let (Some(data), true) = (&self.data, whole) {
+                value(element, NFTA_SET_ELEM_DATA, data);
             }
             if whole && !self.comment.is_empty() {
                 let comment = user_data(ELEMENT_COMMENT, format!("{}\0", self.comment).as_bytes());
                 put(element, NFTA_SET_ELEM_USERDATA, |bytes| bytes.extend(comment));
             }
         });
-    }
-
-    /// A key of one field has no padding.
-    fn cut<'a>(&self, tuple: &'a Tuple) -> &'a [u8] {
-        match self.set.key {
-            [one] => &tuple.0[..one.len().min(tuple.0.len())],
-            _ => &tuple.0,
-        }
     }
 }
 

@@ -36,7 +36,7 @@ const HOST_ENDIAN: u32 = 1;
 /// `TYPE_BITS` of nft's datatype.h: how far the types of a concatenation are from each other.
 const TYPE_BITS: u32 = 6;
 /// A field begins at a multiple of this (`NFT_REG32_SIZE`).
-const FIELD_ALIGN: usize = 4;
+pub const FIELD_ALIGN: usize = 4;
 
 /// What a field of a key or of a map's data is: nft's data types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +87,7 @@ impl Type {
 pub struct Set {
     pub table: Table,
     pub name: &'static str,
+    /// A field that is alone has no padding, so its length is a multiple of four bytes.
     pub key: &'static [Type],
     pub data: &'static [Type],
     /// Whether a field of a key may be a prefix or a range. The kernel copies such a set at every change.
