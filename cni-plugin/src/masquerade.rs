@@ -110,16 +110,24 @@ pub fn put_back(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> Nl
 /// # Errors
 /// What the kernel refused.
 pub fn is_whole(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> NlResult<bool> {
-    if matches!(state(nft, network, wanted)?, State::Absent | State::Broken(_)) {
-        return Ok(false);
-    }
+    let has_rules = !matches!(state(nft, network, wanted)?, State::Absent | State::Broken(_));
+    Ok(has_rules && lacking(nft, network, wanted)?.is_none())
+}
+
+/// What one of the network's sets lacks.
+fn lacking(
+    nft: &mut Nft,
+    network: &NetworkName,
+    wanted: &Masquerade,
+) -> NlResult<Option<(String, Interval)>> {
     for family in FAMILIES {
-        let present = nft.intervals(&set_name(network, family))?;
-        if !uncovered(&present, intervals_of(&wanted.prefixes, family)).is_empty() {
-            return Ok(false);
+        let set = set_name(network, family);
+        let present = nft.intervals(&set)?;
+        if let Some(missing) = uncovered(&present, intervals_of(&wanted.prefixes, family)).first() {
+            return Ok(Some((set, *missing)));
         }
     }
-    Ok(true)
+    Ok(None)
 }
 
 /// Whether [`ensure`] would succeed, without a change to anything.
@@ -196,11 +204,9 @@ pub fn check(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> Resul
         if nft.set(&set).map_err(unreadable)? != Some(SetKind::intervals_of(family)) {
             return Err(format!("set {set} of table inet {TABLE} does not hold {family} intervals"));
         }
-        let wanted = intervals_of(&wanted.prefixes, family);
-        let present = nft.intervals(&set).map_err(unreadable)?;
-        if let Some(missing) = wanted.iter().find(|wanted| !present.iter().any(|one| one.covers(wanted))) {
-            return Err(format!("set {set} of table inet {TABLE} lacks {missing}"));
-        }
+    }
+    if let Some((set, missing)) = lacking(nft, network, wanted).map_err(unreadable)? {
+        return Err(format!("set {set} of table inet {TABLE} lacks {missing}"));
     }
     Ok(())
 }

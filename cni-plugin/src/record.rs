@@ -299,11 +299,11 @@ pub fn attached(state_dir: &Path) -> Vec<(AttachmentKey, Content, Record)> {
     found
 }
 
-/// What one of a network's attachments holds.
-pub fn any_attached(state_dir: &Path, network: &NetworkName) -> Option<Content> {
+/// What a network has masqueraded, as one of its attachments has it on file; some may be from before it had anything.
+pub fn any_masquerade(state_dir: &Path, network: &NetworkName) -> Option<Masquerade> {
     let mut hashes = hashes(state_dir, network).ok()?.into_iter();
     hashes.find_map(|hash| match peek(state_dir, network, &hash) {
-        Ok(Found::Attached(content)) => Some(content),
+        Ok(Found::Attached(content)) => Some(content.masquerade).filter(|found| !found.is_nothing()),
         _ => None,
     })
 }

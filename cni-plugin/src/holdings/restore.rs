@@ -52,11 +52,10 @@ pub fn restore(state_dir: &Path, deadline: Deadline) -> Result<bool, Error> {
     Ok(lost || mended || renewed)
 }
 
-/// Whether what the host's networks masquerade is there, as far as one record of each tells.
+/// Whether what the host's networks masquerade is there, as far as one record of each tells that has anything of it.
 fn masquerade_is_whole(nft: &mut Nft, state_dir: &Path) -> NlResult<bool> {
     for network in record::networks(state_dir) {
-        if let Some(Content { masquerade, .. }) = record::any_attached(state_dir, &network)
-            && !masquerade.is_nothing()
+        if let Some(masquerade) = record::any_masquerade(state_dir, &network)
             && !masquerade::is_whole(nft, &network, &masquerade)?
         {
             return Ok(false);

@@ -28,3 +28,21 @@ fn what_leaves_the_network_has_the_hosts_address_unless_it_is_exempt() {
         assert_eq!(inside.seen(&one, (theirs[index], PORT)), Some(own[index]), "within the network");
     }
 }
+
+/// Whose record is read first is by chance: those from before and after know nothing of it.
+#[test]
+fn what_one_of_several_containers_has_masqueraded_comes_back() {
+    let cluster = Cluster::new(1);
+    let node = cluster.node(0);
+    let agent = Weftd::with(node, &json!({ "networks": [] }));
+    agent.ready();
+    let network = |masquerade: bool| Network::dual().with(&json!({ "ipMasq": masquerade }));
+    let attached = [false, true, false].map(|masquerade| node.attach(&network(masquerade)));
+    let (pod, result) = &attached[1];
+    let check = || network(true).check_call(pod, result).on(node).run().succeeded();
+    assert!(check());
+    for damage in ["nft delete chain inet weft masq-dual", "nft flush set inet weft masq-dual-v4"] {
+        node.command(damage);
+        eventually(REPAIR, damage, || check().then_some(()));
+    }
+}
