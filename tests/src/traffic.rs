@@ -3,19 +3,20 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpStream};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::pod::Pod;
 
 /// How long a connection may stand still.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Sends bytes by TCP from one container to an address of another one, and as many back over the same connection.
+/// Sends bytes by TCP from one container to an address of another one, and as many back over the same connection. How long each
+/// way took.
 ///
 /// # Panics
 /// When there is no connection, when it stands still, and when other bytes arrive than were sent.
 #[track_caller]
-pub fn transfer(from: &Pod, to: &Pod, address: impl Into<IpAddr>, bytes: usize) {
+pub fn transfer(from: &Pod, to: &Pod, address: impl Into<IpAddr>, bytes: usize) -> [Duration; 2] {
     let listener = to.listen(address);
     let target = listener.local_addr().expect("a listener has an address");
     let client = from.connect(target).unwrap_or_else(|error| panic!("{} to {target}: {error}", from.id));
@@ -23,11 +24,13 @@ pub fn transfer(from: &Pod, to: &Pod, address: impl Into<IpAddr>, bytes: usize) 
     // No two stretches of it are alike, so bytes that are lost, repeated or out of place are seen.
     let sent: Vec<u8> =
         (0..).flat_map(|word: u32| word.wrapping_mul(0x9e37_79b1).to_le_bytes()).take(bytes).collect();
-    for (way, from, to) in [("to", &client, &server), ("back from", &server, &client)] {
+    [("to", &client, &server), ("back from", &server, &client)].map(|(way, from, to)| {
+        let start = Instant::now();
         let received = send(from, to, &sent).unwrap_or_else(|error| panic!("{way} {target}: {error}"));
         // Not assert_eq!: nobody reads megabytes.
         assert!(received == sent, "{way} {target}: other bytes arrived than were sent");
-    }
+        start.elapsed()
+    })
 }
 
 fn send(mut from: &TcpStream, mut to: &TcpStream, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
