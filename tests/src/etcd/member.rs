@@ -91,6 +91,12 @@ impl Member {
         self.arguments = arguments;
     }
 
+    /// Has it wait long for its leader from its next start on.
+    pub(super) fn elect_slowly(&mut self) {
+        // Of two the later one counts.
+        self.arguments.extend(["--election-timeout", "3000"].map(str::to_owned));
+    }
+
     /// The URL at which other members reach it.
     pub(super) fn peer_url(&self) -> String {
         format!("http://{}", SocketAddr::new(self.place.addresses[0], PEERS))
