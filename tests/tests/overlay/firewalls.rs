@@ -95,6 +95,32 @@ fn plain_routes_are_judged_by_the_interface_to_other_hosts() {
     }
 }
 
+/// Its containers reach nobody else, whatever firewalls let pass.
+#[test]
+fn of_an_internal_network_only_what_hosts_send_each_other_is_told() {
+    let mut fleet = Fleet::new(&[2], DUAL);
+    fleet.network = fleet.network.with(&json!({ "internal": true }));
+    let pods = fleet.all_reach(2);
+    let node = fleet.node(0);
+    for program in ["iptables", "ip6tables"] {
+        node.command(&format!("{program} -P FORWARD DROP"));
+    }
+    for (program, device) in [("iptables", "weft.1"), ("ip6tables", "weft6.1")] {
+        let insert = format!("{program} -I FORWARD");
+        for (way, passes) in [
+            ("what containers send to those of other hosts", format!("-i weft0 -o {device}")),
+            ("what other hosts' containers send to those of this host", format!("-i {device} -o weft0")),
+        ] {
+            status(&fleet.network, node).error_code(51).assert_names(&[way, &insert]);
+            node.command(&format!("{insert} {passes} -j ACCEPT"));
+        }
+    }
+    status(&fleet.network, node).done();
+    for (from, to) in [(0, 1), (1, 0)] {
+        pods[to].1.iter().for_each(|address| pods[from].0.assert_reaches(*address));
+    }
+}
+
 /// Its zones are for what comes by an interface: the device to the other hosts is one, too.
 #[test]
 fn firewalld_lets_other_hosts_begin_when_their_device_has_a_zone() {
