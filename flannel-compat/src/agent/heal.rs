@@ -15,6 +15,7 @@ use weft_net::{Family, Netlink};
 use weft_state::lease::HostLease;
 
 use super::conf::NetworkConf;
+use super::kernel::Owned;
 use super::subnet_env;
 
 /// How long the kernel may take for all of it.
@@ -41,6 +42,20 @@ impl Report {
 
     fn failed(&mut self, step: &str, error: &impl Display) {
         self.failures.push(format!("{step}: {error}"));
+    }
+
+    /// What the network has in the kernel now.
+    pub(super) fn owned(&self, overlay: &Overlay) -> Owned {
+        let links = &self.changes.links_seen;
+        // A device that could not be made has a name already.
+        let devices = overlay.device_names().map(str::to_owned);
+        Owned {
+            names: links.iter().map(|(_, name)| name.clone()).chain(devices).collect(),
+            indices: links.iter().map(|(index, _)| *index).collect(),
+            prefixes: overlay.networks.clone(),
+            bridge_rules: false,
+            incomplete: !self.failures.is_empty(),
+        }
     }
 }
 

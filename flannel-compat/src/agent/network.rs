@@ -13,9 +13,9 @@ use weft_state::Lock;
 use weft_state::lease::{HostLease, Peers, Taken, agent_lock, since_1970};
 
 use super::conf::{Conf, NetworkConf};
-use super::heal::{Report, heal};
+use super::heal::heal;
 use super::hosts::Hosts;
-use super::kernel::{Cost, Kernel, Owned};
+use super::kernel::{Cost, Kernel};
 use super::log_once::{Outage, Rejections};
 use super::metrics::Metrics;
 use super::store::{News, Store};
@@ -304,7 +304,7 @@ impl Network {
                 self.metrics.healed(network, object, *count);
             }
         }
-        self.kernel.watch(owned(&overlay, &report), cost);
+        self.kernel.watch(report.owned(&overlay), cost);
         if let Some(unreached) = report.unreached {
             self.unreached = unreached;
         }
@@ -379,19 +379,6 @@ pub(super) fn lock(all: &Conf, conf: &NetworkConf) -> Result<Lock, Error> {
         let remedy = "one agent looks after a network: end the other one";
         Error::new(error.code, format!("network {}: {}: {remedy}", conf.name, error.msg))
     })
-}
-
-fn owned(overlay: &Overlay, report: &Report) -> Owned {
-    let links = &report.changes.links_seen;
-    // A device that could not be made has a name already.
-    let devices = overlay.device_names().map(str::to_owned);
-    Owned {
-        names: links.iter().map(|(_, name)| name.clone()).chain(devices).collect(),
-        indices: links.iter().map(|(index, _)| *index).collect(),
-        prefixes: overlay.networks.clone(),
-        bridge_rules: false,
-        incomplete: !report.failures.is_empty(),
-    }
 }
 
 /// It ends only when this loop does, or by a panic.
