@@ -5,17 +5,17 @@ use std::process::{Child, Command, Stdio};
 use super::*;
 
 /// Pings all the time, a hundred times a second.
-struct Pings(Child);
+pub(super) struct Pings(Child);
 
 impl Pings {
-    fn start(from: &Pod, to: IpAddr) -> Self {
+    pub(super) fn start(from: &Pod, to: IpAddr) -> Self {
         let mut command = Command::new("ping");
         command.args(["-n", "-i", "0.01", "-W", "1", &to.to_string()]).stdout(Stdio::piped());
         Self(from.inside(|| command.spawn().expect("run ping")))
     }
 
     /// Ends and tells how many were sent and how many answered.
-    fn end(self) -> (u32, u32) {
+    pub(super) fn end(self) -> (u32, u32) {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).expect("process IDs fit"));
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("end ping");
         let output = self.0.wait_with_output().expect("wait for ping");
@@ -28,7 +28,7 @@ impl Pings {
 }
 
 /// Two hosts whose containers reach each other.
-fn pair(changes: &Value) -> (Fleet, (Pod, IpAddr), (Pod, IpAddr)) {
+pub(super) fn pair(changes: &Value) -> (Fleet, (Pod, IpAddr), (Pod, IpAddr)) {
     let fleet = Fleet::of(2, CONFIG, changes);
     fleet.acquainted();
     let (one, other) = (fleet.pod(0), fleet.pod(1));
@@ -36,7 +36,7 @@ fn pair(changes: &Value) -> (Fleet, (Pod, IpAddr), (Pod, IpAddr)) {
     (fleet, one, other)
 }
 
-fn readiness(agent: &Weftd) -> (u16, String) {
+pub(super) fn readiness(agent: &Weftd) -> (u16, String) {
     let answer = agent.ask("/readyz").expect("an answer");
     (answer.status, answer.body)
 }
@@ -308,72 +308,4 @@ fn a_thousand_hosts() {
     assert!(kib < 40 * 1024, "{kib} KiB");
     fleet.etcd.ctl(&["del", "--prefix", &format!("{SUBNETS}10.25")]);
     eventually(PATIENCE, "all of them are gone", || (forwarding_entries(node, DEVICE) == 0).then_some(()));
-}
-
-/// An agent that ends, in whatever way, is missed by nobody, and the next one finds everything.
-#[test]
-fn a_restart_is_not_noticed_by_traffic() {
-    let (mut fleet, (one, _), (_other, address)) = pair(&json!({}));
-    let (own, own_mac) = (subnet(fleet.node(0)), mac(fleet.node(0)));
-    let index = fleet.node(0).link(DEVICE).expect("the device")["ifindex"].clone();
-    let pings = Pings::start(&one, address);
-    for kill in [true, false, true, false, true, true, true, false] {
-        let daemon = fleet.agents[0].daemon();
-        if kill {
-            daemon.kill();
-        } else {
-            assert!(daemon.stop().success());
-        }
-        assert!(fleet.etcd.get(&format!("{SUBNETS}{own}")).is_some(), "the lease stays");
-        fleet.agents[0] = Weftd::up(fleet.node(0), &fleet.etcd);
-    }
-    let node = fleet.node(0);
-    assert_eq!((subnet(node), mac(node)), (own, own_mac));
-    assert_eq!(node.link(DEVICE).expect("the device")["ifindex"], index);
-    let (sent, received) = pings.end();
-    assert!(sent > 8 && sent == received, "{received} of {sent}");
-    assert_eq!(fleet.etcd.leases().len(), 2, "restarts leave no leases behind");
-}
-
-/// The host starts while etcd is away: what it knew last is enough, also when the kernel has nothing any more.
-#[test]
-fn the_agent_starts_while_etcd_is_away() {
-    let (mut fleet, (one, _), (_other, address)) = pair(&json!({}));
-    let own_mac = mac(fleet.node(0));
-    fleet.agents[0].daemon().stop();
-    fleet.etcd.kill();
-    fleet.node(0).command(&format!("ip link del {DEVICE}"));
-    fs::remove_file(fleet.node(0).subnet_file()).expect("remove subnet.env");
-    fleet.agents[0] = Weftd::start(fleet.node(0), &fleet.etcd, &json!({}));
-    fleet.agents[0].ready();
-    assert_eq!(mac(fleet.node(0)), own_mac);
-    one.assert_reaches(address);
-    let (_, text) = readiness(&fleet.agents[0]);
-    assert!(text.contains("trouble with etcd for"), "{text}");
-    fleet.etcd.restart();
-    eventually(PATIENCE, "etcd is seen again", || {
-        (!readiness(&fleet.agents[0]).1.contains("trouble with etcd")).then_some(())
-    });
-}
-
-/// Before it ever had a subnet it waits, says for what, and begins when etcd is there.
-#[test]
-fn the_first_start_waits_for_etcd() {
-    let cluster = Cluster::new(1);
-    let etcd = cluster.etcd(1, Access::Open);
-    etcd.stop();
-    let agent = Weftd::start(cluster.node(0), &etcd, &json!({}));
-    let said = eventually(PATIENCE, "it says what it waits for", || {
-        let answer = agent.ask("/readyz")?;
-        answer.body.contains("trouble with etcd for").then_some(answer)
-    });
-    assert_eq!(said.status, 503);
-    assert_eq!(agent.ask("/healthz").map(|answer| answer.status), Some(200));
-    etcd.restart();
-    // Without a configuration it says how to put one.
-    eventually(PATIENCE, "it says how to put a configuration", || {
-        agent.daemon().log().contains("etcdctl put").then_some(())
-    });
-    etcd.put("/coreos.com/network/config", CONFIG);
-    eventually(REPAIR, "it has a subnet", || (agent.ask("/readyz")?.status == 200).then_some(()));
 }

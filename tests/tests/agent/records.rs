@@ -1,0 +1,157 @@
+//! Records that are no host's, or none that can be reached: each is told, and harms nobody.
+
+use super::*;
+
+/// Records that are no host's are counted and named once, and harm nobody.
+#[test]
+fn records_that_are_no_hosts_are_rejected() {
+    let fleet = Fleet::new(1);
+    let node = fleet.node(0);
+    let own = subnet(node);
+    let good = ("10.255.7.0-24", record("172.30.0.99", "8e:00:00:00:00:01"));
+    let bad = [
+        ("10.255.8.0-24", "nonsense".to_owned()),
+        ("10.255.9.0-24", record("0.0.0.0", "8e:00:00:00:00:02")),
+        ("10.255.10.0-24", record("172.30.0.98", "8e:00:00:00:00")),
+        ("10.255.12.0-24", "{\"BackendType\": \"x\\n2026-01-01 ERROR forged\"}".to_owned()),
+        ("not-a-subnet", record("172.30.0.97", "8e:00:00:00:00:03")),
+        ("192.0.2.0-24", record("172.30.0.96", "8e:00:00:00:00:04")),
+        // Of another size, with the good one's and many other subnets in it; and one that does not begin where one may.
+        ("10.255.0.0-16", record("172.30.0.92", "8e:00:00:00:00:08")),
+        ("10.255.7.128-24", record("172.30.0.91", "8e:00:00:00:00:09")),
+        ("10.255.13.0-24", record("172.30.0.11", "8e:00:00:00:00:06")),
+        // After the good one, in the order of keys.
+        ("10.255.70.0-24", record("172.30.0.94", "8e:00:00:00:00:01")),
+    ];
+    for (key, value) in bad.iter().chain([&good]) {
+        fleet.etcd.put(&format!("{SUBNETS}{key}"), value);
+    }
+    // Two keys that share a subnet: this host's own.
+    let data = r#"{"VNI":1,"VtepMAC":"8e:00:00:00:00:07"}"#;
+    let both = format!(
+        r#"{{"PublicIP":"172.30.0.93","PublicIPv6":"fd30::93","BackendType":"vxlan","BackendData":{data},"BackendV6Data":{data}}}"#
+    );
+    fleet.etcd.put(&format!("{SUBNETS}{own}&fd00:42:0:1::-64"), both);
+    assert_learns(node, REPAIR, "8e:00:00:00:00:01 dst 172.30.0.99", true);
+    assert_eq!(forwarding_entries(node, DEVICE), 1);
+    // The last record was put after the good one.
+    eventually(REPAIR, "eleven records are rejected", || {
+        let text = fleet.agents[0].ask("/metrics")?.body;
+        let rejected = text
+            .lines()
+            .filter(|line| line.starts_with("weft_peers{") && !line.contains(r#"state="valid""#))
+            .map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap());
+        (rejected.sum::<f64>() == 11.0).then_some(())
+    });
+    assert_eq!(subnet(node), own);
+    // Later records do not make it say so again.
+    fleet.etcd.put(&format!("{SUBNETS}10.255.11.0-24"), record("172.30.0.95", "8e:00:00:00:00:05"));
+    assert_learns(node, REPAIR, "8e:00:00:00:00:05", true);
+    let log = fleet.agents[0].daemon().log();
+    assert!(!log.lines().any(|line| line.starts_with("2026-01-01")), "{log}");
+    assert!(log.contains("forged"), "{log}");
+    for (key, _) in &bad {
+        assert_eq!(log.lines().filter(|line| line.contains(key)).count(), 1, "{key}: {log}");
+    }
+}
+
+/// Records to whose addresses no route can lead, before and after a good one.
+#[test]
+fn addresses_that_the_kernel_refuses_keep_no_other_host_out() {
+    let fleet = Fleet::of(1, r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "host-gw"}}"#, &json!({}));
+    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
+    node.command("ip addr add 172.30.0.66/24 dev eth0");
+    // Broadcast on an address of the interface that is not the underlay's: only the kernel knows.
+    node.command("ip addr add 172.30.0.129/26 broadcast 172.30.0.191 dev eth0");
+    let record =
+        |public: &str| format!(r#"{{"PublicIP":"{public}","PublicIPv6":null,"BackendType":"host-gw"}}"#);
+    let bad = [
+        ("10.255.1.0-24", "172.30.0.255", "a broadcast address"),
+        ("10.255.2.0-24", "172.30.0.0", "the address of the link"),
+        ("10.255.3.0-24", "172.30.0.66", "another address of this host"),
+        ("10.255.4.0-24", "172.30.0.191", "refused by the kernel"),
+        ("10.255.70.0-24", "172.31.0.99", "not on the link"),
+    ];
+    let good = [("10.255.5.0-24", "172.30.0.98"), ("10.255.7.0-24", "172.30.0.99")];
+    for (key, public) in
+        bad.iter().map(|(key, public, _)| (key, public)).chain(good.iter().map(|(k, p)| (k, p)))
+    {
+        fleet.etcd.put(&format!("{SUBNETS}{key}"), record(public));
+    }
+    for (key, public) in good {
+        let route = format!("{} via {public} dev eth0", key.replace('-', "/"));
+        eventually(REPAIR, &route, || node.command("ip route show proto 119").contains(&route).then_some(()));
+    }
+    assert_eq!(node.command("ip route show proto 119").lines().count(), good.len());
+    let told = access::status(node);
+    for (state, hosts) in
+        [("not reached, a broadcast address", 1), ("not reached, not on the link", 1), ("followed", 3)]
+    {
+        assert_eq!(told.matches(state).count(), hosts, "{told}");
+    }
+    assert_eq!(agent.ask("/readyz").expect("an answer").status, 200);
+    // What it looks at again and again is said once, and is no repair. Looks may keep a distance of a second where they cost much.
+    let looks = syncs(agent);
+    eventually(PATIENCE, "it looks again", || {
+        node.command("ip route flush proto 119");
+        (syncs(agent) > looks + 2.0).then_some(())
+    });
+    assert_eq!(agent.metric(r#"weft_peers{network="pods",state="valid"}"#), Some(2.0));
+    let log = agent.daemon().log();
+    for (key, _, kind) in bad {
+        let counted = agent.metric(&format!(r#"weft_peers{{network="pods",state="{kind}"}}"#));
+        assert_eq!(counted, Some(1.0), "{kind}");
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains(key)).collect();
+        assert!(lines.len() == 1 && lines[0].contains(kind), "{key}: {log}");
+    }
+    agent.ready();
+}
+
+/// Also where nothing could be looked at meanwhile.
+#[test]
+fn what_is_wrong_with_a_record_is_said_once() {
+    let fleet = Fleet::of(1, r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "host-gw"}}"#, &json!({}));
+    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
+    let record = r#"{"PublicIP":"172.31.0.99","PublicIPv6":null,"BackendType":"host-gw"}"#;
+    fleet.etcd.put(&format!("{SUBNETS}10.255.70.0-24"), record);
+    let counted = || agent.metric(r#"weft_peers{network="pods",state="not on the link"}"#);
+    let ready = |status: u16| {
+        let answers = || (agent.ask("/readyz")?.status == status).then_some(());
+        eventually(REPAIR, &format!("/readyz answers {status}"), answers);
+    };
+    eventually(REPAIR, "it is counted", || (counted()? == 1.0).then_some(()));
+    for _ in 0..2 {
+        node.command("ip addr del 172.30.0.11/24 dev eth0");
+        ready(503);
+        assert_eq!(counted(), Some(1.0), "nothing better is known");
+        node.command("ip addr add 172.30.0.11/24 dev eth0");
+        ready(200);
+    }
+    let log = agent.daemon().log();
+    assert_eq!(log.lines().filter(|line| line.contains("10.255.70.0-24")).count(), 1, "{log}");
+    // Unless it goes and comes again.
+    fleet.etcd.del(&format!("{SUBNETS}10.255.70.0-24"));
+    eventually(REPAIR, "it is not counted any more", || {
+        counted().is_none_or(|count| count == 0.0).then_some(())
+    });
+    fleet.etcd.put(&format!("{SUBNETS}10.255.70.0-24"), record);
+    eventually(REPAIR, "it is said again", || {
+        (agent.daemon().log().matches("\"10.255.70.0-24\"").count() == 2).then_some(())
+    });
+}
+
+/// Keys of anybody, as many as a store may have: the others are followed all the same, and the log stays readable.
+#[test]
+fn ten_thousand_keys_that_do_not_belong_there() {
+    let fleet = Fleet::new(1);
+    let node = fleet.node(0);
+    let keys: Vec<String> = (0..10_000).map(|number| format!("{SUBNETS}10.240.{number}-nonsense")).collect();
+    for part in keys.chunks(100) {
+        fleet.etcd.put_all(part.iter().map(|key| (key.as_str(), "{]")));
+    }
+    fleet.etcd.put(&format!("{SUBNETS}10.255.7.0-24"), record("172.30.0.99", "8e:00:00:00:00:01"));
+    assert_learns(node, PATIENCE, "8e:00:00:00:00:01 dst 172.30.0.99", true);
+    let lines = fleet.agents[0].daemon().log().lines().count();
+    assert!(lines < 40, "{lines} lines");
+    fleet.agents[0].ready();
+}

@@ -1,0 +1,72 @@
+//! An agent that ends and begins again, with etcd or without it.
+
+use super::outage::{Pings, pair, readiness};
+use super::*;
+
+/// An agent that ends, in whatever way, is missed by nobody, and the next one finds everything.
+#[test]
+fn a_restart_is_not_noticed_by_traffic() {
+    let (mut fleet, (one, _), (_other, address)) = pair(&json!({}));
+    let (own, own_mac) = (subnet(fleet.node(0)), mac(fleet.node(0)));
+    let index = fleet.node(0).link(DEVICE).expect("the device")["ifindex"].clone();
+    let pings = Pings::start(&one, address);
+    for kill in [true, false, true, false, true, true, true, false] {
+        let daemon = fleet.agents[0].daemon();
+        if kill {
+            daemon.kill();
+        } else {
+            assert!(daemon.stop().success());
+        }
+        assert!(fleet.etcd.get(&format!("{SUBNETS}{own}")).is_some(), "the lease stays");
+        fleet.agents[0] = Weftd::up(fleet.node(0), &fleet.etcd);
+    }
+    let node = fleet.node(0);
+    assert_eq!((subnet(node), mac(node)), (own, own_mac));
+    assert_eq!(node.link(DEVICE).expect("the device")["ifindex"], index);
+    let (sent, received) = pings.end();
+    assert!(sent > 8 && sent == received, "{received} of {sent}");
+    assert_eq!(fleet.etcd.leases().len(), 2, "restarts leave no leases behind");
+}
+
+/// The host starts while etcd is away: what it knew last is enough, also when the kernel has nothing any more.
+#[test]
+fn the_agent_starts_while_etcd_is_away() {
+    let (mut fleet, (one, _), (_other, address)) = pair(&json!({}));
+    let own_mac = mac(fleet.node(0));
+    fleet.agents[0].daemon().stop();
+    fleet.etcd.kill();
+    fleet.node(0).command(&format!("ip link del {DEVICE}"));
+    fs::remove_file(fleet.node(0).subnet_file()).expect("remove subnet.env");
+    fleet.agents[0] = Weftd::start(fleet.node(0), &fleet.etcd, &json!({}));
+    fleet.agents[0].ready();
+    assert_eq!(mac(fleet.node(0)), own_mac);
+    one.assert_reaches(address);
+    let (_, text) = readiness(&fleet.agents[0]);
+    assert!(text.contains("trouble with etcd for"), "{text}");
+    fleet.etcd.restart();
+    eventually(PATIENCE, "etcd is seen again", || {
+        (!readiness(&fleet.agents[0]).1.contains("trouble with etcd")).then_some(())
+    });
+}
+
+/// Before it ever had a subnet it waits, says for what, and begins when etcd is there.
+#[test]
+fn the_first_start_waits_for_etcd() {
+    let cluster = Cluster::new(1);
+    let etcd = cluster.etcd(1, Access::Open);
+    etcd.stop();
+    let agent = Weftd::start(cluster.node(0), &etcd, &json!({}));
+    let said = eventually(PATIENCE, "it says what it waits for", || {
+        let answer = agent.ask("/readyz")?;
+        answer.body.contains("trouble with etcd for").then_some(answer)
+    });
+    assert_eq!(said.status, 503);
+    assert_eq!(agent.ask("/healthz").map(|answer| answer.status), Some(200));
+    etcd.restart();
+    // Without a configuration it says how to put one.
+    eventually(PATIENCE, "it says how to put a configuration", || {
+        agent.daemon().log().contains("etcdctl put").then_some(())
+    });
+    etcd.put("/coreos.com/network/config", CONFIG);
+    eventually(REPAIR, "it has a subnet", || (agent.ask("/readyz")?.status == 200).then_some(()));
+}
