@@ -28,6 +28,29 @@ fn a_restart_is_not_noticed_by_traffic() {
     assert_eq!(fleet.etcd.leases().len(), 2, "restarts leave no leases behind");
 }
 
+/// A lease as long as is configured now takes the place of the one that the record hangs on.
+#[test]
+fn a_restart_with_another_lease_ttl_keeps_the_record_and_is_not_noticed_by_traffic() {
+    let (mut fleet, (one, _), (_other, address)) = pair(&json!({ "leaseTTL": 60 }));
+    let key = format!("{SUBNETS}{}", subnet(fleet.node(0)));
+    let record = fleet.etcd.get(&key).expect("the host's record");
+    let pings = Pings::start(&one, address);
+    for ttl in [600, 30] {
+        assert!(fleet.agents[0].daemon().stop().success());
+        fleet.agents[0] = Weftd::start(fleet.node(0), &fleet.etcd, &json!({ "leaseTTL": ttl }));
+        fleet.agents[0].ready();
+        assert_eq!(fleet.etcd.get(&key).as_ref(), Some(&record));
+        let leases = fleet.etcd.leases().into_iter().filter(|lease| lease.keys.contains(&key));
+        assert_eq!(leases.map(|lease| lease.granted).collect::<Vec<u64>>(), [ttl]);
+    }
+    let (sent, received) = pings.end();
+    assert!(sent > 8 && sent == received, "{received} of {sent}");
+    for agent in &fleet.agents {
+        let log = agent.daemon().log();
+        assert!(!log.contains("etcd has lost data"), "{log}");
+    }
+}
+
 /// The host starts while etcd is away: what it knew last is enough, also when the kernel has nothing any more.
 #[test]
 fn the_agent_starts_while_etcd_is_away() {
