@@ -299,9 +299,11 @@ pub fn attached(state_dir: &Path) -> Vec<(AttachmentKey, Content, Record)> {
     found
 }
 
-/// What a network has masqueraded, as one of its attachments has it on file; some may be from before it had anything.
+/// What a network has masqueraded, as one of a few attachments has it on file: some may be from before it had anything. Where all of
+/// many are, that is for the next ADD to find.
 pub fn any_masquerade(state_dir: &Path, network: &NetworkName) -> Option<Masquerade> {
-    let mut hashes = hashes(state_dir, network).ok()?.into_iter();
+    const FEW: usize = 16;
+    let mut hashes = hashes(state_dir, network).ok()?.into_iter().take(FEW);
     hashes.find_map(|hash| match peek(state_dir, network, &hash) {
         Ok(Found::Attached(content)) => Some(content.masquerade).filter(|found| !found.is_nothing()),
         _ => None,

@@ -186,12 +186,11 @@ fn check_firewalls(
         opened => opened.map_err(failed)?,
     };
     let exits = overlay.map(|overlay| overlay::exits(&mut Netlink::open(args.call.deadline)?, overlay));
-    let goes_out = !network.isolation.internal;
     let traffic = Traffic {
         bridge: network.bridge.as_str(),
         families: &families,
-        goes_out,
-        has_ports: goes_out && can_have_ports(&args.call),
+        goes_out: !network.isolation.internal,
+        has_ports: can_have_ports(&args.call),
         exits: &exits.transpose().map_err(failed)?.unwrap_or_default(),
     };
     firewalls::check(&mut nft, &traffic)

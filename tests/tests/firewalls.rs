@@ -347,3 +347,23 @@ fn many_foreign_rules_change_nothing() {
     assert_eq!(count(), before);
     network.status().done();
 }
+
+/// Published ports are the one way into it.
+#[test]
+fn of_an_internal_network_only_what_comes_to_host_ports_is_told() {
+    let (_host, outside) = connected();
+    let network = published().with(&json!({ "internal": true }));
+    let pod = Pod::new();
+    network.add(&pod);
+    let web = Mirror::on(&pod, 80);
+    assert_port(true, &web, &outside, "without a firewall");
+    for program in ["iptables", "ip6tables"] {
+        command(&format!("{program} -P FORWARD DROP"));
+    }
+    assert_port(false, &web, &outside, "behind the firewall");
+    for program in ["iptables", "ip6tables"] {
+        follow(&network.status(), &["what comes from other networks to host ports", program]);
+    }
+    network.status().done();
+    assert_port(true, &web, &outside, "after what STATUS named was done");
+}
