@@ -201,11 +201,10 @@ impl Attachment {
     /// What the addresses need on the host, also shared: gateway addresses, forwarding, masquerade.
     fn ensure_routing(&mut self, bridge: &Link, plan: &Plan) -> Result<(), Error> {
         let (host, network) = (&mut self.host, &self.network);
-        for gateway in &plan.gateways {
-            let step = Step::Shared(Shared::Gateway(network.bridge.clone(), *gateway));
+        for &gateway in &plan.gateways {
+            let step = Step::Shared(Shared::Gateway(network.bridge.clone(), gateway));
             let in_the_way = self.journal.run(step.clone(), || {
-                bridge::in_the_way(host, network, bridge, *gateway, &plan.ips)
-                    .map(|others| (others, Change::Found))
+                bridge::in_the_way(host, network, bridge, gateway, plan).map(|others| (others, Change::Found))
             })?;
             let Some(in_the_way) = in_the_way else { continue };
             for other in in_the_way {
@@ -215,7 +214,7 @@ impl Attachment {
                 })?;
             }
             self.journal
-                .run(step, || bridge::ensure_gateway(host, bridge, *gateway).map(|change| ((), change)))?;
+                .run(step, || bridge::ensure_gateway(host, bridge, gateway).map(|change| ((), change)))?;
         }
         for family in &plan.forwarding {
             self.journal.run(Step::Shared(Shared::Forwarding(*family)), || {

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 
-use cni_protocol::{Code, Deadline, Error, IfName, IpConfig, MacAddr};
+use cni_protocol::{Code, Deadline, Error, IfName, MacAddr};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
@@ -14,7 +14,7 @@ use weft_net::sysctl::Sysctl;
 use weft_net::{Link, Netlink, NlResult, Way, WholeAddress};
 
 use crate::fault::{Change, Fault};
-use crate::plan::{overlap, prefix};
+use crate::plan::{Plan, overlap, prefix};
 
 /// The most ports that the kernel gives a bridge: `BR_MAX_PORTS` of net/bridge/br_private.h, less port 0.
 pub const MAX_PORTS: usize = 1023;
@@ -105,13 +105,13 @@ pub fn ensure_promiscuous(netlink: &mut Netlink, bridge: &Link) -> NlResult<Chan
 /// is among them where it is secondary to one of them. `None`: the gateway's is there, and none in its way.
 ///
 /// # Errors
-/// [`Code::Conflict`] when there is one, unless `forceAddress`, or when another link is in the way of `ips`.
+/// [`Code::Conflict`] when there is one, unless `forceAddress`, or when another link is in the way of the plan's addresses.
 pub fn in_the_way(
     netlink: &mut Netlink,
     network: &Network,
     bridge: &Link,
     gateway: IpNetwork,
-    ips: &[IpConfig],
+    plan: &Plan,
 ) -> Result<Option<Vec<WholeAddress>>, Fault> {
     let mut found = netlink.whole_addresses(bridge.index)?;
     found.retain(|other| overlap(other.address, gateway));
@@ -119,7 +119,7 @@ pub fn in_the_way(
         if !found.is_empty() {
             return Ok(None);
         }
-        refuse_elsewhere(netlink, Some(bridge), gateway, ips)?;
+        refuse_elsewhere(netlink, Some(bridge), gateway, plan)?;
         return Ok(Some(Vec::new()));
     };
     if !network.force_address {
@@ -144,9 +144,9 @@ pub fn refuse_elsewhere(
     netlink: &mut Netlink,
     bridge: Option<&Link>,
     gateway: IpNetwork,
-    ips: &[IpConfig],
+    plan: &Plan,
 ) -> Result<(), Fault> {
-    for ip in ips.iter().map(|ip| ip.address.ip()).filter(|ip| prefix(gateway).contains(*ip)) {
+    for ip in plan.ips.iter().map(|ip| ip.address.ip()).filter(|ip| prefix(gateway).contains(*ip)) {
         // A wider route gives way to that of the subnet, and of one to the container alone somebody knows why.
         let is_as_narrow =
             |length| length >= gateway.prefix() && length < if ip.is_ipv4() { 32 } else { 128 };

@@ -138,19 +138,15 @@ pub fn check_state_dir(traces: &Traces) -> Result<(), Error> {
     ))
 }
 
-fn check_bridge(
-    args: &StatusArgs,
-    network: &Network,
-    Plan { gateways, ips, .. }: &Plan,
-) -> Result<(), Error> {
+fn check_bridge(args: &StatusArgs, network: &Network, plan: &Plan) -> Result<(), Error> {
     let read = |error| failed(&format!("look at bridge {}", network.bridge), Fault::Net(error));
     let mut netlink = Netlink::open(args.call.deadline).map_err(read)?;
     let refused = |gateway: &IpNetwork, fault| {
         failed(&format!("give bridge {} the gateway address {gateway}", network.bridge), fault)
     };
     let Some(link) = netlink.link(network.bridge.as_str()).map_err(read)? else {
-        return gateways.iter().try_for_each(|gateway| {
-            bridge::refuse_elsewhere(&mut netlink, None, *gateway, ips)
+        return plan.gateways.iter().try_for_each(|gateway| {
+            bridge::refuse_elsewhere(&mut netlink, None, *gateway, plan)
                 .map_err(|fault| refused(gateway, fault))
         });
     };
@@ -158,8 +154,8 @@ fn check_bridge(
     if netlink.links(Some(link.index)).map_err(read)?.len() >= bridge::MAX_PORTS {
         return Err(bridge::full(&network.bridge));
     }
-    for gateway in gateways {
-        bridge::in_the_way(&mut netlink, network, &link, *gateway, ips)
+    for gateway in &plan.gateways {
+        bridge::in_the_way(&mut netlink, network, &link, *gateway, plan)
             .map_err(|fault| refused(gateway, fault))?;
     }
     Ok(())
