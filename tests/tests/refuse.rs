@@ -111,6 +111,18 @@ fn a_link_that_is_on_the_subnet_already() {
     }
 }
 
+/// As administrators have them, so that private addresses leave by no router.
+#[test]
+fn routes_that_lead_nowhere_are_no_obstacle() {
+    for kind in ["blackhole", "prohibit", "unreachable", "throw"] {
+        let _host = Host::new();
+        command(&format!("ip route add {kind} 10.0.0.0/8"));
+        command(&format!("ip route add {kind} fd00::/8"));
+        Network::dual().status().done();
+        Network::dual().add(&Pod::new());
+    }
+}
+
 /// That the kernel does not take the plugin for a program is learnt late, when bridge and veth are made.
 #[test]
 fn an_ipam_plugin_that_is_no_program() {

@@ -21,6 +21,8 @@ const RT_TABLE_LOCAL: u32 = 255;
 /// The protocol of the plain routes that Weft makes to other hosts (`rtm_protocol` of linux/rtnetlink.h: numbers that
 /// the kernel only keeps), by which it knows them again.
 pub const ROUTE_PROTOCOL: u8 = 119;
+/// What the kernel says of an address to which it sends nothing.
+const NO_WAY: [Errno; 4] = [Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::EACCES, Errno::EINVAL];
 /// The metric of IPv6 routes that are given none: `IP6_RT_PRIO_USER` of linux/ipv6_route.h.
 pub(super) const IPV6_METRIC: u32 = 1024;
 
@@ -93,10 +95,8 @@ impl Netlink {
         query.header.flags = RouteFlags::FibMatch;
         query.attributes = vec![RouteAttribute::Destination(address.into())];
         let answers = match self.socket.request(RouteNetlinkMessage::GetRoute(query), 0) {
-            // There is no way at all.
-            Err(error) if matches!(error.errno, Errno::ENETUNREACH | Errno::EHOSTUNREACH) => {
-                return Ok(None);
-            }
+            // There is none at all, or a route of the types unreachable, prohibit or blackhole (`fib_props` of net/ipv4/fib_semantics.c).
+            Err(error) if NO_WAY.contains(&error.errno) => return Ok(None),
             other => other?,
         };
         Ok(answers.into_iter().find_map(|answer| {
