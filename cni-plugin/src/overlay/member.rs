@@ -29,7 +29,7 @@ pub struct Joined {
 }
 
 /// Sees to it that this host reaches the others, as far as they are on file. Costs one look at the device when nothing
-/// has changed since the last time.
+/// has changed since the last time; then it also has the MTU that it had.
 ///
 /// # Errors
 /// [`Code::TryAgain`] when there is no lease on file, what the kernel refused.
@@ -40,26 +40,32 @@ pub fn join(
     deadline: Deadline,
 ) -> Result<Joined, Error> {
     // Before the files are read: what changes in between is looked at again by the next one.
-    let stamp = Stamp::of(data_dir, network);
+    let stamp = stamp(data_dir, network);
     let lease = HostLease::read(data_dir, network)?.ok_or_else(|| {
         let msg = "no lease of this host is on file: see whether ipam.dataDir and WEFT_DATA_DIR are the same everywhere";
         Error::new(Code::TryAgain, format!("network {network}: {msg}"))
     })?;
     let marker = boot_dir(state_dir, network)?.join("overlay");
     let (own, _) = Overlay::new(&lease, &Peers::default())?;
-    let noted = || fs::read_to_string(&marker).unwrap_or_default();
-    let unchanged = || stamp.as_ref().is_some_and(|stamp| noted().lines().next() == Some(&stamp.0));
-    if (unchanged() || agent_lives(state_dir, network)?)
-        && let Some(mtu) = devices_mtu(netlink, &own)?
+    let joined = |mtu| Joined { overlay: own.clone(), mtu, made: false };
+    let as_noted = |netlink: &mut Netlink| match Note::read(&marker) {
+        note if Some(&note.stamp) == stamp.as_ref() => {
+            Ok(mtus(netlink, &own)?.filter(|found| words(found) == note.mtus).and_then(smallest))
+        }
+        _ => Ok::<_, Error>(None),
+    };
+    if let Some(mtu) = as_noted(netlink)? {
+        return Ok(joined(mtu));
+    }
+    if agent_lives(state_dir, network)?
+        && let Some(mtu) = mtus(netlink, &own)?.and_then(smallest)
     {
-        return Ok(Joined { overlay: own, mtu, made: false });
+        return Ok(joined(mtu));
     }
     // One at a time: of a hundred first ADDs one does the work.
     let _lock = Lock::exclusive(&state_dir.join(network.as_str()).join("overlay.lock"), deadline)?;
-    if unchanged()
-        && let Some(mtu) = devices_mtu(netlink, &own)?
-    {
-        return Ok(Joined { overlay: own, mtu, made: false });
+    if let Some(mtu) = as_noted(netlink)? {
+        return Ok(joined(mtu));
     }
     let peers = Peers::read(data_dir, network)?.unwrap_or_default();
     let (overlay, mut rejected) = Overlay::new(&lease, &peers)?;
@@ -72,11 +78,12 @@ pub fn join(
     })?;
     rejected.extend(changes.unreached.iter().map(Rejected::from));
     let told = told(&rejected);
-    if noted().lines().nth(1) != Some(&told) {
+    if Note::read(&marker).told != told {
         tell(network, &rejected);
     }
-    if let Some(Err(error)) =
-        stamp.map(|stamp| write_whole(&marker, format!("{}\n{told}", stamp.0).as_bytes()))
+    let found = mtus(netlink, &own)?.unwrap_or_default();
+    if let Some(stamp) = stamp
+        && let Err(error) = (Note { stamp, told, mtus: words(&found) }).write(&marker)
     {
         // The next one does the same again.
         log::warn!("network {network}: what was connected is not noted in {}: {error}", marker.display());
@@ -160,34 +167,60 @@ pub fn on_file(network: &Network) -> Result<Option<Overlay>, Error> {
     Overlay::new(&lease, &peers).map(|(overlay, _)| Some(overlay))
 }
 
-/// The smallest MTU of the devices, if all of them are there and up. Without any, hosts are reached by plain routes,
+/// The MTUs of the devices, if all of them are there and up. Without any, hosts are reached by plain routes,
 /// of which only a look at all of them tells.
-fn devices_mtu(netlink: &mut Netlink, overlay: &Overlay) -> Result<Option<u32>, Error> {
-    let mut smallest: Option<u32> = None;
+fn mtus(netlink: &mut Netlink, overlay: &Overlay) -> Result<Option<Vec<u32>>, Error> {
+    let mut found = Vec::new();
     for side in &overlay.sides {
         let Some(device) = &side.device else { return Ok(None) };
-        let link = netlink.link(&device.name).map_err(unlooked)?;
-        match link {
-            Some(link) if link.up && link.mac == Some(device.mac) => {
-                smallest = Some(smallest.map_or(link.mtu, |mtu| mtu.min(link.mtu)));
-            }
+        match netlink.link(&device.name).map_err(unlooked)? {
+            Some(link) if link.up && link.mac == Some(device.mac) => found.push(link.mtu),
             _ => return Ok(None),
         }
     }
-    Ok(smallest)
+    Ok(Some(found))
+}
+
+fn smallest(mtus: Vec<u32>) -> Option<u32> {
+    mtus.into_iter().min()
+}
+
+fn words(mtus: &[u32]) -> String {
+    mtus.iter().map(u32::to_string).collect::<Vec<_>>().join(" ")
+}
+
+/// What was set up when everything was looked at last: a line each.
+#[derive(Default)]
+struct Note {
+    /// By which lease and which other hosts.
+    stamp: String,
+    /// Which records were told to be passed over.
+    told: String,
+    /// What the devices' MTUs were then.
+    mtus: String,
+}
+
+impl Note {
+    /// What is not there, or not whole, says nothing.
+    fn read(file: &Path) -> Self {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let mut lines = text.lines().map(str::to_owned);
+        let mut next = || lines.next().unwrap_or_default();
+        Self { stamp: next(), told: next(), mtus: next() }
+    }
+
+    fn write(&self, file: &Path) -> io::Result<()> {
+        write_whole(file, format!("{}\n{}\n{}\n", self.stamp, self.told, self.mtus).as_bytes())
+    }
 }
 
 /// Which lease and which other hosts are on file, without reading them: both files are written by renaming new ones
 /// into place.
-struct Stamp(String);
-
-impl Stamp {
-    fn of(data_dir: &Path, network: &NetworkName) -> Option<Self> {
-        let one = |path: PathBuf| -> io::Result<String> {
-            let file = fs::metadata(path)?;
-            Ok(format!("{}.{}.{}", file.ino(), file.mtime(), file.mtime_nsec()))
-        };
-        let parts: io::Result<Vec<String>> = lease_files(data_dir, network).map(one).into_iter().collect();
-        parts.ok().map(|parts| Self(parts.join(" ")))
-    }
+fn stamp(data_dir: &Path, network: &NetworkName) -> Option<String> {
+    let one = |path: PathBuf| -> io::Result<String> {
+        let file = fs::metadata(path)?;
+        Ok(format!("{}.{}.{}", file.ino(), file.mtime(), file.mtime_nsec()))
+    };
+    let parts: io::Result<Vec<String>> = lease_files(data_dir, network).map(one).into_iter().collect();
+    parts.ok().map(|parts| parts.join(" "))
 }

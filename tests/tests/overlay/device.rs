@@ -57,6 +57,30 @@ fn its_parameters_are_the_networks() {
     }
 }
 
+/// By the next ADD, without news of other hosts and without an agent.
+#[test]
+fn an_altered_device_is_as_it_was_after_an_add() {
+    let [.., (config, families)] = each_way(&json!({ "Type": "vxlan" }));
+    let fleet = Fleet::new(&[1], &config);
+    let network = fleet.network.clone().with(&json!({ "ipam": { "peerRefresh": 3600 } }));
+    let node = fleet.node(0);
+    let _first = node.attach(&network);
+    for family in families {
+        let device = family.device();
+        let state = || {
+            let link = node.link(device).unwrap_or_else(|| panic!("no {device}"));
+            (link["mtu"].clone(), link["address"].clone(), link["flags"].clone())
+        };
+        let whole = state();
+        for damage in ["mtu 1300", "address 02:00:00:00:00:99", "down"] {
+            node.command(&format!("ip link set {device} {damage}"));
+            assert_ne!(state(), whole, "{damage}");
+            drop(node.attach(&network));
+            assert_eq!(state(), whole, "{device} after {damage}");
+        }
+    }
+}
+
 /// The addresses of the devices of two networks on all hosts of a fleet, by host and device.
 fn addresses(fleet: &Fleet) -> BTreeMap<(String, &'static str), String> {
     let devices = ["weft.1", "weft6.1", "weft.2", "weft6.2"];
