@@ -374,7 +374,7 @@ impl Attachment {
     /// interface came up is lost where the port was not open yet.
     fn announce(&mut self) -> Result<(), Error> {
         let (pod, mac, ifname) = (&mut self.pod, self.mac, &self.key.ifname);
-        self.journal.within(Step::Neighbours(ifname.clone()), || pod.netlink.announce(ifname.as_str(), mac))
+        self.journal.within(Step::Neighbours(ifname.clone()), || pod.netlink.set_mac(ifname.as_str(), mac))
     }
 
     /// The result, with the interfaces as the kernel has them.

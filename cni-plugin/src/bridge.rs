@@ -163,8 +163,12 @@ pub fn refuse_elsewhere(
     Ok(())
 }
 
-/// Sees to it that the bridge answers to a gateway's address.
+/// Sees to it that the bridge answers to a gateway's address, which it has not yet, by the MAC address that it had before the container came:
+/// one that somebody made without any would have that of a port, and another one when that goes.
 pub fn ensure_gateway(netlink: &mut Netlink, bridge: &Link, gateway: IpNetwork) -> NlResult<Change> {
+    if let Some(mac) = bridge.mac {
+        netlink.set_mac(&bridge.name, mac)?;
+    }
     match netlink.add_address(bridge.index, gateway, true) {
         Ok(()) => Ok(Change::Made),
         Err(error) if error.exists() => Ok(Change::Found),

@@ -3,10 +3,9 @@
 //! What plugins later in the chain added is none of Weft's business, so more addresses and routes than
 //! promised are right; what they changed stands in the previous result.
 
-use cni_protocol::{
-    AddResult, CheckArgs, Code, Deadline, Error, Interface, IpConfig, MacAddr, Outcome, Route, Verb, Version,
-};
-use serde_json::{Map, Value};
+mod promised;
+
+use cni_protocol::{CheckArgs, Code, Deadline, Error, Interface, IpConfig, MacAddr, Outcome, Route, Verb};
 
 use crate::conf::shaping::Shaping;
 use crate::conf::tuning::Tuning;
@@ -16,7 +15,7 @@ use crate::guard::{Guard, Port};
 use crate::holdings::Holdings;
 use crate::ipam;
 use crate::isolation::Policy;
-use crate::key::{AttachmentKey, VethEnd};
+use crate::key::AttachmentKey;
 use crate::masquerade;
 use crate::overlay;
 use crate::plan::{Ipv6, Plan};
@@ -25,6 +24,7 @@ use crate::record::{self, Found};
 use crate::ruleset;
 use crate::shaping;
 use crate::tuning;
+use promised::Promised;
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
 use weft_net::{KernelRoute, Link, Netlink};
@@ -118,57 +118,6 @@ pub fn verdict(mut found: Vec<String>) -> Result<(), Error> {
     Err(found.into_iter().fold(Error::new(Code::CheckFailed, msg), Error::detail))
 }
 
-/// What the previous result says of this attachment.
-struct Promised {
-    container: Interface,
-    host: Option<Interface>,
-    /// The bridge's MAC address: containers know the gateway by it.
-    bridge_mac: Option<String>,
-    ips: Vec<IpConfig>,
-    /// Whether a route without a metric has none. Results before 1.1.0 have no metrics, and a runtime may have converted one
-    /// since.
-    has_metrics: bool,
-}
-
-impl Promised {
-    fn read(args: &CheckArgs, key: &AttachmentKey, bridge: &str) -> Result<Self, Error> {
-        let AddResult { interfaces, ips, .. } = &args.prev_result;
-        let sandboxed =
-            |interface: &Interface| interface.sandbox.as_deref().is_some_and(|path| !path.is_empty());
-        let at = interfaces.iter().position(|found| found.name == args.ifname.as_str() && sandboxed(found));
-        let Some((at, container)) = at.and_then(|at| Some((at, interfaces.get(at)?))) else {
-            return Err(Error::new(
-                Code::InvalidConfig,
-                format!(
-                    "prevResult has no interface {} with a sandbox: pass the result of this ADD",
-                    args.ifname
-                ),
-            ));
-        };
-        let on_host = |name: &str| interfaces.iter().find(|found| !sandboxed(found) && found.name == name);
-        Ok(Self {
-            container: container.clone(),
-            host: on_host(&key.host_veth()).cloned(),
-            bridge_mac: on_host(bridge).and_then(|bridge| bridge.mac.clone()),
-            ips: ips.iter().filter(|ip| ip.interface.is_none_or(|of| of == at)).cloned().collect(),
-            has_metrics: has_metrics(&args.call.conf),
-        })
-    }
-
-    /// The container's MAC address; where the result does not say it, what follows from the key.
-    fn mac(&self, key: &AttachmentKey) -> MacAddr {
-        let mac = self.container.mac.as_ref().and_then(|mac| mac.parse().ok());
-        mac.unwrap_or_else(|| key.mac(VethEnd::Container))
-    }
-}
-
-fn has_metrics(conf: &Map<String, Value>) -> bool {
-    let version = conf.get("prevResult").and_then(|result| result.get("cniVersion"));
-    let routes = conf.get("ipam").and_then(|ipam| ipam.get("routes")).and_then(Value::as_array);
-    version.and_then(Value::as_str) == Some(Version::V1_1_0.as_str())
-        && routes.is_none_or(|routes| routes.iter().all(|route| route.get("priority").is_none()))
-}
-
 struct Checker {
     host: Netlink,
     pod: Pod,
@@ -207,11 +156,16 @@ impl Checker {
         self.require(bridge.up, || format!("bridge {name} is down"));
         let promiscuous = bridge.promiscuous || !self.network.promiscuous;
         self.require(promiscuous, || format!("bridge {name} is not promiscuous"));
-        if let Some(mac) = self.promised.bridge_mac.clone().filter(|mac| !has_mac(&bridge, mac)) {
+        let mac = self.promised.bridge_mac.clone().filter(|mac| !has_mac(&bridge, mac));
+        let mtu = self.promised.bridge_mtu.filter(|mtu| *mtu != bridge.mtu);
+        if mac.is_some() || mtu.is_some() {
             let ports = self.host.links(Some(bridge.index))?;
-            // One that was never set is a port's, and another one when ports come and go.
-            if !ports.iter().any(|port| port.mac == bridge.mac) {
+            // What was never set is a port's, and something else when ports come and go.
+            if let Some(mac) = mac.filter(|_| !ports.iter().any(|port| port.mac == bridge.mac)) {
                 self.found.push(other_mac(&bridge, &mac));
+            }
+            if let Some(mtu) = mtu.filter(|_| !ports.iter().any(|port| port.mtu == bridge.mtu)) {
+                self.found.push(format!("bridge {name} has MTU {} instead of {mtu}", bridge.mtu));
             }
         }
         let is_deaf = bridge.snoops && self.holdings.guard.as_ref().is_some_and(Guard::is_quiet);

@@ -181,7 +181,7 @@ fn give_again(netlink: &mut Netlink, index: u32, address: IpAddr) -> NlResult<()
     Ok(())
 }
 
-/// Router advertisements are never accepted: the routes are the network's to give (CVE-2020-10749).
+/// Router advertisements are accepted on no interface that has addresses: the routes are the network's to give (CVE-2020-10749).
 fn ipv6_settings(ipv6: Ipv6) -> &'static [(&'static str, &'static str)] {
     match ipv6 {
         Ipv6::Untouched => &[],

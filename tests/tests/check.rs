@@ -143,6 +143,7 @@ fn the_hosts_side() {
                 |_| host("ip link set weft0 address 02:00:00:00:00:99"),
                 &["weft0", "02:00:00:00:00:99"],
             ),
+            ("bridge with another MTU", |_| host("ip link set weft0 mtu 1300"), &["weft0", "1300"]),
             ("bridge down", |_| host("ip link set weft0 down"), &["weft0", "down"]),
             ("bridge deleted", |_| host("ip link delete weft0"), &["weft0"]),
             ("IPv4 gateway removed", |_| host("ip addr del 10.88.0.1/24 dev weft0"), &["10.88.0.1", "weft0"]),

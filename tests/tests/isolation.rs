@@ -63,9 +63,13 @@ fn networks_are_closed_to_each_other_unless_both_are_open() {
 
 #[test]
 fn two_networks_on_one_bridge_are_closed_to_each_other_also_without_the_host_between() {
-    let _host = Host::new();
-    let (client, server) = (Pod::new(), Pod::new());
-    for (says, is_open) in [("network", false), ("none", true)] {
+    let ways = Host::br_netfilter_ways().iter();
+    for (br_netfilter, (says, is_open)) in
+        ways.flat_map(|&way| [("network", false), ("none", true)].map(|says| (way, says)))
+    {
+        let host = Host::new();
+        host.set_br_netfilter(br_netfilter);
+        let (client, server) = (Pod::new(), Pod::new());
         let says = json!({ "isolation": says });
         let (one, other) = (one().with(&says), other("weft0").with(&says));
         one.add(&client);

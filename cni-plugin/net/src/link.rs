@@ -177,9 +177,10 @@ impl Netlink {
         self.request(RouteNetlinkMessage::SetLink(link), 0)
     }
 
-    /// `ip link set NAME address MAC`, to the one that it has: the kernel takes that for a change, and with `arp_notify` and
-    /// `ndisc_notify` set it announces the link's addresses (`NETDEV_CHANGEADDR` in net/ipv4/devinet.c, net/ipv6/ndisc.c).
-    pub fn announce(&mut self, name: &str, mac: MacAddr) -> NlResult<()> {
+    /// `ip link set NAME address MAC`. The kernel takes that for a change also where it is the one that the link has: with
+    /// `arp_notify` and `ndisc_notify` set it announces the link's addresses (`NETDEV_CHANGEADDR` in net/ipv4/devinet.c,
+    /// net/ipv6/ndisc.c), and a bridge keeps it from then on, whatever ports come and go (`br_stp_change_bridge_id`).
+    pub fn set_mac(&mut self, name: &str, mac: MacAddr) -> NlResult<()> {
         let link = LinkUnspec::new_with_name(name).address(mac.octets().to_vec()).build();
         self.request(RouteNetlinkMessage::SetLink(link), 0)
     }
