@@ -28,8 +28,8 @@ mod rules;
 pub use allow::{Grant, forget, holds_with_others, notes};
 use allow::{Member, current, grants, held};
 use rules::{
-    BRIDGE_CLOSED, BRIDGE_INSIDE, BRIDGE_NETWORKS, BRIDGES, CLOSED, HOSTLESS, INSIDE, INTERNAL, LIMITED,
-    NETWORKS, NO_WAYS_OUT, PRIVATE, PRIVATE_PORTS, WAYS_OUT,
+    BRIDGE_CLOSED, BRIDGE_INSIDE, BRIDGE_NETWORKS, BRIDGES, CLOSED, HOSTLESS, HOSTLESS_PORTS, INSIDE,
+    INTERNAL, LIMITED, NETWORKS, NO_WAYS_OUT, PRIVATE, PRIVATE_PORTS, WAYS_OUT,
 };
 pub use rules::{BRIDGE_GROUP, GROUP, IDLE};
 
@@ -170,9 +170,12 @@ impl Isolation {
 
     /// The elements that stand for it, for a port of this name.
     pub fn elements(&self, port: &str) -> Elements {
-        let named = || Element::new(&PRIVATE_PORTS, Tuple::default().ifname(port), port.to_owned());
+        let named = |set| Element::new(set, Tuple::default().ifname(port), port.to_owned());
         let mut elements = allow::elements(&self.grants, &self.addresses);
-        elements.own.extend(self.policy.private.then(named));
+        elements.own.extend(self.policy.private.then(|| named(&PRIVATE_PORTS)));
+        elements.own.extend(
+            (!self.policy.host_access && self.policy.bridge.is_some()).then(|| named(&HOSTLESS_PORTS)),
+        );
         elements.network = self.policy.elements();
         elements
     }

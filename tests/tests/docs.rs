@@ -304,3 +304,24 @@ fn keys_of_reference_plugins_are_theirs() {
         }
     }
 }
+
+/// Of a network whose runtime cannot ask.
+#[test]
+fn status_is_asked_for_by_hand() {
+    let _host = Host::new();
+    let page = fs::read_to_string(root().join("docs/operations.md")).expect("the page");
+    let line = page.lines().find(|line| line.starts_with("jq ")).expect("the command");
+    let line = line
+        .replace(
+            "/etc/cni/net.d/10-weft.conflist",
+            &root().join("conf/20-weft-nerdctl-podman.conflist").display().to_string(),
+        )
+        .replace("/opt/cni/bin", &dist().display().to_string());
+    let ask = || Command::new("sh").args(["-c", &line]).output().expect("run a shell");
+    let answer = ask();
+    assert!(answer.status.success() && answer.stdout.is_empty(), "{line}: {answer:?}");
+    command("iptables -P FORWARD DROP");
+    let answer = ask();
+    let said = String::from_utf8_lossy(&answer.stdout);
+    assert!(!answer.status.success() && said.contains("iptables -I FORWARD"), "{said}");
+}

@@ -6,7 +6,7 @@ mod allow;
 #[path = "isolation/moment.rs"]
 mod moment;
 
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use serde_json::json;
@@ -159,8 +159,27 @@ fn services_of_the_host_can_be_kept_from_containers() {
             assert_eq!(is_answered(&client, &by_udp, (at, PORT)), has_access, "to the host at {at} by UDP");
             client.assert_reaches(at);
         }
+        let on_link = on_link_to_the_host(&host, &client);
+        assert_eq!(on_link, has_access, "to the bridge's link-local address");
         network.del(&client);
     }
+}
+
+/// Whether a container reaches a service of the host at the bridge's link-local address.
+fn on_link_to_the_host(host: &Host, from: &Pod) -> bool {
+    let service = host.netns().inside(|| TcpListener::bind(("::", PORT + 1)).expect("a listener"));
+    let addresses = command("ip -6 -o addr show dev weft0 scope link");
+    let address = addresses.split_whitespace().nth(3).and_then(|address| address.split('/').next());
+    let address: Ipv6Addr = address.and_then(|address| address.parse().ok()).expect("a link-local address");
+    let index = from.link("eth0").expect("an interface")["ifindex"].as_u64().expect("a number");
+    let target = SocketAddrV6::new(address, PORT + 1, 0, u32::try_from(index).expect("a small number"));
+    // Reachability is no service.
+    from.command(&format!("ping -n -c 1 -W 3 {address}%eth0"));
+    let time = Duration::from_millis(500);
+    let reaches = || from.inside(|| TcpStream::connect_timeout(&target.into(), time).is_ok());
+    let reached = (0..3).any(|_| reaches());
+    drop(service);
+    reached
 }
 
 #[test]

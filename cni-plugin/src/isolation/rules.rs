@@ -83,6 +83,10 @@ pub(super) static BRIDGES: [Set; 2] = [
 pub(super) static PRIVATE_PORTS: Set =
     Set { table: Table::Bridge, name: "private-ports", key: &[Type::Ifname], data: &[], intervals: false };
 
+/// The ports of bridges whose containers use no service of the host.
+pub(super) static HOSTLESS_PORTS: Set =
+    Set { table: Table::Bridge, name: "hostless-ports", key: &[Type::Ifname], data: &[], intervals: false };
+
 /// From container to container, one port.
 pub(super) static PORT: [Set; 2] = services("allow-port-v4", "allow-port-v6", false);
 /// … several ports.
@@ -142,14 +146,22 @@ pub static BRIDGE_GROUP: Group = Group {
     table: Table::Bridge,
     sets: &[
         BRIDGE_INSIDE[0], BRIDGE_INSIDE[1], BRIDGE_NETWORKS[0], BRIDGE_NETWORKS[1], BRIDGE_CLOSED[0],
-        BRIDGE_CLOSED[1], BRIDGES[0], BRIDGES[1], PRIVATE_PORTS,
+        BRIDGE_CLOSED[1], BRIDGES[0], BRIDGES[1], PRIVATE_PORTS, HOSTLESS_PORTS,
     ],
-    chains: &[Chain {
-        name: "isolation",
-        kind: ChainKind::Base { kind: "filter", hook: InetHookNumber::Forward, priority: FILTER_BRIDGED },
-        rules: bridged,
-        uses: 8,
-    }],
+    chains: &[
+        Chain {
+            name: "isolation",
+            kind: ChainKind::Base { kind: "filter", hook: InetHookNumber::Forward, priority: FILTER_BRIDGED },
+            rules: bridged,
+            uses: 8,
+        },
+        Chain {
+            name: "isolation-host",
+            kind: ChainKind::Base { kind: "filter", hook: InetHookNumber::LocalIn, priority: FILTER_BRIDGED },
+            rules: on_link_to_the_host,
+            uses: 2,
+        },
+    ],
 };
 
 /// A network that is only closed has nobody to be closed to where it is alone: on the host, on a bridge.
@@ -234,6 +246,22 @@ fn to_the_host() -> Vec<Rule> {
     let icmp = ICMP.map(|(_, protocol)| Rule::any().is(Load::L4Protocol, &protocol).accept());
     let services = FAMILIES.map(|(family, at)| Rule::of(family).found(&there(family), &HOSTLESS[at]).drop());
     [Rule::any().known().accept()].into_iter().chain(icmp).chain(services).collect()
+}
+
+/// A link-local address is no network's, so the chain in the inet table does not know whose it is: here the port tells. Here nothing
+/// tells answers from questions, so the host gets no answers to what it asks by such an address, either.
+fn on_link_to_the_host() -> Vec<Rule> {
+    let [_, (_, icmp)] = ICMP;
+    let [_, (family, ether_type)] = ETHER_TYPES;
+    let [_, _, (link_local, length), _] = ON_LINK;
+    let begin = || Rule::any().is(Load::Protocol, &ether_type);
+    vec![
+        begin().is(Load::L4Protocol, &icmp).accept(),
+        begin()
+            .found(&[Load::Iifname], &HOSTLESS_PORTS)
+            .is_in(Field::source(family), link_local, length)
+            .drop(),
+    ]
 }
 
 /// Containers that reach each other by the host only must not be told of a shorter way.

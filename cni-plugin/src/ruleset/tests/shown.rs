@@ -154,4 +154,8 @@ fn nft_shows_isolation_as_it_is_meant() {
         ["meta pkttype host accept", "iifname @private-ports oifname @private-ports drop"]
     );
     assert_eq!(bridged.len(), 9);
+    assert_eq!(
+        rules_of("bridge", "isolation-host")[1..],
+        ["meta l4proto ipv6-icmp accept", "iifname @hostless-ports ip6 saddr fe80::/10 drop",]
+    );
 }
