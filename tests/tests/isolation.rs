@@ -90,53 +90,59 @@ fn two_networks_on_one_bridge_are_closed_to_each_other_also_without_the_host_bet
 
 #[test]
 fn an_internal_network_has_no_way_out_and_none_in() {
-    let host = Host::new();
-    let outside = host.outside();
-    let (client, server) = (Pod::new(), Pod::new());
-    let way_out = Mirror::on(&outside, PORT);
-    let peers = Outside::PEER.map(|peer| peer.parse::<IpAddr>().expect("an address"));
-    for is_internal in [true, false] {
-        let network = one().with(&json!({ "internal": is_internal, "ipMasq": true }));
-        network.add(&client);
-        let (mirror, addresses) = serve(&network, &server);
-        for (address, peer) in addresses.into_iter().zip(peers) {
-            assert!(mirror.seen(&client, (address, PORT)).is_some(), "inside, {address} is reached");
-            assert_way(!is_internal, &way_out, &client, peer, "out");
-            // Somebody outside who routes to the network by this host.
-            let at = Outside::HOST[usize::from(address.is_ipv6())];
-            let (prefix, family) =
-                if address.is_ipv6() { ("fd00:88::/64", "-6") } else { ("10.88.0.0/24", "-4") };
-            outside.inside(|| command(&format!("ip {family} route replace {prefix} via {at}")));
-            assert_way(!is_internal, &mirror, &outside, address, "in");
+    for &br_netfilter in Host::br_netfilter_ways() {
+        let host = Host::new();
+        host.set_br_netfilter(br_netfilter);
+        let outside = host.outside();
+        let (client, server) = (Pod::new(), Pod::new());
+        let way_out = Mirror::on(&outside, PORT);
+        let peers = Outside::PEER.map(|peer| peer.parse::<IpAddr>().expect("an address"));
+        for is_internal in [true, false] {
+            let network = one().with(&json!({ "internal": is_internal, "ipMasq": true }));
+            network.add(&client);
+            let (mirror, addresses) = serve(&network, &server);
+            for (address, peer) in addresses.into_iter().zip(peers) {
+                assert!(mirror.seen(&client, (address, PORT)).is_some(), "inside, {address} is reached");
+                assert_way(!is_internal, &way_out, &client, peer, "out");
+                // Somebody outside who routes to the network by this host.
+                let at = Outside::HOST[usize::from(address.is_ipv6())];
+                let (prefix, family) =
+                    if address.is_ipv6() { ("fd00:88::/64", "-6") } else { ("10.88.0.0/24", "-4") };
+                outside.inside(|| command(&format!("ip {family} route replace {prefix} via {at}")));
+                assert_way(!is_internal, &mirror, &outside, address, "in");
+            }
+            drop(mirror);
+            network.del(&client);
+            network.del(&server);
         }
-        drop(mirror);
-        network.del(&client);
-        network.del(&server);
     }
 }
 
 #[test]
 fn containers_go_where_egress_allows() {
-    let host = Host::new();
-    let outside = host.outside();
-    let client = Pod::new();
-    let way_out = Mirror::on(&outside, PORT);
-    let [v4, v6] = Outside::PEER.map(|peer| peer.parse::<IpAddr>().expect("an address"));
-    let everywhere = ["0.0.0.0/0", "::/0"];
-    for (egress, v4_passes, v6_passes) in [
-        (json!({}), true, true),
-        (json!({ "deny": [v4] }), false, true),
-        (json!({ "deny": everywhere }), false, false),
-        (json!({ "allow": [v6] }), false, true),
-        (json!({ "allow": [] }), false, false),
-        (json!({ "allow": everywhere, "deny": [v6, format!("{v6}/64")] }), true, false),
-    ] {
-        let network = one().with(&json!({ "egress": egress, "ipMasq": true }));
-        network.add(&client);
-        for (peer, passes) in [(v4, v4_passes), (v6, v6_passes)] {
-            assert_way(passes, &way_out, &client, peer, &egress.to_string());
+    for &br_netfilter in Host::br_netfilter_ways() {
+        let host = Host::new();
+        host.set_br_netfilter(br_netfilter);
+        let outside = host.outside();
+        let client = Pod::new();
+        let way_out = Mirror::on(&outside, PORT);
+        let [v4, v6] = Outside::PEER.map(|peer| peer.parse::<IpAddr>().expect("an address"));
+        let everywhere = ["0.0.0.0/0", "::/0"];
+        for (egress, v4_passes, v6_passes) in [
+            (json!({}), true, true),
+            (json!({ "deny": [v4] }), false, true),
+            (json!({ "deny": everywhere }), false, false),
+            (json!({ "allow": [v6] }), false, true),
+            (json!({ "allow": [] }), false, false),
+            (json!({ "allow": everywhere, "deny": [v6, format!("{v6}/64")] }), true, false),
+        ] {
+            let network = one().with(&json!({ "egress": egress, "ipMasq": true }));
+            network.add(&client);
+            for (peer, passes) in [(v4, v4_passes), (v6, v6_passes)] {
+                assert_way(passes, &way_out, &client, peer, &egress.to_string());
+            }
+            network.del(&client);
         }
-        network.del(&client);
     }
 }
 

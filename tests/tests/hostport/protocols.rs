@@ -57,27 +57,34 @@ fn published() -> Network {
 
 #[test]
 fn each_protocol_from_everywhere_in_both_families() {
-    let host = Host::new();
-    let outside = host.outside();
-    let (web, neighbour, stranger) = (Pod::new(), Pod::new(), Pod::new());
-    let own = ips(&published().add(&web));
-    let other = Network::new("other", &["10.99.0.0/24", "fd00:99::/64"])
-        .with(&json!({ "bridge": "weft1", "isDefaultGateway": true, "ipMasq": true }));
-    let containers = [
-        ("one of its network", &neighbour, ips(&network().add(&neighbour))),
-        ("one of another network", &stranger, ips(&other.add(&stranger))),
-        ("itself", &web, own.clone()),
-    ];
-    let by_tcp = Mirror::on(&web, OWN);
-    let by_udp = web.inside(|| UdpSocket::bind(("::", OWN)).expect("a socket"));
-    by_udp.set_read_timeout(Some(PATIENCE)).expect("a limit");
-    for (family, own) in own.into_iter().enumerate() {
-        let by_sctp = web.inside(|| Endpoint::at(own));
-        for Asking { who, from, own, at, seen } in everybody(family, &host, &outside, &containers) {
-            let target = (at, PUBLISHED);
-            assert_eq!(by_tcp.seen(from, target), Some(seen), "{who} at {at} by TCP");
-            assert_eq!(answered_as(from, &by_udp, target), Some(seen), "{who} at {at} by UDP");
-            assert_eq!(begin(&by_sctp, from, own, at), seen, "{who} at {at} by SCTP");
+    for &br_netfilter in Host::br_netfilter_ways() {
+        let host = Host::new();
+        host.set_br_netfilter(br_netfilter);
+        let outside = host.outside();
+        let (web, neighbour, stranger) = (Pod::new(), Pod::new(), Pod::new());
+        let own = ips(&published().add(&web));
+        let other = Network::new("other", &["10.99.0.0/24", "fd00:99::/64"])
+            .with(&json!({ "bridge": "weft1", "isDefaultGateway": true, "ipMasq": true }));
+        let containers = [
+            ("one of its network", &neighbour, ips(&network().add(&neighbour))),
+            ("one of another network", &stranger, ips(&other.add(&stranger))),
+            ("itself", &web, own.clone()),
+        ];
+        let by_tcp = Mirror::on(&web, OWN);
+        let by_udp = web.inside(|| UdpSocket::bind(("::", OWN)).expect("a socket"));
+        by_udp.set_read_timeout(Some(PATIENCE)).expect("a limit");
+        for (family, own) in own.into_iter().enumerate() {
+            let by_sctp = web.inside(|| Endpoint::at(own));
+            for Asking { who, from, own, at, seen } in everybody(family, &host, &outside, &containers) {
+                let target = (at, PUBLISHED);
+                assert_eq!(
+                    by_tcp.seen(from, target),
+                    Some(seen),
+                    "{who} at {at} by TCP, br_netfilter: {br_netfilter}"
+                );
+                assert_eq!(answered_as(from, &by_udp, target), Some(seen), "{who} at {at} by UDP");
+                assert_eq!(begin(&by_sctp, from, own, at), seen, "{who} at {at} by SCTP");
+            }
         }
     }
 }
