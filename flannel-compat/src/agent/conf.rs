@@ -229,7 +229,7 @@ struct Optional<'t> {
 }
 
 impl NetworkConf {
-    /// Two networks share neither name nor file.
+    /// Two networks share neither name nor file, and not their place in one etcd: they would be one network there, with one subnet.
     fn check_beside(&self, other: &Self, index: usize) -> Result<(), Error> {
         if self.name == other.name {
             return Err(invalid(format!(
@@ -241,6 +241,13 @@ impl NetworkConf {
             let (file, other) = (self.subnet_file.display(), &other.name);
             return Err(invalid(format!(
                 "networks[{index}].subnetFile is {file}, as that of network {other}: give each its own"
+            )));
+        }
+        let share_etcd = self.etcd.endpoints.iter().any(|endpoint| other.etcd.endpoints.contains(endpoint));
+        if share_etcd && self.etcd.prefix == other.etcd.prefix {
+            let (prefix, other) = (&self.etcd.prefix, &other.name);
+            return Err(invalid(format!(
+                "networks[{index}].etcd.prefix is {prefix}, as that of network {other}: give each its own"
             )));
         }
         Ok(())

@@ -1,6 +1,7 @@
 use super::*;
 
 const ETCD: &str = r#""etcd": {"endpoints": ["http://127.0.0.1:2379"]}"#;
+const OTHER: &str = r#""etcd": {"endpoints": ["http://127.0.0.1:2379"], "prefix": "/other"}"#;
 
 fn minimal(name: &str, more: &str) -> String {
     format!(r#"{{"networks": [{{"name": "{name}", {ETCD}{more}}}]}}"#)
@@ -34,7 +35,7 @@ fn every_key_arrives() {
     let conf = parse(&format!(
         r#"{{"networks": [
             {{"name": "pods", {ETCD}, "ipMasq": true, "noMasquerade": ["192.0.2.0/24"], "subnetFile": "/run/a.env"}},
-            {{"name": "other", {ETCD}, "subnetFile": "/run/b.env"}}],
+            {{"name": "other", {OTHER}, "subnetFile": "/run/b.env"}}],
             "listen": "unix:/run/weftd.sock", "stateDir": "/s", "dataDir": "/d", "logLevel": "debug"}}"#
     ))
     .unwrap();
@@ -59,6 +60,10 @@ fn what_is_wrong_is_named_with_its_place_and_a_remedy() {
         (minimal("../x", ""), ["networks[0].name", "../x"]),
         (two("a"), ["networks[1].name", "rename"]),
         (two("b"), ["networks[1].subnetFile", "its own"]),
+        (
+            two("b").replacen("}}]", "}, \"subnetFile\": \"/run/b.env\"}]", 1),
+            ["networks[1].etcd.prefix is /coreos.com/network, as that of network a", "its own"],
+        ),
         (
             r#"{"networks": [{"name": "a", "etcd": {"endpoints": ["x"]}}]}"#.to_owned(),
             ["networks[0]", "endpoints"],
