@@ -78,11 +78,11 @@ fn trouble(text: &str) -> Option<&'static str> {
         ("CertificateRequired", "wants a client's certificate: set ipam.etcd.certFile and keyFile"),
         (
             "BadCertificate",
-            "does not accept this host's certificate: set ipam.etcd.certFile and keyFile to one from its CA",
+            "does not accept this host's certificate: set ipam.etcd.certFile and keyFile to one from its CA that has not expired",
         ),
         (
             "UnknownCA",
-            "does not accept this host's certificate: set ipam.etcd.certFile and keyFile to one from its CA",
+            "does not accept this host's certificate: set ipam.etcd.certFile and keyFile to one from its CA that has not expired",
         ),
         ("CertificateExpired", "says that this host's certificate has expired: renew ipam.etcd.certFile"),
         ("InvalidContentType", "does not speak TLS: write http:// in ipam.etcd.endpoints, or enable its TLS"),
@@ -120,7 +120,7 @@ fn ended(endpoint: &str, text: &str) -> Option<&'static str> {
         return None;
     }
     Some(if endpoint.starts_with("https:") {
-        "ended the connection, perhaps as it does not accept this host's certificate: see ipam.etcd.certFile and keyFile"
+        "ended the connection, perhaps as it does not accept this host's certificate: see whether that of ipam.etcd.certFile is from its CA and has not expired"
     } else {
         "ended the connection: see its log"
     })
