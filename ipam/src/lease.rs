@@ -261,6 +261,9 @@ impl<'a> Search<'a> {
         {
             log::warn!("the former lease is left to its end: {}", error.msg);
         }
+        for (other, _) in self.all_own(&snapshot.hosts.records).filter(|(other, _)| *other != key) {
+            log::warn!("subnet {key} is this host's: {}/subnets/{other} is ignored", self.conf.prefix);
+        }
         Ok(Some(self.held(key.to_owned(), value, lease_id)))
     }
 

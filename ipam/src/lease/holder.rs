@@ -128,8 +128,9 @@ impl Search<'_> {
     /// over under a lease of its own, and puts nothing here.
     fn counts<'h>(&self, held: Option<&'h Held>, snapshot: &Snapshot) -> Option<(&'h Held, Holder)> {
         let held = held?;
-        let record = snapshot.hosts.records.iter().find(|(key, value)| self.is_mine(key, value));
-        let lease = record.map_or(Some(held.lease), |(key, _)| snapshot.leases.get(key).copied());
+        let lease = self
+            .own(&snapshot.hosts.records)
+            .map_or(Some(held.lease), |(key, _)| snapshot.leases.get(key).copied());
         if lease != Some(held.lease) {
             return None;
         }

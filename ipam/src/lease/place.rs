@@ -38,7 +38,7 @@ pub(super) enum Place<'a> {
 impl Search<'_> {
     pub(super) fn place<'s>(&self, snapshot: &'s Snapshot) -> Place<'s> {
         let records = &snapshot.hosts.records;
-        if let Some((key, value)) = records.iter().find(|(key, value)| self.is_mine(key, value)) {
+        if let Some((key, value)) = self.own(records) {
             let is_pinned = snapshot.leases.get(key) == Some(&0);
             return if let Some(public) = self.doubtful(key, is_pinned || self.is_held(snapshot)) {
                 Place::Refused(self.not_alone(public, key, value))
@@ -71,8 +71,23 @@ impl Search<'_> {
         wish.and_then(parse_key).map_or(Place::Anywhere, Place::Before)
     }
 
+    /// This host's record. Of several, which anybody may have put, that of the lease on file: containers have addresses
+    /// of its subnet; else one that fits.
+    pub(super) fn own<'r>(&self, records: &'r BTreeMap<String, String>) -> Option<(&'r String, &'r String)> {
+        let before = |key: &str| self.before.is_some_and(|lease| lease.key == key);
+        self.all_own(records).min_by_key(|(key, _)| (!before(key), !self.fits(key)))
+    }
+
+    /// All records with this host's public address.
+    pub(super) fn all_own<'r>(
+        &self,
+        records: &'r BTreeMap<String, String>,
+    ) -> impl Iterator<Item = (&'r String, &'r String)> {
+        records.iter().filter(|(key, value)| self.is_mine(key, value))
+    }
+
     /// Whether a record has this host's public address, of either family.
-    pub(super) fn is_mine(&self, key: &str, value: &str) -> bool {
+    fn is_mine(&self, key: &str, value: &str) -> bool {
         let mine = |public: IpAddr| self.addresses.iter().any(|found| found.public == public);
         HostRecord::parse(key, value)
             .is_ok_and(|record| record.segments().iter().any(|segment| mine(segment.public)))

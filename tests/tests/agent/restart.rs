@@ -51,6 +51,20 @@ fn a_restart_with_another_lease_ttl_keeps_the_record_and_is_not_noticed_by_traff
     }
 }
 
+/// A second record with the host's address, which anybody may have put, is no reason to leave one's subnet.
+#[test]
+fn a_restart_keeps_the_subnet_whatever_other_record_names_the_host() {
+    let (mut fleet, (one, _), (_other, address)) = pair(&json!({}));
+    let own = subnet(fleet.node(0));
+    let second = format!("{SUBNETS}10.240.0.0-24");
+    fleet.etcd.put(&second, record("172.30.0.11", "8e:00:00:00:00:01"));
+    assert!(fleet.agents[0].daemon().stop().success());
+    fleet.agents[0] = Weftd::up(fleet.node(0), &fleet.etcd);
+    assert_eq!(subnet(fleet.node(0)), own);
+    assert!(fleet.agents[0].daemon().log().contains(&format!("{second} is ignored")));
+    one.assert_reaches(address);
+}
+
 /// The host starts while etcd is away: what it knew last is enough, also when the kernel has nothing any more.
 #[test]
 fn the_agent_starts_while_etcd_is_away() {

@@ -54,6 +54,29 @@ fn a_reservation_is_honoured_and_stays_one() {
     assert!(value.contains("172.30.0.11") && !value.contains("8e:00:00:00:00:01"), "{value}");
 }
 
+/// Records with this host's address, which anybody may have put: one of the network and one that is not, before the
+/// own one in the order of the keys. Containers live in the subnet on file.
+#[test]
+fn the_record_of_the_lease_on_file_is_this_hosts_whatever_others_are_put() {
+    let due = json!({ "ipam": { "peerRefresh": 0 } });
+    for other in ["10.240.0.0-24", "10.2.0.0-24"] {
+        let fleet = Fleet::new(1, V4);
+        let other = format!("{SUBNETS}{other}");
+        fleet.add(0, &due).result();
+        let key = format!("{SUBNETS}{}", fleet.record().0);
+        let own = fleet.etcd.get(&key).expect("the own record");
+        fleet.etcd.put(&other, record("172.30.0.11"));
+        // Looked for again, as the record is not as it was.
+        fleet.etcd.put_leased(&key, record("172.30.0.11"), &fleet.etcd.leases()[0].id);
+        let said = fleet.add(0, &due);
+        assert_eq!(fleet.etcd.get(&key), Some(own), "{}", said.stderr);
+        assert!(said.stderr.contains(&format!("{other} is ignored")), "{}", said.stderr);
+        let subnet = key.trim_start_matches(SUBNETS).replace(".0-24", ".");
+        assert!(addresses(&said.result())[0].starts_with(&subnet));
+        assert_eq!(fleet.etcd.get(&other), Some(record("172.30.0.11")), "it is left to who has put it");
+    }
+}
+
 #[test]
 fn the_subnet_on_file_is_preferred_while_it_is_free() {
     let fleet = Fleet::new(1, V4);
