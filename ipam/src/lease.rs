@@ -95,8 +95,8 @@ pub async fn rehearse(registry: &mut Registry, conf: &EtcdConf, unused: bool) ->
     match search.place(&snapshot) {
         Place::Refused(error) => Err(error),
         Place::Anywhere => {
-            let keys: Vec<String> = snapshot.hosts.records.keys().cloned().collect();
-            free(&search.config, &keys).map(drop)
+            let records = &snapshot.hosts.records;
+            free(&search.config, records.keys(), records).map(drop)
         }
         _ => Ok(()),
     }
@@ -319,9 +319,10 @@ impl<'a> Search<'a> {
 
     /// Takes a free one, at random: the loser of a race learns what is taken and tries again at once.
     async fn take_any(&self, registry: &mut Registry, snapshot: &Snapshot) -> Result<Option<Lease>, Error> {
-        let mut keys: Vec<String> = snapshot.hosts.records.keys().cloned().collect();
+        let records = &snapshot.hosts.records;
+        let mut keys: Vec<String> = records.keys().cloned().collect();
         for _ in 0..ATTEMPTS {
-            let subnets = free(&self.config, &keys)?;
+            let subnets = free(&self.config, &keys, records)?;
             match self.take(registry, &subnets).await? {
                 Take::Held(lease) => return Ok(Some(lease)),
                 Take::Lost(taken) => keys = taken,

@@ -3,6 +3,7 @@
 //! Source: pkg/subnet/config.go of flannel v0.28.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 
 use cni_protocol::canonicalize_keys;
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
@@ -248,6 +249,19 @@ impl Pool {
         self.subnet(self.first + place % self.count())
     }
 
+    /// The places at which subnets have addresses of `other`, whatever its size.
+    #[must_use]
+    pub fn places(&self, other: IpNetwork) -> Option<RangeInclusive<u128>> {
+        let network = self.network;
+        let from = other.network().max(network.network());
+        let to = other.broadcast().min(network.broadcast());
+        if other.is_ipv4() != network.is_ipv4() || from > to {
+            return None;
+        }
+        let (first, last) = (self.number(from).max(self.first), self.number(to).min(self.last));
+        (first <= last).then(|| first - self.first..=last - self.first)
+    }
+
     /// Whether `subnet` is one of those that a host may have: of the right size, in the network. One outside of
     /// `SubnetMin` to `SubnetMax` is: these say what is chosen, and may have been changed.
     #[must_use]
@@ -285,13 +299,18 @@ impl Pool {
                     "use a subnet's first address",
                 )
             })?;
-        Ok(match (subnet.ip(), self.network.network()) {
+        Ok(self.number(subnet.ip()))
+    }
+
+    /// The number of the subnet that has `address`, which is one of the network.
+    fn number(&self, address: IpAddr) -> u128 {
+        match (address, self.network.network()) {
             (IpAddr::V4(ip), IpAddr::V4(base)) => {
                 u128::from(ip.to_bits() - base.to_bits()) >> (32 - self.subnet_len)
             }
             (IpAddr::V6(ip), IpAddr::V6(base)) => (ip.to_bits() - base.to_bits()) >> (128 - self.subnet_len),
             _ => 0,
-        })
+        }
     }
 }
 

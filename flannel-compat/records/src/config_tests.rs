@@ -44,6 +44,31 @@ fn both_families_and_bounds() {
     assert_eq!(vxlan.mac_prefix, Some([0x0e, 0x2a]));
 }
 
+#[test]
+fn the_places_of_other_networks_in_a_pool() {
+    let config = parse(
+        r#"{"EnableIPv6":true,"Network":"10.240.0.0/12","SubnetMin":"10.240.4.0","SubnetMax":"10.240.200.0",
+            "IPv6Network":"fd00::/16","Backend":{"Type":"vxlan"}}"#,
+    );
+    let [v4, v6] = config.pools() else { panic!("two pools") };
+    for (pool, other, places) in [
+        (v4, "10.240.5.0/24", Some(1..=1)),
+        (v4, "10.240.5.128/25", Some(1..=1)),
+        (v4, "10.240.0.0/21", Some(0..=3)),
+        (v4, "10.0.0.0/8", Some(0..=196)),
+        (v4, "0.0.0.0/0", Some(0..=196)),
+        (v4, "10.240.0.0/22", None),
+        (v4, "10.241.0.0/16", None),
+        (v4, "172.16.0.0/12", None),
+        (v4, "fd00::/16", None),
+        (v6, "fd00:0:0:8000::/49", Some(0x7fff..=0xfffe)),
+        (v6, "fc00::/7", Some(0..=(1 << 48) - 2)),
+        (v6, "fe80::/10", None),
+    ] {
+        assert_eq!(pool.places(other.parse().unwrap()), places, "{other}");
+    }
+}
+
 /// As Go's encoding/json reads them, so as flanneld does.
 #[test]
 fn keys_are_read_in_any_case() {

@@ -238,13 +238,13 @@ pub fn parse_key(key: &str) -> Option<Vec<IpNetwork>> {
     let v4 = part(v4).filter(IpNetwork::is_ipv4)?;
     let mut subnets = Vec::new();
     // "0.0.0.0-0" stands for no IPv4.
-    if v4.prefix() != 0 || v6.is_none() {
+    if v4.prefix() != 0 {
         subnets.push(v4);
     }
     if let Some(v6) = v6 {
         subnets.push(part(v6).filter(IpNetwork::is_ipv6)?);
     }
-    Some(subnets)
+    (!subnets.is_empty()).then_some(subnets)
 }
 
 #[cfg(test)]

@@ -28,6 +28,11 @@ fn flannels_bytes_both_ways() {
 }
 
 #[test]
+fn a_key_of_no_subnet_is_none() {
+    assert_eq!(parse_key("0.0.0.0-0"), None);
+}
+
+#[test]
 fn hostile_records_are_refused() {
     let good = RECORDS[0].1;
     for key in [

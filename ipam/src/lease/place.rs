@@ -1,8 +1,9 @@
 //! Where a host belongs, by what etcd has. Pure.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use cni_protocol::{Code, Error};
 use flannel_records::{HostRecord, NetworkConfig, Pool, parse_key};
@@ -156,39 +157,51 @@ fn owner(key: &str, value: &str) -> String {
     }
 }
 
-/// A subnet of each pool that no key names, the first behind a random one: hosts that start at once do not all want
-/// the same.
+/// A subnet of each pool that none of the keys has, the first behind a random one: hosts that start at once do not all
+/// want the same. A key of another size, from before the network was configured anew, counts unless its value, where
+/// that is known, is no host's: anybody can put one that has the whole network.
 ///
 /// # Errors
 /// [`Code::Exhausted`] when a pool has none.
-pub(super) fn free(config: &NetworkConfig, keys: &[String]) -> Result<Vec<IpNetwork>, Error> {
-    let taken: HashSet<IpNetwork> = keys.iter().filter_map(|key| parse_key(key)).flatten().collect();
-    config.pools().iter().map(|pool| free_in(pool, &taken)).collect()
+pub(super) fn free<'k>(
+    config: &NetworkConfig,
+    keys: impl IntoIterator<Item = &'k String>,
+    known: &BTreeMap<String, String>,
+) -> Result<Vec<IpNetwork>, Error> {
+    let named = |key: &'k String| Some((key.as_str(), parse_key(key)?));
+    let taken: Vec<(&str, Vec<IpNetwork>)> = keys.into_iter().filter_map(named).collect();
+    let is_hosts = |key: &str| known.get(key).is_none_or(|value| HostRecord::parse(key, value).is_ok());
+    let blocks = |pool: &Pool| {
+        let subnets = taken.iter().flat_map(|(key, subnets)| subnets.iter().map(move |one| (*key, *one)));
+        let counting = subnets.filter(|(key, subnet)| pool.has(*subnet) || is_hosts(key));
+        counting.filter_map(|(key, subnet)| Some((pool.places(subnet)?, key))).collect()
+    };
+    config.pools().iter().map(|pool| free_in(pool, blocks(pool))).collect()
 }
 
-fn free_in(pool: &Pool, taken: &HashSet<IpNetwork>) -> Result<IpNetwork, Error> {
-    // Of another size: from before the network was configured anew.
-    let (same, others): (Vec<&IpNetwork>, Vec<&IpNetwork>) = taken
-        .iter()
-        .filter(|subnet| subnet.is_ipv4() == pool.network().is_ipv4())
-        .partition(|subnet| subnet.prefix() == pool.subnet_len());
-    let overlaps = |subnet: IpNetwork| {
-        others.iter().any(|other| other.contains(subnet.ip()) || subnet.contains(other.ip()))
+/// The places of a pool that a key has.
+type Block<'k> = (RangeInclusive<u128>, &'k str);
+
+fn free_in(pool: &Pool, mut blocks: Vec<Block<'_>>) -> Result<IpNetwork, Error> {
+    blocks.sort_by_key(|(places, _)| *places.start());
+    let behind = |place: u128, (places, _): &Block<'_>| {
+        if places.contains(&place) { places.end() + 1 } else { place }
     };
-    let start = u128::from(RandomState::new().hash_one(0)) << 64 | u128::from(RandomState::new().hash_one(1));
-    let start = start % pool.count();
-    // One more step than there are subnets of this size finds a free one, if others do not overlap.
-    let steps = if others.is_empty() { pool.count().min(same.len() as u128 + 1) } else { pool.count() };
-    let found = (0..steps)
-        .map(|step| pool.at(start + step))
-        .find(|subnet| !taken.contains(subnet) && !overlaps(*subnet));
-    found.ok_or_else(|| {
-        let msg = format!(
-            "take a subnet: all {} subnets of {} are taken: widen the network's range in etcd, or remove the records of \
-             hosts that are gone",
-            pool.count(),
-            pool.network()
-        );
-        Error::new(Code::Exhausted, msg)
-    })
+    let random =
+        u128::from(RandomState::new().hash_one(0)) << 64 | u128::from(RandomState::new().hash_one(1));
+    let found = [random % pool.count(), 0].map(|start| blocks.iter().fold(start, behind));
+    let found = found.into_iter().find(|place| *place < pool.count());
+    found.map(|place| pool.at(place)).ok_or_else(|| exhausted(pool, &blocks))
+}
+
+fn exhausted(pool: &Pool, blocks: &[Block<'_>]) -> Error {
+    let largest = blocks.iter().max_by_key(|(places, _)| places.end() - places.start());
+    let msg = format!(
+        "take a subnet: all {} subnets of {} are taken, by {} among others: widen the network's range in etcd, or remove \
+         the records of hosts that are gone",
+        pool.count(),
+        pool.network(),
+        largest.map_or("nobody", |(_, key)| *key),
+    );
+    Error::new(Code::Exhausted, msg)
 }

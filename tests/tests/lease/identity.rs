@@ -261,9 +261,32 @@ fn a_network_without_a_free_subnet() {
     for number in 0..4 {
         fleet.etcd.put(&format!("{SUBNETS}10.240.{number}.0-24"), record(&format!("172.31.0.{number}")));
     }
-    fleet.fails(0, &json!({}), 104).assert_names(&["10.240.0.0/22", "all 3"]);
+    fleet.fails(0, &json!({}), 104).assert_names(&["10.240.0.0/22", "all 3", "10.240.3.0-24"]);
     fleet.ipam("STATUS", 0, &json!({})).run().error_code(50).assert_names(&["10.240.0.0/22", "all 3"]);
     assert!(fleet.etcd.leases().is_empty());
+}
+
+/// Anybody can put a key that names more than a host ever has.
+#[test]
+fn a_key_of_another_size_counts_when_a_host_has_it() {
+    let v6 = r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00::/16", "Backend": {"Type": "vxlan"}}"#;
+    let host = record("172.30.0.99")
+        .replace("null", r#""fd30::99","BackendV6Data":{"VNI":1,"VtepMAC":"8e:00:00:00:00:01"}"#);
+    for (config, keys) in
+        [(V4, ["0.0.0.0-0", "10.240.0.0-12"]), (v6, ["0.0.0.0-0&fd00::-16", "0.0.0.0-0&fc00::-7"])]
+    {
+        let fleet = Fleet::new(1, config);
+        for key in keys {
+            fleet.etcd.put(&format!("{SUBNETS}{key}"), "x");
+        }
+        fleet.ipam("STATUS", 0, &json!({})).run().done();
+        fleet.add(0, &json!({})).result();
+        assert_eq!(fleet.keys().len(), 3);
+        let fleet = Fleet::new(1, config);
+        fleet.etcd.put(&format!("{SUBNETS}{}", keys[1]), &host);
+        fleet.fails(0, &json!({}), 104).assert_names(&["are taken", keys[1]]);
+        assert_eq!(fleet.keys(), [keys[1]]);
+    }
 }
 
 /// All that lie between the smallest and the largest are given, these two among them, and no other: of each family.
