@@ -150,8 +150,8 @@ impl<'c> Host<'c> {
         self.data_dir.join(self.network.as_str()).join("tried")
     }
 
-    /// Looks at the network, and renews the lease when half of its time is over. What etcd fails to say is left for the
-    /// next ADD.
+    /// Looks at the network, and renews the lease when half of its time is over. What etcd fails to say, or the disk to
+    /// take, is left for the next ADD.
     ///
     /// # Errors
     /// [`Code::Conflict`] when another host has the subnet or the public address; [`Code::InvalidConfig`] when the
@@ -175,6 +175,12 @@ impl<'c> Host<'c> {
                     log::warn!("remove {}: {error}", tried.display());
                 }
                 Err(error)
+            }
+            Ok((Lease::Held(kept), hosts)) if kept.key == lease.key => {
+                if let Err(error) = self.put_on_file(Lease::Held(kept.clone()), &hosts) {
+                    log::warn!("network {}: {}; going on without", self.network, error.msg);
+                }
+                Ok(kept)
             }
             Ok((news, hosts)) => self.put_on_file(news, &hosts),
             Err(error) => {

@@ -290,6 +290,28 @@ fn a_lease_that_ended_is_told_and_taken_again() {
     fleet.ipam("STATUS", 0, &short).run().done();
 }
 
+/// What is on file is enough for a container, and what is new is written when that can be done again.
+#[test]
+fn a_data_directory_that_takes_nothing_does_not_fail_a_later_add() {
+    let fleet = Fleet::new(2, V4);
+    let due = json!({ "ipam": { "peerRefresh": 0 } });
+    let first = addresses(&fleet.add(0, &due).result());
+    fleet.add(1, &due).result();
+    let node = fleet.node(0);
+    let directory = node.data_dir();
+    let path = directory.display();
+    let peers = || fs::read_to_string(directory.join("pods/peers.json")).expect("peers.json");
+    node.command(&format!("mount --bind {path} {path}"));
+    node.command(&format!("mount -o remount,bind,ro {path}"));
+    let reply = fleet.add(0, &due);
+    assert!(reply.stderr.contains("peers.json: Read-only"), "{}", reply.stderr);
+    assert_eq!(addresses(&reply.result()), [first[0].replace(".2/", ".3/")]);
+    assert!(!peers().contains("172.30.0.12"), "{}", peers());
+    node.command(&format!("umount {path}"));
+    fleet.add(0, &due).result();
+    assert!(peers().contains("172.30.0.12"), "{}", peers());
+}
+
 /// Two networks of one etcd, and of one host.
 #[test]
 fn several_networks_one_prefix_each() {
