@@ -25,6 +25,10 @@ use failure::{Kind, explain, kind};
 pub use own::{Attempt, Record};
 pub use watch::{Watch, Watched};
 
+/// The largest answer that is read. Anybody can put values of 1.5 MiB, and three of these are more than the 4 MiB that
+/// tonic would read.
+const LARGEST: usize = 64 << 20;
+
 /// A network's part of etcd.
 pub struct Registry {
     endpoints: Vec<String>,
@@ -103,7 +107,9 @@ impl Registry {
         let mut reads = vec![TxnOp::get(self.config_key(), None), TxnOp::get(self.subnets(), all)];
         reads.extend(self.reads(addresses));
         let txn = Txn::new().and_then(reads);
-        let call = async |mut client: Client| client.txn(txn.clone()).await;
+        let call = async |client: Client| {
+            client.kv_client().max_decoding_message_size(LARGEST).txn(txn.clone()).await
+        };
         let answer = self.call("read the network", call).await?;
         let revision = answer.header().map(etcd_client::ResponseHeader::revision).unwrap_or_default();
         let mut parts = answer.op_responses().into_iter();
@@ -146,7 +152,10 @@ impl Registry {
     pub async fn hosts(&mut self) -> Result<Peers, Error> {
         let subnets = self.subnets();
         let all = GetOptions::new().with_prefix();
-        let call = async |mut client: Client| client.get(subnets.as_str(), Some(all.clone())).await;
+        let call = async |client: Client| {
+            let mut reader = client.kv_client().max_decoding_message_size(LARGEST);
+            reader.get(subnets.as_str(), Some(all.clone())).await
+        };
         let answer = self.call("read the hosts", call).await?;
         let revision = answer.header().map(etcd_client::ResponseHeader::revision).unwrap_or_default();
         Ok(self.peers(&answer, revision))
@@ -197,7 +206,10 @@ impl Registry {
     pub async fn watch(&mut self, from: i64) -> Result<Watch, Error> {
         let prefix = self.subnets();
         let options = WatchOptions::new().with_prefix().with_start_revision(from);
-        let call = async |mut client: Client| client.watch(prefix.as_str(), Some(options.clone())).await;
+        let call = async |client: Client| {
+            let mut watcher = client.watch_client().max_decoding_message_size(LARGEST);
+            watcher.watch(prefix.as_str(), Some(options.clone())).await
+        };
         let stream = self.call("watch the hosts", call).await?;
         Ok(Watch::new(stream, prefix, self.endpoints[self.current].clone()))
     }

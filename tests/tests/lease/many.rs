@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use weft_ipam::lease::{Lease, acquire};
-use weft_ipam::registry::Registry;
+use weft_ipam::registry::{Registry, Watched};
 use weft_tests::{Access, Cluster, NEWCOMER, host_at, take_all};
 
 use super::super::{CONFIG, DUAL, SUBNETS, V4};
@@ -87,4 +87,33 @@ fn a_store_full_of_what_does_not_belong_there() {
     }
     let key = take_all(&etcd, 1).remove(0);
     assert!(etcd.get(&format!("{SUBNETS}{key}")).is_some());
+}
+
+/// Values of almost the size that etcd takes: a gRPC client reads no answer of more than 4 MiB unless it is told to.
+#[test]
+fn large_values_of_anybody_are_not_in_the_way() {
+    let cluster = Cluster::new(0);
+    let etcd = cluster.etcd(1, Access::Open);
+    etcd.put(CONFIG, V4);
+    for number in 0..4 {
+        etcd.put(&format!("{SUBNETS}large-{number}"), vec![b'x'; 1_400_000]);
+    }
+    let conf = host_at(&etcd, 1);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an event loop");
+    runtime.block_on(async {
+        let mut registry = Registry::new(&conf).expect("a registry");
+        assert_eq!(registry.hosts().await.expect("the hosts").records.len(), 4);
+        let lease = acquire(&mut registry, &conf, NEWCOMER).await.expect("a lease");
+        assert!(matches!(lease, Lease::Held(_)), "{lease:?}");
+        // What was missed comes in one message, behind one that says only that the watch begins.
+        let mut watch = registry.watch(1).await.expect("a watch");
+        let mut missed = 0;
+        while missed == 0 {
+            let Watched::Changes { records, .. } = watch.next().await.expect("what was missed") else {
+                panic!("nothing was compacted");
+            };
+            missed = records.len();
+        }
+        assert_eq!(missed, 5);
+    });
 }
