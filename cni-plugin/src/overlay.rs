@@ -36,6 +36,8 @@ pub struct Side {
     /// `None` with host-gw.
     pub device: Option<Device>,
     pub direct: Direct,
+    /// All hosts' addresses of the family: what leads elsewhere is another network's.
+    pub network: IpNetwork,
     /// The other hosts by their subnets.
     pub peers: BTreeMap<IpNetwork, Segment>,
 }
@@ -105,7 +107,11 @@ impl Overlay {
                 ));
             }
         };
-        let sides = own.segments().iter().map(|segment| Side::new(segment, vxlan, &lease.local)).collect();
+        let side = |segment: &Segment| {
+            let network = config.pool_of(segment.subnet.ip()).map_or(segment.subnet, Pool::network);
+            Side::new(segment, network, vxlan, &lease.local)
+        };
+        let sides = own.segments().iter().map(side).collect();
         let networks = config.pools().iter().map(Pool::network).collect();
         let mut overlay = Self { sides, networks };
         let mut known = Known::new(own.segments());
@@ -162,7 +168,7 @@ impl Overlay {
 }
 
 impl Side {
-    fn new(segment: &Segment, vxlan: Option<&Vxlan>, local: &[IpAddr]) -> Self {
+    fn new(segment: &Segment, network: IpNetwork, vxlan: Option<&Vxlan>, local: &[IpAddr]) -> Self {
         let v4 = segment.subnet.is_ipv4();
         let (prefix, alone) = if v4 { ("weft", 32) } else { ("weft6", 128) };
         let device = vxlan.and_then(|vxlan| {
@@ -184,6 +190,7 @@ impl Side {
                 Some(vxlan) if vxlan.direct_routing => Direct::OnLink,
                 Some(_) => Direct::None,
             },
+            network,
             peers: BTreeMap::new(),
         }
     }

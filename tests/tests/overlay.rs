@@ -15,6 +15,8 @@ use weft_tests::{Access, Cluster, Etcd, Family, Network, Node, Pod, Random, Weft
 mod device;
 #[path = "overlay/isolation.rs"]
 mod isolation;
+#[path = "overlay/networks.rs"]
+mod networks;
 #[path = "overlay/refresh.rs"]
 mod refresh;
 #[path = "overlay/shaping.rs"]
@@ -313,19 +315,6 @@ fn a_vni_that_somebody_else_has() {
     node.command("ip link delete flannel.1");
     drop(node.attach(&fleet.network));
     assert!(node.link("weft.1").is_some());
-}
-
-#[test]
-fn two_networks_of_several_hosts() {
-    let fleet = Fleet::new(&[2], V4);
-    fleet.etcd.put("/other/config", r#"{"Network": "10.96.0.0/12", "Backend": {"Type": "vxlan", "VNI": 2}}"#);
-    let other = fleet.network.clone().with(&json!({
-        "name": "other", "bridge": "weft1", "ipam": { "etcd": { "prefix": "/other" } }
-    }));
-    fleet.all_reach(1);
-    let pods: Vec<_> = fleet.cluster.nodes().iter().map(|node| node.attach(&other)).collect();
-    drop(fleet.node(0).attach(&other));
-    pods[0].0.assert_reaches(ips(&pods[1].1)[0]);
 }
 
 /// A first ADD that fails takes the device back; one beside containers leaves it to them.

@@ -139,8 +139,7 @@ pub struct Exit {
 pub fn exits(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<Vec<Exit>> {
     let mut found = Vec::new();
     for side in &overlay.sides {
-        let is_of_side = |network: &&IpNetwork| network.is_ipv4() == side.local.is_ipv4();
-        let Some(network) = overlay.networks.iter().find(is_of_side).copied() else { continue };
+        let network = side.network;
         let device = side.device.iter();
         found.extend(device.map(|device| Exit { interface: device.name.clone(), is_own: true, network }));
         if side.direct == Direct::None {

@@ -110,7 +110,7 @@ pub fn remove(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<()> {
             match Underlay::find(netlink, side.local) {
                 Err(error) if error.errno == Errno::EADDRNOTAVAIL => {}
                 underlay => {
-                    let routes = direct_routes(netlink, underlay?.link.index, Family::of(side.local))?;
+                    let routes = side.direct_routes(netlink, underlay?.link.index)?;
                     netlink.remove_entries(&routes)?.into_iter().collect::<NlResult<()>>()?;
                 }
             }
@@ -347,7 +347,7 @@ impl Side {
             }
         }
         if self.direct != Direct::None {
-            found.extend(direct_routes(netlink, underlay.link.index, family)?);
+            found.extend(self.direct_routes(netlink, underlay.link.index)?);
         }
         Ok(found)
     }
@@ -379,14 +379,15 @@ impl Side {
             _ => Err("not on the link"),
         }
     }
-}
 
-/// The plain routes to other hosts, which their protocol tells from everybody else's.
-fn direct_routes(netlink: &mut Netlink, index: u32, family: Family) -> NlResult<Vec<Entry>> {
-    let routes = netlink.routes(index)?.into_iter();
-    let own = routes
-        .filter(|route| route.protocol == weft_net::ROUTE_PROTOCOL && Family::of(route.dst.ip()) == family);
-    Ok(own
-        .filter_map(|route| Some(Entry::Direct { index, dst: route.dst, gateway: route.gateway? }))
-        .collect())
+    /// The network's plain routes to other hosts, which their protocol tells from everybody else's.
+    fn direct_routes(&self, netlink: &mut Netlink, index: u32) -> NlResult<Vec<Entry>> {
+        let within =
+            |dst: IpNetwork| self.network.contains(dst.ip()) && dst.prefix() >= self.network.prefix();
+        let routes = netlink.routes(index)?.into_iter();
+        let own = routes.filter(|route| route.protocol == weft_net::ROUTE_PROTOCOL && within(route.dst));
+        Ok(own
+            .filter_map(|route| Some(Entry::Direct { index, dst: route.dst, gateway: route.gateway? }))
+            .collect())
+    }
 }

@@ -1,0 +1,64 @@
+//! Several networks of one host: what one does is not the others' loss.
+
+use std::process::Command;
+
+use weft_tests::dist;
+
+use super::*;
+
+/// Another network on the fleet's hosts.
+fn other(fleet: &Fleet, backend: &Value) -> Network {
+    let config = json!({ "Network": "10.96.0.0/12", "Backend": backend });
+    fleet.etcd.put("/other/config", config.to_string());
+    fleet.network.clone().with(&json!({
+        "name": "other", "bridge": "weft1", "ipam": { "etcd": { "prefix": "/other" } }
+    }))
+}
+
+/// Ends a node's part in the other network.
+fn leave(fleet: &Fleet, node: &Node) {
+    let mut command = Command::new(dist().join("weftctl"));
+    command.args([
+        "--name",
+        "other",
+        "--etcd-prefix",
+        "/other",
+        "--etcd-endpoints",
+        &fleet.etcd.endpoints()[0],
+    ]);
+    command.args(["leave", "--force"]).envs(node.env());
+    let output = node.inside(|| command.output().expect("run weftctl"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn two_networks_of_several_hosts() {
+    let fleet = Fleet::new(&[2], V4);
+    let other = other(&fleet, &json!({ "Type": "vxlan", "VNI": 2 }));
+    fleet.all_reach(1);
+    let pods: Vec<_> = fleet.cluster.nodes().iter().map(|node| node.attach(&other)).collect();
+    drop(fleet.node(0).attach(&other));
+    pods[0].0.assert_reaches(ips(&pods[1].1)[0]);
+}
+
+#[test]
+fn two_networks_of_plain_routes_leave_each_other_theirs() {
+    let host_gw = json!({ "Type": "host-gw" });
+    let fleet = Fleet::new(&[2], &json!({ "Network": "10.240.0.0/12", "Backend": host_gw }).to_string());
+    let other = other(&fleet, &host_gw);
+    let node = fleet.node(0);
+    let pods = fleet.all_reach(1);
+    let others: Vec<_> = fleet.cluster.nodes().iter().map(|node| node.attach(&other)).collect();
+    // Every ADD compares all plain routes.
+    for network in [&other, &fleet.network] {
+        drop(node.attach(network));
+        let routes = plain_routes(node, Family::V4);
+        assert_eq!(routes.lines().count(), 2, "after an ADD to {}: {routes}", network.name());
+    }
+    pods[0].0.assert_reaches(pods[1].1[0]);
+    others[0].0.assert_reaches(ips(&others[1].1)[0]);
+    leave(&fleet, node);
+    let routes = plain_routes(node, Family::V4);
+    assert!(routes.lines().count() == 1 && routes.starts_with("10.2"), "{routes}");
+    pods[0].0.assert_reaches(pods[1].1[0]);
+}
