@@ -14,7 +14,7 @@ const IFB_PREFIX: &str = "wef";
 /// The length of [`short_hash`].
 pub const HASH_LEN: usize = 11;
 /// `IFALIASZ` of linux/if.h, less the terminating zero.
-const ALIAS_MAX: usize = 255;
+pub const ALIAS_MAX: usize = 255;
 
 /// One interface of one container on one network. DEL and GC need nothing else to find all that is
 /// the attachment's: not its namespace, no previous result, no record.

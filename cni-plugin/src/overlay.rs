@@ -5,6 +5,7 @@
 //! them (pkg/backend/vxlan of flannel v0.28); or, for hosts on the same link, a plain route, where the network wants
 //! that (`DirectRouting`, `host-gw`).
 
+mod device;
 mod member;
 mod sync;
 
@@ -16,8 +17,13 @@ use flannel_records::{Backend, HostRecord, NetworkConfig, Pool, Segment, Transpo
 use ipnetwork::IpNetwork;
 use weft_state::lease::{HostLease, Peers};
 
+use crate::key::ALIAS_MAX;
+
 pub use member::{Exit, Joined, exits, join, on_file};
 pub use sync::{Changes, Differences, Unreached, differences, remove, sync};
+
+/// What a device's alias begins with; the rest is the network's place in etcd, which stays when the network is renamed.
+const OWNER: &str = "weft:";
 
 /// What ought to be there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +52,8 @@ pub struct Side {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
     pub name: String,
+    /// The text by which `ip link` and other networks see whose it is.
+    pub owner: String,
     pub vni: u32,
     pub port: u16,
     pub learning: bool,
@@ -109,7 +117,7 @@ impl Overlay {
         };
         let side = |segment: &Segment| {
             let network = config.pool_of(segment.subnet.ip()).map_or(segment.subnet, Pool::network);
-            Side::new(segment, network, vxlan, &lease.local)
+            Side::new(segment, network, vxlan, lease)
         };
         let sides = own.segments().iter().map(side).collect();
         let networks = config.pools().iter().map(Pool::network).collect();
@@ -168,12 +176,13 @@ impl Overlay {
 }
 
 impl Side {
-    fn new(segment: &Segment, network: IpNetwork, vxlan: Option<&Vxlan>, local: &[IpAddr]) -> Self {
+    fn new(segment: &Segment, network: IpNetwork, vxlan: Option<&Vxlan>, lease: &HostLease) -> Self {
         let v4 = segment.subnet.is_ipv4();
         let (prefix, alone) = if v4 { ("weft", 32) } else { ("weft6", 128) };
         let device = vxlan.and_then(|vxlan| {
             Some(Device {
                 name: format!("{prefix}.{}", vxlan.vni),
+                owner: owner(&lease.prefix),
                 vni: vxlan.vni.number(),
                 port: vxlan.port,
                 learning: vxlan.learning,
@@ -183,7 +192,7 @@ impl Side {
             })
         });
         Self {
-            local: local.iter().copied().find(|ip| ip.is_ipv4() == v4).unwrap_or(segment.public),
+            local: lease.local.iter().copied().find(|ip| ip.is_ipv4() == v4).unwrap_or(segment.public),
             device,
             direct: match vxlan {
                 None => Direct::All,
@@ -194,6 +203,11 @@ impl Side {
             peers: BTreeMap::new(),
         }
     }
+}
+
+fn owner(prefix: &str) -> String {
+    let owner = format!("{OWNER}{prefix}");
+    if owner.len() <= ALIAS_MAX { owner } else { format!("{OWNER}{:x}", weft_state::hash(&[prefix])) }
 }
 
 impl Device {

@@ -19,6 +19,8 @@ mod heal;
 mod layouts;
 #[path = "agent/masquerade.rs"]
 mod masquerade;
+#[path = "agent/networks.rs"]
+mod networks;
 #[path = "agent/outage.rs"]
 mod outage;
 #[path = "agent/records.rs"]

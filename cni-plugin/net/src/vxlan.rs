@@ -49,10 +49,10 @@ impl Netlink {
         }
     }
 
-    /// `ip link set NAME address MAC mtu MTU up`.
-    pub fn set_vxlan(&mut self, name: &str, mac: MacAddr, mtu: u32) -> NlResult<()> {
-        let link = LinkUnspec::new_with_name(name).address(mac.octets().to_vec()).mtu(mtu).up().build();
-        self.request(RouteNetlinkMessage::SetLink(link), 0).map(drop)
+    /// `ip link set NAME address MAC mtu MTU up alias TEXT`. The kernel takes no alias when it makes a link.
+    pub fn set_vxlan(&mut self, name: &str, mac: MacAddr, mtu: u32, alias: &str) -> NlResult<()> {
+        let link = LinkUnspec::new_with_name(name).address(mac.octets().to_vec()).mtu(mtu).up().alias(alias);
+        self.request(RouteNetlinkMessage::SetLink(link.build()), 0).map(drop)
     }
 }
 

@@ -32,7 +32,8 @@ pub struct Joined {
 /// has changed since the last time; then it also has the MTU that it had.
 ///
 /// # Errors
-/// [`Code::TryAgain`] when there is no lease on file, what the kernel refused.
+/// [`Code::TryAgain`] when there is no lease on file, [`Code::Conflict`] when the device or its VNI is another's, what
+/// the kernel refused.
 pub fn join(
     netlink: &mut Netlink,
     (state_dir, data_dir): (&Path, &Path),
@@ -74,7 +75,9 @@ pub fn join(
         if absent && let Err(left) = remove(netlink, &overlay) {
             log::warn!("network {network}: the device to other hosts is left: {left}");
         }
-        failed(&"connect with the other hosts", error.into())
+        let fault =
+            if error.exists() { Error::new(Code::Conflict, error.to_string()).into() } else { error.into() };
+        failed(&format!("network {network}: connect with the other hosts"), fault)
     })?;
     rejected.extend(changes.unreached.iter().map(Rejected::from));
     let told = told(&rejected);

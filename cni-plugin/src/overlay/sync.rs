@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use flannel_records::Segment;
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
-use weft_net::{Entry, Family, Link, NetError, Netlink, NlResult, Vxlan};
+use weft_net::{Entry, Family, Link, NetError, Netlink, NlResult};
 
-use super::{Device, Direct, Overlay, Side};
+use super::{Direct, Overlay, Side};
 
 /// What a sync had to change, and what it found.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -48,7 +48,7 @@ impl Unreached {
 ///
 /// # Errors
 /// The first that the kernel refused, unless a host's record is to blame; `EADDRNOTAVAIL` when no interface has the
-/// underlay's address, `EEXIST` when another device has the VNI.
+/// underlay's address, `EEXIST` when another device has the VNI, or another network the device.
 pub fn sync(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<Changes> {
     let mut changes = Changes::default();
     let mut outcome = Ok(());
@@ -104,7 +104,7 @@ pub fn differences(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<Differe
 pub fn remove(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<()> {
     for side in &overlay.sides {
         if let Some(device) = &side.device {
-            netlink.delete_link(&device.name)?;
+            device.remove(netlink)?;
         }
         if side.direct != Direct::None {
             match Underlay::find(netlink, side.local) {
@@ -120,10 +120,10 @@ pub fn remove(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<()> {
 }
 
 /// The interface to other hosts.
-struct Underlay {
-    link: Link,
+pub(super) struct Underlay {
+    pub(super) link: Link,
     /// The address with the prefix length of the link.
-    address: IpNetwork,
+    pub(super) address: IpNetwork,
 }
 
 impl Underlay {
@@ -151,96 +151,6 @@ impl Underlay {
         } else {
             None
         }
-    }
-}
-
-impl Device {
-    fn wanted(&self, underlay: &Underlay) -> Vxlan {
-        Vxlan {
-            vni: self.vni,
-            port: self.port,
-            learning: self.learning,
-            underlay: underlay.link.index,
-            local: underlay.address.ip(),
-        }
-    }
-
-    fn ensure(
-        &self,
-        netlink: &mut Netlink,
-        underlay: &Underlay,
-        mtu: u32,
-        changes: &mut Changes,
-    ) -> NlResult<u32> {
-        let wanted = self.wanted(underlay);
-        if netlink.vxlan(&self.name)? != Some(wanted) {
-            netlink.delete_link(&self.name)?;
-            netlink
-                .add_vxlan(&self.name, self.mac, mtu, wanted)
-                .map_err(|error| self.explain(netlink, error))?;
-            changes.links += 1;
-        }
-        let link = netlink.link(&self.name)?.ok_or(Errno::ENODEV)?;
-        if link.mac != Some(self.mac) || link.mtu != mtu || !link.up {
-            netlink.set_vxlan(&self.name, self.mac, mtu)?;
-            changes.macs += usize::from(link.mac != Some(self.mac));
-            changes.mtus += usize::from(link.mtu != mtu);
-            changes.links += usize::from(!link.up);
-        }
-        let (missing, foreign) = self.addresses(netlink, link.index)?;
-        for other in foreign {
-            netlink.delete_address(link.index, other)?;
-            changes.addresses += 1;
-        }
-        if missing {
-            netlink.add_address(link.index, self.address, true)?;
-            changes.addresses += 1;
-        }
-        Ok(link.index)
-    }
-
-    /// Whether the device lacks its address, and those that are not its own.
-    fn addresses(&self, netlink: &mut Netlink, index: u32) -> NlResult<(bool, Vec<IpNetwork>)> {
-        let mut found = netlink.addresses(index)?;
-        let missing = !found.contains(&self.address);
-        let link_local = |ip: IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-        found.retain(|address| *address != self.address && !link_local(address.ip()));
-        Ok((missing, found))
-    }
-
-    /// Who has the VNI: mostly flanneld's device, on a host that is about to change over.
-    fn explain(&self, netlink: &mut Netlink, error: NetError) -> NetError {
-        if !error.exists() {
-            return error;
-        }
-        let links = netlink.links(None).unwrap_or_default();
-        let same = |link: &&Link| matches!(netlink.vxlan(&link.name), Ok(Some(other)) if other.vni == self.vni && other.port == self.port);
-        let other = links.iter().find(same).map_or("another device", |link| &link.name);
-        let remedy =
-            "end what made it (flanneld?), then `ip link delete` it, or give the network another VNI";
-        let explanation = format!("VNI {} is that of {other}: {remedy}", self.vni);
-        NetError { explanation: Some(explanation), ..error }
-    }
-
-    fn differences(&self, netlink: &mut Netlink, underlay: &Underlay, link: &Link) -> NlResult<Vec<String>> {
-        let (name, mtu) = (&self.name, self.mtu(underlay.link.mtu));
-        let mut found = Vec::new();
-        let mut require = |holds: bool, what: String| {
-            if !holds {
-                found.push(what);
-            }
-        };
-        let wanted = self.wanted(underlay);
-        let there = netlink.vxlan(name)?;
-        require(there == Some(wanted), format!("device {name} is {there:?} instead of {wanted:?}"));
-        let mac = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
-        require(link.mac == Some(self.mac), format!("device {name} has MAC {mac} instead of {}", self.mac));
-        require(link.mtu == mtu, format!("device {name} has MTU {} instead of {mtu}", link.mtu));
-        require(link.up, format!("device {name} is down"));
-        let (missing, foreign) = self.addresses(netlink, link.index)?;
-        require(!missing, format!("device {name} has not the address {}", self.address));
-        require(foreign.is_empty(), format!("device {name} has addresses that are not Weft's: {foreign:?}"));
-        Ok(found)
     }
 }
 

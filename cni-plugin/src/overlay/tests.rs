@@ -53,6 +53,7 @@ fn a_device_like_flannels_and_a_peer() {
 fn the_networks_mtu_is_that_of_outer_packets() {
     let device = |outer_mtu, address: &str| Device {
         name: "weft.1".into(),
+        owner: "weft:/n".into(),
         vni: 1,
         port: 8472,
         learning: false,

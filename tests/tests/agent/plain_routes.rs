@@ -119,36 +119,3 @@ fn plain_routes_beside_the_device_are_whole_again() {
         }
     }
 }
-
-/// Each network's own, also while both are repaired.
-#[test]
-fn two_networks_of_one_host_leave_each_other_their_plain_routes() {
-    let cluster = Cluster::new(2);
-    let etcd = cluster.etcd(1, Access::Open);
-    let ranges = [(Weftd::NETWORK, Weftd::PREFIX, "10.240.0.0/12"), ("other", "/other", "10.96.0.0/12")];
-    for (_, prefix, range) in ranges {
-        let config = json!({ "Network": range, "Backend": { "Type": "host-gw" } });
-        etcd.put(&format!("{prefix}/config"), config.to_string());
-    }
-    let start = |node: &Node| {
-        let network = |(name, prefix, _)| {
-            let file = node.directory().join(name).with_extension("env");
-            json!({ "name": name, "subnetFile": file,
-                "etcd": { "endpoints": etcd.endpoints(), "prefix": prefix } })
-        };
-        Weftd::with(node, &json!({ "networks": ranges.map(network) }))
-    };
-    let agents: Vec<Weftd> = cluster.nodes().iter().map(start).collect();
-    agents.iter().for_each(Weftd::ready);
-    let node = cluster.node(0);
-    let both = |after: &str| {
-        eventually(PATIENCE, &format!("a plain route of each network after {after}"), || {
-            (node.command("ip route show proto 119").lines().count() == 2).then_some(())
-        });
-    };
-    both("the start");
-    for range in ["10.240.0.0/12", "10.96.0.0/12"] {
-        node.command(&format!("ip route flush root {range} proto 119"));
-        both(&format!("a loss in {range}"));
-    }
-}

@@ -62,3 +62,45 @@ fn two_networks_of_plain_routes_leave_each_other_theirs() {
     assert!(routes.lines().count() == 1 && routes.starts_with("10.2"), "{routes}");
     pods[0].0.assert_reaches(pods[1].1[0]);
 }
+
+/// The first network goes on, the second one is refused until it has a VNI of its own.
+#[test]
+fn two_networks_with_one_vni() {
+    let fleet = Fleet::new(&[2], V4);
+    let other = other(&fleet, &json!({ "Type": "vxlan" }));
+    let pods = fleet.all_reach(1);
+    let node = fleet.node(0);
+    let device = || {
+        ["ip -d link show dev", "ip addr show dev", "bridge fdb show dev", "ip neigh show dev"]
+            .map(|show| node.command(&format!("{show} weft.1")))
+    };
+    let before = device();
+    let pod = Pod::new();
+    let refused = other.add_call(&pod).on(node).run().error_code(103);
+    refused.assert_names(&["network other", "weft.1", "/coreos.com/network", "/other/config", "VNI 1"]);
+    assert_eq!(device(), before);
+    leave(&fleet, node);
+    assert_eq!(device(), before);
+    pods[0].0.assert_reaches(pods[1].1[0]);
+    self::other(&fleet, &json!({ "Type": "vxlan", "VNI": 2 }));
+    drop(node.attach(&other));
+    assert!(node.link("weft.2").is_some());
+    assert_eq!(device(), before);
+}
+
+/// As one that an earlier version of Weft made.
+#[test]
+fn a_device_without_a_mark_is_taken() {
+    let fleet = Fleet::new(&[1], V4);
+    let node = fleet.node(0);
+    let (pod, result) = node.attach(&fleet.network);
+    let unmarked =
+        || Command::new("ip").args(["link", "set", "weft.1", "alias", ""]).status().expect("run ip");
+    assert!(node.inside(unmarked).success());
+    assert_eq!(node.link("weft.1").expect("a device")["ifalias"], Value::Null);
+    let checked = fleet.network.clone().with(&json!({ "prevResult": result }));
+    checked.call("CHECK").pod(&pod).on(node).run().done();
+    std::fs::remove_dir_all(node.state_dir()).expect("forget what was set up");
+    drop(node.attach(&fleet.network));
+    assert_eq!(node.link("weft.1").expect("a device")["ifalias"], "weft:/coreos.com/network");
+}

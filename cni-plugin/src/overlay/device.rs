@@ -1,0 +1,141 @@
+//! A network's VXLAN device.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use nix::errno::Errno;
+use weft_net::{Link, NetError, Netlink, NlResult, Vxlan};
+
+use super::sync::{Changes, Underlay};
+use super::{Device, OWNER};
+
+impl Device {
+    fn wanted(&self, underlay: &Underlay) -> Vxlan {
+        Vxlan {
+            vni: self.vni,
+            port: self.port,
+            learning: self.learning,
+            underlay: underlay.link.index,
+            local: underlay.address.ip(),
+        }
+    }
+
+    /// Makes it or sets it right, and returns its index.
+    pub(super) fn ensure(
+        &self,
+        netlink: &mut Netlink,
+        underlay: &Underlay,
+        mtu: u32,
+        changes: &mut Changes,
+    ) -> NlResult<u32> {
+        let wanted = self.wanted(underlay);
+        if let Some(link) = netlink.link(&self.name)? {
+            self.claim(&link)?;
+        }
+        if netlink.vxlan(&self.name)? != Some(wanted) {
+            netlink.delete_link(&self.name)?;
+            netlink
+                .add_vxlan(&self.name, self.mac, mtu, wanted)
+                .map_err(|error| self.explain(netlink, error))?;
+            changes.links += 1;
+        }
+        let link = netlink.link(&self.name)?.ok_or(Errno::ENODEV)?;
+        let is_marked = link.alias.as_ref() == Some(&self.owner);
+        if link.mac != Some(self.mac) || link.mtu != mtu || !link.up || !is_marked {
+            netlink.set_vxlan(&self.name, self.mac, mtu, &self.owner)?;
+            changes.macs += usize::from(link.mac != Some(self.mac));
+            changes.mtus += usize::from(link.mtu != mtu);
+            changes.links += usize::from(!link.up);
+        }
+        let (missing, foreign) = self.addresses(netlink, link.index)?;
+        for other in foreign {
+            netlink.delete_address(link.index, other)?;
+            changes.addresses += 1;
+        }
+        if missing {
+            netlink.add_address(link.index, self.address, true)?;
+            changes.addresses += 1;
+        }
+        Ok(link.index)
+    }
+
+    /// Deletes it, unless it is another network's.
+    pub(super) fn remove(&self, netlink: &mut Netlink) -> NlResult<()> {
+        match netlink.link(&self.name)? {
+            Some(link) if self.claim(&link).is_ok() => netlink.delete_link(&self.name),
+            _ => Ok(()),
+        }
+    }
+
+    /// Two networks with one VNI would take the device from each other for ever. One without a mark is of an earlier
+    /// version of Weft.
+    fn claim(&self, link: &Link) -> NlResult<()> {
+        let prefix = |owner: &str| owner.strip_prefix(OWNER).map(str::to_owned);
+        let (Some(other), Some(own)) = (link.alias.as_deref().and_then(prefix), prefix(&self.owner)) else {
+            return Ok(());
+        };
+        if other == own {
+            return Ok(());
+        }
+        let (name, vni) = (&self.name, self.vni);
+        let explanation = format!(
+            "{name} is the device of the network at {other} in etcd, and the one at {own} has VNI {vni}, too: give one \
+             of them another VNI, with \"VNI\" in \"Backend\": etcdctl put {own}/config …; if the other one is gone, \
+             `ip link delete {name}`"
+        );
+        Err(NetError { explanation: Some(explanation), ..Errno::EEXIST.into() })
+    }
+
+    /// Whether the device lacks its address, and those that are not its own.
+    fn addresses(&self, netlink: &mut Netlink, index: u32) -> NlResult<(bool, Vec<IpNetwork>)> {
+        let mut found = netlink.addresses(index)?;
+        let missing = !found.contains(&self.address);
+        let link_local = |ip: IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+        found.retain(|address| *address != self.address && !link_local(address.ip()));
+        Ok((missing, found))
+    }
+
+    /// Who has the VNI: mostly flanneld's device, on a host that is about to change over.
+    fn explain(&self, netlink: &mut Netlink, error: NetError) -> NetError {
+        if !error.exists() {
+            return error;
+        }
+        let links = netlink.links(None).unwrap_or_default();
+        let same = |link: &&Link| matches!(netlink.vxlan(&link.name), Ok(Some(other)) if other.vni == self.vni && other.port == self.port);
+        let other = links.iter().find(same).map_or("another device", |link| &link.name);
+        let remedy =
+            "end what made it (flanneld?), then `ip link delete` it, or give the network another VNI";
+        let explanation = format!("VNI {} is that of {other}: {remedy}", self.vni);
+        NetError { explanation: Some(explanation), ..error }
+    }
+
+    /// What is not as it ought to be, in sentences.
+    pub(super) fn differences(
+        &self,
+        netlink: &mut Netlink,
+        underlay: &Underlay,
+        link: &Link,
+    ) -> NlResult<Vec<String>> {
+        if let Err(taken) = self.claim(link) {
+            return Ok(taken.explanation.into_iter().collect());
+        }
+        let (name, mtu) = (&self.name, self.mtu(underlay.link.mtu));
+        let mut found = Vec::new();
+        let mut require = |holds: bool, what: String| {
+            if !holds {
+                found.push(what);
+            }
+        };
+        let wanted = self.wanted(underlay);
+        let there = netlink.vxlan(name)?;
+        require(there == Some(wanted), format!("device {name} is {there:?} instead of {wanted:?}"));
+        let mac = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
+        require(link.mac == Some(self.mac), format!("device {name} has MAC {mac} instead of {}", self.mac));
+        require(link.mtu == mtu, format!("device {name} has MTU {} instead of {mtu}", link.mtu));
+        require(link.up, format!("device {name} is down"));
+        let (missing, foreign) = self.addresses(netlink, link.index)?;
+        require(!missing, format!("device {name} has not the address {}", self.address));
+        require(foreign.is_empty(), format!("device {name} has addresses that are not Weft's: {foreign:?}"));
+        Ok(found)
+    }
+}

@@ -1,0 +1,79 @@
+//! Several networks of one host, and one that changes.
+
+use super::*;
+
+const OTHER: &str = "/other";
+/// Name, place in etcd and addresses.
+const NETWORKS: [(&str, &str, &str); 2] =
+    [(Weftd::NETWORK, Weftd::PREFIX, "10.240.0.0/12"), ("other", OTHER, "10.96.0.0/12")];
+
+fn configure(etcd: &Etcd, (_, prefix, range): (&str, &str, &str), backend: &Value) {
+    let config = json!({ "Network": range, "Backend": backend });
+    etcd.put(&format!("{prefix}/config"), config.to_string());
+}
+
+/// Has hosts look at the configuration now, not with the next look at everything.
+fn have_hosts_look(etcd: &Etcd, prefix: &str) {
+    etcd.keys(&format!("{prefix}/subnets/")).iter().for_each(|key| etcd.del(key));
+}
+
+/// An agent that looks after both.
+fn start(node: &Node, etcd: &Etcd) -> Weftd {
+    let networks = NETWORKS.map(|(name, prefix, _)| {
+        let file = node.directory().join(name).with_extension("env");
+        json!({ "name": name, "subnetFile": file, "etcd": { "endpoints": etcd.endpoints(), "prefix": prefix } })
+    });
+    Weftd::with(node, &json!({ "networks": networks }))
+}
+
+/// Each network's own, also while both are repaired.
+#[test]
+fn two_networks_leave_each_other_their_plain_routes() {
+    let cluster = Cluster::new(2);
+    let etcd = cluster.etcd(1, Access::Open);
+    NETWORKS.into_iter().for_each(|network| configure(&etcd, network, &json!({ "Type": "host-gw" })));
+    let agents: Vec<Weftd> = cluster.nodes().iter().map(|node| start(node, &etcd)).collect();
+    agents.iter().for_each(Weftd::ready);
+    let node = cluster.node(0);
+    let both = |after: &str| {
+        eventually(PATIENCE, &format!("a plain route of each network after {after}"), || {
+            (node.command("ip route show proto 119").lines().count() == 2).then_some(())
+        });
+    };
+    both("the start");
+    for (_, _, range) in NETWORKS {
+        node.command(&format!("ip route flush root {range} proto 119"));
+        both(&format!("a loss in {range}"));
+    }
+}
+
+/// The second one is told of, and set up when it has a VNI of its own; the first one works all the time.
+#[test]
+fn two_networks_with_one_vni() {
+    let cluster = Cluster::new(1);
+    let etcd = cluster.etcd(1, Access::Open);
+    let node = cluster.node(0);
+    let vxlan = json!({ "Type": "vxlan" });
+    configure(&etcd, NETWORKS[0], &vxlan);
+    let agent = start(node, &etcd);
+    let own = eventually(PATIENCE, "the first network's device", || {
+        let alias = node.link(DEVICE)?["ifalias"].clone();
+        (alias == format!("weft:{}", Weftd::PREFIX)).then(|| mac(node))
+    });
+    configure(&etcd, NETWORKS[1], &vxlan);
+    eventually(PATIENCE, "the second network is told of", || {
+        let answer = agent.ask("/readyz")?;
+        let told = ["other: ", DEVICE, Weftd::PREFIX, "/other/config"];
+        (answer.status == 503 && told.iter().all(|part| answer.body.contains(part))).then_some(())
+    });
+    node.command(&format!("ip link set {DEVICE} mtu 1300"));
+    eventually(PATIENCE, "the first network is repaired", || {
+        (node.link(DEVICE)?["mtu"] == 1450).then_some(())
+    });
+    assert_eq!(mac(node), own, "the device is the first network's");
+    configure(&etcd, NETWORKS[1], &json!({ "Type": "vxlan", "VNI": 2 }));
+    have_hosts_look(&etcd, OTHER);
+    agent.ready();
+    assert!(node.link("weft.2").is_some());
+    assert_eq!(mac(node), own, "the device is the first network's");
+}
