@@ -169,6 +169,26 @@ impl Overlay {
         self.sides.iter().map(reached).max().unwrap_or(0)
     }
 
+    /// What of it a successor does not use: that is to go, or it would stay for ever.
+    #[must_use]
+    pub fn without(mut self, successor: &Self) -> Self {
+        let uses = |device: &Device| {
+            let mut devices = successor.sides.iter().filter_map(|side| side.device.as_ref());
+            devices.any(|other| (&other.name, &other.owner) == (&device.name, &device.owner))
+        };
+        let leads = |former: &Side| {
+            let same = |side: &&Side| (side.network, side.local) == (former.network, former.local);
+            successor.sides.iter().find(same).is_some_and(|side| side.direct != Direct::None)
+        };
+        for side in &mut self.sides {
+            if leads(side) {
+                side.direct = Direct::None;
+            }
+            side.device = side.device.take().filter(|device| !uses(device));
+        }
+        self
+    }
+
     /// The devices' names.
     pub fn device_names(&self) -> impl Iterator<Item = &str> {
         self.sides.iter().filter_map(|side| Some(side.device.as_ref()?.name.as_str()))

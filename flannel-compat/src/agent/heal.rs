@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::path::Path;
 use std::time::Duration;
 
-use cni_protocol::Deadline;
+use cni_protocol::{Deadline, NetworkName};
 use ipnetwork::IpNetwork;
 use weft::holdings::restore::restore;
 use weft::masquerade::{self, Ensured, Masquerade};
@@ -12,7 +12,7 @@ use weft::overlay::{self, Changes, Overlay, Unreached};
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
 use weft_net::{Family, Netlink};
-use weft_state::lease::HostLease;
+use weft_state::lease::{HostLease, Peers};
 
 use super::conf::NetworkConf;
 use super::kernel::Owned;
@@ -100,6 +100,21 @@ pub(super) fn heal(conf: &NetworkConf, state_dir: &Path, lease: &HostLease, want
         }
     }
     report
+}
+
+/// Removes what a former lease of the network led to and the new one does not, as with another VNI or backend.
+pub(super) fn retire(network: &NetworkName, former: &HostLease, lease: &HostLease) {
+    let none = Peers::default();
+    // One that cannot be read leads nowhere, and is told of where it is followed.
+    let (Ok((former, _)), Ok((wanted, _))) = (Overlay::new(former, &none), Overlay::new(lease, &none)) else {
+        return;
+    };
+    let unused = former.without(&wanted);
+    let removed = Netlink::open(Deadline::after(PATIENCE))
+        .and_then(|mut netlink| overlay::remove(&mut netlink, &unused));
+    if let Err(error) = removed {
+        log::warn!("network {network}: device or routes of the former configuration are left: {error}");
+    }
 }
 
 /// Between containers and other hosts the kernel has to route.

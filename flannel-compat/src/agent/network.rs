@@ -13,7 +13,7 @@ use weft_state::Lock;
 use weft_state::lease::{HostLease, Peers, Taken, agent_lock, since_1970};
 
 use super::conf::{Conf, NetworkConf};
-use super::heal::heal;
+use super::heal::{heal, retire};
 use super::hosts::Hosts;
 use super::kernel::{Cost, Kernel};
 use super::log_once::{Outage, Rejections};
@@ -88,7 +88,8 @@ impl Network {
         metrics: Rc<Metrics>,
     ) -> Result<Self, Error> {
         let etcd = conf.etcd.clone();
-        let lease = HostLease::read(&all.data_dir, &conf.name)?.filter(|lease| lease.prefix == etcd.prefix);
+        let on_file = HostLease::read(&all.data_dir, &conf.name)?;
+        let lease = on_file.clone().filter(|lease| lease.prefix == etcd.prefix);
         let hosts = Hosts::new(Peers::read(&all.data_dir, &conf.name)?.unwrap_or_default());
         let (sender, news) = mpsc::channel(1024);
         let unused = unused(&conf, all)?;
@@ -99,7 +100,7 @@ impl Network {
         let network = Self {
             data_dir: all.data_dir.clone(),
             state_dir: all.state_dir.clone(),
-            on_file: lease.clone(),
+            on_file,
             lease,
             hosts,
             kernel: Kernel::open()?,
@@ -238,6 +239,9 @@ impl Network {
         if matches!(was, Held::Taken { .. }) {
             let forgotten = Taken::forget(&self.data_dir, &self.conf.name);
             self.filed(forgotten);
+        }
+        if let Some(former) = self.on_file.as_ref().filter(|known| !same(known)) {
+            retire(&self.conf.name, former, &lease);
         }
         if !on_file && self.filed(lease.write(&self.data_dir, &self.conf.name)) {
             self.on_file = Some(lease.clone());

@@ -92,7 +92,7 @@ fn damages_of_the_peer(peer: &Node, family: Family) -> Vec<Damage> {
 
 /// Waits until a container is answered; a request that was lost costs no more than a repair may take.
 #[track_caller]
-fn reaches_in(limit: Duration, from: &Pod, to: IpAddr, after: &str) {
+pub(super) fn reaches_in(limit: Duration, from: &Pod, to: IpAddr, after: &str) {
     eventually(limit, &format!("traffic flows after `{after}`"), || {
         let mut ping = Command::new("ping");
         ping.args(["-n", "-c", "1", "-W", "0.1", &to.to_string()]).stdout(Stdio::null());

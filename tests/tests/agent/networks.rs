@@ -77,3 +77,35 @@ fn two_networks_with_one_vni() {
     assert!(node.link("weft.2").is_some());
     assert_eq!(mac(node), own, "the device is the first network's");
 }
+
+/// With another VNI or backend nothing is left of the former, and containers go on.
+#[test]
+fn a_network_with_another_vni_or_backend() {
+    let fleet = Fleet::new(2);
+    fleet.acquainted();
+    let (one, _) = fleet.pod(0);
+    let (_other, address) = fleet.pod(1);
+    one.assert_reaches(address);
+    for (backend, device, plain) in [
+        (json!({ "Type": "vxlan", "VNI": 7 }), "weft.7", 0),
+        (json!({ "Type": "host-gw" }), "", 1),
+        (json!({ "Type": "vxlan" }), DEVICE, 0),
+    ] {
+        configure(&fleet.etcd, NETWORKS[0], &backend);
+        have_hosts_look(&fleet.etcd, Weftd::PREFIX);
+        for node in fleet.cluster.nodes() {
+            eventually(PATIENCE, &format!("{} has what leads to others by {backend}", node.name), || {
+                let links = node.json("ip -j link show type vxlan");
+                let devices: Vec<&str> =
+                    links.as_array()?.iter().filter_map(|link| link["ifname"].as_str()).collect();
+                let routes = node
+                    .command("ip route show proto 119")
+                    .lines()
+                    .filter(|route| route.contains(" dev eth0 "))
+                    .count();
+                (devices.join(" ") == device && routes == plain).then_some(())
+            });
+        }
+        heal::reaches_in(PATIENCE, &one, address, &format!("another backend, {backend}"));
+    }
+}
