@@ -70,28 +70,44 @@ pub fn join(
     }
     let peers = Peers::read(data_dir, network)?.unwrap_or_default();
     let (overlay, mut rejected) = Overlay::new(&lease, &peers)?;
+    let before = Note::read(&marker);
+    if let Some(former) = before.lease.filter(|former| *former != lease)
+        && let Err(error) = retire(netlink, &former, &overlay)
+    {
+        log::warn!("network {network}: device or routes of the former configuration are left: {error}");
+    }
     let absent = is_absent(netlink, &own).map_err(unlooked)?;
     let changes = sync(netlink, &overlay).map_err(|error| {
         if absent && let Err(left) = remove(netlink, &overlay) {
             log::warn!("network {network}: the device to other hosts is left: {left}");
         }
-        let fault =
-            if error.exists() { Error::new(Code::Conflict, error.to_string()).into() } else { error.into() };
-        failed(&format!("network {network}: connect with the other hosts"), fault)
+        unconnected(network, error)
     })?;
     rejected.extend(changes.unreached.iter().map(Rejected::from));
     let told = told(&rejected);
-    if Note::read(&marker).told != told {
+    if before.told != told {
         tell(network, &rejected);
     }
     let found = mtus(netlink, &own)?.unwrap_or_default();
     if let Some(stamp) = stamp
-        && let Err(error) = (Note { stamp, told, mtus: words(&found) }).write(&marker)
+        && let Err(error) = (Note { stamp, told, mtus: words(&found), lease: Some(lease) }).write(&marker)
     {
         // The next one does the same again.
         log::warn!("network {network}: what was connected is not noted in {}: {error}", marker.display());
     }
     Ok(Joined { overlay, mtu: changes.mtu.unwrap_or_default(), made: absent })
+}
+
+/// Removes what a former lease led to and its successor does not, as with another VNI or backend.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn retire(netlink: &mut Netlink, former: &HostLease, successor: &Overlay) -> NlResult<()> {
+    match Overlay::new(former, &Peers::default()) {
+        Ok((former, _)) => remove(netlink, &former.without(successor)),
+        // One that cannot be read led nowhere.
+        Err(_) => Ok(()),
+    }
 }
 
 /// What stands for having told it, so that it is told once.
@@ -119,6 +135,12 @@ fn is_absent(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<bool> {
         }
     }
     Ok(overlay.device_names().next().is_some())
+}
+
+fn unconnected(network: &NetworkName, error: NetError) -> Error {
+    let fault =
+        if error.exists() { Error::new(Code::Conflict, error.to_string()).into() } else { error.into() };
+    failed(&format!("network {network}: connect with the other hosts"), fault)
 }
 
 fn unlooked(error: NetError) -> Error {
@@ -200,6 +222,8 @@ struct Note {
     told: String,
     /// What the devices' MTUs were then.
     mtus: String,
+    /// What a later lease may leave unused.
+    lease: Option<HostLease>,
 }
 
 impl Note {
@@ -208,11 +232,12 @@ impl Note {
         let text = fs::read_to_string(file).unwrap_or_default();
         let mut lines = text.lines().map(str::to_owned);
         let mut next = || lines.next().unwrap_or_default();
-        Self { stamp: next(), told: next(), mtus: next() }
+        Self { stamp: next(), told: next(), mtus: next(), lease: serde_json::from_str(&next()).ok() }
     }
 
     fn write(&self, file: &Path) -> io::Result<()> {
-        write_whole(file, format!("{}\n{}\n{}\n", self.stamp, self.told, self.mtus).as_bytes())
+        let lease = serde_json::to_string(&self.lease)?;
+        write_whole(file, format!("{}\n{}\n{}\n{lease}\n", self.stamp, self.told, self.mtus).as_bytes())
     }
 }
 

@@ -102,16 +102,12 @@ pub(super) fn heal(conf: &NetworkConf, state_dir: &Path, lease: &HostLease, want
     report
 }
 
-/// Removes what a former lease of the network led to and the new one does not, as with another VNI or backend.
+/// Removes what a former lease of the network led to and the new one does not.
 pub(super) fn retire(network: &NetworkName, former: &HostLease, lease: &HostLease) {
-    let none = Peers::default();
-    // One that cannot be read leads nowhere, and is told of where it is followed.
-    let (Ok((former, _)), Ok((wanted, _))) = (Overlay::new(former, &none), Overlay::new(lease, &none)) else {
-        return;
-    };
-    let unused = former.without(&wanted);
+    // What is wrong with the new one is told where it is followed.
+    let Ok((wanted, _)) = Overlay::new(lease, &Peers::default()) else { return };
     let removed = Netlink::open(Deadline::after(PATIENCE))
-        .and_then(|mut netlink| overlay::remove(&mut netlink, &unused));
+        .and_then(|mut netlink| overlay::retire(&mut netlink, former, &wanted));
     if let Err(error) = removed {
         log::warn!("network {network}: device or routes of the former configuration are left: {error}");
     }

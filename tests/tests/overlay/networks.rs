@@ -104,3 +104,28 @@ fn a_device_without_a_mark_is_taken() {
     drop(node.attach(&fleet.network));
     assert_eq!(node.link("weft.1").expect("a device")["ifalias"], "weft:/coreos.com/network");
 }
+
+/// With another VNI or backend nothing is left of the former, and containers go on.
+#[test]
+fn a_network_with_another_vni_or_backend() {
+    let fleet = Fleet::new(&[2], V4);
+    let pods = fleet.all_reach(1);
+    for (backend, device, plain) in [
+        (json!({ "Type": "vxlan", "VNI": 7 }), "weft.7", 0),
+        (json!({ "Type": "host-gw" }), "", 1),
+        (json!({ "Type": "vxlan" }), "weft.1", 0),
+    ] {
+        fleet.etcd.put(CONFIG, json!({ "Network": "10.240.0.0/12", "Backend": backend }).to_string());
+        // Each learns of the configuration, and then of what the other made of it.
+        drop(fleet.pods());
+        for node in fleet.cluster.nodes() {
+            let links = node.json("ip -j link show type vxlan");
+            let links = links.as_array().expect("a list").iter();
+            let devices: Vec<&str> = links.filter_map(|link| link["ifname"].as_str()).collect();
+            assert_eq!(devices.join(" "), device, "{backend}");
+            let routes = plain_routes(node, Family::V4);
+            assert_eq!(routes.lines().filter(|route| route.contains("dev eth0")).count(), plain, "{routes}");
+        }
+        pods[0].0.assert_reaches(pods[1].1[0]);
+    }
+}
