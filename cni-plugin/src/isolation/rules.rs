@@ -249,16 +249,17 @@ fn to_the_host() -> Vec<Rule> {
 }
 
 /// A link-local address is no network's, so the chain in the inet table does not know whose it is: here the port tells. Here nothing
-/// tells answers from questions, so the host gets no answers to what it asks by such an address, either.
+/// tells answers from questions, so the host gets no answers to what it asks by such an address, either. In the order and as far as
+/// nft prints and loads them.
 fn on_link_to_the_host() -> Vec<Rule> {
     let [_, (_, icmp)] = ICMP;
     let [_, (family, ether_type)] = ETHER_TYPES;
     let [_, _, (link_local, length), _] = ON_LINK;
-    let begin = || Rule::any().is(Load::Protocol, &ether_type);
     vec![
-        begin().is(Load::L4Protocol, &icmp).accept(),
-        begin()
+        Rule::any().is(Load::L4Protocol, &icmp).accept(),
+        Rule::any()
             .found(&[Load::Iifname], &HOSTLESS_PORTS)
+            .is(Load::Protocol, &ether_type)
             .is_in(Field::source(family), link_local, length)
             .drop(),
     ]

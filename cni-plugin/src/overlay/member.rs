@@ -88,7 +88,8 @@ pub fn join(
     if before.told != told {
         tell(network, &rejected);
     }
-    let found = mtus(netlink, &own)?.unwrap_or_default();
+    // What cannot be told now is looked at again by the next one: the device is there, and this one knows what to take back.
+    let found = mtus(netlink, &own).unwrap_or_default().unwrap_or_default();
     if let Some(stamp) = stamp
         && let Err(error) = (Note { stamp, told, mtus: words(&found), lease: Some(lease) }).write(&marker)
     {
