@@ -139,9 +139,11 @@ fn is_absent(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<bool> {
 }
 
 fn unconnected(network: &NetworkName, error: NetError) -> Error {
-    let fault =
-        if error.exists() { Error::new(Code::Conflict, error.to_string()).into() } else { error.into() };
-    failed(&format!("network {network}: connect with the other hosts"), fault)
+    let fault = match error.exists() {
+        true => Error::new(Code::Conflict, format!("network {network}: {error}")).into(),
+        false => error.into(),
+    };
+    failed(&"connect with the other hosts", fault)
 }
 
 fn unlooked(error: NetError) -> Error {
