@@ -29,17 +29,19 @@ impl Device {
         changes: &mut Changes,
     ) -> NlResult<u32> {
         let wanted = self.wanted(underlay);
-        if let Some(link) = netlink.link(&self.name)? {
-            self.claim(&link)?;
-        }
-        if netlink.vxlan(&self.name)? != Some(wanted) {
-            netlink.delete_link(&self.name)?;
-            netlink
-                .add_vxlan(&self.name, self.mac, mtu, wanted)
-                .map_err(|error| self.explain(netlink, error))?;
-            changes.links += 1;
-        }
-        let link = netlink.link(&self.name)?.ok_or(Errno::ENODEV)?;
+        let found = netlink.link(&self.name)?;
+        found.as_ref().map_or(Ok(()), |link| self.claim(link))?;
+        let link = match found {
+            Some(link) if netlink.vxlan(&self.name)? == Some(wanted) => link,
+            _ => {
+                netlink.delete_link(&self.name)?;
+                netlink
+                    .add_vxlan(&self.name, self.mac, mtu, wanted)
+                    .map_err(|error| self.explain(netlink, error))?;
+                changes.links += 1;
+                netlink.link(&self.name)?.ok_or(Errno::ENODEV)?
+            }
+        };
         let is_marked = link.alias.as_ref() == Some(&self.owner);
         if link.mac != Some(self.mac) || link.mtu != mtu || !link.up || !is_marked {
             netlink.set_vxlan(&self.name, self.mac, mtu, &self.owner)?;

@@ -48,35 +48,44 @@ pub fn join(
     })?;
     let marker = boot_dir(state_dir, network)?.join("overlay");
     let (own, _) = Overlay::new(&lease, &Peers::default())?;
-    let joined = |mtu| Joined { overlay: own.clone(), mtu, made: false };
     let as_noted = |netlink: &mut Netlink| match Note::read(&marker) {
         note if Some(&note.stamp) == stamp.as_ref() => {
             Ok(mtus(netlink, &own)?.filter(|found| words(found) == note.mtus).and_then(smallest))
         }
         _ => Ok::<_, Error>(None),
     };
-    if let Some(mtu) = as_noted(netlink)? {
-        return Ok(joined(mtu));
-    }
-    if agent_lives(state_dir, network)?
-        && let Some(mtu) = mtus(netlink, &own)?.and_then(smallest)
-    {
-        return Ok(joined(mtu));
+    let mtu = match as_noted(netlink)? {
+        None if agent_lives(state_dir, network)? => mtus(netlink, &own)?.and_then(smallest),
+        found => found,
+    };
+    if let Some(mtu) = mtu {
+        return Ok(Joined { overlay: own, mtu, made: false });
     }
     // One at a time: of a hundred first ADDs one does the work.
     let _lock = Lock::exclusive(&state_dir.join(network.as_str()).join("overlay.lock"), deadline)?;
-    if let Some(mtu) = as_noted(netlink)? {
-        return Ok(joined(mtu));
+    match as_noted(netlink)? {
+        Some(mtu) => Ok(Joined { overlay: own, mtu, made: false }),
+        None => connect(netlink, network, data_dir, (lease, stamp), &marker),
     }
+}
+
+/// Makes the kernel so, and notes that it is. The caller holds the lock.
+fn connect(
+    netlink: &mut Netlink,
+    network: &NetworkName,
+    data_dir: &Path,
+    (lease, stamp): (HostLease, Option<String>),
+    marker: &Path,
+) -> Result<Joined, Error> {
     let peers = Peers::read(data_dir, network)?.unwrap_or_default();
     let (overlay, mut rejected) = Overlay::new(&lease, &peers)?;
-    let before = Note::read(&marker);
-    if let Some(former) = before.lease.filter(|former| *former != lease)
+    let before = Note::read(marker);
+    if let Some(former) = before.lease().filter(|former| *former != lease)
         && let Err(error) = retire(netlink, &former, &overlay)
     {
         log::warn!("network {network}: device or routes of the former configuration are left: {error}");
     }
-    let absent = is_absent(netlink, &own).map_err(unlooked)?;
+    let absent = is_absent(netlink, &overlay).map_err(unlooked)?;
     let changes = sync(netlink, &overlay).map_err(|error| {
         if absent && let Err(left) = remove(netlink, &overlay) {
             log::warn!("network {network}: the device to other hosts is left: {left}");
@@ -89,9 +98,10 @@ pub fn join(
         tell(network, &rejected);
     }
     // What cannot be told now is looked at again by the next one: the device is there, and this one knows what to take back.
-    let found = mtus(netlink, &own).unwrap_or_default().unwrap_or_default();
+    let found = mtus(netlink, &overlay).unwrap_or_default().unwrap_or_default();
+    let lease = serde_json::to_string(&lease).unwrap_or_default();
     if let Some(stamp) = stamp
-        && let Err(error) = (Note { stamp, told, mtus: words(&found), lease: Some(lease) }).write(&marker)
+        && let Err(error) = (Note { stamp, told, mtus: words(&found), lease }).write(marker)
     {
         // The next one does the same again.
         log::warn!("network {network}: what was connected is not noted in {}: {error}", marker.display());
@@ -225,8 +235,8 @@ struct Note {
     told: String,
     /// What the devices' MTUs were then.
     mtus: String,
-    /// What a later lease may leave unused.
-    lease: Option<HostLease>,
+    /// What a later lease may leave unused: as text, which only who has a later one reads.
+    lease: String,
 }
 
 impl Note {
@@ -235,12 +245,16 @@ impl Note {
         let text = fs::read_to_string(file).unwrap_or_default();
         let mut lines = text.lines().map(str::to_owned);
         let mut next = || lines.next().unwrap_or_default();
-        Self { stamp: next(), told: next(), mtus: next(), lease: serde_json::from_str(&next()).ok() }
+        Self { stamp: next(), told: next(), mtus: next(), lease: next() }
+    }
+
+    fn lease(&self) -> Option<HostLease> {
+        serde_json::from_str(&self.lease).ok()
     }
 
     fn write(&self, file: &Path) -> io::Result<()> {
-        let lease = serde_json::to_string(&self.lease)?;
-        write_whole(file, format!("{}\n{}\n{}\n{lease}\n", self.stamp, self.told, self.mtus).as_bytes())
+        let lines = [&self.stamp, &self.told, &self.mtus, &self.lease].map(|line| format!("{line}\n"));
+        write_whole(file, lines.concat().as_bytes())
     }
 }
 
