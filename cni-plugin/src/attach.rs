@@ -8,8 +8,6 @@ use std::rc::Rc;
 
 use cni_protocol::{AddArgs, AddResult, Error, Interface, IpConfig, MacAddr, Outcome};
 
-use crate::begin;
-use crate::bridge;
 use crate::conf::names::Names;
 use crate::conf::{Asked, Network, chooses_addresses, requested_mac};
 use crate::fault::{Change, Fault, failed};
@@ -17,15 +15,14 @@ use crate::guard::Port;
 use crate::holdings::Holdings;
 use crate::holdings::hold::hold;
 use crate::ipam::{self, Reserving};
-use crate::key::{AttachmentKey, VethEnd};
+use crate::key::{AttachmentKey, VethEnd, group};
 use crate::masquerade::{self, Ensured};
-use crate::overlay;
 use crate::plan::{Ipv6, Plan};
 use crate::pod::Pod;
 use crate::ruleset::Rules;
 use crate::shaping::{self, HostEnd};
 use crate::step::{Journal, Shared, Step};
-use crate::tuning;
+use crate::{begin, bridge, overlay, tuning};
 use links::{explain, present};
 use result::{describe, merged};
 use weft_net::{Entry, Link, NetError, Netlink, NewVeth, index_of};
@@ -253,6 +250,7 @@ impl Attachment {
                 host_name: &name,
                 host_mac: key.mac(VethEnd::Host),
                 bridge: bridge.index,
+                group: group(&key.network),
                 container_name: key.ifname.as_str(),
                 container_mac: self.mac,
                 container_netns: &pod.netns,

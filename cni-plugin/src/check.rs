@@ -15,7 +15,7 @@ use crate::guard::{Guard, Port};
 use crate::holdings::Holdings;
 use crate::ipam;
 use crate::isolation::Policy;
-use crate::key::AttachmentKey;
+use crate::key::{AttachmentKey, group};
 use crate::masquerade;
 use crate::overlay;
 use crate::plan::{Ipv6, Plan};
@@ -201,6 +201,8 @@ impl Checker {
         self.require(veth.port.is_none_or(|port| port == wanted), || {
             format!("bridge port {name} has {:?} instead of {wanted:?}", veth.port.unwrap_or_default())
         });
+        let group = group(&self.key.network);
+        self.require(veth.group == group, || format!("{name} is in group {} instead of {group}", veth.group));
         let guarded = self.holdings.guard.as_ref().map_or(veth.index, Guard::port);
         self.require(guarded == veth.index, || format!("{name} was made anew: the guard knows another port"));
         if let Some(promised) = self.promised.host.clone() {

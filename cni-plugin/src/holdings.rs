@@ -61,7 +61,7 @@ impl Holdings {
         let mut all = Elements::default();
         let ports = self.ports.as_ref().map(Ports::elements);
         let port = self.port.clone().unwrap_or_else(|| key.host_veth());
-        let isolation = self.isolation.as_ref().map(|isolation| isolation.elements(&port));
+        let isolation = self.isolation.as_ref().map(|isolation| isolation.elements(&key.network, &port));
         let guard = self.guard.as_ref().map(|guard| guard.elements(&port));
         for part in [ports, isolation, guard].into_iter().flatten() {
             all.extend(part);

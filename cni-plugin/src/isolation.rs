@@ -16,7 +16,7 @@ use weft_net::nft::{Element, Set, Tuple, ends};
 
 use crate::conf::isolation::{Allow, IsolationPolicy, reduced};
 use crate::conf::names::Names;
-use crate::key::AttachmentKey;
+use crate::key::{AttachmentKey, group};
 use crate::plan::{Plan, everything, prefix};
 use crate::record::Content;
 use crate::ruleset::{Elements, Group, by_address, network};
@@ -29,7 +29,8 @@ pub use allow::{Grant, forget, holds_with_others, notes};
 use allow::{Member, current, grants, held};
 use rules::{
     BRIDGE_CLOSED, BRIDGE_INSIDE, BRIDGE_NETWORKS, BRIDGES, CLOSED, HOSTLESS, HOSTLESS_PORTS, INSIDE,
-    INTERNAL, LIMITED, NETWORKS, NO_WAYS_OUT, PRIVATE, PRIVATE_PORTS, WAYS_OUT,
+    INTERNAL, LIMITED, NETWORKS, NO_WAYS_OUT, PORTS_CLOSED, PORTS_INSIDE, PORTS_OF_NETWORKS, PRIVATE,
+    PRIVATE_PORTS, WAYS_OUT,
 };
 pub use rules::{BRIDGE_GROUP, GROUP, IDLE};
 
@@ -169,20 +170,20 @@ impl Isolation {
     }
 
     /// The elements that stand for it, for a port of this name.
-    pub fn elements(&self, port: &str) -> Elements {
+    pub fn elements(&self, network: &NetworkName, port: &str) -> Elements {
         let named = |set| Element::new(set, Tuple::default().ifname(port), port.to_owned());
         let mut elements = allow::elements(&self.grants, &self.addresses);
         elements.own.extend(self.policy.private.then(|| named(&PRIVATE_PORTS)));
         elements.own.extend(
             (!self.policy.host_access && self.policy.bridge.is_some()).then(|| named(&HOSTLESS_PORTS)),
         );
-        elements.network = self.policy.elements();
+        elements.network = self.policy.elements(network);
         elements
     }
 
     /// What its network has in the rules.
     pub fn of_network(&self, name: &NetworkName) -> Vec<Element> {
-        let mut elements = self.policy.elements();
+        let mut elements = self.policy.elements(name);
         network::mark(&mut elements, name);
         elements
     }
@@ -241,8 +242,8 @@ impl Policy {
         self.subnets = reduced(self.subnets.iter().chain(known).copied().collect());
     }
 
-    fn elements(&self) -> Vec<Element> {
-        let (mut elements, mut on_bridge) = (Vec::new(), Vec::new());
+    fn elements(&self, network: &NetworkName) -> Vec<Element> {
+        let (mut elements, mut on_bridge) = (Vec::new(), self.of_ports(group(network)));
         let mut pair = |sets: &'static [Set; 2], one: IpNetwork, other: IpNetwork| {
             if one.is_ipv4() == other.is_ipv4() {
                 elements.push(pair_element(by_address(sets, one.ip()), one, other));
@@ -284,6 +285,18 @@ impl Policy {
         }
         elements.extend(on_bridge);
         elements
+    }
+
+    /// What tells the network's ports from those of others.
+    fn of_ports(&self, group: u32) -> Vec<Element> {
+        if self.bridge.is_none() {
+            return Vec::new();
+        }
+        let one = || Tuple::default().ifgroup(group);
+        let inside = Element::new(&PORTS_INSIDE, one().ifgroup(group), format!("{group} . {group}"));
+        let alone = |set| Element::new(set, one(), group.to_string());
+        let closed = self.closed.then(|| alone(&PORTS_CLOSED));
+        [inside, alone(&PORTS_OF_NETWORKS)].into_iter().chain(closed).collect()
     }
 }
 

@@ -1,7 +1,7 @@
 //! What identifies an attachment, and every name that follows from it.
 
 use cni_protocol::{ContainerId, IfName, MacAddr, NetworkName};
-use weft_state::short_hash;
+use weft_state::{hash, short_hash};
 
 use weft_net::Link;
 
@@ -9,6 +9,9 @@ use crate::conf::shaping::Direction;
 
 /// The host ends of Weft's veths start with this.
 pub const VETH_PREFIX: &str = "weft";
+/// The first of the numbers that groups of a network's ports have, and how many these are: away from those that people give,
+/// from that of links in removal, and from the sign, which iproute2 would print.
+const FIRST_GROUP: u32 = 1 << 29;
 /// The links that traffic takes a detour through start with this, and a letter for the direction.
 const IFB_PREFIX: &str = "wef";
 /// The length of [`short_hash`].
@@ -108,6 +111,13 @@ pub fn hash_of_ifb(link: &Link) -> Option<&str> {
 pub enum VethEnd {
     Host,
     Container,
+}
+
+/// The group that the host ends of a network's containers are in. By it rules on bridges tell whose a frame is, also one that
+/// has no address of the network.
+pub fn group(network: &NetworkName) -> u32 {
+    let number = hash(&[network.as_str()]) % u128::from(FIRST_GROUP);
+    FIRST_GROUP + u32::try_from(number).unwrap_or_default()
 }
 
 fn alias_prefix(network: &NetworkName) -> String {

@@ -6,7 +6,7 @@ mod allow;
 #[path = "isolation/moment.rs"]
 mod moment;
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use serde_json::json;
@@ -174,18 +174,22 @@ fn services_of_the_host_can_be_kept_from_containers() {
 /// Whether a container reaches a service of the host at the bridge's link-local address.
 fn on_link_to_the_host(host: &Host, from: &Pod) -> bool {
     let service = host.netns().inside(|| TcpListener::bind(("::", PORT + 1)).expect("a listener"));
-    let addresses = command("ip -6 -o addr show dev weft0 scope link");
-    let address = addresses.split_whitespace().nth(3).and_then(|address| address.split('/').next());
-    let address: Ipv6Addr = address.and_then(|address| address.parse().ok()).expect("a link-local address");
-    let index = from.link("eth0").expect("an interface")["ifindex"].as_u64().expect("a number");
-    let target = SocketAddrV6::new(address, PORT + 1, 0, u32::try_from(index).expect("a small number"));
+    let target = on_link(&command("ip -6 -o addr show dev weft0 scope link"), from, PORT + 1);
     // Reachability is no service.
-    from.command(&format!("ping -n -c 1 -W 3 {address}%eth0"));
+    from.command(&format!("ping -n -c 1 -W 3 {}%eth0", target.ip()));
     let time = Duration::from_millis(500);
-    let reaches = || from.inside(|| TcpStream::connect_timeout(&target.into(), time).is_ok());
+    let reaches = || from.inside(|| TcpStream::connect_timeout(&target, time).is_ok());
     let reached = (0..3).any(|_| reaches());
     drop(service);
     reached
+}
+
+/// The link-local address that `ip` shows, as a container reaches it.
+fn on_link(shown: &str, from: &Pod, port: u16) -> SocketAddr {
+    let address = shown.split_whitespace().nth(3).and_then(|address| address.split('/').next());
+    let address: Ipv6Addr = address.and_then(|address| address.parse().ok()).expect("a link-local address");
+    let index = from.link("eth0").expect("an interface")["ifindex"].as_u64().expect("a number");
+    SocketAddrV6::new(address, port, 0, u32::try_from(index).expect("a small number")).into()
 }
 
 #[test]
@@ -207,6 +211,44 @@ fn without_icc_containers_reach_each_other_neither_by_the_host_nor_on_the_link()
             // More specific than the way by the gateway.
             client.command(&format!("ip route replace {}/32 dev eth0", addresses[0]));
             client.command(&format!("ip route replace {}/128 dev eth0", addresses[1]));
+        }
+    }
+}
+
+/// By no protocol that rules know, and by addresses that never leave a link.
+#[test]
+fn networks_that_share_a_bridge_hear_nothing_of_each_other() {
+    for br_netfilter in Host::br_netfilter_ways() {
+        for (says, is_open) in [("network", false), ("none", true)] {
+            let host = Host::new();
+            host.set_br_netfilter(*br_netfilter);
+            let says = json!({ "isolation": says, "guard": false });
+            let (one, other) = (one().with(&says), other("weft0").with(&says));
+            let (sender, companion, stranger) = (Pod::new(), Pod::new(), Pod::new());
+            one.add(&sender);
+            one.add(&companion);
+            let result = other.add(&stranger);
+            let from = Wire::of(&sender);
+            for (pod, hears) in [(&companion, true), (&stranger, is_open)] {
+                let mut to = Wire::of(pod);
+                for target in [to.mac, BROADCAST, [0x33, 0x33, 0, 0, 0, 1]] {
+                    let frame = Frame::new(target, from.mac, 0x88b5, b"local experiment");
+                    from.send(&frame);
+                    let time = Duration::from_millis(if hears { 3000 } else { 200 });
+                    assert_eq!(to.receives(&frame, time), hears, "{says}, to {target:x?}");
+                }
+                let service = pod.inside(|| TcpListener::bind(("::", PORT)).expect("a listener"));
+                let shown = pod.command("ip -6 -o addr show dev eth0 scope link");
+                let target = on_link(&shown, &sender, PORT);
+                let time = Duration::from_millis(if hears { 3000 } else { 300 });
+                let reaches = sender.inside(|| TcpStream::connect_timeout(&target, time).is_ok());
+                assert_eq!(reaches, hears, "{says}, at {target}");
+                drop(service);
+            }
+            other.check(&stranger, &result).done();
+            let port = result["interfaces"][1]["name"].as_str().expect("a name");
+            command(&format!("ip link set {port} group default"));
+            other.check(&stranger, &result).any_error().assert_names(&["group 0"]);
         }
     }
 }

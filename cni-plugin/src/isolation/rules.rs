@@ -44,6 +44,10 @@ const fn services(v4: &'static str, v6: &'static str, intervals: bool) -> [Set; 
     ]
 }
 
+const fn groups(name: &'static str, key: &'static [Type]) -> Set {
+    Set { table: Table::Bridge, name, key, data: &[], intervals: false }
+}
+
 const fn addresses(v4: &'static str, v6: &'static str) -> [Set; 2] {
     let table = Table::Inet;
     [
@@ -70,7 +74,11 @@ pub(super) static LIMITED: [Set; 2] = pairs(Table::Inet, "limited-v4", "limited-
 /// A network's subnet and where its containers may go, or may not go.
 pub(super) static WAYS_OUT: [Set; 2] = pairs(Table::Inet, "egress-allow-v4", "egress-allow-v6");
 pub(super) static NO_WAYS_OUT: [Set; 2] = pairs(Table::Inet, "egress-deny-v4", "egress-deny-v6");
-/// The same three on the bridges, where two networks can share one.
+/// The same three on the bridges, where two networks can share one. Ports tell whose a frame is, also one that never leaves its link;
+/// addresses tell it where a container's port is another plugin's.
+pub(super) static PORTS_INSIDE: Set = groups("inside-ports", &[Type::Ifgroup, Type::Ifgroup]);
+pub(super) static PORTS_OF_NETWORKS: Set = groups("networks-ports", &[Type::Ifgroup]);
+pub(super) static PORTS_CLOSED: Set = groups("closed-ports", &[Type::Ifgroup]);
 pub(super) static BRIDGE_INSIDE: [Set; 2] = pairs(Table::Bridge, "inside-v4", "inside-v6");
 pub(super) static BRIDGE_NETWORKS: [Set; 2] = pairs(Table::Bridge, "networks-v4", "networks-v6");
 pub(super) static BRIDGE_CLOSED: [Set; 2] = pairs(Table::Bridge, "closed-v4", "closed-v6");
@@ -145,15 +153,16 @@ pub static BRIDGE_GROUP: Group = Group {
     name: "isolation on bridges",
     table: Table::Bridge,
     sets: &[
-        BRIDGE_INSIDE[0], BRIDGE_INSIDE[1], BRIDGE_NETWORKS[0], BRIDGE_NETWORKS[1], BRIDGE_CLOSED[0],
-        BRIDGE_CLOSED[1], BRIDGES[0], BRIDGES[1], PRIVATE_PORTS, HOSTLESS_PORTS,
+        PORTS_INSIDE, PORTS_OF_NETWORKS, PORTS_CLOSED, BRIDGE_INSIDE[0], BRIDGE_INSIDE[1],
+        BRIDGE_NETWORKS[0], BRIDGE_NETWORKS[1], BRIDGE_CLOSED[0], BRIDGE_CLOSED[1], BRIDGES[0], BRIDGES[1],
+        PRIVATE_PORTS, HOSTLESS_PORTS,
     ],
     chains: &[
         Chain {
             name: "isolation",
             kind: ChainKind::Base { kind: "filter", hook: InetHookNumber::Forward, priority: FILTER_BRIDGED },
             rules: bridged,
-            uses: 8,
+            uses: 11,
         },
         Chain {
             name: "isolation-host",
@@ -175,8 +184,9 @@ pub static IDLE: [Idle; 2] = [
     Idle {
         group: &BRIDGE_GROUP,
         sets: &[
-            BRIDGE_INSIDE[0], BRIDGE_INSIDE[1], BRIDGE_NETWORKS[0], BRIDGE_NETWORKS[1], BRIDGE_CLOSED[0],
-            BRIDGE_CLOSED[1], BRIDGES[0], BRIDGES[1],
+            PORTS_INSIDE, PORTS_OF_NETWORKS, PORTS_CLOSED, BRIDGE_INSIDE[0], BRIDGE_INSIDE[1],
+            BRIDGE_NETWORKS[0], BRIDGE_NETWORKS[1], BRIDGE_CLOSED[0], BRIDGE_CLOSED[1], BRIDGES[0],
+            BRIDGES[1],
         ],
         meeting: &BRIDGES,
         common: IFNAMSIZ,
@@ -286,6 +296,12 @@ fn bridged() -> Vec<Rule> {
     let translated = Rule::any().to_bridge().accept();
     let between_private =
         Rule::any().found(&[Load::Iifname], &PRIVATE_PORTS).leaves_by(&PRIVATE_PORTS).drop();
+    let [came, goes] = [Load::Iifgroup, Load::Oifgroup];
+    let by_port = [
+        Rule::any().found(&[came, goes], &PORTS_INSIDE).accept(),
+        Rule::any().found(&[goes], &PORTS_CLOSED).found(&[came], &PORTS_OF_NETWORKS).drop(),
+        Rule::any().found(&[came], &PORTS_CLOSED).found(&[goes], &PORTS_OF_NETWORKS).drop(),
+    ];
     let rules = ETHER_TYPES.iter().zip(FAMILIES).flat_map(|((family, ether_type), (_, at))| {
         let begin = || Rule::any().is(Load::Protocol, ether_type);
         [
@@ -300,5 +316,5 @@ fn bridged() -> Vec<Rule> {
                 .drop(),
         ]
     });
-    [translated, between_private].into_iter().chain(rules).collect()
+    [translated, between_private].into_iter().chain(by_port).chain(rules).collect()
 }

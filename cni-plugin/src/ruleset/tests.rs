@@ -38,7 +38,7 @@ fn some_of_all() -> Elements {
             Type::Protocol => tuple.protocol(6),
             Type::Port => tuple.port(80),
             Type::Ifindex => tuple.ifindex(1),
-            Type::Transport { .. } => unreachable!("no group's first set has it"),
+            Type::Ifgroup | Type::Transport { .. } => unreachable!("no group's last set has it"),
         });
         let element = Element::new(set, tuple.clone(), "an element".into());
         if set.intervals { Element { end: Some(tuple), ..element } } else { element }
@@ -216,7 +216,8 @@ fn of_network_on(bridge: &str, name: &str, subnet: &str) -> Vec<Element> {
     let plan = crate::plan::Plan::new(&network, &[ip], &[]).unwrap();
     let isolation =
         isolation::Isolation::new(&network.isolation, Some(bridge), &[], &[], &plan).unwrap().unwrap();
-    isolation.elements("weft0123").of(&key_in(name, "a")).network
+    let key = key_in(name, "a");
+    isolation.elements(&key.network, "weft0123").of(&key).network
 }
 
 #[test]

@@ -62,6 +62,11 @@ impl Tuple {
         self.then(&index.to_ne_bytes())
     }
 
+    /// The group of an interface.
+    pub fn ifgroup(self, group: u32) -> Self {
+        self.then(&group.to_ne_bytes())
+    }
+
     pub fn ifname(self, ifname: &str) -> Self {
         let mut name = [0; IFNAMSIZ];
         for (byte, letter) in name[..IFNAMSIZ - 1].iter_mut().zip(ifname.bytes()) {

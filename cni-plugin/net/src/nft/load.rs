@@ -17,6 +17,9 @@ pub enum Load {
     Iif,
     /// `iifname`
     Iifname,
+    /// `iifgroup`, `oifgroup`
+    Iifgroup,
+    Oifgroup,
     /// `meta protocol`: the EtherType, behind one VLAN tag.
     Protocol,
     /// `ether type`: the EtherType, a VLAN tag's if there is one.
@@ -67,7 +70,12 @@ pub enum Load {
 impl Load {
     pub(super) fn payload(self) -> Option<(Base, u32)> {
         Some(match self {
-            Self::Iif | Self::Iifname | Self::Protocol | Self::L4Protocol => return None,
+            Self::Iif
+            | Self::Iifname
+            | Self::Iifgroup
+            | Self::Oifgroup
+            | Self::Protocol
+            | Self::L4Protocol => return None,
             Self::MacDestination => (Base::Link, 0),
             Self::MacSource => (Base::Link, 6),
             Self::EtherType => (Base::Link, 12),
@@ -107,6 +115,8 @@ impl Load {
             | Self::ArpOperation
             | Self::FragmentOffset => 2,
             Self::Iif
+            | Self::Iifgroup
+            | Self::Oifgroup
             | Self::Source(Family::V4)
             | Self::Destination(Family::V4)
             | Self::ArpSender

@@ -58,6 +58,8 @@ const NFT_META_PROTOCOL: u32 = 1;
 const NFT_META_IIF: u32 = 4;
 const NFT_META_IIFNAME: u32 = 6;
 const NFT_META_L4PROTO: u32 = 16;
+const NFT_META_IIFGROUP: u32 = 21;
+const NFT_META_OIFGROUP: u32 = 22;
 const NFT_CT_STATE: u32 = 0;
 const NFT_CT_STATUS: u32 = 2;
 const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
@@ -252,6 +254,8 @@ impl Rule {
         let key = match field {
             Load::Iif => NFT_META_IIF,
             Load::Iifname => NFT_META_IIFNAME,
+            Load::Iifgroup => NFT_META_IIFGROUP,
+            Load::Oifgroup => NFT_META_OIFGROUP,
             Load::Protocol => NFT_META_PROTOCOL,
             _ => NFT_META_L4PROTO,
         };

@@ -47,6 +47,8 @@ pub enum Type {
     Port,
     Ifindex,
     Ifname,
+    /// The group of an interface, as `ip link set … group` gives it.
+    Ifgroup,
     /// `typeof @th,OFFSET,LENGTH`, here in bytes: what nft has no name for.
     Transport {
         at: u8,
@@ -64,6 +66,7 @@ impl Type {
             Self::Protocol => 12,
             Self::Port => 13,
             Self::Ifindex => 20,
+            Self::Ifgroup => 35,
             Self::Ifname => 41,
             Self::Transport { .. } => 4,
         }
@@ -73,7 +76,7 @@ impl Type {
     pub(super) fn len(self) -> usize {
         match self {
             Self::Transport { len, .. } => usize::from(len),
-            Self::Address(Family::V4) | Self::Ifindex => 4,
+            Self::Address(Family::V4) | Self::Ifindex | Self::Ifgroup => 4,
             Self::Address(Family::V6) | Self::Ifname => 16,
             Self::Mac => 6,
             Self::Protocol => 1,
@@ -173,7 +176,7 @@ fn len_of(fields: &[Type]) -> u32 {
 
 /// How nft has to read the values to print them.
 fn byte_order(fields: &[Type]) -> u32 {
-    if matches!(fields, [Type::Ifindex | Type::Ifname]) { HOST_ENDIAN } else { BIG_ENDIAN }
+    if matches!(fields, [Type::Ifindex | Type::Ifname | Type::Ifgroup]) { HOST_ENDIAN } else { BIG_ENDIAN }
 }
 
 /// `typeof iif . @th,AT,LEN`, or with `iifname`, in the form in which nft notes it: its numbers of expressions, and of their parts.
