@@ -17,12 +17,12 @@ use crate::conf::chained::Chained;
 use crate::conf::names::Names;
 use crate::fault::failed;
 use crate::guard;
-use crate::holdings::hold::{gather, hold};
+use crate::holdings::hold::hold;
 use crate::isolation;
 use crate::key::AttachmentKey;
 use crate::pod::Pod;
 use crate::record::{self, Found};
-use crate::ruleset::{self, Rules};
+use crate::ruleset;
 use crate::shaping::{self, HostEnd, Limited};
 use crate::status;
 use crate::step::Journal;
@@ -137,11 +137,13 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     // What the network has may be from a newer configuration than the record, or from another container's subnet.
     if let Some(isolation) = &mut holdings.isolation {
         match interface.isolation(&conf, &asked) {
-            Ok(Some(now)) => isolation.policy = now.policy,
+            Ok(Some(now)) => {
+                isolation.policy = now.policy;
+                check::complete(call, &conf.traces, &mut isolation.policy)?;
+            }
             Ok(None) => {}
             Err(error) => found.push(error.msg),
         }
-        gather(&mut open_rules(call)?, &conf.traces, &key, &mut holdings)?;
     }
     if let Some(link) = &interface.host_end {
         let different = shaping::differences(&mut host, &key, link, &limits);
@@ -188,10 +190,6 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
 
 fn open_host(call: &Call) -> Result<Netlink, Error> {
     Netlink::open(call.deadline).map_err(|error| failed(&"open a netlink socket", error.into()))
-}
-
-fn open_rules(call: &Call) -> Result<Rules, Error> {
-    Rules::open(call.deadline).map_err(|error| failed(&"open a netfilter socket", error.into()))
 }
 
 fn open_pod(netns: &ContainerNetns, call: &Call) -> Result<Pod, Error> {

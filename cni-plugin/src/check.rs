@@ -5,14 +5,16 @@
 
 mod promised;
 
-use cni_protocol::{CheckArgs, Code, Deadline, Error, Interface, IpConfig, MacAddr, Outcome, Route, Verb};
+use cni_protocol::{
+    Call, CheckArgs, Code, Deadline, Error, Interface, IpConfig, MacAddr, Outcome, Route, Verb,
+};
 
 use crate::conf::shaping::Shaping;
 use crate::conf::tuning::Tuning;
-use crate::conf::{Asked, Gateway, Network};
+use crate::conf::{Asked, Gateway, Network, Traces};
 use crate::fault::{Fault, failed};
 use crate::guard::{Guard, Port};
-use crate::holdings::Holdings;
+use crate::holdings::{self, Holdings};
 use crate::ipam;
 use crate::isolation::Policy;
 use crate::key::{AttachmentKey, group};
@@ -69,6 +71,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
             Policy::new(&network.isolation, Some(network.bridge.as_str()), &network.all_hosts, &plan)?
     {
         isolation.policy = policy;
+        complete(call, &network.traces, &mut isolation.policy)?;
     }
     let mut checker = Checker {
         host,
@@ -94,6 +97,14 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         ipam::forward(Verb::Check, plugin, call)?;
     }
     Ok(Outcome::Done)
+}
+
+/// Has a policy name all that the network has in the rules, where other containers came with other subnets.
+pub fn complete(call: &Call, traces: &Traces, policy: &mut Policy) -> Result<(), Error> {
+    let mut nft =
+        Nft::open(call.deadline).map_err(|error| failed(&"open a netfilter socket", error.into()))?;
+    holdings::network::complete(&mut nft, &traces.state_dir, &call.network, policy)
+        .map_err(|fault| failed(&"look at what the network has in the ruleset", fault))
 }
 
 /// The container's port of the bridge, of which nothing is on record.

@@ -15,6 +15,7 @@ use crate::ruleset::{Elements, Group};
 pub mod company;
 pub mod erasure;
 pub mod hold;
+pub mod network;
 pub mod restore;
 
 /// What an attachment holds.

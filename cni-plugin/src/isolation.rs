@@ -12,7 +12,8 @@ use cni_protocol::{Code, Error, NetworkName};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use weft_net::Family;
-use weft_net::nft::{Element, Set, Tuple, ends};
+use weft_net::NlResult;
+use weft_net::nft::{Element, Nft, Set, Tuple, ends};
 
 use crate::conf::isolation::{Allow, IsolationPolicy, reduced};
 use crate::conf::names::Names;
@@ -88,7 +89,7 @@ pub struct Policy {
     /// Where they are ports.
     #[serde(default)]
     bridge: Option<String>,
-    subnets: Vec<IpNetwork>,
+    pub subnets: Vec<IpNetwork>,
     closed: bool,
     internal: bool,
     /// Whether they need to be allowed to talk with each other.
@@ -97,9 +98,6 @@ pub struct Policy {
     /// Where they may go; `None` is everywhere.
     egress_allow: Option<Vec<IpNetwork>>,
     egress_deny: Vec<IpNetwork>,
-    /// Whether subnets are known by containers' addresses only, as another plugin gives these.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) is_gathered: bool,
 }
 
 impl Isolation {
@@ -146,13 +144,6 @@ impl Isolation {
         }))
     }
 
-    /// The same for a network whose addresses another plugin gives, so that its subnets are not known beforehand.
-    #[must_use]
-    pub fn of_gathered_subnets(mut self) -> Self {
-        self.policy.is_gathered = true;
-        self
-    }
-
     /// Works out what is allowed between the container and those that are there. The caller holds the lock of the meeting.
     ///
     /// # Errors
@@ -180,13 +171,6 @@ impl Isolation {
         elements.network = self.policy.elements(network);
         elements
     }
-
-    /// What its network has in the rules.
-    pub fn of_network(&self, name: &NetworkName) -> Vec<Element> {
-        let mut elements = self.policy.elements(name);
-        network::mark(&mut elements, name);
-        elements
-    }
 }
 
 impl Policy {
@@ -204,7 +188,7 @@ impl Policy {
             let of_plan = plan.ips.iter().map(|ip| prefix(ip.address));
             reduced(of_plan.chain(conf.subnets.iter().copied()).filter(is_wide).collect())
         } else {
-            all_hosts.to_vec()
+            reduced(all_hosts.to_vec())
         };
         if subnets.is_empty() && !plan.ips.is_empty() {
             let asked = [
@@ -231,15 +215,33 @@ impl Policy {
             host_access: conf.host_access,
             egress_allow: conf.egress_allow.clone(),
             egress_deny: conf.egress_deny.clone(),
-            is_gathered: false,
         }))
     }
 
-    /// Adds the subnets of other containers of the network.
-    pub fn gather(&mut self, others: &[Content]) {
-        let policies = others.iter().filter_map(|other| Some(&other.holdings.isolation.as_ref()?.policy));
-        let known = policies.filter(|policy| policy.is_gathered).flat_map(|policy| &policy.subnets);
-        self.subnets = reduced(self.subnets.iter().chain(known).copied().collect());
+    /// That of a network without containers on this host, whose addresses are these.
+    pub fn of_hosts(subnets: &[IpNetwork], closed: bool, internal: bool) -> Self {
+        Self {
+            bridge: None,
+            subnets: reduced(subnets.to_vec()),
+            closed,
+            internal,
+            private: false,
+            host_access: true,
+            egress_allow: None,
+            egress_deny: Vec::new(),
+        }
+    }
+
+    /// What the network has in the rules.
+    pub fn of_network(&self, name: &NetworkName) -> Vec<Element> {
+        let mut elements = self.elements(name);
+        network::mark(&mut elements, name);
+        elements
+    }
+
+    /// Adds subnets that are the network's, too.
+    pub fn join(&mut self, subnets: Vec<IpNetwork>) {
+        self.subnets = reduced(self.subnets.iter().copied().chain(subnets).collect());
     }
 
     fn elements(&self, network: &NetworkName) -> Vec<Element> {
@@ -298,6 +300,19 @@ impl Policy {
         let closed = self.closed.then(|| alone(&PORTS_CLOSED));
         [inside, alone(&PORTS_OF_NETWORKS)].into_iter().chain(closed).collect()
     }
+}
+
+/// The subnets that a network has in the rules.
+///
+/// # Errors
+/// What the kernel says to the queries.
+pub fn known_subnets(nft: &mut Nft, name: &NetworkName) -> NlResult<Vec<IpNetwork>> {
+    let mut subnets = Vec::new();
+    for set in &INSIDE {
+        let of_network = nft.elements(set)?.into_iter().filter(|element| network::is_of(element, name));
+        subnets.extend(of_network.filter_map(|element| element.first_prefix()));
+    }
+    Ok(reduced(subnets))
 }
 
 fn pair_element(set: &Set, one: IpNetwork, other: IpNetwork) -> Element {

@@ -15,6 +15,7 @@ use crate::conf::{Gateway, Network, Traces};
 use crate::fault::{Fault, failed};
 use crate::firewalls::{self, Traffic};
 use crate::guard;
+use crate::holdings::network::refuse_rivals;
 use crate::ipam;
 use crate::isolation::{self, Isolation};
 use crate::key::AttachmentKey;
@@ -42,9 +43,9 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
     }
     check_capabilities().map_err(not_available)?;
     check_state_dir(&network.traces).map_err(not_available)?;
-    let plan = plan(args, &network).map_err(not_available)?;
+    let (plan, isolation) = plan(args, &network).map_err(not_available)?;
     check_bridge(args, &network, &plan).map_err(not_available)?;
-    check_rules(args, &network).map_err(not_available)?;
+    check_rules(args, &network, isolation.as_ref()).map_err(not_available)?;
     rehearse_limits(call, &network.shaping).map_err(not_available)?;
     if let Some(plugin) = &network.traces.ipam {
         ipam::forward(Verb::Status, plugin, call).map_err(|error| match error.code {
@@ -59,7 +60,7 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
 }
 
 /// Whether the kernel takes the rules that an attachment needs.
-fn check_rules(args: &StatusArgs, network: &Network) -> Result<(), Error> {
+fn check_rules(args: &StatusArgs, network: &Network, isolation: Option<&Isolation>) -> Result<(), Error> {
     let refused = |what: &str, error: NetError| failed(&what, error.into());
     let mut nft = Nft::open(args.call.deadline).map_err(|error| refused("open a netfilter socket", error))?;
     nft.available().map_err(|error| refused("ask for nftables", error))?;
@@ -71,6 +72,11 @@ fn check_rules(args: &StatusArgs, network: &Network) -> Result<(), Error> {
     if network.traces.ipam.is_some() {
         rehearse_isolation(&mut nft, network)
             .map_err(|error| refused("rehearse the rules of isolation", error))?;
+    }
+    if let Some(isolation) = isolation {
+        let wanted = isolation.policy.of_network(&network.name);
+        refuse_rivals(&mut nft, &network.traces.state_dir, &network.name, &wanted)
+            .map_err(|fault| failed(&"add the network to the ruleset", fault))?;
     }
     if !network.guard.is_empty() {
         ruleset::rehearse(&mut nft, &[&guard::GROUP])
@@ -194,7 +200,7 @@ fn check_firewalls(
 
 /// What an ADD would plan, as far as it is known before: with an address of each range, as weft-ipam and host-local have them, and of
 /// the subnet that this host has leased. What isolation cannot keep is refused.
-fn plan(args: &StatusArgs, network: &Network) -> Result<Plan, Error> {
+fn plan(args: &StatusArgs, network: &Network) -> Result<(Plan, Option<Isolation>), Error> {
     let mut subnets: Vec<(IpNetwork, Option<IpAddr>)> = Vec::new();
     if let Some(data_dir) = &network.data_dir
         && let Some(lease) = HostLease::read(data_dir, &network.name)?
@@ -215,10 +221,12 @@ fn plan(args: &StatusArgs, network: &Network) -> Result<Plan, Error> {
     let ips: Vec<IpConfig> =
         subnets.into_iter().map(|(subnet, gateway)| in_subnet(subnet, gateway)).collect();
     let plan = Plan::new(network, &ips, &[])?;
-    if !ips.is_empty() {
-        Isolation::new(&network.isolation, Some(network.bridge.as_str()), &network.all_hosts, &[], &plan)?;
-    }
-    Ok(plan)
+    let bridge = Some(network.bridge.as_str());
+    let isolation = match ips.as_slice() {
+        [] => None,
+        _ => Isolation::new(&network.isolation, bridge, &network.all_hosts, &[], &plan)?,
+    };
+    Ok((plan, isolation))
 }
 
 /// The last address of a subnet that a container can have, or the first one where that is the gateway's.

@@ -342,7 +342,7 @@ impl Journal {
     }
 
     /// Whether no other ADD of the host is under way.
-    fn alone(&mut self) -> Result<bool, Error> {
+    pub fn alone(&mut self) -> Result<bool, Error> {
         self.host_lock.upgrade_now()
     }
 }

@@ -5,6 +5,8 @@
 mod allow;
 #[path = "isolation/moment.rs"]
 mod moment;
+#[path = "isolation/subnets.rs"]
+mod subnets;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;

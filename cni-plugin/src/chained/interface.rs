@@ -132,8 +132,7 @@ impl OfAnother {
             Reach::Bridge(name) => Some(name.as_str()),
             _ => None,
         };
-        let isolation = Isolation::new(&conf.isolation, bridge, &[], &asked.allow, &plan)?;
-        Ok(isolation.map(Isolation::of_gathered_subnets))
+        Isolation::new(&conf.isolation, bridge, &[], &asked.allow, &plan)
     }
 
     /// The link at which traffic is limited.

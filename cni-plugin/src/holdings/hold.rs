@@ -11,6 +11,7 @@ use weft_state::{Lock, boot_dir};
 
 use super::Holdings;
 use super::company::Company;
+use super::network::{agree, held_by};
 use super::restore::masquerade_again;
 use crate::conf::Traces;
 use crate::fault::{Change, Fault, failed};
@@ -45,8 +46,10 @@ pub fn hold(
     let mut opened = opened.map_err(|error| failed(&Step::Rules, error.into()))?;
     let rules = &mut opened;
     let company = Company::find(&traces.state_dir, &rules.nft);
+    let _changing = agree(journal, rules, traces, key, &mut holdings)?;
     let meeting = meet(journal, rules, call, key, traces, &mut holdings)?;
-    let _only_one = holdings.ports.as_ref().map(|_| lock_ports(traces, call.deadline)).transpose()?;
+    let lock_ports = |_| lock_beside_networks(&traces.state_dir, PORTS_DIR, call.deadline);
+    let _only_one = holdings.ports.as_ref().map(lock_ports).transpose()?;
     let elements = holdings.elements(key);
     let add = |nft: &mut Nft| {
         let alive = |hash: &str| is_alive(traces, hash);
@@ -83,53 +86,23 @@ fn meet(
     traces: &Traces,
     holdings: &mut Holdings,
 ) -> Result<Option<Lock>, Error> {
-    let Some(policy) = holdings.isolation.as_ref().map(|isolation| &isolation.policy) else {
+    let Some(isolation) = holdings.isolation.as_mut().filter(|isolation| isolation.policy.private) else {
         return Ok(None);
     };
-    let (is_private, is_gathered) = (policy.private, policy.is_gathered);
-    if !is_private && !is_gathered {
-        return Ok(None);
-    }
     let lock = lock_meeting(&traces.state_dir, key, call.deadline)?;
-    if is_gathered {
-        gather(rules, traces, key, holdings)?;
+    let known = rules.look_for(&isolation.policy.of_network(&key.network));
+    if !known.map_err(|error| failed(&Step::Rules, error.into()))? {
+        // Containers that came while it was on did not meet anybody.
+        isolation::index::discard(&traces.state_dir, &key.network)?;
     }
-    if !is_private {
-        return Ok(Some(lock));
-    }
-    if let Some(isolation) = &mut holdings.isolation {
-        let known = rules.look_for(&isolation.of_network(&key.network));
-        if !known.map_err(|error| failed(&Step::Rules, error.into()))? {
-            // Containers that came while it was on did not meet anybody.
-            isolation::index::discard(&traces.state_dir, &key.network)?;
-        }
-        isolation.meet(&traces.state_dir, key, &journal.names)?;
-        journal.within(Step::Rules, || isolation::forget(&mut rules.nft, &isolation.addresses, false))?;
-    }
+    isolation.meet(&traces.state_dir, key, &journal.names)?;
+    journal.within(Step::Rules, || isolation::forget(&mut rules.nft, &isolation.addresses, false))?;
     Ok(Some(lock))
 }
 
 /// The lock of a network that ADDs hold while they work out what is allowed between containers.
 pub(super) fn lock_meeting(state_dir: &Path, key: &AttachmentKey, deadline: Deadline) -> Result<Lock, Error> {
     Lock::exclusive(&boot_dir(state_dir, &key.network)?.join(MEETING_LOCK), deadline)
-}
-
-/// Adds the subnets of the network's other containers, where they are not known from its configuration. When the network has
-/// what this one alone tells, nobody knows more.
-pub fn gather(
-    rules: &mut Rules,
-    traces: &Traces,
-    key: &AttachmentKey,
-    holdings: &mut Holdings,
-) -> Result<(), Error> {
-    let Some(isolation) = holdings.isolation.as_mut().filter(|isolation| isolation.policy.is_gathered) else {
-        return Ok(());
-    };
-    let known = rules.look_for(&isolation.of_network(&key.network));
-    if !known.map_err(|error| failed(&Step::Rules, error.into()))? {
-        isolation.policy.gather(&record::contents(&traces.state_dir, &key.network)?);
-    }
-    Ok(())
 }
 
 /// What others rely on too: the static rules, and what the network has in them.
@@ -179,7 +152,7 @@ fn ensure_groups(
                 Ok(mut nft) => drop(masquerade_again(&mut nft, &others)),
                 Err(error) => log::warn!("masquerade of other networks is not looked at: {error}"),
             }
-            others.iter().map(|(key, content, _lock)| content.holdings.elements(key)).collect()
+            held_by(&others)
         })
     });
     if others.iter().any(|(key, content, _)| key.network == *network && !content.masquerade.is_nothing()) {
@@ -216,8 +189,9 @@ pub(super) fn forgotten(outcome: NlResult<()>) {
     }
 }
 
-fn lock_ports(traces: &Traces, deadline: Deadline) -> Result<Lock, Error> {
-    let dir = traces.state_dir.join(PORTS_DIR);
+/// The lock of a directory beside those of the networks.
+pub(super) fn lock_beside_networks(state_dir: &Path, dir: &str, deadline: Deadline) -> Result<Lock, Error> {
+    let dir = state_dir.join(dir);
     if !dir.is_dir() {
         fs::create_dir_all(&dir).map_err(|error| {
             let remedy = "see that the state directory is writable and not full";

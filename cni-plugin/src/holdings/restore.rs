@@ -7,6 +7,7 @@ use cni_protocol::{Deadline, Error};
 use weft_net::nft::{ATTEMPTS, Nft};
 use weft_net::{NetError, NlResult};
 
+use super::network::held_by;
 use crate::fault::failed;
 use crate::key::AttachmentKey;
 use crate::masquerade::{self, Ensured, Masquerade};
@@ -29,8 +30,7 @@ pub fn restore(state_dir: &Path, deadline: Deadline) -> Result<bool, Error> {
     }
     // Their locks are held until their elements are back: no DEL can come in between.
     let attached = record::attached(state_dir);
-    let held: Vec<Elements> =
-        attached.iter().map(|(key, content, _lock)| content.holdings.elements(key)).collect();
+    let held = held_by(&attached);
     let mut all = Elements::default();
     held.iter().cloned().for_each(|elements| all.extend(elements));
     // First: what is still missing then has whoever comes next do all of it again.

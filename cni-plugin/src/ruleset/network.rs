@@ -1,6 +1,8 @@
 //! What networks have in the ruleset, besides their attachments: it is replaced when it was made for another
 //! configuration of the network.
 
+use std::collections::BTreeSet;
+
 use cni_protocol::NetworkName;
 use weft_net::NlResult;
 use weft_net::nft::{Change, Element, Nft, retry};
@@ -29,7 +31,7 @@ pub(super) fn of(element: &Element) -> Option<&str> {
 }
 
 /// Whether an element is a network's.
-pub(super) fn is_of(element: &Element, network: &NetworkName) -> bool {
+pub fn is_of(element: &Element, network: &NetworkName) -> bool {
     element.comment.starts_with(&owner(network))
 }
 
@@ -69,6 +71,24 @@ fn replace(nft: &mut Nft, owner: &str, wanted: &[Element]) -> NlResult<Vec<Eleme
         nft.batch(changes)?;
     }
     Ok(before)
+}
+
+/// What tells the networks, other than this one, that have addresses in common with what it wants.
+///
+/// # Errors
+/// What the kernel says to the queries.
+pub fn owners_of_the_same(
+    nft: &mut Nft,
+    network: &NetworkName,
+    wanted: &[Element],
+) -> NlResult<BTreeSet<String>> {
+    let found = find(nft, &owner(network), wanted)?;
+    Ok(found.iter().filter(|element| !is_of(element, network)).filter_map(of).map(str::to_owned).collect())
+}
+
+/// Whether it is one of those.
+pub fn is_any_of(network: &NetworkName, owners: &BTreeSet<String>) -> bool {
+    owners.contains(&short_hash(&[network.as_str()]))
 }
 
 /// A network's elements, and those in the way of what it wants: of networks that were, with overlapping subnets.

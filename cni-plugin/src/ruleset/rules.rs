@@ -66,6 +66,11 @@ impl Rules {
         (self.settled, self.mark, self.distrusted) = (false, None, false);
     }
 
+    /// Asks anew for what the network has: somebody who had the lock may have changed it.
+    pub fn look_again(&mut self) {
+        self.mark = None;
+    }
+
     /// What was seen cannot be all: nothing is ready until it was looked at set by set.
     pub fn distrust(&mut self) {
         self.distrusted = true;

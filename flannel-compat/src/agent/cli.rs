@@ -97,6 +97,12 @@ struct NetworkFlags {
     /// Destinations that see containers' own addresses, separated by commas
     #[arg(long, value_name = "PREFIXES", value_delimiter = ',', requires = "ip_masq")]
     no_masquerade: Vec<IpNetwork>,
+    /// Whether other networks are kept from it: "network" or "none", as in its CNI configuration
+    #[arg(long, value_name = "WHAT")]
+    isolation: Option<String>,
+    /// Keep all that is outside from it, as in its CNI configuration
+    #[arg(long)]
+    internal: bool,
     /// The file for flannel's consumers
     #[arg(long, value_name = "FILE")]
     subnet_file: Option<PathBuf>,
@@ -158,6 +164,8 @@ impl From<NetworkFlags> for RawNetwork {
             lease_ttl: flags.lease_ttl,
             ip_masq: flags.ip_masq,
             no_masquerade: flags.no_masquerade,
+            isolation: flags.isolation,
+            internal: flags.internal,
             subnet_file: flags.subnet_file,
         }
     }

@@ -50,6 +50,9 @@ pub struct RawNetwork {
     pub ip_masq: bool,
     #[serde(default)]
     pub no_masquerade: Vec<IpNetwork>,
+    pub isolation: Option<String>,
+    #[serde(default)]
+    pub internal: bool,
     pub subnet_file: Option<PathBuf>,
 }
 
@@ -75,6 +78,9 @@ pub struct NetworkConf {
     pub ip_masq: bool,
     /// Destinations for which it does not.
     pub no_masquerade: Vec<IpNetwork>,
+    /// Whether other networks are kept from it, and whether all that is outside is, while no container of it is here to tell.
+    pub closed: bool,
+    pub internal: bool,
     pub subnet_file: PathBuf,
 }
 
@@ -196,6 +202,14 @@ impl RawNetwork {
                 "{at}.noMasquerade has prefixes, but ipMasq is false: set ipMasq to true or take them out"
             )));
         }
+        let closed = match self.isolation.as_deref() {
+            None | Some("network") => true,
+            Some("none") => false,
+            Some(other) => {
+                let remedy = "give \"network\" or \"none\", as in the CNI configuration";
+                return Err(invalid(format!("{at}.isolation is {other:?}: {remedy}")));
+            }
+        };
         let etcd = EtcdConf::parse(&self.ipam())
             .and_then(|etcd| etcd.ok_or_else(|| invalid("etcd is missing".into())))
             .map_err(|error| Error::new(error.code, format!("{at}: {}", error.msg)))?;
@@ -205,6 +219,8 @@ impl RawNetwork {
             etcd,
             ip_masq: self.ip_masq,
             no_masquerade: self.no_masquerade,
+            closed,
+            internal: self.internal,
             subnet_file: absolute(&format!("{at}.subnetFile"), subnet_file)?,
         })
     }

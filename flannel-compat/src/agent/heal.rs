@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use cni_protocol::{Deadline, NetworkName};
 use ipnetwork::IpNetwork;
+use weft::holdings::network::announce;
 use weft::holdings::restore::restore;
+use weft::isolation::Policy;
 use weft::masquerade::{self, Ensured, Masquerade};
 use weft::overlay::{self, Changes, Overlay, Unreached};
 use weft_net::nft::Nft;
@@ -91,6 +93,11 @@ pub(super) fn heal(conf: &NetworkConf, state_dir: &Path, lease: &HostLease, want
     }
     match restore(state_dir, deadline) {
         Ok(restored) => report.count("table", usize::from(restored)),
+        Err(error) => report.failures.push(error.msg),
+    }
+    let policy = Policy::of_hosts(&wanted.networks, conf.closed, conf.internal);
+    match announce(state_dir, &conf.name, &policy, deadline) {
+        Ok(announced) => report.count("table", usize::from(announced)),
         Err(error) => report.failures.push(error.msg),
     }
     if let Some(mtu) = report.changes.mtu {

@@ -3,6 +3,7 @@
 use cni_protocol::{Code, Deadline, Error};
 use weft::masquerade;
 use weft::overlay::{self, Overlay};
+use weft::ruleset;
 use weft_ipam::lease::release;
 use weft_ipam::registry::{Registry, in_event_loop};
 use weft_net::Netlink;
@@ -47,7 +48,11 @@ pub(super) fn leave(conf: &Conf, network: &NetworkConf, force: bool) -> Result<S
     Netlink::open(deadline)
         .and_then(|mut netlink| overlay::remove(&mut netlink, &overlay))
         .map_err(kernel)?;
-    Nft::open(deadline).and_then(|mut nft| masquerade::remove(&mut nft, name)).map_err(kernel)?;
+    let forget = |mut nft: Nft| {
+        masquerade::remove(&mut nft, name)?;
+        ruleset::network::restore(&mut nft, name, &[])
+    };
+    Nft::open(deadline).and_then(forget).map_err(kernel)?;
     if let Err(error) = std::fs::remove_file(&network.subnet_file)
         && error.kind() != std::io::ErrorKind::NotFound
     {

@@ -1,5 +1,7 @@
 //! Several networks of one host, and one that changes.
 
+use weft_tests::{Mirror, assert_way, ip, merge};
+
 use super::*;
 
 const OTHER: &str = "/other";
@@ -19,9 +21,17 @@ fn have_hosts_look(etcd: &Etcd, prefix: &str) {
 
 /// An agent that looks after both.
 fn start(node: &Node, etcd: &Etcd) -> Weftd {
+    start_with(node, etcd, &json!({}))
+}
+
+/// One that is told something of each of the two.
+fn start_with(node: &Node, etcd: &Etcd, changes: &Value) -> Weftd {
     let networks = NETWORKS.map(|(name, prefix, _)| {
         let file = node.directory().join(name).with_extension("env");
-        json!({ "name": name, "subnetFile": file, "etcd": { "endpoints": etcd.endpoints(), "prefix": prefix } })
+        let etcd = json!({ "endpoints": etcd.endpoints(), "prefix": prefix });
+        let mut network = json!({ "name": name, "subnetFile": file, "etcd": etcd });
+        merge(&mut network, changes);
+        network
     });
     Weftd::with(node, &json!({ "networks": networks }))
 }
@@ -107,5 +117,40 @@ fn a_network_with_another_vni_or_backend() {
             });
         }
         heal::reaches_in(PATIENCE, &one, address, &format!("another backend, {backend}"));
+    }
+}
+
+/// A host without any container of a network knows what is that network's, so it keeps its own containers from it.
+#[test]
+fn networks_are_closed_to_each_other_between_hosts_of_which_none_has_both() {
+    for (says, is_open) in [("network", false), ("none", true)] {
+        let cluster = Cluster::new(2);
+        let etcd = cluster.etcd(1, Access::Open);
+        for (number, network) in (1..).zip(NETWORKS) {
+            configure(&etcd, network, &json!({ "Type": "vxlan", "VNI": number }));
+        }
+        let agents: Vec<Weftd> = cluster
+            .nodes()
+            .iter()
+            .map(|node| start_with(node, &etcd, &json!({ "isolation": says, "ipMasq": true })))
+            .collect();
+        agents.iter().for_each(Weftd::ready);
+        let pods = [0, 1].map(|at| {
+            let (name, prefix, _) = NETWORKS[at];
+            let network = Weftd::network(&etcd).with(&json!({
+                "name": name, "bridge": format!("weft{at}"), "isolation": says, "ipMasq": true, "ipam": { "etcd": { "prefix": prefix } }
+            }));
+            let (pod, result) = cluster.node(at).attach(&network);
+            (Mirror::on(&pod, 80), pod, ip(&result))
+        });
+        for (at, other) in [(0, 1), (1, 0)] {
+            // The host that has it reaches it.
+            let (mirror, _, address) = &pods[other];
+            let what = format!("{says}: the own host reaches {address}");
+            assert!(mirror.seen(cluster.node(other).netns(), (*address, 80)).is_some(), "{what}");
+            let route = || cluster.node(at).command(&format!("ip route get {address}"));
+            eventually(PATIENCE, "a way to the other host", || route().contains("weft.").then_some(()));
+            assert_way(is_open, mirror, &pods[at].1, *address, says);
+        }
     }
 }

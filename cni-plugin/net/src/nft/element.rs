@@ -143,6 +143,15 @@ impl Element {
             })
     }
 
+    /// The prefix that its first field is, which is of addresses.
+    pub fn first_prefix(&self) -> Option<IpNetwork> {
+        let len = self.set.key.first()?.len();
+        let range = (from_octets(self.key.0.get(..len)?)?, from_octets(self.last().get(..len)?)?);
+        let prefixes =
+            (0..=8 * u8::try_from(len).ok()?).filter_map(|length| IpNetwork::new(range.0, length).ok());
+        prefixes.into_iter().find(|prefix| ends(*prefix) == range)
+    }
+
     fn last(&self) -> &[u8] {
         &self.end.as_ref().unwrap_or(&self.key).0
     }

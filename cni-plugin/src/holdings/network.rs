@@ -1,0 +1,202 @@
+//! What a network has in the host's rules for all its containers. Which subnets are the network's follows from all of them, as a
+//! configuration may have had other ranges when some came; and no two networks with containers have addresses in common, as rules could
+//! not tell them apart.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use cni_protocol::{Code, Deadline, Error, NetworkName};
+use ipnetwork::IpNetwork;
+use weft_net::NetError;
+use weft_net::nft::{Element, Nft};
+use weft_state::Lock;
+
+use super::Holdings;
+use super::hold::lock_beside_networks;
+use crate::conf::Traces;
+use crate::fault::{Fault, failed};
+use crate::isolation::{Policy, known_subnets};
+use crate::key::AttachmentKey;
+use crate::record::{self, Content, Found, Record};
+use crate::ruleset::{self, Elements, Rules, network};
+use crate::step::{Journal, Step};
+
+/// The directory of the lock that an ADD holds while it changes what its network has in the rules.
+const NETWORKS_DIR: &str = ".networks";
+
+/// Has the network's policy name the subnets of all its containers, where the rules do not have what this one's alone tells. Returns the
+/// lock under which the rules can be changed then.
+///
+/// # Errors
+/// [`Code::Conflict`] when another network has addresses in common, [`Code::TryAgain`].
+pub(super) fn agree(
+    journal: &mut Journal,
+    rules: &mut Rules,
+    traces: &Traces,
+    key: &AttachmentKey,
+    holdings: &mut Holdings,
+) -> Result<Option<Lock>, Error> {
+    let Some(isolation) = &mut holdings.isolation else { return Ok(None) };
+    let (state_dir, name) = (&traces.state_dir, &key.network);
+    let unreadable = |error: NetError| failed(&Step::Rules, error.into());
+    if rules.look_for(&isolation.policy.of_network(name)).map_err(unreadable)? {
+        return Ok(None);
+    }
+    let lock = lock_beside_networks(&traces.state_dir, NETWORKS_DIR, rules.nft.deadline())?;
+    rules.look_again();
+    let (on_file, is_all) = subnets_on_file(state_dir, name)?;
+    isolation.policy.join(on_file);
+    // Those that are on their way have no record yet of what they rely on.
+    if !is_all || !journal.alone()? {
+        isolation.policy.join(known_subnets(&mut rules.nft, name).map_err(unreadable)?);
+    }
+    let wanted = isolation.policy.of_network(name);
+    if rules.look_for(&wanted).map_err(unreadable)? {
+        return Ok(None);
+    }
+    refuse_rivals(&mut rules.nft, state_dir, name, &wanted).map_err(|fault| failed(&Step::Rules, fault))?;
+    Ok(Some(lock))
+}
+
+/// For the agent: has the rules know a network of which no container is here, so that those of other networks are kept from its containers
+/// on other hosts, and the other way round. Whether there was anything to do; what containers brought is left alone.
+///
+/// # Errors
+/// [`Code::Conflict`] when another network has addresses in common, [`Code::TryAgain`], [`Code::Kernel`].
+pub fn announce(
+    state_dir: &Path,
+    name: &NetworkName,
+    policy: &Policy,
+    deadline: Deadline,
+) -> Result<bool, Error> {
+    let step = "have the ruleset know the network";
+    let refused = |error: NetError| failed(&step, error.into());
+    let mut nft = Nft::open(deadline).map_err(refused)?;
+    let elements = Elements { network: policy.of_network(name), ..Elements::default() };
+    let is_seen_to = |nft: &mut Nft| {
+        Ok::<_, Error>(
+            !record::hashes(state_dir, name)?.is_empty()
+                || network::has(nft, &elements.network).map_err(refused)?,
+        )
+    };
+    if is_seen_to(&mut nft)? {
+        return Ok(false);
+    }
+    let _changing = lock_beside_networks(state_dir, NETWORKS_DIR, deadline)?;
+    if is_seen_to(&mut nft)? {
+        return Ok(false);
+    }
+    refuse_rivals(&mut nft, state_dir, name, &elements.network).map_err(|fault| failed(&step, fault))?;
+    // Once more: of two networks that come at the same time each may see the other only now.
+    for _ in 0..2 {
+        let mut others = Vec::new();
+        let made = ruleset::ensure(&mut nft, &elements, &mut Vec::new(), &mut || {
+            others = record::attached(state_dir);
+            held_by(&others)
+        });
+        made.and_then(|()| network::ensure(&mut nft, &elements.network)).map_err(refused)?;
+    }
+    Ok(true)
+}
+
+/// For CHECK: has a policy name all the subnets that the network has.
+///
+/// # Errors
+/// What the kernel says, or the records.
+pub fn complete(
+    nft: &mut Nft,
+    state_dir: &Path,
+    network: &NetworkName,
+    policy: &mut Policy,
+) -> Result<(), Fault> {
+    policy.join(subnets_on_file(state_dir, network)?.0);
+    policy.join(known_subnets(nft, network)?);
+    Ok(())
+}
+
+/// The subnets of a network's containers, and whether all of their records can be read.
+fn subnets_on_file(state_dir: &Path, network: &NetworkName) -> Result<(Vec<IpNetwork>, bool), Error> {
+    let (mut subnets, mut is_all) = (Vec::new(), true);
+    for hash in record::hashes(state_dir, network)? {
+        match record::peek(state_dir, network, &hash) {
+            Ok(Found::Attached(content)) => {
+                subnets.extend(
+                    content.holdings.isolation.into_iter().flat_map(|isolation| isolation.policy.subnets),
+                );
+            }
+            Ok(Found::Begun(_) | Found::Nothing) => {}
+            Ok(Found::Damaged) | Err(_) => is_all = false,
+        }
+    }
+    Ok((subnets, is_all))
+}
+
+/// That no other network with containers has any of the addresses that a network is to have in the rules.
+///
+/// # Errors
+/// [`Code::Conflict`], naming the other network and what it has.
+pub fn refuse_rivals(
+    nft: &mut Nft,
+    state_dir: &Path,
+    name: &NetworkName,
+    wanted: &[Element],
+) -> Result<(), Fault> {
+    let owners = network::owners_of_the_same(nft, name, wanted)?;
+    if owners.is_empty() {
+        return Ok(());
+    }
+    for other in record::networks(state_dir).iter().filter(|other| network::is_any_of(other, &owners)) {
+        if let Some(whose) = lives(state_dir, other, wanted)? {
+            let conflict = format!(
+                "addresses of it are network {other}'s, {whose}: networks of a host have no addresses in common; take another subnet, \
+                 remove that network's containers, or give both the same name"
+            );
+            return Err(Error::new(Code::Conflict, conflict).into());
+        }
+    }
+    Ok(())
+}
+
+/// Who of a network has addresses in common with what another one wants in the rules: a container, or one on its way.
+fn lives(state_dir: &Path, network: &NetworkName, wanted: &[Element]) -> Result<Option<String>, Error> {
+    for hash in record::hashes(state_dir, network)? {
+        match record::peek(state_dir, network, &hash)? {
+            Found::Attached(content) => {
+                let isolation = content.holdings.isolation.as_ref();
+                let has = isolation.map(|isolation| isolation.policy.of_network(network)).unwrap_or_default();
+                if has.iter().any(|has| wanted.iter().any(|wanted| wanted.overlaps(has))) {
+                    return Ok(Some(format!("of which container {} is there", content.container_id)));
+                }
+            }
+            Found::Begun(content) => {
+                return Ok(Some(format!("of which container {} is on its way", content.container_id)));
+            }
+            Found::Nothing | Found::Damaged => {}
+        }
+    }
+    Ok(None)
+}
+
+/// What attachments hold, as it is to be put back: what a network says is what it said last, for the subnets of all.
+pub(super) fn held_by(attached: &[(AttachmentKey, Content, Record)]) -> Vec<Elements> {
+    let mut policies: BTreeMap<&NetworkName, (&Content, Policy)> = BTreeMap::new();
+    for (key, content, _lock) in attached {
+        let Some(isolation) = &content.holdings.isolation else { continue };
+        let (last, policy) =
+            policies.entry(&key.network).or_insert_with(|| (content, isolation.policy.clone()));
+        let before = std::mem::take(&mut policy.subnets);
+        if content.since() > last.since() {
+            (*last, *policy) = (content, isolation.policy.clone());
+        }
+        policy.join(before);
+        policy.join(isolation.policy.subnets.clone());
+    }
+    let held = attached.iter().map(|(key, content, _lock)| {
+        let mut holdings = content.holdings.clone();
+        if let (Some(isolation), Some((_, policy))) = (&mut holdings.isolation, policies.get(&key.network)) {
+            isolation.policy.clone_from(policy);
+        }
+        holdings.elements(key)
+    });
+    held.collect()
+}
