@@ -216,3 +216,50 @@ fn the_data_directory_has_to_be_absolute() {
     }
     assert_eq!(of(json!("")).unwrap(), of(Value::Null).unwrap());
 }
+
+/// The defaults in docs/ipam.md are those of the code, as far as they are values and not told in words.
+#[test]
+fn a_documented_default_is_what_its_absence_means() {
+    let page = include_str!("../../docs/ipam.md");
+    let rows = |table: &str, default: usize| {
+        let (_, table) = page.split_once(table).unwrap();
+        let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+        rows.filter_map(|row| {
+            let columns: Vec<&str> = row.split(" | ").collect();
+            let text = columns[default].rsplit("else ").next()?.trim_end_matches([' ', '|']);
+            let value = match text.strip_prefix('`').and_then(|text| text.strip_suffix('`')) {
+                Some(quoted) => json!(quoted),
+                None => json!(text.parse::<u64>().ok()?),
+            };
+            Some((columns[0].trim_matches(['|', ' ', '`']), value))
+        })
+        .collect::<Vec<_>>()
+    };
+    let leased = Leased {
+        subnets: vec!["10.0.0.0/24".parse().unwrap()],
+        networks: vec!["10.0.0.0/16".parse().unwrap()],
+    };
+    let whole = json!({"ipam": {"etcd": {"endpoints": ["http://127.0.0.1:2379"]}, "sticky": "name"}});
+    let meaning = |document: &Value| {
+        let call = call(document, Version::V1_1_0);
+        let conf = Conf::new(&call, &CniArgs::default(), Some(&leased)).unwrap();
+        let etcd = etcd_conf::EtcdConf::parse(document["ipam"].as_object().unwrap()).unwrap();
+        (conf, etcd, data_dir(&call.conf).unwrap())
+    };
+    let of_ipam = [rows("| key | meaning | default | example |", 2), rows("| key of `ipam` |", 2)].concat();
+    let mut keys = Vec::new();
+    for (place, rows) in [("/ipam", of_ipam), ("/ipam/etcd", rows("| key of `etcd` |", 2))] {
+        for (key, default) in rows {
+            let with = |value: Value| {
+                let mut document = whole.clone();
+                document.pointer_mut(place).unwrap()[key] = value;
+                meaning(&document)
+            };
+            assert_eq!(with(default.clone()), meaning(&whole), "{key}: {default}");
+            let other = default.as_u64().map_or_else(|| json!("/other"), |number| json!(number + 1));
+            assert_ne!(with(other), meaning(&whole), "{key}");
+            keys.push(key);
+        }
+    }
+    assert_eq!(keys, ["dataDir", "stickyFor", "leaseTTL", "peerRefresh", "prefix", "timeout"]);
+}

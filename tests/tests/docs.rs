@@ -211,7 +211,7 @@ fn keys_are_documented() {
     known.extend(nested("runtimeConfig", list("keys.rs", "const CAPABILITIES: &[&str] = &[")));
     known.extend(nested("args.weft", list("asked.rs", "const KEYS: &[&str] = &[")));
     let mut documented: Vec<String> = rows().into_iter().map(|row| row.key).collect();
-    // Others may have keys in `args.cni`, so there is no list of those.
+    // Others may have keys in `args.cni`, so there is no list of those: a unit test tries them.
     documented.retain(|key| !key.starts_with("args.cni."));
     known.sort();
     documented.sort();

@@ -106,6 +106,8 @@ fn parse_ips(text: &str) -> Result<Vec<IpAddr>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -143,5 +145,21 @@ mod tests {
             let error = CniArgs::parse(text).unwrap_err();
             assert!(error.contains(reason), "{text}: {error}");
         }
+    }
+    /// The keys of the table in docs/configuration.md are those that are no mistake without `IgnoreUnknown`.
+    #[test]
+    fn keys_are_documented() {
+        let is_known = |key: &str| {
+            CniArgs::parse(&format!("{key}=")).err().is_none_or(|error| !error.contains("unknown key"))
+        };
+        let page = include_str!("../../../docs/configuration.md");
+        let (_, table) = page.split_once("| key of `CNI_ARGS` |").unwrap();
+        let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+        let documented: BTreeSet<&str> =
+            rows.flat_map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2)).collect();
+        let words = include_str!("args.rs").split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        // A prefix is no key.
+        let known = words.filter(|word| !word.is_empty() && !word.ends_with('_') && is_known(word)).collect();
+        assert_eq!(documented, known);
     }
 }

@@ -320,6 +320,8 @@ mod tests {
             assert!(error.msg.contains("timeout"), "{error}");
             assert!(call_of(Verb::Del, &conf).is_ok());
         }
+        let documented = format!("\n| `timeout` | `{}` |", TIMEOUT.as_secs());
+        assert!(include_str!("../../../docs/configuration.md").contains(&documented), "{documented}");
     }
 
     #[test]

@@ -121,3 +121,5 @@ fn the_mac_is_taken_in_the_conventions_order() {
         assert_eq!(mac(json!({"runtimeConfig": {"mac": bad}})).unwrap_err().code, Code::InvalidConfig);
     }
 }
+
+mod documented;

@@ -14,6 +14,7 @@ const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 /// A port that is registered to nobody; only this machine can reach it.
 const LISTEN: &str = "127.0.0.1:9454";
 const STATE_DIR: &str = "/run/weft";
+const LOG_LEVEL: &str = "info";
 /// Moves the state of all networks, as for the plugins.
 const STATE_DIR_ENV: &str = "WEFT_STATE_DIR";
 
@@ -65,7 +66,7 @@ pub struct Conf {
     pub state_dir: PathBuf,
     pub data_dir: PathBuf,
     /// As `WEFT_LOG`.
-    pub log_level: Option<String>,
+    pub log_level: String,
 }
 
 /// What the agent has to know of one network.
@@ -143,7 +144,7 @@ impl RawConf {
             listen: self.listen.as_deref().unwrap_or(LISTEN).parse()?,
             state_dir: state_dir(self.state_dir)?,
             data_dir: weft_state::lease::data_dir(&data_dir)?,
-            log_level: self.log_level.map(checked_level).transpose()?,
+            log_level: self.log_level.map_or_else(|| Ok(LOG_LEVEL.to_owned()), checked_level)?,
         })
     }
 }

@@ -43,7 +43,7 @@ fn every_key_arrives() {
     assert_eq!(conf.networks[1].name.as_str(), "other");
     assert_eq!(conf.listen, Listen::Unix("/run/weftd.sock".into()));
     assert_eq!((conf.state_dir, conf.data_dir), ("/s".into(), "/d".into()));
-    assert_eq!(conf.log_level.as_deref(), Some("debug"));
+    assert_eq!(conf.log_level, "debug");
 }
 
 #[test]
@@ -93,4 +93,32 @@ fn what_is_wrong_is_named_with_its_place_and_a_remedy() {
 fn a_missing_file_is_named() {
     let error = RawConf::read(Path::new("/nonexistent/weftd.json")).unwrap_err();
     assert!(error.msg.contains("/nonexistent/weftd.json") && error.msg.contains("--config"), "{}", error.msg);
+}
+
+/// The defaults in docs/weftd.md are those of the code, as far as they are values and not told in words.
+#[test]
+fn a_documented_default_is_what_its_absence_means() {
+    let whole: Value = serde_json::from_str(&minimal("pods", "")).unwrap();
+    let tables = include_str!("../../../docs/weftd.md").split("| key | meaning | default |\n").skip(1);
+    let mut keys = Vec::new();
+    for (place, table) in ["", "/networks/0"].into_iter().zip(tables) {
+        for row in table.lines().skip(1).take_while(|line| line.starts_with('|')) {
+            let columns: Vec<&str> = row.split(" | ").collect();
+            let key = columns[0].trim_matches(['|', ' ', '`', '*']);
+            let default = columns[2].rsplit("else ").next().unwrap().trim_end_matches([' ', '|']);
+            let value = match default.strip_prefix('`').and_then(|text| text.strip_suffix('`')) {
+                Some(in_words) if in_words.contains('`') => continue,
+                Some(quoted) => Value::from(quoted),
+                None => match serde_json::from_str(default) {
+                    Ok(value) => value,
+                    Err(_in_words) => continue,
+                },
+            };
+            let mut said = whole.clone();
+            said.pointer_mut(place).unwrap()[key] = value;
+            assert_eq!(parse(&said.to_string()), parse(&whole.to_string()), "{key}: {default}");
+            keys.push(key);
+        }
+    }
+    assert_eq!(keys, ["listen", "stateDir", "dataDir", "logLevel", "leaseTTL", "ipMasq", "subnetFile"]);
 }

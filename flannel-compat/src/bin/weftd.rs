@@ -31,6 +31,6 @@ fn run(cli: Cli) -> Result<(), Error> {
     if only_check {
         return Ok(());
     }
-    logging::init(Some(conf.log_level.as_deref().unwrap_or("info")), None);
+    logging::init(Some(&conf.log_level), None);
     agent::run(conf)
 }
