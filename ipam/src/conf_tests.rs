@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use cni_protocol::Deadline;
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -262,4 +263,85 @@ fn a_documented_default_is_what_its_absence_means() {
         }
     }
     assert_eq!(keys, ["dataDir", "stickyFor", "leaseTTL", "peerRefresh", "prefix", "timeout"]);
+}
+
+/// Any value, of the forms that the keys have and others.
+fn any_value() -> impl Strategy<Value = Value> {
+    let scalar = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        prop::sample::select(
+            &["", "10.2.0.0/24", "10.2.0.7", "10.2.0.7/24", "fd00::/64", "10.0.0.0/33", "/x", "name"][..]
+        )
+        .prop_map(Value::from),
+        ".*".prop_map(Value::from),
+    ];
+    let key = prop::sample::select(&["subnet", "rangeStart", "gateway", "dst", "gw", "other"][..]);
+    scalar.prop_recursive(3, 12, 3, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+            prop::collection::btree_map(key.clone(), inner, 0..3).prop_map(|fields| json!(fields)),
+        ]
+    })
+}
+
+/// The paths to all that is inside of a value.
+fn paths(value: &Value, here: &str) -> Vec<String> {
+    let inner: Vec<(String, &Value)> = match value {
+        Value::Object(fields) => fields.iter().map(|(key, inner)| (key.clone(), inner)).collect(),
+        Value::Array(items) => items.iter().enumerate().map(|(at, inner)| (at.to_string(), inner)).collect(),
+        _ => Vec::new(),
+    };
+    let below = |(key, inner): &(String, &Value)| {
+        let path = format!("{here}/{key}");
+        [vec![path.clone()], paths(inner, &path)].concat()
+    };
+    inner.iter().flat_map(below).collect()
+}
+
+/// Two networks with every key, one of which leases its subnet, and a place in one of them.
+fn any_place() -> impl Strategy<Value = (Value, String)> {
+    let of_host = json!({
+        "ipam": {"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.5", "rangeEnd": "10.1.0.9", "gateway": "10.1.0.1",
+            "ranges": [[{"subnet": "10.2.0.0/24", "gateway": "10.2.0.1"}], [{"subnet": "fd00::/64"}]], "dataDir": "/d",
+            "routes": [{"dst": "0.0.0.0/0", "gw": "10.1.0.1", "mtu": 1400}], "resolvConf": "/r", "exclude": ["10.2.0.7"],
+            "sticky": "name", "stickyFor": 60},
+        "runtimeConfig": {"ips": ["10.1.0.6"], "ipRanges": [[{"subnet": "10.3.0.0/24"}]]}, "args": {"cni": {"ips": []}},
+    });
+    let leased = json!({"ipam": {
+        "etcd": {"endpoints": ["https://192.0.2.1:2379"], "prefix": "/n", "caFile": "/ca", "certFile": "/c", "keyFile": "/k",
+            "username": "u", "passwordFile": "/p", "timeout": 1},
+        "iface": "eth1", "publicIP": "192.0.2.2", "publicIPv6": "2001:db8::2", "leaseTTL": 60, "peerRefresh": 1,
+    }});
+    let places = [of_host, leased]
+        .map(|conf| paths(&conf, "").into_iter().map(|path| (conf.clone(), path)).collect::<Vec<_>>());
+    prop::sample::select(places.concat())
+}
+
+proptest! {
+    #[test]
+    fn another_value_has_a_meaning_or_is_refused_by_its_key((mut document, path) in any_place(), value in any_value()) {
+        *document.pointer_mut(&path).unwrap() = value.clone();
+        let call = call(&document, Version::V1_1_0);
+        let leased = Leased { subnets: vec!["10.0.0.0/24".parse().unwrap()], networks: Vec::new() };
+        let ipam = document["ipam"].as_object().cloned().unwrap_or_default();
+        let spans_hosts = ipam.get("etcd").is_some_and(|etcd| !etcd.is_null());
+        let checked = etcd_conf::EtcdConf::parse(&ipam)
+            .and_then(|_etcd| Conf::new(&call, &CniArgs::default(), spans_hosts.then_some(&leased)))
+            .and_then(|_conf| data_dir(&call.conf));
+        let Err(error) = checked else { return Ok(()) };
+        prop_assert!([Code::InvalidConfig, Code::UnsupportedField].contains(&error.code), "{}: {}", document, error);
+        // As far as objects lead: errors about lists may tell of the whole.
+        let key = |path: &str| {
+            let keys = path.split('/').skip(1).take_while(|key| key.parse::<u8>().is_err());
+            keys.collect::<Vec<_>>().join(".")
+        };
+        // What is excluded or asked for may make another key's value wrong.
+        let others = paths(&document, "").iter().map(|path| key(path)).filter(|key| key.contains('.')).collect::<Vec<_>>();
+        let msg = error.msg.replace(": unknown key \"", ".");
+        let is_named = others.iter().chain([&key(&path)]).any(|key| msg.contains(key));
+        prop_assert!(is_named, "{}: {}", document, error);
+    }
 }

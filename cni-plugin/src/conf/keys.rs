@@ -3,7 +3,7 @@
 use cni_protocol::{Code, Error, nearest};
 use serde_json::{Map, Value};
 
-use super::unsupported;
+use super::{invalid, unsupported};
 
 /// Every key that may stand in the configuration.
 const KEYS: &[&str] = &[
@@ -47,6 +47,13 @@ pub(super) fn refuse_unknown(conf: &Map<String, Value>) -> Result<(), Error> {
             Some(_) => {}
             None if KEYS.contains(&key.as_str()) => {}
             None => return Err(unknown(key, value)),
+        }
+    }
+    let args = conf.get("args");
+    let of = |whom: &str| args.and_then(|args| args.get(whom));
+    for (key, settings) in [("args", args), ("args.cni", of("cni")), ("args.weft", of("weft"))] {
+        if let Some(other) = settings.filter(|settings| !settings.is_object() && !settings.is_null()) {
+            return Err(invalid(key, other, "give an object with settings of one container"));
         }
     }
     let Some(Value::Object(runtime)) = conf.get("runtimeConfig") else {

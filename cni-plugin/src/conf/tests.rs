@@ -77,6 +77,9 @@ fn values_are_refused_by_key_value_and_remedy() {
         (json!({"ipam": "host-local"}), "ipam is"),
         (json!({"ipam": {"subnet": "10.0.0.0/24"}}), "ipam has no type"),
         (json!({"ipam": {"type": 7}}), "ipam.type is 7"),
+        (json!({"args": ["cni"]}), "args is [\"cni\"]"),
+        (json!({"args": {"cni": "mac"}}), "args.cni is \"mac\""),
+        (json!({"args": {"weft": 7}}), "args.weft is 7"),
         (json!({"stateDir": "run"}), "stateDir is"),
         (json!({"hairpinMode": true, "promiscMode": true}), "hairpinMode and promiscMode"),
         (json!({"disableContainerInterface": true, "ipam": {"type": "x"}}), "disableContainerInterface"),
@@ -122,4 +125,5 @@ fn the_mac_is_taken_in_the_conventions_order() {
     }
 }
 
+mod any;
 mod documented;

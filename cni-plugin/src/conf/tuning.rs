@@ -71,7 +71,10 @@ impl Tuning {
             sysctls,
             promiscuous: own.promisc.or(network.promisc).unwrap_or_default(),
             all_multicast: own.allmulti.or(network.allmulti),
-            queue_length: own.tx_q_len.or(network.tx_q_len).map(queue_length).transpose()?,
+            queue_length: match (own.tx_q_len, network.tx_q_len) {
+                (Some(own), _) => Some(queue_length("args.cni.txQLen", own)?),
+                (None, network) => network.map(|length| queue_length("txQLen", length)).transpose()?,
+            },
             mtu: own.mtu.map_or(Ok(None), |own| mtu("args.cni.mtu", own))?,
         })
     }
@@ -90,26 +93,29 @@ fn setting(place: &str, name: String, value: &Value) -> Result<Setting, Error> {
             return Err(invalid(&format!("{place}.{name}"), other, "give the value as text, like \"1\""));
         }
     };
+    if value.contains(['\n', '\0']) {
+        return Err(invalid(&format!("{place}.{name}"), &value.into(), "give a value of one line"));
+    }
     let setting = Setting { name, value };
     // Any interface name will do to see whether the name can be one.
     match "eth0".parse().map(|ifname| setting.sysctl(&ifname)) {
-        Ok(Some(_)) if !setting.value.contains(['\n', '\0']) => Ok(setting),
+        Ok(Some(_)) => Ok(setting),
         _ => Err(Error::new(
             Code::InvalidConfig,
             format!(
                 "{place} has {}, which is no setting of a network namespace: give one below net, like \
-                 net.ipv4.conf.IFNAME.arp_filter, and a value of one line",
+                 net.ipv4.conf.IFNAME.arp_filter",
                 setting.name
             ),
         )),
     }
 }
 
-fn queue_length(length: i64) -> Result<u32, Error> {
+fn queue_length(key: &str, length: i64) -> Result<u32, Error> {
     u32::try_from(length)
         .ok()
         .filter(|length| i32::try_from(*length).is_ok())
-        .ok_or_else(|| invalid("txQLen", &length.into(), "give a number of packets from 0 to 2147483647"))
+        .ok_or_else(|| invalid(key, &length.into(), "give a number of packets from 0 to 2147483647"))
 }
 
 #[cfg(test)]
@@ -170,6 +176,7 @@ mod tests {
             json!({"sysctl": {"net.core.somaxconn": ["1"]}}),
             json!({"sysctl": {"net.core.somaxconn": "1\n2"}}),
             json!({"args": {"cni": {"mtu": 5}}}),
+            json!({"args": {"cni": {"txQLen": -1}}}),
             json!({"promisc": "yes"}),
         ] {
             assert_eq!(parse(&conf).expect_err(&conf.to_string()).code, Code::InvalidConfig, "{conf}");

@@ -37,10 +37,18 @@ impl Meaning {
             chooses_addresses: chooses_addresses(conf, &nobody),
         })
     }
+
+    /// What an attachment's record keeps of it is read as it was written.
+    pub(super) fn survives_records(&self) {
+        let Asked { allow, shaping, .. } = &self.asked;
+        let kept = (allow, shaping, &self.names);
+        let read: (Vec<isolation::Allow>, Shaping, Names) = serde_json::from_value(json!(kept)).unwrap();
+        assert_eq!((&read.0, &read.1, &read.2), kept);
+    }
 }
 
 /// Of the rows with a default: the key, the default, and the example as a configuration.
-fn rows() -> impl Iterator<Item = (&'static str, Value, Value)> {
+pub(super) fn rows() -> impl Iterator<Item = (&'static str, Value, Value)> {
     PAGE.lines().filter_map(|line| {
         let [key, default, _replaces, example, _meaning] =
             line.split(" | ").collect::<Vec<_>>().try_into().ok()?;
