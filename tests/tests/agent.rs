@@ -11,6 +11,8 @@ use weft_tests::{
 
 #[path = "agent/access.rs"]
 mod access;
+#[path = "agent/chained.rs"]
+mod chained;
 #[path = "agent/duplicates.rs"]
 mod duplicates;
 #[path = "agent/heal.rs"]
