@@ -96,11 +96,18 @@ fn the_hosts_own_services_come_first() {
     with(&network(), &[mapping(8080, 80)]).add(&web);
     let result = network().add(&service);
     let theirs = Mirror::on(&service, 9000);
-    host.nft(&format!(
-        "table ip services {{ chain in {{ type nat hook prerouting priority dstnat\n tcp dport 8080 dnat to {}:9000\n }}\n }}\n",
-        ips(&result)[0]
-    ));
-    assert_eq!(theirs.seen(&outside, (addr(Outside::HOST[0]), 8080)), Some(addr(Outside::PEER[0])));
+    for (family, to) in ["ip", "ip6"].into_iter().zip(ips(&result)) {
+        let to = SocketAddr::new(to, 9000);
+        // nft has the name `dstnat` for -100 at the first of the hooks only.
+        let chain = |hook: &str| {
+            format!("chain {hook} {{ type nat hook {hook} priority -100\n tcp dport 8080 dnat to {to}\n }}\n")
+        };
+        host.nft(&format!("table {family} services {{ {} {} }}\n", chain("prerouting"), chain("output")));
+    }
+    for (at, peer) in Outside::HOST.iter().zip(Outside::PEER) {
+        assert_eq!(theirs.seen(&outside, (addr(at), 8080)), Some(addr(peer)), "from outside at {at}");
+        assert!(theirs.seen(host.netns(), (addr(at), 8080)).is_some(), "from the host itself at {at}");
+    }
 }
 
 #[test]
