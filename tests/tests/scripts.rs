@@ -1,0 +1,74 @@
+//! What the scripts in hack/ do where a machine lacks something or a build is the wrong one.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Command;
+
+use weft_tests::command;
+
+/// A program that prints a word, in a tree with the scripts' functions.
+fn tree(root: &Path) {
+    fs::create_dir_all(root.join("src")).expect("make a directory");
+    symlink(Path::new(env!("CARGO_MANIFEST_DIR")).join("../hack"), root.join("hack")).expect("link hack/");
+    for (file, text) in [
+        ("Cargo.toml", "[package]\nname = \"small\"\nversion = \"0.0.0\"\nedition = \"2024\"\n"),
+        ("Cargo.lock", "version = 4\n\n[[package]]\nname = \"small\"\nversion = \"0.0.0\"\n"),
+        ("src/main.rs", "fn main() { println!(\"hello\"); }\n"),
+    ] {
+        fs::write(root.join(file), text).unwrap_or_else(|error| panic!("write {file}: {error}"));
+    }
+}
+
+/// Where the standard library for musl cannot be had.
+#[test]
+fn a_build_without_musl_is_static_too_and_says_so() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let root = directory.path();
+    tree(root);
+    // A compiler whose libraries are not where it says: it knows no target, and rustup can bring none there.
+    let stub = format!(
+        "#!/bin/sh\n[ \"$*\" = '--print sysroot' ] && exec echo {}\nPATH=${{PATH#*:}} exec rustc \"$@\"\n",
+        root.display()
+    );
+    fs::create_dir(root.join("bin")).expect("make a directory");
+    fs::write(root.join("bin/rustc"), stub).expect("write a stub");
+    fs::set_permissions(root.join("bin/rustc"), Permissions::from_mode(0o755)).expect("make it executable");
+    let path = std::env::var("PATH").expect("a PATH");
+    let output = Command::new("bash")
+        .args(["-euc", ". hack/lib; build_static target/dist small:small"])
+        .current_dir(root)
+        .env("PATH", format!("{}:{path}", root.join("bin").display()))
+        .env_remove("CARGO_TARGET_DIR")
+        .env_remove("RUSTFLAGS")
+        .output()
+        .expect("run bash");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let note = said.lines().find(|line| line.starts_with("NOTE: ")).unwrap_or_else(|| panic!("{said}"));
+    for word in ["-unknown-linux-musl cannot be had", "-unknown-linux-gnu", "static"] {
+        assert!(note.contains(word), "{note}");
+    }
+    let built = root.join("target/dist/small").display().to_string();
+    assert_eq!(command(&built), "hello\n");
+    let headers = command(&format!("readelf --program-headers --wide {built}"));
+    assert!(headers.contains("LOAD") && !headers.contains("INTERP"), "{headers}");
+}
+
+/// The tests' own build is one for debugging.
+#[test]
+fn a_debug_build_is_not_measured() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let results = directory.path().join("bench");
+    let output = Command::new(env!("CARGO_BIN_EXE_bench"))
+        .arg(&results)
+        .args(["2026-01-01", "floor"])
+        .output()
+        .expect("run the benchmark");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && said.contains("debug build") && said.contains("hack/bench"),
+        "{said}"
+    );
+    assert!(!results.exists(), "nothing was measured");
+}
