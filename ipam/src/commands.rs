@@ -88,7 +88,7 @@ pub(crate) fn reserve(store: &Store, conf: &Conf, (owner, name): Whose) -> Resul
         let msg = format!("{owner} already holds {held} in this network; call DEL for it before another ADD");
         return Err(Error::new(Code::Conflict, msg));
     }
-    let reservation = store.begin(owner, name)?;
+    let reservation = store.begin(owner, conf.pools.sets().len(), name)?;
     let had = name.map(|name| store.had(name)).unwrap_or_default();
     let sets = conf.pools.sets().iter().zip(&conf.requests).enumerate();
     let chosen: Result<Vec<IpAddr>, Error> = sets

@@ -34,7 +34,7 @@ impl Net {
 
     fn add(&self, owner: &str) -> Option<IpAddr> {
         let owner = Owner::new(owner, "eth0");
-        let reservation = self.store.begin(&owner, None).unwrap();
+        let reservation = self.store.begin(&owner, 1, None).unwrap();
         match next_free(&self.store, &reservation, (0, self.set()), (&owner, None)) {
             Ok(ip) => {
                 self.store.set_last(0, ip).unwrap();
@@ -89,7 +89,7 @@ proptest! {
                     }
                     _ => {
                         let owner = Owner::new("killed", "eth0");
-                        let reservation = net.store.begin(&owner, None).unwrap();
+                        let reservation = net.store.begin(&owner, 1, None).unwrap();
                         if let Some(ip) = reservation.claim_next(set, last, None).unwrap() {
                             prop_assert!(!held.contains_key(&ip));
                         }

@@ -49,17 +49,21 @@ pub(crate) struct Record {
     /// Nanoseconds of the monotonic clock, see [`weft_state::monotonic`].
     #[serde(rename = "reservedAt")]
     reserved_at: u64,
+    /// How many addresses its owner has; 0 where that is not known.
+    #[serde(default)]
+    of: usize,
     /// For whom the address is kept when it is free again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sticky: Option<Name>,
 }
 
 impl Record {
-    pub(crate) fn bytes(owner: &Owner, reserved_at: Duration, name: Option<&Name>) -> Vec<u8> {
+    pub(crate) fn bytes(owner: &Owner, reserved_at: Duration, of: usize, name: Option<&Name>) -> Vec<u8> {
         let record = Self {
             container_id: owner.container_id.clone(),
             ifname: owner.ifname.clone(),
             reserved_at: u64::try_from(reserved_at.as_nanos()).unwrap_or(u64::MAX),
+            of,
             sticky: name.cloned(),
         };
         serde_json::to_vec(&record).unwrap_or_default()
@@ -81,6 +85,10 @@ impl Record {
         Owner::new(&self.container_id, &self.ifname)
     }
 
+    pub(crate) fn of(&self) -> usize {
+        self.of
+    }
+
     pub(crate) fn name(self) -> Option<Name> {
         self.sticky
     }
@@ -96,7 +104,7 @@ pub(crate) fn repair_record(owner: &Owner, path: &Path) {
     if Record::read(path).is_some() {
         return;
     }
-    match fs::write(path, Record::bytes(owner, Duration::ZERO, None)) {
+    match fs::write(path, Record::bytes(owner, Duration::ZERO, 0, None)) {
         Ok(()) => log::warn!("{}: damaged, written anew for {owner}", path.display()),
         Err(e) => log::warn!("{}: damaged, and not to be written anew: {e}", path.display()),
     }

@@ -14,12 +14,17 @@ use crate::sticky::Name;
 use crate::store::{Store, addresses_in, failed, make_dir, private_dir};
 
 impl Store {
-    /// Begins a reservation, for a name where the addresses are to stay with one. What a killed command left of the same owner is taken away before, and
+    /// Begins a reservation of so many addresses, for a name where they are to stay with one. What a killed command left of the same owner is taken away before, and
     /// its addresses are in [`Reservation::before`].
     ///
     /// # Errors
     /// [`Code::Io`] when the store cannot be written.
-    pub fn begin<'a>(&'a self, owner: &'a Owner, name: Option<&Name>) -> Result<Reservation<'a>, Error> {
+    pub fn begin<'a>(
+        &'a self,
+        owner: &'a Owner,
+        of: usize,
+        name: Option<&Name>,
+    ) -> Result<Reservation<'a>, Error> {
         let dir = self.part("pending", owner.hash());
         let mut before = Vec::new();
         if let Err(e) = private_dir(&dir) {
@@ -31,7 +36,7 @@ impl Store {
             self.sweep_or_fail(&dir)?;
             make_dir(&dir)?;
         }
-        let record = Record::bytes(owner, monotonic(), name);
+        let record = Record::bytes(owner, monotonic(), of, name);
         Ok(Reservation { store: self, owner, dir, record, before })
     }
 

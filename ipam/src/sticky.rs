@@ -158,15 +158,16 @@ impl Store {
     }
 
     /// Keeps what a finished reservation holds for the name in its records. Called before it is freed: after a kill in
-    /// between, whoever frees the rest does this again. What has a newer address does not keep an older one.
-    pub(crate) fn keep(&self, dir: &Path) {
-        let mut kept_for = None;
+    /// between, whoever frees the rest does this again. What has a newer address does not keep an older one. Whether there are as many
+    /// addresses as the records say.
+    pub(crate) fn keep(&self, dir: &Path) -> bool {
+        let (mut kept_for, mut links, mut of) = (None, 0, 0);
         for address in names_in(dir).ok().flatten().unwrap_or_default() {
-            let (Ok(ip), Some(name)) =
-                (address.parse::<IpAddr>(), Record::read(&dir.join(&address)).and_then(Record::name))
-            else {
-                continue;
-            };
+            let Ok(ip) = address.parse::<IpAddr>() else { continue };
+            links += 1;
+            let Some(record) = Record::read(&dir.join(&address)) else { continue };
+            of = of.max(record.of());
+            let Some(name) = record.name() else { continue };
             if !self.had(&name).contains(&ip) {
                 continue;
             }
@@ -178,6 +179,7 @@ impl Store {
         if let Some(time) = kept_for {
             self.forget_now_and_then(time);
         }
+        links >= of
     }
 
     fn write(&self, part: &str, name: &str, bytes: &[u8]) -> io::Result<()> {

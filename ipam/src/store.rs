@@ -135,15 +135,16 @@ impl Store {
     }
 
     /// Frees everything that `owner` holds, finished or not, and what of `hints` has its record but
-    /// no link by owner any more; where it has no links at all, whatever has its record. Returns what could not be freed.
+    /// no link by owner any more; where it lacks links, whatever has its record. Returns what could not be freed.
     pub fn release(&self, owner: &Owner, hints: &[IpAddr]) -> Vec<String> {
         let [pending, finished] = ["pending", "owner"].map(|part| self.part(part, owner.hash()));
         let has_links = |dir| addresses_in(dir).is_ok_and(|held| !held.is_empty());
         let had_links = has_links(&pending) || has_links(&finished);
         let mut left = self.sweep(&pending);
-        left.extend(self.free(&finished));
+        let is_whole = self.keep(&finished);
+        left.extend(self.sweep(&finished));
         // Who has no link at all may have lost all, and be known by records alone; mostly it is called a second time.
-        let unlinked = if had_links { Vec::new() } else { self.unlinked(&mut left) };
+        let unlinked = if had_links && is_whole { Vec::new() } else { self.unlinked(&mut left) };
         for name in hints.iter().map(ToString::to_string).chain(unlinked) {
             let path = self.part("addr", &name);
             if Record::read(&path).is_some_and(|r| r.owner() == *owner) {

@@ -36,7 +36,7 @@ fn owner(name: &str) -> Owner {
 }
 
 fn reserve(store: &Store, owner: &Owner, ips: &[&str]) {
-    let reservation = store.begin(owner, None).unwrap();
+    let reservation = store.begin(owner, ips.len(), None).unwrap();
     for text in ips {
         assert!(reservation.claim(ip(text)).unwrap());
     }
@@ -45,7 +45,7 @@ fn reserve(store: &Store, owner: &Owner, ips: &[&str]) {
 
 /// A reservation as a killed ADD leaves it.
 fn leave_unfinished(store: &Store, owner: &Owner, ips: &[&str]) {
-    let reservation = store.begin(owner, None).unwrap();
+    let reservation = store.begin(owner, 1, None).unwrap();
     for text in ips {
         assert!(reservation.claim(ip(text)).unwrap());
     }
@@ -106,7 +106,7 @@ fn reserve_find_and_release() {
     assert_eq!(held, [ip("10.0.0.2"), ip("fd00::2")]);
     assert!(store.held_by(&two).unwrap().is_empty());
     assert!(store.holder(ip("fd00::2")).contains("container one (eth0)"));
-    let reservation = store.begin(&two, None).unwrap();
+    let reservation = store.begin(&two, 1, None).unwrap();
     assert!(!reservation.claim(ip("10.0.0.2")).unwrap());
     let error = reservation.abort(Error::new(Code::Exhausted, "cause"));
     assert_eq!((error.msg.as_str(), error.details.len()), ("cause", 0));
@@ -142,7 +142,7 @@ fn an_unfinished_reservation_is_taken_up_by_its_owner() {
     leave_unfinished(&store, &owner("one"), &["10.0.0.2"]);
     assert!(store.held_by(&owner("one")).unwrap().is_empty(), "not finished");
     let one = owner("one");
-    let reservation = store.begin(&one, None).unwrap();
+    let reservation = store.begin(&one, 1, None).unwrap();
     assert_eq!(reservation.before(), [ip("10.0.0.2")]);
     assert!(reservation.claim(ip("10.0.0.2")).unwrap());
     reservation.commit().unwrap();
@@ -203,7 +203,7 @@ fn a_damaged_record_harms_nobody_and_is_repaired() {
         damage();
         assert!(store.holder(ip("10.0.0.2")).contains("damaged"));
         let two = owner("two");
-        let reservation = store.begin(&two, None).unwrap();
+        let reservation = store.begin(&two, 1, None).unwrap();
         assert!(!reservation.claim(ip("10.0.0.2")).unwrap(), "still held");
         drop(reservation.abort(Error::new(Code::Io, "")));
         store.verify(&owner("one"), ip("10.0.0.2")).unwrap();
@@ -268,7 +268,7 @@ fn an_address_without_link_by_owner_is_adopted_or_freed() {
     orphan();
     fs::write(store.address_file(ip("10.0.0.2")), b"").unwrap();
     let one = owner("one");
-    let reservation = store.begin(&one, None).unwrap();
+    let reservation = store.begin(&one, 1, None).unwrap();
     assert!(!reservation.claim(ip("10.0.0.2")).unwrap(), "held until GC, for nobody knows by whom");
     drop(reservation.abort(Error::new(Code::Io, "")));
     assert_eq!(store.collect_garbage(&[owner("one")], Duration::ZERO), Vec::<String>::new());
@@ -311,6 +311,23 @@ fn del_finds_an_address_by_its_record_where_all_links_are_lost() {
     assert_eq!(left, [ip("10.0.0.2")]);
     assert_eq!(store.collect_garbage(&[owner("other")], monotonic()), Vec::<String>::new());
     assert_eq!(world(&store), before);
+}
+
+#[test]
+fn del_finds_an_address_by_its_record_where_some_links_are_lost() {
+    let dir = Dir::new();
+    let store = dir.store();
+    reserve(&store, &owner("other"), &["10.0.0.3", "fd00::3"]);
+    let before = world(&store);
+    let (one, ips) = (owner("one"), ["10.0.0.2", "10.1.0.2", "fd00::2"]);
+    for lost in [&ips[..1], &ips[1..2], &ips[2..], &ips[1..]] {
+        reserve(&store, &one, &ips);
+        for link in lost {
+            fs::remove_file(store.part("owner", one.hash()).join(link)).unwrap();
+        }
+        assert_eq!(store.release(&one, &[]), Vec::<String>::new());
+        assert_eq!(world(&store), before, "{lost:?}");
+    }
 }
 
 #[test]

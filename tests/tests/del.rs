@@ -1,7 +1,6 @@
 //! DEL in all its poor circumstances: it knows network, container and interface, and needs nothing else.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
 
-use std::cell::RefCell;
 use std::fs;
 use std::path::PathBuf;
 
@@ -142,9 +141,7 @@ fn poor_configurations() {
 /// How a file is spoiled.
 type Spoil = (&'static str, fn(&PathBuf));
 
-/// Every file of an attachment, spoiled in every way, while the rest is whole. The runtime passes the result on, as
-/// the specification asks it to: without that, and with one of two addresses' links lost, or all that names the owner, only
-/// GC finds an address.
+/// Every file of an attachment, spoiled in every way, while the rest is whole, and the runtime has no result.
 #[test]
 fn poor_state() {
     let used = Used::new();
@@ -170,15 +167,11 @@ fn poor_state() {
     for number in 0..count {
         for (how, spoil) in spoils {
             let before = files();
-            let given = RefCell::new(Value::Null);
-            let damage = |_: &mut Pod, result: &Value| {
+            let damage = |_: &mut Pod, _: &Value| {
                 let name = files().into_iter().filter(|file| !before.contains(file)).nth(number).unwrap();
                 spoil(&name);
-                given.replace(result.clone());
             };
-            used.survives(&format!("file {number} {how}"), damage, |pod| {
-                used.network.previous(&given.borrow()).call("DEL").pod(pod)
-            });
+            used.survives(&format!("file {number} {how}"), damage, |pod| used.network.del_call(pod));
         }
     }
     // By the content of the addresses' own files.
