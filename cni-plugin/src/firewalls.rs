@@ -44,7 +44,12 @@ impl Traffic<'_> {
         let hosts = exits
             .map(|exit| slice::from_ref(&exit.interface))
             .flat_map(|by| [(Way::ToHosts, by), (Way::FromHosts, by)]);
-        let others = [(Way::Out, self.goes_out), (Way::Back, self.goes_out), (Way::In, self.has_ports)];
+        let others = [
+            (Way::Out, self.goes_out),
+            (Way::Back, self.goes_out),
+            (Way::In, self.has_ports),
+            (Way::Answer, self.has_ports),
+        ];
         let others = others.into_iter().filter(|(_, has)| *has).map(|(way, _)| (way, uplinks));
         others.chain(hosts).map(|(way, by)| Packet { bridge: self.bridge, others: by, way, family }).collect()
     }
@@ -63,7 +68,8 @@ impl Traffic<'_> {
 }
 
 /// Sees that no firewall of others drops what the containers of a bridge send to other networks and hosts, or the answers, nor
-/// what comes to them from other hosts' containers, nor, where they may have host ports, what comes to these from outside.
+/// what comes to them from other hosts' containers, nor, where they may have host ports, what comes to these from outside,
+/// or the answers.
 ///
 /// # Errors
 /// [`Code::LimitedConnectivity`] with the chain, and the command that lets the traffic through. Where it cannot be told
@@ -173,7 +179,7 @@ fn judge(
         return Err(Error::new(Code::LimitedConnectivity, msg));
     }
     Ok(first(Fate::Unknown).map(|way| {
-        let noticed = if way == Way::In { "host ports are closed to others" } else { "containers are cut off" };
+        let noticed = if way.is_redirected() { "host ports are closed to others" } else { "containers are cut off" };
         let remedy = remedy(chain, chains, traffic, way);
         format!(
             "{place} may drop traffic of bridge {bridge}: which of its rules apply cannot be told; if {noticed}: {remedy}"

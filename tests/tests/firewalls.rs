@@ -367,3 +367,23 @@ fn of_an_internal_network_only_what_comes_to_host_ports_is_told() {
     network.status().done();
     assert_port(true, &web, &outside, "after what STATUS named was done");
 }
+
+/// Nothing else leaves it.
+#[test]
+fn of_an_internal_network_the_answers_of_host_ports_are_told_too() {
+    let (host, outside) = connected();
+    host.nft(
+        "table inet mine { chain passing { type filter hook forward priority 0; policy drop; oifname \"weft0\" accept; }; }",
+    );
+    let network = published().with(&json!({ "internal": true }));
+    let pod = Pod::new();
+    network.add(&pod);
+    let web = Mirror::on(&pod, 80);
+    assert_port(false, &web, &outside, "whose answers are dropped");
+    follow(
+        &network.status(),
+        &["the answers of host ports", "nft insert rule inet mine passing iifname weft0 accept"],
+    );
+    network.status().done();
+    assert_port(true, &web, &outside, "after what STATUS named was done");
+}

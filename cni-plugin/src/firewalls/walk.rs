@@ -28,6 +28,8 @@ pub(super) enum Way {
     Back,
     /// The first packet of others' connection to a host port, redirected to its container.
     In,
+    /// The answer to it.
+    Answer,
     /// The first packet of a container's connection to one of another host.
     ToHosts,
     /// The first packet of the connection of another host's container to one of this host.
@@ -36,7 +38,12 @@ pub(super) enum Way {
 
 impl Way {
     fn is_from_bridge(self) -> bool {
-        matches!(self, Self::Out | Self::ToHosts)
+        matches!(self, Self::Out | Self::Answer | Self::ToHosts)
+    }
+
+    /// Whether it belongs to a connection to a host port.
+    pub(super) fn is_redirected(self) -> bool {
+        matches!(self, Self::In | Self::Answer)
     }
 
     /// In words.
@@ -45,6 +52,7 @@ impl Way {
             Self::Out => "what containers send to other networks",
             Self::Back => "the answers that containers get from other networks",
             Self::In => "what comes from other networks to host ports",
+            Self::Answer => "the answers of host ports to other networks",
             Self::ToHosts => "what containers send to those of other hosts",
             Self::FromHosts => "what other hosts' containers send to those of this host",
         }
@@ -116,10 +124,11 @@ impl Packet<'_> {
                     Way::Out | Way::ToHosts | Way::FromHosts => STATE_NEW,
                     Way::In => STATE_NEW | STATE_REDIRECTED,
                     Way::Back => STATE_ESTABLISHED,
+                    Way::Answer => STATE_ESTABLISHED | STATE_REDIRECTED,
                 };
                 Truth::of((bits & own != 0) == *is)
             }
-            Condition::Redirected { is } => Truth::of((self.way == Way::In) == *is),
+            Condition::Redirected { is } => Truth::of(self.way.is_redirected() == *is),
             Condition::Any { of, is } => {
                 let none = of.iter().map(|one| self.fits(one).is(false)).fold(Truth::True, Truth::and);
                 none.is(!*is)

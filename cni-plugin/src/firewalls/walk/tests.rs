@@ -154,6 +154,20 @@ fn what_comes_to_host_ports_is_new_and_redirected() {
     assert_eq!(fates(&accept(&some_ports)), [Fate::IsDropped, Fate::IsDropped, Fate::Unknown]);
 }
 
+#[test]
+fn what_host_ports_answer_is_neither_new_nor_the_containers_own() {
+    let answer = |rules: Vec<Rule>| fates_by("eth0", [Way::In, Way::Answer], &[("FORWARD", rules)]);
+    let accept = |conditions: &[Condition]| rule(conditions, Verdict::Accept);
+    assert_eq!(answer(vec![accept(&[to("weft0")])]), [Fate::Passes, Fate::IsDropped]);
+    assert_eq!(
+        answer(vec![accept(&[to("weft0")]), accept(&[from("weft0"), first()])]),
+        [Fate::Passes, Fate::IsDropped]
+    );
+    for lets_answers in [from("weft0"), answers(), redirected(true)] {
+        assert_eq!(answer(vec![accept(&[to("weft0")]), accept(&[lets_answers])]), [Fate::Passes; 2]);
+    }
+}
+
 fn any_rule() -> impl Strategy<Value = Rule> {
     let condition = prop_oneof![
         Just(from("weft0")),
