@@ -86,14 +86,18 @@ impl<'c> Host<'c> {
             }
             return Ok(lease);
         }
-        // Of several first ADDs one takes the lease, and the others find it on file.
-        let directory = self.data_dir.join(self.network.as_str());
-        fs::create_dir_all(&directory).map_err(|error| {
+        // Of several first ADDs one takes the lease, and the others find it on file: also those of another network with the same place
+        // in etcd, which may not have it. No network's name begins with a dot.
+        fs::create_dir_all(&self.data_dir).map_err(|error| {
             let remedy = "make it writable, or choose another dataDir";
-            Error::new(Code::Io, format!("create {} for the lease: {error}: {remedy}", directory.display()))
+            Error::new(
+                Code::Io,
+                format!("create {} for the lease: {error}: {remedy}", self.data_dir.display()),
+            )
         })?;
         let until = Deadline::after(self.deadline.remaining().mul_f32(SHARE));
-        let _lock = Lock::exclusive(&directory.join("lease.lock"), until)?;
+        let lock = format!(".lease-{:x}.lock", weft_state::hash(&[&self.etcd.prefix]));
+        let _lock = Lock::exclusive(&self.data_dir.join(lock), until)?;
         match self.on_file()? {
             Some(lease) => Ok(lease),
             None => self.take(until),
@@ -105,7 +109,8 @@ impl<'c> Host<'c> {
     #[inline(never)]
     fn take(&self, until: Deadline) -> Result<HostLease, Error> {
         let before = HostLease::read(&self.data_dir, self.network)?;
-        let claimant = self.claimant(before.as_ref());
+        let others = self.others()?;
+        let claimant = self.claimant(before.as_ref(), &others);
         let attempt = async || {
             let mut registry = Registry::new(&self.etcd)?;
             let lease = lease::acquire(&mut registry, &self.etcd, claimant).await?;
@@ -125,8 +130,16 @@ impl<'c> Host<'c> {
         self.put_on_file(lease, &hosts)
     }
 
-    fn claimant<'a>(&self, before: Option<&'a HostLease>) -> Claimant<'a> {
-        Claimant { before, wish: None, unused: self.is_unused(), keeper: Keeper::Plugin }
+    fn claimant<'a>(
+        &self,
+        before: Option<&'a HostLease>,
+        others: &'a [(PathBuf, HostLease)],
+    ) -> Claimant<'a> {
+        Claimant { before, wish: None, unused: self.is_unused(), keeper: Keeper::Plugin, others }
+    }
+
+    fn others(&self) -> Result<Vec<(PathBuf, HostLease)>, Error> {
+        HostLease::others(&self.data_dir, self.network)
     }
 
     fn lasts_as_configured(&self, lease: &HostLease) -> bool {
@@ -208,7 +221,8 @@ impl<'c> Host<'c> {
             }
             kept => kept.unwrap_or_else(|| lease.clone()),
         };
-        let taken = lease::acquire(&mut registry, &self.etcd, self.claimant(Some(&kept))).await;
+        let others = self.others()?;
+        let taken = lease::acquire(&mut registry, &self.etcd, self.claimant(Some(&kept), &others)).await;
         match taken {
             // A configuration that is none is no reason to leave the host's network.
             Ok(Lease::Unconfigured(error)) | Err(error) if error.code == Code::InvalidConfig => {
@@ -242,9 +256,9 @@ impl<'c> Host<'c> {
     /// [`Code::LimitedConnectivity`] when the lease has ended, so that other hosts drop this one; [`Code::NotAvailable`] when there is no lease and etcd gives none.
     pub(crate) fn status(&self) -> Result<Option<HostLease>, Error> {
         let Some(lease) = self.on_file()? else {
-            let look = async {
-                lease::rehearse(&mut Registry::new(&self.etcd)?, &self.etcd, self.is_unused()).await
-            };
+            let others = self.others()?;
+            let claimant = self.claimant(None, &others);
+            let look = async { lease::rehearse(&mut Registry::new(&self.etcd)?, &self.etcd, claimant).await };
             in_event_loop(look).map_err(|error| Error { code: Code::NotAvailable, ..error })?;
             return Ok(None);
         };

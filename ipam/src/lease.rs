@@ -6,8 +6,10 @@
 
 mod holder;
 mod place;
+mod sibling;
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use cni_protocol::{Code, Error, MacAddr};
 use flannel_records::{Backend, HostRecord, NetworkConfig, Segment, Transport, Vni};
@@ -35,8 +37,8 @@ pub enum Lease {
     },
     /// The network's configuration is missing or wrong. Who has a subnet keeps it.
     Unconfigured(Error),
-    /// There is none until a person has done something: another live host has this one's public address
-    /// ([`Code::Conflict`]), or the network does not have the subnet any more in which containers live
+    /// There is none until a person has done something: another live host has this one's public address, or another network of
+    /// this host its place in etcd ([`Code::Conflict`]), or the network does not have the subnet any more in which containers live
     /// ([`Code::InvalidConfig`]).
     Refused(Error),
 }
@@ -52,6 +54,8 @@ pub struct Claimant<'a> {
     pub unused: bool,
     /// What renews the lease from then on.
     pub keeper: Keeper,
+    /// What this host's other networks have on file: [`HostLease::others`].
+    pub others: &'a [(PathBuf, HostLease)],
 }
 
 /// Takes the subnet that etcd has for this host, else that of before, else that which it wishes for, else a free one.
@@ -79,17 +83,14 @@ pub async fn acquire(
     Err(Error::new(Code::TryAgain, "take a subnet: others were faster a thousand times: try again"))
 }
 
-/// Whether [`acquire`] would find a subnet for a host that has none, without taking it.
+/// Whether [`acquire`] would find a subnet for a claimant that has none, without taking it.
 ///
 /// # Errors
 /// As [`acquire`], and why it would be refused.
-pub async fn rehearse(registry: &mut Registry, conf: &EtcdConf, unused: bool) -> Result<(), Error> {
+pub async fn rehearse(registry: &mut Registry, conf: &EtcdConf, claimant: Claimant<'_>) -> Result<(), Error> {
     let snapshot = registry.snapshot(&publics(conf)).await?;
-    let claimant = Claimant { before: None, wish: None, unused, keeper: Keeper::Plugin };
     let search = Search::new(conf, configured(conf, &snapshot)?, &snapshot, claimant)?;
-    if let Some(rival) = search.rival(registry, &snapshot).await?
-        && let Lease::Refused(error) = search.yields(&rival)
-    {
+    if let Some(Lease::Refused(error)) = search.barred(registry, &snapshot).await? {
         return Err(error);
     }
     match search.place(&snapshot) {
@@ -194,6 +195,7 @@ struct Search<'a> {
     before: Option<&'a HostLease>,
     wish: Option<&'a str>,
     unused: bool,
+    others: &'a [(PathBuf, HostLease)],
     /// This host's addresses, in the order of the pools.
     addresses: Vec<Found>,
     me: Holder,
@@ -206,7 +208,7 @@ impl<'a> Search<'a> {
         conf: &'a EtcdConf,
         (config, text): (NetworkConfig, &'a str),
         snapshot: &Snapshot,
-        Claimant { before, wish, unused, keeper }: Claimant<'a>,
+        Claimant { before, wish, unused, keeper, others }: Claimant<'a>,
     ) -> Result<Self, Error> {
         let of_family = |pool: &flannel_records::Pool| conf.underlay.find(pool.network().is_ipv4());
         let addresses = config.pools().iter().map(of_family).collect::<Result<Vec<Found>, Error>>()?;
@@ -214,13 +216,13 @@ impl<'a> Search<'a> {
         let read = |public| snapshot.held.iter().find(|(address, _)| *address == public);
         let held = |found: &Found| (found.public, read(found.public).and_then(|(_, held)| held.clone()));
         let held = addresses.iter().map(held).collect();
-        Ok(Self { conf, config, text, before, wish, unused, addresses, me, held })
+        Ok(Self { conf, config, text, before, wish, unused, others, addresses, me, held })
     }
 
     /// One attempt; `None` when others changed something meanwhile.
     async fn once(&self, registry: &mut Registry, snapshot: &Snapshot) -> Result<Option<Lease>, Error> {
-        if let Some(rival) = self.rival(registry, snapshot).await? {
-            return Ok(Some(self.yields(&rival)));
+        if let Some(barred) = self.barred(registry, snapshot).await? {
+            return Ok(Some(barred));
         }
         match self.place(snapshot) {
             Place::Mine { key, value } => self.keep(registry, snapshot, key, value).await,

@@ -103,6 +103,28 @@ impl HostLease {
         read(&file(data_dir, network, "lease.json"))
     }
 
+    /// What this host's other networks have on file, with their directories.
+    ///
+    /// # Errors
+    /// [`Code::Io`] when the directory or a file in it cannot be read.
+    pub fn others(data_dir: &Path, network: &NetworkName) -> Result<Vec<(PathBuf, Self)>, Error> {
+        let entries = match std::fs::read_dir(data_dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(|error| failed("read", data_dir, &error))?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|error| failed("read", data_dir, &error))?;
+            let name = entry.file_name().to_str().and_then(|name| name.parse::<NetworkName>().ok());
+            if let Some(other) = name.filter(|name| name != network)
+                && let Some(lease) = Self::read(data_dir, &other)?
+            {
+                found.push((entry.path(), lease));
+            }
+        }
+        Ok(found)
+    }
+
     /// Puts the lease on file, so that it survives a power cut.
     ///
     /// # Errors
@@ -208,7 +230,9 @@ fn file(data_dir: &Path, network: &NetworkName, name: &str) -> PathBuf {
 fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
         Err(error) => return Err(failed("read", path, &error)),
     };
     match serde_json::from_slice(&bytes) {
@@ -274,6 +298,23 @@ mod tests {
         HostLease::forget(dir.path(), &network()).unwrap();
         HostLease::forget(dir.path(), &network()).unwrap();
         assert_eq!(HostLease::read(dir.path(), &network()).unwrap(), None);
+    }
+
+    #[test]
+    fn leases_of_other_networks() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = HostLease::others(&dir.path().join("missing"), &network()).unwrap();
+        assert_eq!(missing, []);
+        for name in ["net", "other", ".hidden", "without"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+            let bytes = serde_json::to_vec(&lease()).unwrap();
+            if name != "without" {
+                std::fs::write(dir.path().join(name).join("lease.json"), bytes).unwrap();
+            }
+        }
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let found = HostLease::others(dir.path(), &network());
+        assert_eq!(found.unwrap(), [(dir.path().join("other"), lease())]);
     }
 
     #[test]

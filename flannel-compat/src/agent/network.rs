@@ -94,8 +94,9 @@ impl Network {
         let (sender, news) = mpsc::channel(1024);
         let unused = unused(&conf, all)?;
         let wish = if lease.is_none() { subnet_env::key_in(&conf.subnet_file) } else { None };
+        let (network, data_dir) = (conf.name.clone(), all.data_dir.clone());
         tokio::task::spawn_local(
-            Store { conf: etcd, lease: lease.clone(), wish, unused, news: sender }.run(),
+            Store { network, data_dir, conf: etcd, lease: lease.clone(), wish, unused, news: sender }.run(),
         );
         let network = Self {
             data_dir: all.data_dir.clone(),

@@ -1,9 +1,10 @@
 //! The agent's talk with etcd, in a task of its own, so that the loop that looks after the kernel never waits for it.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use cni_protocol::{Code, Error};
+use cni_protocol::{Code, Error, NetworkName};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use weft_ipam::etcd_conf::EtcdConf;
@@ -46,6 +47,8 @@ pub(super) enum News {
 
 /// The task.
 pub(super) struct Store {
+    pub(super) network: NetworkName,
+    pub(super) data_dir: PathBuf,
     pub(super) conf: EtcdConf,
     /// The last lease that is known of.
     pub(super) lease: Option<HostLease>,
@@ -112,11 +115,13 @@ impl Store {
 
     /// The lease, or why there is none.
     async fn acquire(&self, registry: &mut Registry) -> Result<Result<HostLease, News>, Error> {
+        let others = HostLease::others(&self.data_dir, &self.network)?;
         let claimant = Claimant {
             before: self.lease.as_ref(),
             wish: self.wish.as_deref(),
             unused: self.unused,
             keeper: Keeper::Agent,
+            others: &others,
         };
         Ok(match lease::acquire(registry, &self.conf, claimant).await? {
             Lease::Held(lease) => Ok(lease),

@@ -88,6 +88,28 @@ fn two_networks_with_one_vni() {
     assert_eq!(mac(node), own, "the device is the first network's");
 }
 
+/// The agent's network and another one, of plugins alone: whichever is the second is told.
+#[test]
+fn a_network_of_plugins_at_the_agents_place_in_etcd() {
+    let cluster = Cluster::new(2);
+    let etcd = cluster.etcd(1, Access::Open);
+    configure(&etcd, NETWORKS[0], &json!({ "Type": "vxlan" }));
+    let [one, two] = [0, 1].map(|index| cluster.node(index));
+    let network = Weftd::network(&etcd).with(&json!({ "name": "other" }));
+    let _agent = Weftd::up(one, &etcd);
+    let pod = Pod::new();
+    let refused = network.add_call(&pod).on(one).run().error_code(103);
+    refused.assert_names(&["network pods", Weftd::PREFIX, &subnet(one), "ipam.etcd.prefix"]);
+    let (_pod, _) = two.attach(&network);
+    let late = Weftd::start(two, &etcd, &json!({}));
+    eventually(PATIENCE, "the agent tells of the other network", || {
+        let answer = late.ask("/readyz")?;
+        (answer.status == 503 && answer.body.contains("network other of this host")).then_some(())
+    });
+    fs::remove_dir_all(two.data_dir().join("other")).expect("forget the other network");
+    late.ready();
+}
+
 /// With another VNI or backend nothing is left of the former, and containers go on.
 #[test]
 fn a_network_with_another_vni_or_backend() {
