@@ -33,13 +33,20 @@ impl Device {
         found.as_ref().map_or(Ok(()), |link| self.claim(link))?;
         let link = match found {
             Some(link) if netlink.vxlan(&self.name)? == Some(wanted) => link,
-            _ => {
-                netlink.delete_link(&self.name)?;
-                netlink
-                    .add_vxlan(&self.name, self.mac, mtu, wanted)
-                    .map_err(|error| self.explain(netlink, error))?;
-                changes.links += 1;
-                netlink.link(&self.name)?.ok_or(Errno::ENODEV)?
+            found => {
+                if found.is_some() {
+                    netlink.delete_link(&self.name)?;
+                }
+                let made = netlink.add_vxlan(&self.name, self.mac, mtu, wanted);
+                match (made, netlink.link(&self.name)?) {
+                    (Ok(()), link) => {
+                        changes.links += 1;
+                        link.ok_or(Errno::ENODEV)?
+                    }
+                    // Somebody was faster: this network's agent, or another network.
+                    (Err(error), Some(link)) if error.exists() => self.claim(&link).map(|()| link)?,
+                    (Err(error), _) => return Err(self.explain(netlink, error)),
+                }
             }
         };
         let is_marked = link.alias.as_ref() == Some(&self.owner);
@@ -69,21 +76,24 @@ impl Device {
         }
     }
 
-    /// Two networks with one VNI would take the device from each other for ever. One without a mark is of an earlier
-    /// version of Weft.
+    /// Two networks with one VNI would take the device from each other for ever. One without a mark is this network's when it has its
+    /// MAC address, with which it is made: the mark comes a message later, and is missing from one of an earlier version of Weft.
     fn claim(&self, link: &Link) -> NlResult<()> {
-        let prefix = |owner: &str| owner.strip_prefix(OWNER).map(str::to_owned);
-        let (Some(other), Some(own)) = (link.alias.as_deref().and_then(prefix), prefix(&self.owner)) else {
-            return Ok(());
+        let other = match &link.alias {
+            Some(owner) if *owner == self.owner => return Ok(()),
+            Some(owner) => owner.strip_prefix(OWNER).map(|other| format!("the network at {other} in etcd")),
+            None => None,
         };
-        if other == own {
+        if other.is_none() && link.mac == Some(self.mac) {
             return Ok(());
         }
         let (name, vni) = (&self.name, self.vni);
+        let own = self.owner.strip_prefix(OWNER).unwrap_or_default();
         let explanation = format!(
-            "{name} is the device of the network at {other} in etcd, and the one at {own} has VNI {vni}, too: give one \
+            "{name} is the device of {}, and the one at {own} has VNI {vni}, too: give one \
              of them another VNI, with \"VNI\" in \"Backend\": etcdctl put {own}/config …; if the other one is gone, \
-             `ip link delete {name}`"
+             `ip link delete {name}`",
+            other.as_deref().unwrap_or("another network")
         );
         Err(NetError { explanation: Some(explanation), ..Errno::EEXIST.into() })
     }

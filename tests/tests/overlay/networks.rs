@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use weft_tests::dist;
+use weft_tests::{Call, Running, dist};
 
 use super::*;
 
@@ -86,6 +86,47 @@ fn two_networks_with_one_vni() {
     drop(node.attach(&other));
     assert!(node.link("weft.2").is_some());
     assert_eq!(device(), before);
+}
+
+/// A device that another network's ADD has just made has no mark yet.
+#[test]
+fn a_device_that_another_network_is_about_to_mark() {
+    let fleet = Fleet::new(&[1], V4);
+    let node = fleet.node(0);
+    let made = "ip link add weft.1 address 02:00:00:00:00:99 mtu 1450 type vxlan id 1 local 172.30.0.11 dev eth0 dstport 8472 \
+                nolearning";
+    node.command(made);
+    let before = node.command("ip -d link show dev weft.1");
+    let pod = Pod::new();
+    let refused = fleet.network.add_call(&pod).on(node).run().error_code(103);
+    refused.assert_names(&["network pods", "weft.1", "another network", "VNI 1", "ip link delete weft.1"]);
+    assert_eq!(node.command("ip -d link show dev weft.1"), before);
+    node.command("ip link delete weft.1");
+    drop(node.attach(&fleet.network));
+}
+
+/// Neither has been there before the other: the device is one's, whole, and the other one is refused.
+#[test]
+fn two_networks_with_one_vni_that_start_at_once() {
+    let fleet = Fleet::new(&[1], V4);
+    let networks = [fleet.network.clone(), other(&fleet, &json!({ "Type": "vxlan" }))];
+    let node = fleet.node(0);
+    let pods = [Pod::new(), Pod::new()];
+    // From the second round on both have their leases and only the device is to be made.
+    for round in 0..20 {
+        let calls = [0, 1].map(|index| networks[index].add_call(&pods[index]).on(node));
+        let replies = calls.map(Call::start).map(Running::finish);
+        let first = usize::from(replies[1].succeeded());
+        assert!(replies[first].succeeded(), "round {round}: {}", replies[first].stderr);
+        replies[1 - first].error_code(103).assert_names(&["weft.1", "VNI 1"]);
+        let prefix = ["/coreos.com/network", "/other"][first];
+        let record = fleet.etcd.ctl(&["get", "--prefix", &format!("{prefix}/subnets/")]);
+        let device = node.link("weft.1").expect("a device");
+        assert_eq!(device["ifalias"], format!("weft:{prefix}"), "round {round}");
+        assert!(record.contains(device["address"].as_str().expect("a MAC")), "round {round}: {record}");
+        networks[first].call("DEL").pod(&pods[first]).on(node).run().done();
+        node.command("ip link delete weft.1");
+    }
 }
 
 /// As one that an earlier version of Weft made.
