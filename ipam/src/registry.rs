@@ -199,19 +199,20 @@ impl Registry {
         self.call("renew the lease", call).await
     }
 
-    /// The changes of the hosts' records from a revision on.
+    /// The changes of the hosts' records and of the network's configuration from a revision on.
     ///
     /// # Errors
     /// [`Code::TryAgain`].
     pub async fn watch(&mut self, from: i64) -> Result<Watch, Error> {
-        let prefix = self.subnets();
-        let options = WatchOptions::new().with_prefix().with_start_revision(from);
+        // From the configuration to the last of the hosts: in the order of keys nothing else of Weft's or flannel's is between.
+        let (config, end) = (self.config_key(), format!("{}/subnets0", self.prefix));
+        let options = WatchOptions::new().with_range(end).with_start_revision(from);
         let call = async |client: Client| {
             let mut watcher = client.watch_client().max_decoding_message_size(LARGEST);
-            watcher.watch(prefix.as_str(), Some(options.clone())).await
+            watcher.watch(config.as_str(), Some(options.clone())).await
         };
         let stream = self.call("watch the hosts", call).await?;
-        Ok(Watch::new(stream, prefix, self.endpoints[self.current].clone()))
+        Ok(Watch::new(stream, self))
     }
 
     /// Asks one endpoint after the other, each once, beginning with that which answered last.

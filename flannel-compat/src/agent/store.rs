@@ -147,8 +147,10 @@ impl Store {
         loop {
             let told = tokio::select! {
                 watched = watch.next() => match watched? {
-                    Watched::Changes { revision, records } => {
-                        if loses(&records, &lease) {
+                    Watched::Changes { revision, records, config } => {
+                        // Another one may mean another record.
+                        let is_changed = config.is_some_and(|text| text.as_ref() != Some(&lease.config));
+                        if is_changed || loses(&records, &lease) {
                             return Ok(End::Lost);
                         }
                         known = known.max(revision);
@@ -157,7 +159,7 @@ impl Store {
                     }
                     Watched::Compacted => {
                         log::info!("etcd's history was compacted: everything is read anew");
-                        let Some(hosts) = all_hosts(registry, &lease).await? else { return Ok(End::Lost) };
+                        let Some(hosts) = anew(registry, &lease).await? else { return Ok(End::Lost) };
                         known = hosts.revision;
                         watch = registry.watch(known + 1).await?;
                         self.tell(News::Hosts(hosts)).await
@@ -172,13 +174,7 @@ impl Store {
                     None => return Ok(End::Lost),
                 },
                 _ = resync.tick() => {
-                    let Some(hosts) = all_hosts(registry, &lease).await? else { return Ok(End::Lost) };
-                    // Another configuration may mean another record.
-                    if registry.config().await? != lease.config
-                        || !lease::is_undisputed(registry, &lease).await?
-                    {
-                        return Ok(End::Lost);
-                    }
+                    let Some(hosts) = anew(registry, &lease).await? else { return Ok(End::Lost) };
                     // An older state than the watch has told already would undo what it told.
                     if hosts.revision >= known { self.tell(News::Hosts(hosts)).await } else { Some(()) }
                 }
@@ -239,6 +235,13 @@ async fn renew(
 async fn all_hosts(registry: &mut Registry, lease: &HostLease) -> Result<Option<Peers>, Error> {
     let hosts = registry.hosts().await?;
     Ok(owns(&hosts, lease).then_some(hosts))
+}
+
+/// The same, unless the network was configured anew or somebody else came to this host's addresses.
+async fn anew(registry: &mut Registry, lease: &HostLease) -> Result<Option<Peers>, Error> {
+    let hosts = all_hosts(registry, lease).await?;
+    let is_same = registry.config().await? == lease.config && lease::is_undisputed(registry, lease).await?;
+    Ok(hosts.filter(|_| is_same))
 }
 
 /// Whether the own record is there as it was written.

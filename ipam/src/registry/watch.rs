@@ -3,27 +3,34 @@
 use cni_protocol::{Code, Error};
 use etcd_client::{EventType, WatchStream};
 
+use super::Registry;
 use super::failure::explain;
 
 /// What a watch says.
 #[derive(Debug)]
 pub enum Watched {
-    /// Values by key, `None` where it is gone.
-    Changes { revision: i64, records: Vec<(String, Option<String>)> },
+    /// Hosts' values by key, `None` where it is gone, and the network's configuration if that has changed.
+    Changes { revision: i64, records: Vec<(String, Option<String>)>, config: Option<Option<String>> },
     /// History is gone: take everything anew.
     Compacted,
 }
 
-/// The changes of a network's records.
+/// The changes of a network's records and configuration.
 pub struct Watch {
     stream: WatchStream,
-    prefix: String,
+    config_key: String,
+    subnets: String,
     endpoint: String,
 }
 
 impl Watch {
-    pub(super) fn new(stream: WatchStream, prefix: String, endpoint: String) -> Self {
-        Self { stream, prefix, endpoint }
+    pub(super) fn new(stream: WatchStream, registry: &Registry) -> Self {
+        Self {
+            stream,
+            config_key: registry.config_key(),
+            subnets: registry.subnets(),
+            endpoint: registry.endpoints[registry.current].clone(),
+        }
     }
 
     /// The next changes, when there are some.
@@ -40,13 +47,18 @@ impl Watch {
         if message.canceled() {
             return Err(failed(format!("{} ended it: {}", self.endpoint, message.cancel_reason())));
         }
-        let records = message.events().iter().filter_map(|event| {
-            let kv = event.kv()?;
-            let key = kv.key_str().ok()?.strip_prefix(&self.prefix)?.to_owned();
+        let (mut records, mut config) = (Vec::new(), None);
+        for event in message.events() {
+            let Some((kv, key)) = event.kv().and_then(|kv| Some((kv, kv.key_str().ok()?))) else { continue };
             let put = event.event_type() == EventType::Put;
-            Some((key, put.then(|| String::from_utf8_lossy(kv.value()).into_owned())))
-        });
+            let value = put.then(|| String::from_utf8_lossy(kv.value()).into_owned());
+            if key == self.config_key {
+                config = Some(value);
+            } else if let Some(key) = key.strip_prefix(&self.subnets) {
+                records.push((key.to_owned(), value));
+            }
+        }
         let revision = message.header().map(etcd_client::ResponseHeader::revision).unwrap_or_default();
-        Ok(Watched::Changes { revision, records: records.collect() })
+        Ok(Watched::Changes { revision, records, config })
     }
 }

@@ -14,11 +14,6 @@ fn configure(etcd: &Etcd, (_, prefix, range): (&str, &str, &str), backend: &Valu
     etcd.put(&format!("{prefix}/config"), config.to_string());
 }
 
-/// Has hosts look at the configuration now, not with the next look at everything.
-fn have_hosts_look(etcd: &Etcd, prefix: &str) {
-    etcd.keys(&format!("{prefix}/subnets/")).iter().for_each(|key| etcd.del(key));
-}
-
 /// An agent that looks after both.
 fn start(node: &Node, etcd: &Etcd) -> Weftd {
     start_with(node, etcd, &json!({}))
@@ -82,7 +77,6 @@ fn two_networks_with_one_vni() {
     });
     assert_eq!(mac(node), own, "the device is the first network's");
     configure(&etcd, NETWORKS[1], &json!({ "Type": "vxlan", "VNI": 2 }));
-    have_hosts_look(&etcd, OTHER);
     agent.ready();
     assert!(node.link("weft.2").is_some());
     assert_eq!(mac(node), own, "the device is the first network's");
@@ -124,7 +118,6 @@ fn a_network_with_another_vni_or_backend() {
         (json!({ "Type": "vxlan" }), DEVICE, 0),
     ] {
         configure(&fleet.etcd, NETWORKS[0], &backend);
-        have_hosts_look(&fleet.etcd, Weftd::PREFIX);
         for node in fleet.cluster.nodes() {
             eventually(PATIENCE, &format!("{} has what leads to others by {backend}", node.name), || {
                 let links = node.json("ip -j link show type vxlan");

@@ -75,6 +75,37 @@ fn a_watch_falls_behind_a_compaction() {
     agent.ready();
 }
 
+/// What no host can follow is told, and what they can is followed, without a look at everything (which comes once a minute).
+#[test]
+fn a_network_that_is_configured_anew_is_seen_at_once() {
+    const KEY: &str = "/coreos.com/network/config";
+    let fleet = Fleet::new(1);
+    let (node, agent, own) = (fleet.node(0), &fleet.agents[0], subnet(fleet.node(0)));
+    let before = errors(agent);
+    for broken in [Some("{"), None] {
+        match broken {
+            Some(text) => fleet.etcd.put(KEY, text),
+            None => fleet.etcd.del(KEY),
+        }
+        eventually(REPAIR, &format!("readiness is false and says why after {broken:?}"), || {
+            let (status, text) = outage::readiness(agent);
+            (status == 503 && text.contains(KEY)).then_some(())
+        });
+        fleet.etcd.put(KEY, CONFIG);
+        agent.ready();
+    }
+    fleet.etcd.put(KEY, CONFIG.replace(r#""vxlan""#, r#""vxlan", "VNI": 7"#));
+    eventually(REPAIR, "the device has the other VNI", || node.link("weft.7"));
+    assert_eq!(subnet(node), own);
+    assert_eq!(errors(agent), before, "it is no failure");
+    // From there on it follows again.
+    let host = record("172.30.0.99", CAME).replace(r#""VNI":1"#, r#""VNI":7"#);
+    fleet.etcd.put(&format!("{SUBNETS}10.255.7.0-24"), host);
+    eventually(REPAIR, "another host is followed", || {
+        (forwarding_entries(node, "weft.7") == 1).then_some(())
+    });
+}
+
 fn three_members() -> Fleet {
     let cluster = Cluster::new(1);
     let etcd = cluster.etcd(3, Access::Open);
