@@ -29,6 +29,10 @@ pub use watch::{Watch, Watched};
 /// tonic would read.
 const LARGEST: usize = 64 << 20;
 
+/// How long TCP may take for a connection: until it has asked a second time, which it does after a second, and then more and more
+/// rarely. Who is cut off for longer begins anew, and is in touch within a second when it is not any more.
+const CONNECT: Duration = Duration::from_millis(1100);
+
 /// A network's part of etcd.
 pub struct Registry {
     endpoints: Vec<String>,
@@ -59,7 +63,7 @@ impl Registry {
     /// [`Code::InvalidConfig`] when a file cannot be read or used.
     pub fn new(conf: &EtcdConf) -> Result<Self, Error> {
         let mut options = ConnectOptions::new()
-            .with_connect_timeout(conf.timeout)
+            .with_connect_timeout(conf.timeout.min(CONNECT))
             .with_keep_alive(Duration::from_secs(6), Duration::from_secs(2))
             .with_keep_alive_while_idle(true)
             // A member that is cut off from the others would answer reads with what was.
