@@ -19,7 +19,7 @@ use crate::ipam;
 use crate::isolation::Policy;
 use crate::key::{AttachmentKey, group};
 use crate::masquerade;
-use crate::overlay;
+use crate::overlay::{self, Exit};
 use crate::plan::{Ipv6, Plan};
 use crate::pod::Pod;
 use crate::record::{self, Found};
@@ -29,7 +29,7 @@ use crate::tuning;
 use promised::Promised;
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
-use weft_net::{KernelRoute, Link, Netlink};
+use weft_net::{Family, KernelRoute, Link, Netlink};
 
 /// Checks the attachment.
 ///
@@ -83,6 +83,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         holdings,
         limits,
         tuning: asked.tuning,
+        exits: Vec::new(),
         found: Vec::new(),
     };
     if let Some(overlay) = &overlay {
@@ -90,6 +91,8 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         let differences =
             differences.map_err(|error| failed(&"look at the way to other hosts", error.into()))?;
         checker.found.extend(differences.found);
+        checker.exits = overlay::exits(&mut checker.host, overlay)
+            .map_err(|error| failed(&"look at the way to other hosts", error.into()))?;
     }
     checker.run(args).map_err(|fault| failed(&"check the attachment", fault))?;
     verdict(checker.found)?;
@@ -139,6 +142,8 @@ struct Checker {
     holdings: Holdings,
     limits: Shaping,
     tuning: Tuning,
+    /// To other hosts.
+    exits: Vec<Exit>,
     found: Vec<String>,
 }
 
@@ -289,6 +294,15 @@ impl Checker {
             let key = Sysctl::forwarding(family);
             let value = key.get()?;
             self.require(value.as_deref() == Some("1"), || format!("{key} is {value:?} instead of 1"));
+            let exits = self.exits.iter().filter(|exit| Family::of(exit.network.ip()) == family);
+            // In IPv6 packets pass all the same, and how another's interface is set is its owner's.
+            let exits = exits.filter(|exit| exit.is_own || family == Family::V4);
+            let links = exits.map(|exit| exit.interface.as_str()).chain([self.network.bridge.as_str()]);
+            for setting in links.map(|link| Sysctl::forwarding_at(family, link)) {
+                if let Some(value) = setting.get()?.filter(|value| value != "1") {
+                    self.found.push(format!("{setting} is {value} instead of 1"));
+                }
+            }
         }
         if !self.plan.masquerade.is_nothing() {
             let mut nft = Nft::open(args.call.deadline)?;

@@ -27,6 +27,15 @@ impl Family {
         }
     }
 
+    /// The name of an interface's setting that says whether what comes in by it is forwarded.
+    pub fn forwarding(self, ifname: &str) -> String {
+        let family = match self {
+            Self::V4 => "ipv4",
+            Self::V6 => "ipv6",
+        };
+        format!("net/{family}/conf/{ifname}/forwarding")
+    }
+
     /// The length of a prefix that is one address.
     pub fn alone(self) -> u8 {
         match self {

@@ -158,6 +158,16 @@ fn the_hosts_side() {
                 |it| it.host.set_sysctl("net/ipv6/conf/all/forwarding", "0"),
                 &["orward"],
             ),
+            (
+                "IPv4 forwarding of the bridge off",
+                |it| it.host.set_sysctl("net/ipv4/conf/weft0/forwarding", "0"),
+                &["ipv4/conf/weft0/forwarding is 0"],
+            ),
+            (
+                "IPv6 forwarding of the bridge off",
+                |it| it.host.set_sysctl("net/ipv6/conf/weft0/forwarding", "0"),
+                &["ipv6/conf/weft0/forwarding is 0"],
+            ),
             ("reservation removed", remove_reservation, &["weft-ipam", "holds none"]),
         ],
     );

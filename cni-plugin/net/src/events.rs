@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use super::attribute::{find, text};
 use super::error::NlResult;
-use super::netconf::{self, NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL, RTM_NEWNETCONF};
+use super::netconf::{self, NETCONFA_FORWARDING, NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL, RTM_NEWNETCONF};
 use super::nft::Table;
 use super::socket::Socket;
 
@@ -56,8 +56,8 @@ pub enum Event {
     Neighbour { index: u32 },
     /// A route: its destination's first address, and the link that it leads through, if only one.
     Route { destination: Option<IpAddr>, index: Option<u32> },
-    /// Whether the host routes between its links.
-    Forwarding,
+    /// Whether the host routes between its links, or what comes in by one link.
+    Forwarding { index: Option<u32> },
     /// Something in an nftables table of this name, in the family that the table of Weft's is of.
     Table(Table, String),
     /// Events were lost: anything may have changed.
@@ -145,9 +145,12 @@ fn of_interface(message: &[u8]) -> Option<Event> {
             })
         }
         RTM_NEWNETCONF => {
-            let index = find(body.get(netconf::HEADER..)?, NETCONFA_IFINDEX)?;
-            let index = i32::from_ne_bytes(index.try_into().ok()?);
-            (index == NETCONFA_IFINDEX_ALL).then_some(Event::Forwarding)
+            let attributes = body.get(netconf::HEADER..)?;
+            find(attributes, NETCONFA_FORWARDING)?;
+            match i32::from_ne_bytes(find(attributes, NETCONFA_IFINDEX)?.try_into().ok()?) {
+                NETCONFA_IFINDEX_ALL => Some(Event::Forwarding { index: None }),
+                index => Some(Event::Forwarding { index: Some(u32::try_from(index).ok()?) }),
+            }
         }
         _ => None,
     }
@@ -238,11 +241,13 @@ mod tests {
     fn forwarding_is_seen_in_both_families() {
         fresh_namespace();
         for family in [Family::V4, Family::V6] {
-            let mut events = Events::of_interfaces().unwrap();
-            let setting = Sysctl::forwarding(family);
-            let other = if setting.get().unwrap().as_deref() == Some("1") { "0" } else { "1" };
-            setting.set(other).unwrap();
-            expect(&mut events, |event| *event == Event::Forwarding);
+            let of_loopback = Sysctl::forwarding_at(family, "lo");
+            for (setting, index) in [(Sysctl::forwarding(family), None), (of_loopback, Some(1))] {
+                let mut events = Events::of_interfaces().unwrap();
+                let other = if setting.get().unwrap().as_deref() == Some("1") { "0" } else { "1" };
+                setting.set(other).unwrap();
+                expect(&mut events, |event| *event == Event::Forwarding { index });
+            }
         }
     }
 

@@ -13,7 +13,7 @@ pub(super) const RTM_NEWNETCONF: u16 = 80;
 const RTM_GETNETCONF: u16 = 82;
 // linux/netconf.h
 pub(super) const NETCONFA_IFINDEX: u16 = 1;
-const NETCONFA_FORWARDING: u16 = 2;
+pub(super) const NETCONFA_FORWARDING: u16 = 2;
 /// The setting of the namespace, not of one link.
 pub(super) const NETCONFA_IFINDEX_ALL: i32 = -1;
 /// struct netconfmsg, which is one byte, up to where the attributes begin.

@@ -25,6 +25,15 @@ impl Sysctl {
         })
     }
 
+    /// `net.ipv4.conf.IFNAME.forwarding` or that of IPv6. With 0 the kernel drops IPv4 packets that come in there and are for others;
+    /// in IPv6 the interface takes advertisements of routers.
+    pub fn forwarding_at(family: Family, ifname: &str) -> Self {
+        match family {
+            Family::V4 => Self::ipv4_of(ifname, "forwarding"),
+            Family::V6 => Self::ipv6_of(ifname, "forwarding"),
+        }
+    }
+
     /// `net.ipv4.conf.IFNAME.route_localnet`: whether packets from and to 127.0.0.0/8 may pass the interface.
     pub fn route_localnet(ifname: &str) -> Self {
         Self::ipv4_of(ifname, "route_localnet")

@@ -5,15 +5,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use cni_protocol::{Deadline, NetworkName};
-use ipnetwork::IpNetwork;
+use flannel_records::parse_key;
 use weft::holdings::network::announce;
 use weft::holdings::restore::restore;
 use weft::isolation::Policy;
 use weft::masquerade::{self, Ensured, Masquerade};
-use weft::overlay::{self, Changes, Overlay, Unreached};
+use weft::overlay::{self, Changes, Exit, Overlay, Unreached};
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
-use weft_net::{Family, Netlink};
+use weft_net::{Family, Link, Netlink, NlResult};
 use weft_state::lease::{HostLease, Peers};
 
 use super::conf::NetworkConf;
@@ -29,6 +29,8 @@ pub(super) struct Report {
     pub(super) changes: Changes,
     /// Hosts that their own records keep from being reached; `None` when that could not be found out.
     pub(super) unreached: Option<Vec<Unreached>>,
+    /// The network's bridges, by their indices.
+    bridges: Vec<u32>,
     /// Objects that were not as they ought to be, and how many of each kind.
     pub(super) healed: Vec<(&'static str, usize)>,
     /// What could not be done.
@@ -54,6 +56,7 @@ impl Report {
         Owned {
             names: links.iter().map(|(_, name)| name.clone()).chain(devices).collect(),
             indices: links.iter().map(|(index, _)| *index).collect(),
+            forwarding: self.bridges.iter().copied().collect(),
             prefixes: overlay.networks.clone(),
             bridge_rules: false,
             incomplete: !self.failures.is_empty(),
@@ -80,7 +83,7 @@ pub(super) fn heal(conf: &NetworkConf, state_dir: &Path, lease: &HostLease, want
         }
         Err(error) => report.failed("set up device and peers", &error),
     }
-    forward(&wanted.networks, &mut report);
+    forward(wanted, lease, deadline, &mut report);
     if conf.ip_masq {
         let masquerade = Masquerade { prefixes: wanted.networks.clone(), exempt: conf.no_masquerade.clone() };
         let ensured =
@@ -121,14 +124,52 @@ pub(super) fn retire(network: &NetworkName, former: &HostLease, lease: &HostLeas
 }
 
 /// Between containers and other hosts the kernel has to route.
-fn forward(networks: &[IpNetwork], report: &mut Report) {
+fn forward(wanted: &Overlay, lease: &HostLease, deadline: Deadline, report: &mut Report) {
     for family in [Family::V4, Family::V6] {
-        if networks.iter().any(|network| Family::of(network.ip()) == family) {
-            let setting = Sysctl::forwarding(family);
-            match setting.ensure("1") {
-                Ok(changed) => report.count("forwarding", usize::from(changed)),
-                Err(error) => report.failed(&format!("set {setting} to 1"), &error),
-            }
+        if wanted.networks.iter().any(|network| Family::of(network.ip()) == family) {
+            set_forwarding(&Sysctl::forwarding(family), report);
         }
     }
+    let links = Netlink::open(deadline)
+        .and_then(|mut netlink| Ok((bridges(&mut netlink, lease)?, overlay::exits(&mut netlink, wanted)?)));
+    let (bridges, exits) = match links {
+        Ok(links) => links,
+        Err(error) => return report.failed("look at what forwards", &error),
+    };
+    for (family, bridge) in bridges {
+        report.bridges.push(bridge.index);
+        set_forwarding(&Sysctl::forwarding_at(family, &bridge.name), report);
+    }
+    for Exit { interface, is_own, network } in exits {
+        let family = Family::of(network.ip());
+        let setting = Sysctl::forwarding_at(family, &interface);
+        if is_own {
+            set_forwarding(&setting, report);
+        } else if family == Family::V4 && matches!(setting.get(), Ok(Some(value)) if value != "1") {
+            // That is its owner's, who may want the rest of it so. In IPv6 packets pass all the same.
+            let remedy = "what other hosts send by plain routes is dropped: set it to 1";
+            report.failures.push(format!("{setting} is 0: {remedy}"));
+        }
+    }
+}
+
+fn set_forwarding(setting: &Sysctl, report: &mut Report) {
+    match setting.ensure("1") {
+        Ok(changed) => report.count("forwarding", usize::from(changed)),
+        Err(error) => report.failed(&format!("set {setting} to 1"), &error),
+    }
+}
+
+/// What containers have as their gateway: whoever made it, it has the address behind the subnet's own.
+fn bridges(netlink: &mut Netlink, lease: &HostLease) -> NlResult<Vec<(Family, Link)>> {
+    let mut found = Vec::new();
+    for gateway in parse_key(&lease.key).iter().flatten().filter_map(|subnet| subnet.iter().nth(1)) {
+        if let Some((index, _)) = netlink.holder_of(gateway)?
+            && let Some(link) = netlink.link_at(index)?
+            && link.kind.as_deref() == Some("bridge")
+        {
+            found.push((Family::of(gateway), link));
+        }
+    }
+    Ok(found)
 }

@@ -23,6 +23,8 @@ pub(super) struct Owned {
     /// Names and indices of its devices and of those that these stand on. A link that is made again has another index.
     pub(super) names: HashSet<String>,
     pub(super) indices: HashSet<u32>,
+    /// Links of which it only matters whether they forward: containers' coming and going changes the rest of a bridge.
+    pub(super) forwarding: HashSet<u32>,
     /// Routes into these are its own.
     pub(super) prefixes: Vec<IpNetwork>,
     /// The rules for frames on bridges, which each container's coming and going changes.
@@ -45,7 +47,10 @@ impl Owned {
                     || destination.is_some_and(|ip| self.prefixes.iter().any(|prefix| prefix.contains(ip)))
             }
             Event::Table(table, name) => name == TABLE && (*table == Table::Inet || self.bridge_rules),
-            Event::Forwarding | Event::Lost => true,
+            Event::Forwarding { index: Some(index) } => {
+                self.indices.contains(index) || self.forwarding.contains(index)
+            }
+            Event::Forwarding { index: None } | Event::Lost => true,
         }
     }
 }
@@ -175,6 +180,7 @@ mod tests {
         let owned = Owned {
             names: HashSet::from(["weft.1".to_owned()]),
             indices: HashSet::from([7]),
+            forwarding: HashSet::from([8]),
             prefixes: vec!["10.1.0.0/16".parse().unwrap()],
             bridge_rules: false,
             incomplete: false,
@@ -190,7 +196,11 @@ mod tests {
             (route("10.2.2.0", Some(9)), false),
             (route("10.2.2.0", Some(7)), true),
             (Event::Route { destination: None, index: None }, false),
-            (Event::Forwarding, true),
+            (Event::Address { index: 8 }, false),
+            (Event::Forwarding { index: None }, true),
+            (Event::Forwarding { index: Some(7) }, true),
+            (Event::Forwarding { index: Some(8) }, true),
+            (Event::Forwarding { index: Some(9) }, false),
             (Event::Table(Table::Inet, "weft".into()), true),
             (Event::Table(Table::Bridge, "weft".into()), false),
             (Event::Table(Table::Inet, "docker".into()), false),

@@ -50,6 +50,9 @@ fn damages_of_the_device(node: &Node, family: Family) -> Vec<Damage> {
         Family::V4 => ("net.ipv4.ip_forward", "masq-pods-v4", "10.240.0.0/12"),
         Family::V6 => ("net.ipv6.conf.all.forwarding", "masq-pods-v6", "fd00:4"),
     };
+    let off = |setting: &str| {
+        damage("forwarding", &format!("sysctl -q -w {setting}=0"), &format!("sysctl {setting}"), ["= 1"])
+    };
     vec![
         damage("link", &format!("ip link del {device}"), "ip -o link", [&name, &ether]),
         damage("link", &set("down"), "ip -o link", [&name, "<BROADCAST,MULTICAST,UP,LOWER_UP>"]),
@@ -57,12 +60,9 @@ fn damages_of_the_device(node: &Node, family: Family) -> Vec<Damage> {
         damage("mtu", &set("mtu 1300"), "ip -o link", [&name, &mtu]),
         damage("address", &format!("ip addr flush dev {device}"), "ip -o addr", address.clone()),
         damage("address", &format!("ip addr add {foreign}/{alone} dev {device}"), "ip -o addr", address),
-        damage(
-            "forwarding",
-            &format!("sysctl -q -w {forwarding}=0"),
-            &format!("sysctl {forwarding}"),
-            ["= 1"],
-        ),
+        off(forwarding),
+        off(&family.forwarding(device)),
+        off(&family.forwarding("weft0")),
         damage("table", "nft flush ruleset", "nft list ruleset", ["chain masq-pods"]),
         damage("table", &format!("nft flush set inet weft {set_of_prefixes}"), "nft list ruleset", [network]),
     ]

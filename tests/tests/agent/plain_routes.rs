@@ -96,6 +96,23 @@ fn plain_routes_without_a_device_are_whole_again() {
     }
 }
 
+/// What comes by them is dropped where the interface to other hosts does not forward. That is its owner's to set, and said.
+#[test]
+fn an_interface_of_plain_routes_that_does_not_forward_is_told() {
+    const SETTING: &str = "net/ipv4/conf/eth0/forwarding";
+    let fleet = Fleet::of(2, &with_backend(CONFIG, r#"{"Type": "host-gw"}"#), &json!({}));
+    acquainted(&fleet);
+    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
+    for (value, status) in [("0", 503), ("1", 200)] {
+        node.set_sysctl(SETTING, value);
+        eventually(REPAIR, &format!("/readyz answers {status}"), || {
+            let (found, text) = outage::readiness(agent);
+            (found == status && (status == 200 || text.contains(SETTING))).then_some(())
+        });
+        assert_eq!(node.sysctl(SETTING), value);
+    }
+}
+
 /// A host on another link is led to by the device all the time, and the one on this link never is.
 #[test]
 fn plain_routes_beside_the_device_are_whole_again() {

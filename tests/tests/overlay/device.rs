@@ -81,6 +81,32 @@ fn an_altered_device_is_as_it_was_after_an_add() {
     }
 }
 
+/// As is told of the bridge, and of the interface to other hosts where plain routes lead by it.
+#[test]
+fn a_device_that_does_not_forward_is_told_by_check() {
+    for backend in [json!({ "Type": "vxlan" }), json!({ "Type": "host-gw" })] {
+        let [.., (config, families)] = each_way(&backend);
+        let fleet = Fleet::new(&[2], &config);
+        let _others = fleet.pods();
+        let node = fleet.node(0);
+        let (pod, result) = node.attach(&fleet.network);
+        let checked = fleet.network.clone().with(&json!({ "prevResult": result }));
+        let check = || checked.call("CHECK").pod(&pod).on(node).run();
+        check().done();
+        for family in families {
+            let device = if backend["Type"] == "vxlan" { family.device() } else { "eth0" };
+            let setting = family.forwarding(device);
+            node.set_sysctl(&setting, "0");
+            if device == "eth0" && family == Family::V6 {
+                check().done();
+            } else {
+                check().error_code(105).assert_names(&[&setting]);
+            }
+            node.set_sysctl(&setting, "1");
+        }
+    }
+}
+
 /// The addresses of the devices of two networks on all hosts of a fleet, by host and device.
 fn addresses(fleet: &Fleet) -> BTreeMap<(String, &'static str), String> {
     let devices = ["weft.1", "weft6.1", "weft.2", "weft6.2"];
