@@ -187,15 +187,7 @@ impl Traces {
     /// # Errors
     /// [`Code::InvalidConfig`] when `ipam` or `stateDir` cannot be understood at all.
     pub fn parse(conf: &Map<String, Value>) -> Result<Self, Error> {
-        let ipam = match conf.get("ipam") {
-            // Addresses are the business of the plugin before it.
-            _ if conf.get("chained") == Some(&Value::Bool(true)) => None,
-            None | Some(Value::Null) => None,
-            Some(Value::Object(ipam)) => ipam_type(ipam)?,
-            Some(other) => {
-                return Err(invalid("ipam", other, "give an object with a type, or leave ipam out"));
-            }
-        };
+        let ipam = ipam(conf)?.map(|(plugin, _)| plugin.to_owned());
         let state_dir = match conf.get("stateDir") {
             None | Some(Value::Null) => std::env::var_os("WEFT_STATE_DIR")
                 .filter(|dir| !dir.is_empty())
@@ -346,9 +338,26 @@ fn mtu(key: &str, mtu: i64) -> Result<Option<u32>, Error> {
     }
 }
 
-fn ipam_type(ipam: &Map<String, Value>) -> Result<Option<String>, Error> {
+/// The type of an IPAM plugin, and what it is told of itself.
+pub type Ipam<'a> = (&'a str, &'a Map<String, Value>);
+
+/// Who manages a network's addresses; `None` where it has none.
+///
+/// # Errors
+/// [`Code::InvalidConfig`] when `ipam` cannot be understood at all.
+pub fn ipam(conf: &Map<String, Value>) -> Result<Option<Ipam<'_>>, Error> {
+    match conf.get("ipam") {
+        // Addresses are the business of the plugin before it.
+        _ if conf.get("chained") == Some(&Value::Bool(true)) => Ok(None),
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Object(ipam)) => Ok(ipam_type(ipam)?.map(|plugin| (plugin, ipam))),
+        Some(other) => Err(invalid("ipam", other, "give an object with a type, or leave ipam out")),
+    }
+}
+
+fn ipam_type(ipam: &Map<String, Value>) -> Result<Option<&str>, Error> {
     match ipam.get("type") {
-        Some(Value::String(name)) if !name.is_empty() => Ok(Some(name.clone())),
+        Some(Value::String(name)) if !name.is_empty() => Ok(Some(name)),
         Some(Value::String(_)) => Ok(None),
         None if ipam.is_empty() => Ok(None),
         None => Err(Error::new(

@@ -4,7 +4,7 @@
 use cni_protocol::{Call, DelArgs, Error, Outcome};
 use log::warn;
 
-use crate::conf::Traces;
+use crate::conf::{self, Traces};
 use crate::fault::{Fault, failed};
 use crate::holdings::company::Company;
 use crate::holdings::erasure::Erasure;
@@ -40,6 +40,8 @@ pub fn remove(
     traces: &Traces,
     recorded: Option<&Content>,
 ) -> Result<(), Error> {
+    let call = ipam::call_as_recorded(call, recorded.and_then(|content| content.ipam.as_ref()));
+    let plugin = conf::ipam(&call.conf)?.map(|(plugin, _)| plugin);
     if let Some(limited) = recorded.and_then(|content| content.limited.as_ref()) {
         let taken_off =
             Netlink::open(call.deadline).and_then(|mut host| shaping::take_off(&mut host, limited));
@@ -59,7 +61,7 @@ pub fn remove(
         .map_err(NetError::from)
         .and_then(|company| Removal::begin(&links, company, call.deadline))
         .map_err(link_error);
-    let release = traces.ipam.as_ref().map(|plugin| ipam::begin_release(plugin, call, key)).transpose();
+    let release = plugin.map(|plugin| ipam::begin_release(plugin, &call, key)).transpose();
     let removed = removal.and_then(|mut removal| {
         removal.as_mut().map_or(Ok(()), |removal| removal.wait().map_err(link_error))?;
         // Its socket is closed before the child is let go.

@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use cni_protocol::{Call, Code, Deadline, Error, GcArgs, NetworkName, Outcome, ValidAttachment};
 use log::{info, warn};
 use nix::errno::Errno;
+use serde_json::{Map, Value};
 use weft_state::{Lock, started};
 
-use crate::conf::Traces;
+use crate::conf::{self, Traces};
 use crate::fault::{Fault, failed};
 use crate::holdings::erasure;
 use crate::ipam;
@@ -51,6 +52,8 @@ struct Stale {
     addresses: Vec<IpAddr>,
     /// The link of another plugin that has its limits.
     limited: Option<Limited>,
+    /// What the configuration had about the IPAM plugin when it was made.
+    ipam: Option<Map<String, Value>>,
 }
 
 /// What is on record of an attachment that the runtime does not list.
@@ -161,8 +164,10 @@ impl Collector<'_> {
             return Ok(Recorded::Kept(key));
         }
         let addresses = found.private_addresses();
-        let limited = found.content().and_then(|content| content.limited.clone());
-        Ok(Recorded::Stale(Stale { key, record: Some(record), addresses, limited, ..Stale::default() }))
+        let content = found.content();
+        let limited = content.and_then(|content| content.limited.clone());
+        let ipam = content.and_then(|content| content.ipam.clone());
+        Ok(Recorded::Stale(Stale { key, record: Some(record), addresses, limited, ipam, ..Stale::default() }))
     }
 
     /// Adds the links that traffic of stale attachments takes a detour through, and those of no attachment of the host.
@@ -187,9 +192,10 @@ impl Collector<'_> {
     }
 
     fn release(&self, stale: Stale) -> Result<(), Error> {
-        match (&self.traces.ipam, &stale.key) {
-            (Some(plugin), Some(key)) => {
-                ipam::release(plugin, &self.args.call, key, self.args.call.deadline)
+        let call = ipam::call_as_recorded(&self.args.call, stale.ipam.as_ref());
+        match (conf::ipam(&call.conf)?, &stale.key) {
+            (Some((plugin, _)), Some(key)) => {
+                ipam::release(plugin, &call, key, call.deadline)
                     .map_err(|error| failed(&format!("give back the addresses of {key}"), error.into()))?;
             }
             // The plugin's own GC finds what nobody can name.

@@ -1,8 +1,12 @@
 //! The IPAM plugin: the only process that Weft executes.
 
+use std::borrow::Cow;
+
 use cni_protocol::{AddResult, Call, Code, Deadline, Delegate, Error, Running, Verb};
+use serde_json::{Map, Value};
 use weft_state::{BOOT_ID_ENV, STARTED_ENV, boot_id, started};
 
+use crate::conf;
 use crate::key::AttachmentKey;
 use crate::record::Record;
 
@@ -76,6 +80,21 @@ fn given(output: &[u8]) -> Result<AddResult, Error> {
         return Err(Error::new(Code::InvalidConfig, msg));
     }
     Ok(given)
+}
+
+/// The call as it is for the plugin that has a recorded attachment's addresses: the configuration may have another one by now, or
+/// have that look elsewhere.
+pub fn call_as_recorded<'a>(call: &'a Call, recorded: Option<&Map<String, Value>>) -> Cow<'a, Call> {
+    let Some(then) = recorded else { return Cow::Borrowed(call) };
+    if matches!(conf::ipam(&call.conf), Ok(Some((_, now))) if now == then) {
+        return Cow::Borrowed(call);
+    }
+    log::warn!("the configuration has another ipam than at ADD: the addresses are given back to that one");
+    let mut call = call.clone();
+    call.conf.remove("chained");
+    call.conf.insert("ipam".to_owned(), then.clone().into());
+    call.write_stdin();
+    Cow::Owned(call)
 }
 
 /// Has the plugin give back what the attachment holds.

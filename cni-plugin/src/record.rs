@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use cni_protocol::{Code, Deadline, Error, NetworkName};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use weft_state::{Lock, boot_dir, boot_path, monotonic};
 
 use crate::conf::names::Names;
@@ -34,6 +35,9 @@ pub struct Content {
     pub ifname: String,
     /// For people: the path may name another namespace by now.
     pub netns: String,
+    /// What the configuration had about the IPAM plugin: that one has the addresses, whatever the configuration has by now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipam: Option<Map<String, Value>>,
     /// Set when all is done.
     pub attached: bool,
     /// What it has in the host's rules, once all is done.
@@ -63,6 +67,7 @@ impl Content {
             container_id: key.container_id.to_string(),
             ifname: key.ifname.to_string(),
             netns: netns.display().to_string(),
+            ipam: None,
             attached,
             holdings: Holdings::default(),
             masquerade: Masquerade::default(),

@@ -13,8 +13,8 @@ use ipnetwork::IpNetwork;
 use log::{debug, warn};
 use weft_state::Lock;
 
-use crate::conf::names::Names;
 use crate::conf::shaping::Shaping;
+use crate::conf::{self, names::Names};
 use crate::fault::{Change, Fault, failed};
 use crate::holdings::{Holdings, erasure};
 use crate::key::AttachmentKey;
@@ -235,6 +235,7 @@ impl Journal {
     pub fn write_record(&self, attached: bool) -> Result<(), Error> {
         let Some(record) = &self.record else { return Ok(()) };
         let mut content = Content::now(&self.key, self.args.netns.path(), attached);
+        content.ipam = conf::ipam(&self.args.call.conf)?.map(|(_, ipam)| ipam.clone());
         content.limited.clone_from(&self.limited);
         if attached {
             content.holdings.clone_from(&self.holdings);

@@ -138,6 +138,24 @@ fn poor_configurations() {
     });
 }
 
+/// The address goes back to where it came from.
+#[test]
+fn another_ipam_since_the_container_came() {
+    let used = Used::new();
+    let nothing = |_: &mut Pod, _: &Value| {};
+    for change in [
+        json!({ "ipam": { "type": "host-local" } }),
+        json!({ "ipam": { "dataDir": "/run/elsewhere" } }),
+        json!({ "ipam": null }),
+        json!({ "chained": true }),
+    ] {
+        let conf = used.network.clone().with(&change).conf.to_string();
+        used.survives(&format!("configuration with {change}"), nothing, |pod| {
+            Call::any("weft", "DEL", conf.as_str()).pod(pod)
+        });
+    }
+}
+
 /// How a file is spoiled.
 type Spoil = (&'static str, fn(&PathBuf));
 

@@ -92,6 +92,21 @@ fn corrupt_records() {
     }
 }
 
+/// The addresses go back to where they came from.
+#[test]
+fn another_ipam_since_the_container_came() {
+    let host = Host::new();
+    let network = network();
+    let alive = Pod::new();
+    network.add(&alive);
+    let before = World::of(&host, &[&alive]);
+    for change in [json!({ "ipam": null }), json!({ "ipam": { "dataDir": "/run/elsewhere" } })] {
+        network.add(&Pod::new());
+        network.clone().with(&change).gc(&[live(&alive)]);
+        before.assert_unchanged(&host, &[&alive], &format!("GC with {change}"));
+    }
+}
+
 /// The files of all attachments.
 fn records() -> BTreeSet<String> {
     let list = command("find /run/weft -path *attachments* -type f -not -name lock");

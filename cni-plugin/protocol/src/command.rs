@@ -25,6 +25,13 @@ pub struct Call {
     pub deadline: Deadline,
 }
 
+impl Call {
+    /// Has delegated plugins get the configuration as it is in `conf` now.
+    pub fn write_stdin(&mut self) {
+        self.stdin = Value::Object(self.conf.clone()).to_string().into_bytes();
+    }
+}
+
 /// A command for a plugin. VERSION is not among them: the main loop answers it.
 #[derive(Debug, Clone)]
 pub enum Command {
@@ -122,7 +129,7 @@ impl GcArgs {
                 list.extend(kept.iter().map(entry));
             }
         }
-        self.call.stdin = Value::Object(self.call.conf.clone()).to_string().into_bytes();
+        self.call.write_stdin();
     }
 }
 
