@@ -217,6 +217,10 @@ impl Checker {
         self.require(veth.port.is_none_or(|port| port == wanted), || {
             format!("bridge port {name} has {:?} instead of {wanted:?}", veth.port.unwrap_or_default())
         });
+        // Without a carrier, as long as the container's end is down, every port is.
+        self.require(!(veth.running && veth.port_disabled), || {
+            format!("bridge port {name} is disabled, so nothing passes it")
+        });
         let group = group(&self.key.network);
         self.require(veth.group == group, || format!("{name} is in group {} instead of {group}", veth.group));
         let guarded = self.holdings.guard.as_ref().map_or(veth.index, Guard::port);
@@ -230,6 +234,8 @@ impl Checker {
     }
 
     fn check_container_end(&mut self, host: Option<&Link>) -> Result<(), Fault> {
+        let has_loopback = self.pod.netlink.link("lo")?.is_some_and(|lo| lo.up);
+        self.require(has_loopback, || "lo is down in the container".to_owned());
         let ifname = self.key.ifname.clone();
         let Some(link) = self.pod.interface(&ifname)? else {
             self.found.push(format!("{ifname} is gone from the container"));

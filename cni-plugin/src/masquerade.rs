@@ -24,10 +24,11 @@ use serde::{Deserialize, Serialize};
 
 use weft_net::Family;
 use weft_net::nft::{
-    Chain, Change, Field, InetHookNumber, Interval, Nft, POLICY_ACCEPT, Rule, SetKind, TABLE, retry,
+    Chain, Change, Field, InetHookNumber, Interval, Nft, POLICY_ACCEPT, Rule, SetKind, TABLE, Table, retry,
 };
 use weft_net::{NetError, NlResult};
 
+use crate::ruleset::asleep;
 use intervals::{intervals_of, of_family, overlapped, uncovered};
 
 mod intervals;
@@ -192,6 +193,7 @@ pub fn undo(nft: &mut Nft, network: &NetworkName, ensured: &Ensured) -> NlResult
 /// The first difference, as a sentence that names the object and what was found.
 pub fn check(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> Result<(), String> {
     let unreadable = |error| format!("table inet {TABLE} cannot be read: {error}");
+    asleep(nft, Table::Inet).map_err(unreadable)?.map_or(Ok(()), Err)?;
     match state(nft, network, wanted).map_err(unreadable)? {
         State::Intact => {}
         State::Absent => {
@@ -311,7 +313,7 @@ fn blueprint(
     let mut changes: Vec<Change> = delete_chain.into_iter().collect();
     changes.extend(delete_sets(nft, network)?);
     let fresh = changes.is_empty();
-    changes.push(Change::add_table());
+    changes.push(Change::ensure_table(Table::Inet));
     changes.push(Change::create_chain(&chain_name(network), &chain()));
     let (mut all_added, mut all_replaced) = (Vec::new(), Vec::new());
     for family in FAMILIES {

@@ -26,7 +26,7 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
-pub use check::check;
+pub use check::{asleep, check};
 pub use group::{Chain, Group, is_whole, mend, rehearse, renew_others, undo};
 pub use idle::{Idle, is_settled};
 pub use rules::Rules;

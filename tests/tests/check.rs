@@ -67,6 +67,7 @@ fn the_containers_side() {
         &[
             ("eth0 deleted", |it| it.pod("ip link delete eth0"), &["eth0"]),
             ("eth0 down", |it| it.pod("ip link set eth0 down"), &["eth0", "down"]),
+            ("lo down", |it| it.pod("ip link set lo down"), &["lo is down"]),
             ("eth0 with another MTU", |it| it.pod("ip link set eth0 mtu 1300"), &["eth0", "1300", "1500"]),
             (
                 "eth0 with another MAC",
@@ -194,6 +195,16 @@ fn masquerade() {
             ("IPv4 set flushed", |_| nft("flush set inet weft masq-dual-v4"), &["10.88.0.0/24"]),
             ("IPv6 set flushed", |_| nft("flush set inet weft masq-dual-v6"), &["fd00:88::/64"]),
             (
+                "table dormant",
+                |_| nft("add table inet weft { flags dormant; }"),
+                &["inet weft is dormant", "nft add table inet weft"],
+            ),
+            (
+                "table of bridges dormant",
+                |_| nft("add table bridge weft { flags dormant; }"),
+                &["bridge weft is dormant"],
+            ),
+            (
                 "one rule changed in place",
                 |it| {
                     let table = command("nft -a list table inet weft");
@@ -220,6 +231,7 @@ fn port_settings() {
         &[
             ("hairpin off", |it| set(it, "hairpin off"), &["airpin"]),
             ("isolation off", |it| set(it, "isolated off"), &["solat"]),
+            ("disabled", |it| set(it, "state 0"), &["is disabled"]),
         ],
     );
     let promiscuous = network().with(&json!({ "promiscMode": true }));

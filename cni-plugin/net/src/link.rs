@@ -44,6 +44,8 @@ pub struct Link {
     pub peer: Option<u32>,
     /// What it is allowed as a port; `None` when it is no bridge port.
     pub port: Option<BridgePort>,
+    /// Whether it is a port that passes nothing (`bridge link set … state 0`), as is one without a carrier.
+    pub port_disabled: bool,
     /// Whether it is a bridge that passes multicast on only to ports where it heard that somebody listens (`mcast_snooping`).
     pub snoops: bool,
 }

@@ -251,7 +251,7 @@ fn many_add_overlapping_prefixes() {
 fn a_refusal_names_the_change_and_leaves_nothing() {
     let mut kernel = fresh_host();
     let changes = vec![
-        Change::add_table(),
+        Change::ensure_table(Table::Inet),
         Change::delete_set("a"),
         Change::delete_chain("b"),
         Change::create_chain("c", &chain()),

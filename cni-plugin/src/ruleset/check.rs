@@ -1,6 +1,6 @@
 //! Whether all that an attachment needs of the ruleset is there.
 
-use weft_net::nft::Nft;
+use weft_net::nft::{Nft, Table};
 use weft_net::{NetError, NlResult};
 
 use super::group::is_intact;
@@ -14,6 +14,7 @@ use super::{Chain, Elements, Group};
 pub fn check(nft: &mut Nft, elements: &Elements) -> Result<(), String> {
     let unreadable = |error: NetError| format!("nftables cannot be read: {error}");
     for group in elements.groups() {
+        asleep(nft, group.table).map_err(unreadable)?.map_or(Ok(()), Err)?;
         if may_wait(nft, group, elements.all()).map_err(unreadable)? {
             continue;
         }
@@ -44,6 +45,17 @@ pub fn check(nft: &mut Nft, elements: &Elements) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// What is said of a table that no packet comes to.
+///
+/// # Errors
+/// What the kernel says to the query.
+pub fn asleep(nft: &mut Nft, table: Table) -> NlResult<Option<String>> {
+    let says = || {
+        format!("table {table} is dormant, so none of its rules counts (call `nft add table {table}` first)")
+    };
+    Ok(nft.is_dormant(table)?.then(says))
 }
 
 /// How the chains of a group differ from what Weft makes.

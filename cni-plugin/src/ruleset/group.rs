@@ -96,7 +96,8 @@ pub fn renew_others(nft: &mut Nft, needed: &Elements) -> NlResult<bool> {
     Ok(renewed)
 }
 
-/// Makes those chains anew that ADD takes for intact, as it counts the rules at hooks and reads none. Whether there were any. The
+/// Makes those chains anew that ADD takes for intact, as it counts the rules at hooks and reads none, and has packets come to them
+/// again where somebody put a table to sleep. Whether there was anything. The
 /// sets keep their elements, and nothing is open meanwhile. Where another version's sets are, elements have to be put back as well,
 /// which is not for here: such a group is not whole.
 ///
@@ -104,6 +105,12 @@ pub fn renew_others(nft: &mut Nft, needed: &Elements) -> NlResult<bool> {
 /// What the kernel refused; the explanation names the object.
 pub fn mend(nft: &mut Nft) -> NlResult<bool> {
     let mut mended = false;
+    for table in [Table::Inet, Table::Bridge] {
+        if nft.is_dormant(table)? {
+            nft.batch(vec![Change::ensure_table(table)])?;
+            mended = true;
+        }
+    }
     for group in GROUPS {
         mended |= retry(|| match is_altered(nft, group)? {
             true => {

@@ -94,6 +94,25 @@ fn a_rule_that_was_altered_in_place_is_mended() {
     check(&mut kernel, &elements).unwrap();
 }
 
+/// Everything is there, and no packet comes to it.
+#[test]
+fn a_table_that_was_put_to_sleep_is_woken() {
+    let mut kernel = fresh_host();
+    ensure_all(&mut kernel);
+    let elements = some_of_all().of(&key("a"));
+    add(&mut kernel, &key("a"), &elements, &|_| true).unwrap();
+    let made = ruleset();
+    for family in ["inet", "bridge"] {
+        nft(&["-f", "-"], &format!("add table {family} weft {{ flags dormant; }}"));
+        let told = check(&mut kernel, &elements).unwrap_err();
+        assert!(told.contains(&format!("table {family} weft is dormant")), "{told}");
+        assert!(mend(&mut kernel).unwrap());
+        assert_eq!(ruleset(), made);
+        check(&mut kernel, &elements).unwrap();
+    }
+    assert!(!mend(&mut kernel).unwrap());
+}
+
 #[test]
 fn a_ruleset_that_was_saved_and_loaded_again_is_intact() {
     let mut kernel = fresh_host();

@@ -13,9 +13,13 @@ use crate::attribute::{attributes, find, text};
 /// `IFLA_BR_MCAST_SNOOPING` of linux/if_link.h, in `IFLA_INFO_DATA` of a bridge.
 const BR_MCAST_SNOOPING: u16 = 23;
 /// Attributes of a port in `IFLA_INFO_SLAVE_DATA` (`IFLA_BRPORT_*` of linux/if_link.h).
+const BRPORT_STATE: u16 = 1;
 const BRPORT_MODE: u16 = 4;
 const BRPORT_GROUP_FWD_MASK: u16 = 31;
 const BRPORT_ISOLATED: u16 = 33;
+
+/// linux/if_bridge.h
+const BR_STATE_DISABLED: u8 = 0;
 
 /// The link of an `RTM_NEWLINK`; `None` for what else is asked for with the same request.
 pub(super) struct LinkAnswer(pub(super) Option<Link>);
@@ -54,6 +58,7 @@ fn link(index: u32, flags: u32, nest: &[u8]) -> Link {
         group: 0,
         peer: None,
         port: None,
+        port_disabled: false,
         snoops: false,
     };
     for (kind, value) in attributes(nest) {
@@ -81,7 +86,9 @@ fn read_info(nest: &[u8], link: &mut Link) {
         .unwrap_or_default();
     link.snoops = find(of_bridge, BR_MCAST_SNOOPING) == Some(&[1]);
     let is_bridge_port = find(nest, libc::IFLA_INFO_SLAVE_KIND).is_some_and(|kind| text(kind) == "bridge");
-    link.port = find(nest, libc::IFLA_INFO_SLAVE_DATA).filter(|_| is_bridge_port).map(port);
+    let of_port = find(nest, libc::IFLA_INFO_SLAVE_DATA).filter(|_| is_bridge_port);
+    link.port = of_port.map(port);
+    link.port_disabled = of_port.and_then(|port| find(port, BRPORT_STATE)) == Some(&[BR_STATE_DISABLED]);
 }
 
 fn port(nest: &[u8]) -> BridgePort {

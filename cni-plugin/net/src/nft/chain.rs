@@ -15,6 +15,7 @@ use super::{
 
 // linux/netfilter/nf_tables.h
 const NFT_MSG_NEWTABLE: u8 = 0;
+const NFT_MSG_GETTABLE: u8 = 1;
 const NFT_MSG_DELTABLE: u8 = 2;
 const NFT_MSG_NEWCHAIN: u8 = 3;
 pub(crate) const NFT_MSG_GETCHAIN: u8 = 4;
@@ -25,6 +26,8 @@ const NFT_MSG_DELRULE: u8 = 8;
 const NFT_MSG_GETSET: u8 = 10;
 const NFT_MSG_DELSET: u8 = 11;
 const NFTA_TABLE_NAME: u16 = 1;
+const NFTA_TABLE_FLAGS: u16 = 2;
+const NFT_TABLE_F_DORMANT: u32 = 1;
 pub(crate) const NFTA_CHAIN_TABLE: u16 = 1;
 pub(crate) const NFTA_CHAIN_NAME: u16 = 3;
 pub(crate) const NFTA_CHAIN_HOOK: u16 = 4;
@@ -47,9 +50,10 @@ pub enum ChainKind {
 }
 
 impl Change {
-    /// `nft add table FAMILY weft`. One that is there is no error.
+    /// `nft add table FAMILY weft`. One that is there is no error, and is not dormant any more.
     pub fn ensure_table(table: Table) -> Self {
-        Self::raw(table, NFT_MSG_NEWTABLE, vec![text(NFTA_TABLE_NAME, TABLE)], NLM_F_CREATE, "add it")
+        let attributes = vec![text(NFTA_TABLE_NAME, TABLE), number(NFTA_TABLE_FLAGS, 0)];
+        Self::raw(table, NFT_MSG_NEWTABLE, attributes, NLM_F_CREATE, "add it")
     }
 
     /// Deletes the table if nothing is in it; else the batch fails with `EBUSY`.
@@ -106,6 +110,18 @@ impl Change {
 }
 
 impl Nft {
+    /// Whether no packet comes to a table's chains: `flags dormant`.
+    ///
+    /// # Errors
+    /// What the kernel says to the query.
+    pub fn is_dormant(&mut self, table: Table) -> NlResult<bool> {
+        let attributes = vec![text(NFTA_TABLE_NAME, TABLE)];
+        let query = NfTablesMessage::Other { message_type: NFT_MSG_GETTABLE, attributes };
+        let answers: Vec<Answer> = unless_missing(self.socket.request(message_of(table, query), 0))?;
+        let flags = answers.first().and_then(|answer| answer.get(NFTA_TABLE_FLAGS)).and_then(read_number);
+        Ok(flags.is_some_and(|flags| flags & NFT_TABLE_F_DORMANT != 0))
+    }
+
     /// How often each of these chains is in use: its rules, and the jumps to it. Asked in one go. `None` where
     /// one of them is not there.
     ///

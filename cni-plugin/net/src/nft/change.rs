@@ -29,17 +29,6 @@ pub struct Change {
 }
 
 impl Change {
-    /// `nft add table inet weft`. One that is there is no error.
-    pub fn add_table() -> Self {
-        let attributes = vec![TableAttribute::Name(TABLE.into())];
-        Self {
-            table: Table::Inet,
-            message: NfTablesMessage::NewTable(TableMessage { attributes }),
-            flags: NLM_F_CREATE,
-            text: format!("add table inet {TABLE}"),
-        }
-    }
-
     /// Deletes table `inet weft` if nothing is in it; else the batch fails with `EBUSY`.
     pub fn delete_empty_table() -> Self {
         let attributes = vec![TableAttribute::Name(TABLE.into())];
