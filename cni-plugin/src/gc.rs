@@ -156,6 +156,8 @@ impl Collector<'_> {
         let Some(record) = record::try_lock(&self.traces.state_dir, self.network(), hash)? else {
             // A DEL is at work on it, or the IPAM plugin of an ADD that was killed: theirs it is.
             let found = record::peek(&self.traces.state_dir, self.network(), hash)?;
+            let holder = record::holder(&self.traces.state_dir, self.network(), hash)?;
+            warn!("attachment {hash} is left to {holder}, which holds its record");
             return Ok(Recorded::Kept(found.key(self.network())));
         };
         let found = record.read()?;

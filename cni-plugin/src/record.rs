@@ -194,6 +194,11 @@ impl Record {
         self.lock.share_with_children(share)
     }
 
+    /// Has processes that were given the lock lose it with this one.
+    pub fn take_from_children(&self) {
+        self.lock.take_from_children();
+    }
+
     /// Removes what leads others to it: from now on nothing is allowed with the attachment. What is left leads nowhere in the end, and
     /// GC removes it.
     pub fn hide(&self) {
@@ -260,6 +265,11 @@ pub fn peek(state_dir: &Path, network: &NetworkName, hash: &str) -> Result<Found
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("read", &path, &error)),
         read => Ok(Found::parse(&read.unwrap_or_default())),
     }
+}
+
+/// Who has the record of a hash locked, for a message.
+pub fn holder(state_dir: &Path, network: &NetworkName, hash: &str) -> Result<String, Error> {
+    Ok(weft_state::holder(&boot_path(state_dir, network)?.join(RECORDS).join(hash)))
 }
 
 /// What is on file of a network's containers, whoever holds the records.

@@ -243,7 +243,11 @@ impl Journal {
             content.shaping.clone_from(&self.shaping);
             content.names.clone_from(&self.names);
         }
-        record.write(&content).map_err(|error| failed(&Step::Record, error.into()))
+        record.write(&content).map_err(|error| failed(&Step::Record, error.into()))?;
+        if attached {
+            record.take_from_children();
+        }
+        Ok(())
     }
 
     /// Takes back all that was done, the last first, and goes on after a failure. Returns what is left, and what is not. The

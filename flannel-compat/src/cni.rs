@@ -84,6 +84,7 @@ fn add(command: Command, delegate: &Map<String, Value>, state: State, lock: Lock
             return Err(state.remove().err().into_iter().fold(error, |error, left| error.detail(left.msg)));
         }
     };
+    lock.take_from_children();
     let noted = state.attached(delegate);
     let forget = move || {
         let mut left = rollback();
@@ -110,8 +111,8 @@ fn carry_out(mut command: Command, delegate: Map<String, Value>) -> Result<Outco
     let verb = command.verb();
     let plugin = plugin_of(&delegate);
     let call = call_mut(&mut command);
-    call.stdin = Value::Object(delegate.clone()).to_string().into_bytes();
     call.conf = delegate;
+    call.write_stdin();
     if plugin == WEFT {
         return weft::handle(command);
     }

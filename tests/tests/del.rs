@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use weft_tests::{Call, Host, Network, Pod, Running, World};
+use weft_tests::{Call, Host, Network, Pod, Running, World, script};
 
 /// A host on which the network was used once, so that what its attachments share is there; and that world.
 struct Used {
@@ -154,6 +154,23 @@ fn another_ipam_since_the_container_came() {
             Call::any("weft", "DEL", conf.as_str()).pod(pod)
         });
     }
+}
+
+/// Weft's lock on the attachment, which the plugin was given, does not last as long as what the plugin leaves behind.
+#[test]
+fn a_process_that_the_ipam_plugin_left_behind_keeps_nobody_out() {
+    let used = Used::new();
+    let ipam = weft_tests::dist().join("weft-ipam");
+    let leaves = "[ $CNI_COMMAND != ADD ] || { sleep 20 </dev/null >/dev/null 2>&1 & echo $! >$0.pid; }";
+    script("/run/netns/.leaves", "weft-ipam", &format!("{leaves}\nexec {}", ipam.display()));
+    let network = used.network.clone().with(&json!({ "timeout": 5 }));
+    let pod = Pod::new();
+    network.add_call(&pod).env("CNI_PATH", "/run/netns/.leaves").run().result();
+    let reply = network.del_call(&pod).run();
+    let stayed = fs::read_to_string("/run/netns/.leaves/weft-ipam.pid").unwrap();
+    weft_tests::command(&format!("kill {}", stayed.trim()));
+    reply.done();
+    used.world.assert_unchanged(&used.host, &[], "DEL beside what the IPAM plugin left behind");
 }
 
 /// How a file is spoiled.

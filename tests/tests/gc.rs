@@ -223,6 +223,28 @@ fn it_goes_on_after_an_error_and_reports_it() {
     before.assert_unchanged(&host, &[&alive], "GC after a GC that failed");
 }
 
+/// A DEL, or the IPAM plugin of an ADD that was killed: what it is about is not in the list, and is that one's.
+#[test]
+fn what_somebody_is_at_work_on_stays_and_is_told() {
+    let host = Host::new();
+    let network = network();
+    let (alive, busy) = (Pod::new(), Pod::new());
+    network.add(&alive);
+    let before = World::of(&host, &[&alive]);
+    let others = records();
+    network.add(&busy);
+    let record = fs::File::open(records().difference(&others).next().unwrap()).unwrap();
+    record.lock().unwrap();
+    let reply = network.gc_call(&[live(&alive)]).run();
+    reply.done();
+    let told = format!("is left to pid {} (", std::process::id());
+    assert!(reply.stderr.contains(&told), "{}", reply.stderr);
+    assert!(busy.link("eth0").is_some());
+    drop(record);
+    network.gc(&[live(&alive)]);
+    before.assert_unchanged(&host, &[&alive], "GC when nobody is at work any more");
+}
+
 /// One attachment that cannot be removed does not keep the others.
 #[test]
 fn what_cannot_be_removed_is_reported_and_the_rest_is_gone() {

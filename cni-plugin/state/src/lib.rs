@@ -15,4 +15,4 @@ mod lock;
 pub use boot::{BOOT_ID_ENV, boot_dir, boot_id, boot_path};
 pub use clock::{STARTED_ENV, monotonic, started, worked};
 pub use files::{hash, short_hash, write_durable, write_public, write_whole};
-pub use lock::Lock;
+pub use lock::{Lock, holder};

@@ -1,5 +1,7 @@
 //! Locks that die with their holder.
 
+mod holder;
+
 use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _};
@@ -13,9 +15,11 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigEvent, SigHandler, SigSet, SigevNotify, Signal, sigaction};
-use nix::sys::stat::{major, minor};
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
+
+use holder::held;
+pub use holder::holder;
 
 /// flock(2) on a file, let go when dropped or when the process ends, however it ends.
 ///
@@ -147,6 +151,11 @@ impl Lock {
         Ok(())
     }
 
+    /// Has children that were given it lose it with this process: they are done, and what they left behind may stay for ever.
+    pub fn take_from_children(&self) {
+        self.is_given.set(false);
+    }
+
     /// What is written in the file.
     ///
     /// # Errors
@@ -275,27 +284,6 @@ fn interruptible() -> Result<(), Errno> {
     // SAFETY: the handler does nothing, so it may run at any moment.
     unsafe { sigaction(Signal::SIGALRM, &action) }?;
     SigSet::from(Signal::SIGALRM).thread_unblock()
-}
-
-fn held(path: &Path, file: &File) -> Error {
-    let by = holder(file).unwrap_or_else(|| "a process that /proc/locks does not name".to_owned());
-    let remedy = "call again; if it hangs, end that process: the lock goes with it";
-    Error::new(Code::TryAgain, format!("lock {}: held by {by} until the deadline; {remedy}", path.display()))
-}
-
-/// The first holder of the file's lock, as `pid 4711 (weft-ipam)`.
-fn holder(file: &File) -> Option<String> {
-    let meta = file.metadata().ok()?;
-    let place = format!("{:02x}:{:02x}:{}", major(meta.dev()), minor(meta.dev()), meta.ino());
-    let locks = fs::read_to_string("/proc/locks").ok()?;
-    // "1: FLOCK  ADVISORY  WRITE 4711 00:19:1234 0 EOF"; a waiter has "->" before FLOCK.
-    let pid = locks.lines().find_map(|line| {
-        let mut words = line.split_ascii_whitespace().skip(1);
-        let pid = (words.next() == Some("FLOCK")).then(|| words.nth(2))??;
-        (words.next() == Some(place.as_str())).then_some(pid)
-    })?;
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    Some(if name.is_empty() { format!("pid {pid}") } else { format!("pid {pid} ({})", name.trim()) })
 }
 
 #[cfg(test)]

@@ -44,6 +44,8 @@ fn main() {
     the_wait_ends_at_the_deadline(&path);
     the_wait_ends_with_the_holder(&path, holder);
     a_lock_no_longer_shared_is_not_inherited(&path);
+    a_lock_that_was_taken_back_is_not_kept(&path);
+    who_was_given_it_by_one_who_has_ended_is_named(&path);
     a_forked_child_does_not_keep_it(&path);
 }
 
@@ -81,6 +83,32 @@ fn a_lock_no_longer_shared_is_not_inherited(path: &Path) {
     let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     drop(lock);
     assert!(Lock::try_exclusive(path).unwrap().is_some());
+    let stdin = child.stdin.take();
+    Holder { child, stdin }.end();
+}
+
+/// As what an IPAM plugin leaves behind.
+fn a_lock_that_was_taken_back_is_not_kept(path: &Path) {
+    let lock = Lock::exclusive(path, Deadline::after(Duration::from_secs(20))).unwrap();
+    lock.share_with_children(true).unwrap();
+    let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    lock.take_from_children();
+    drop(lock);
+    assert!(Lock::try_exclusive(path).unwrap().is_some());
+    let stdin = child.stdin.take();
+    Holder { child, stdin }.end();
+}
+
+/// By the kernel's list it is flock(1) that holds it.
+fn who_was_given_it_by_one_who_has_ended_is_named(path: &Path) {
+    let script = "exec 9>>\"$0\"; flock 9; echo; exec cat";
+    let mut shell = Command::new("sh");
+    let shell = shell.args(["-c", script]).arg(path).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = shell.spawn().unwrap();
+    child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+    let error = Lock::exclusive(path, Deadline::after(Duration::ZERO)).unwrap_err();
+    let given = format!("by pid {} (", child.id());
+    assert!(error.msg.contains(&given) && error.msg.contains("which has ended"), "{}", error.msg);
     let stdin = child.stdin.take();
     Holder { child, stdin }.end();
 }
