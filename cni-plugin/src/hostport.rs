@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
 use cni_protocol::{Code, Error};
 use ipnetwork::IpNetwork;
-use log::warn;
+use log::{info, warn};
 use serde::{Deserialize, Serialize};
 use weft_net::nft::{Element, Nft, Set, Tuple, ends};
 use weft_net::{Family, Netlink, NlResult};
@@ -202,7 +202,7 @@ impl Ports {
     }
 
     /// Sees that nobody else has one of the ports, in any of the three ways to have one. The caller holds the lock
-    /// of the host's ports.
+    /// of the host's ports. Returns what another attachment of the same container has; of single ports the kernel tells that.
     ///
     /// # Errors
     /// [`Code::Conflict`] naming the holder's container.
@@ -211,7 +211,8 @@ impl Ports {
         nft: &mut Nft,
         key: &AttachmentKey,
         alive: &dyn Fn(&str) -> bool,
-    ) -> Result<(), Fault> {
+    ) -> Result<Vec<Element>, Fault> {
+        let mut of_the_same = Vec::new();
         for family in [Family::V4, Family::V6] {
             let wanted: Vec<&Claim> =
                 self.claims.iter().filter(|claim| Family::of(claim.to) == family).collect();
@@ -230,11 +231,31 @@ impl Ports {
                     false => present(nft, &claim.rivals(&in_use))?,
                 };
                 for holder in holders {
-                    ruleset::give_way(nft, key, &claim.text(), &holder, alive)?;
+                    let wanted = claim.element();
+                    if ruleset::give_way(nft, key, &wanted, &holder, alive)? {
+                        of_the_same.push(wanted);
+                    }
                 }
             }
         }
-        Ok(())
+        Ok(of_the_same)
+    }
+
+    /// Leaves ports to another attachment of the same container, which has them; whether there were any.
+    pub fn leave(&mut self, theirs: &[Element]) -> bool {
+        let before = self.claims.len();
+        self.claims.retain(|claim| {
+            let is_theirs = theirs.iter().any(|element| element.is_at(&claim.element()));
+            if is_theirs {
+                info!("{} leads to another interface of the container, and stays there", claim.text());
+            }
+            !is_theirs
+        });
+        let is_left = |address: IpAddr| self.claims.iter().any(|claim| claim.to == address);
+        self.masquerade.retain(|address| is_left(*address));
+        self.same.retain(|prefix| self.claims.iter().any(|claim| prefix.contains(claim.to)));
+        self.localnet.take_if(|_| !self.claims.iter().any(Claim::is_at_localhost));
+        self.claims.len() < before
     }
 
     /// Tells in the log where a process of the host listens on a port: it will not be reached there any more.

@@ -153,7 +153,7 @@ fn of_group(group: &Group, all: &[Elements]) -> Vec<Element> {
 }
 
 /// Adds an attachment's elements in one batch. An element that somebody else has is taken only from an
-/// attachment that is not `alive`.
+/// attachment that is not `alive`. Returns those that another attachment of the same container has: then none is added.
 ///
 /// # Errors
 /// [`Code::Conflict`] naming the holder's container; what the kernel refused.
@@ -162,15 +162,15 @@ pub fn add(
     key: &AttachmentKey,
     elements: &Elements,
     alive: &dyn Fn(&str) -> bool,
-) -> Result<(), Fault> {
+) -> Result<Vec<Element>, Fault> {
     let mut changes = Change::for_elements(&elements.own, Change::create_elements);
     changes.extend(Change::for_elements(&elements.shared, Change::ensure_elements));
     if changes.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     for _ in 0..ATTEMPTS {
         let refusal = match nft.batch(changes.clone()) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(Vec::new()),
             Err(refusal) => refusal,
         };
         if !matches!(refusal.errno, Errno::EEXIST | Errno::ENOTEMPTY | Errno::EBUSY) {
@@ -185,32 +185,44 @@ pub fn add(
         if holders.is_empty() {
             return Err(refusal.into());
         }
+        let mut of_the_same = Vec::new();
         for (element, holder) in holders {
-            give_way(nft, key, &element.text, &holder, alive)?;
+            if give_way(nft, key, element, &holder, alive)? {
+                of_the_same.push(element.clone());
+            }
+        }
+        if !of_the_same.is_empty() {
+            return Ok(of_the_same);
         }
     }
     Err(NetError::from(Errno::EEXIST).into())
 }
 
-/// Removes everything of the attachment that holds an element, if it is gone.
+/// Removes everything of the attachment that is in the way of an element, if it is gone. Whether it stays: a living one of
+/// the same container has that very element.
 ///
 /// # Errors
-/// [`Code::Conflict`] if it is alive, naming its container.
+/// [`Code::Conflict`] if another is alive, naming its container.
 pub fn give_way(
     nft: &mut Nft,
     key: &AttachmentKey,
-    what: &str,
+    wanted: &Element,
     holder: &Element,
     alive: &dyn Fn(&str) -> bool,
-) -> Result<(), Fault> {
+) -> Result<bool, Fault> {
     let (hash, container) = holder.comment.split_once(' ').unwrap_or((&holder.comment, "unknown"));
+    let what = &wanted.text;
     if hash != key.hash() && (!is_hash(hash) || alive(hash)) {
+        if container == key.container_id.as_str() && holder.is_at(wanted) {
+            return Ok(true);
+        }
         let conflict =
             format!("{what} is held by container {container}: choose another, or remove that container");
         return Err(Error::new(Code::Conflict, conflict).into());
     }
     log::warn!("{what}: removing what attachment {hash} of container {container} left");
-    Ok(sweep(nft, |of| of == hash).map(drop)?)
+    sweep(nft, |of| of == hash)?;
+    Ok(false)
 }
 
 /// The elements of the attachments that a predicate on their hashes chooses.
@@ -257,7 +269,7 @@ pub fn remove(nft: &mut Nft, key: &AttachmentKey, known: &Elements) -> NlResult<
 /// # Errors
 /// What the kernel refused.
 pub fn erase_what_is_there(nft: &mut Nft, elements: &[Element]) -> NlResult<()> {
-    erase_if(nft, elements, |wanted, found| (&found.key, &found.end) == (&wanted.key, &wanted.end))
+    erase_if(nft, elements, |wanted, found| found.is_at(wanted))
 }
 
 /// Deletes all elements, or, if that is refused, those of which one is there that `is_meant`.

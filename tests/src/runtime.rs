@@ -90,11 +90,7 @@ impl Machine {
         mount_own();
         install_plugins();
         fs::create_dir_all(NETWORKS).expect("make the directory of networks");
-        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf").join(conflist);
-        let text = fs::read(&sample).unwrap_or_else(|error| panic!("read {}: {error}", sample.display()));
-        let mut network = serde_json::from_slice(&text).expect("a sample is JSON");
-        change(&mut network);
-        fs::write(Path::new(NETWORKS).join(conflist), network.to_string()).expect("write a network");
+        write_network(conflist, conflist, change);
         image::make();
 
         static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -113,6 +109,11 @@ impl Machine {
         let children = format!("/proc/{0}/task/{0}/children", unshare.id());
         let init = fs::read_to_string(children).expect("the namespace's init").trim().to_owned();
         Self { unshare, init, daemons: RefCell::default(), cgroup, host }
+    }
+
+    /// One more network, made of the same samples, by the name of its file.
+    pub fn add_network(&self, file: &str, conflist: &str, change: impl FnOnce(&mut Value)) {
+        write_network(file, conflist, change);
     }
 
     /// The host's network, as outside of the PID namespace.
@@ -184,6 +185,14 @@ impl Machine {
         let left: Vec<&String> = differences.iter().filter(|line| !runtimes_own(line)).collect();
         assert!(left.is_empty(), "the host is not as it was: {left:#?}");
     }
+}
+
+fn write_network(file: &str, conflist: &str, change: impl FnOnce(&mut Value)) {
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf").join(conflist);
+    let text = fs::read(&sample).unwrap_or_else(|error| panic!("read {}: {error}", sample.display()));
+    let mut network = serde_json::from_slice(&text).expect("a sample is JSON");
+    change(&mut network);
+    fs::write(Path::new(NETWORKS).join(file), network.to_string()).expect("write a network");
 }
 
 impl Drop for Machine {

@@ -12,6 +12,8 @@ mod masquerade;
 mod protocols;
 #[path = "hostport/sctp.rs"]
 mod sctp;
+#[path = "hostport/several.rs"]
+mod several;
 #[path = "hostport/sources.rs"]
 mod sources;
 #[path = "hostport/udp.rs"]

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use cri::Kubelet;
 use k8s_cri::v1::{DnsConfig, PodSandboxConfig, PortMapping};
-use serde_json::Value;
+use serde_json::{Value, json};
 use weft_tests::runtime::{self, Containerd, Machine};
 use weft_tests::{CniTool, Etcd, Host, Mirror, Pod, World, command, eventually, ips};
 
@@ -270,6 +270,22 @@ fn a_container_of_podman_comes_again_with_its_port_and_its_address() {
     podman.run("next", "weft-net");
     assert_ne!(podman.address("next"), first);
     assert_eq!(web(), first, "the address is kept for the name");
+}
+
+/// podman tells every network of a container all its ports.
+#[test]
+fn a_container_of_podman_on_two_networks_has_its_port() {
+    let sample = "20-weft-nerdctl-podman.conflist";
+    let machine = Machine::new(sample);
+    machine.add_network("21-second.conflist", sample, |conflist| {
+        conflist["name"] = "second".into();
+        conflist["plugins"][0]["bridge"] = "weft3".into();
+        conflist["plugins"][0]["ipam"]["ranges"] = json!([[{ "subnet": "10.92.0.0/16" }]]);
+    });
+    let podman = runtime::podman(&machine);
+    podman.run_with("web", "weft-net,second", &["--publish", "8080:80"], &SERVE);
+    assert_serves(BRIDGE);
+    podman.remove("web");
 }
 
 /// By the sample: containers reach each other, one is at a port of the host, and comes again with its address.

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use cni_protocol::{Call, Code, Deadline, Error, IfName};
+use nix::errno::Errno;
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
-use weft_net::{Netlink, NlResult, conntrack};
+use weft_net::{NetError, Netlink, NlResult, conntrack};
 use weft_state::{Lock, boot_dir};
 
 use super::Holdings;
@@ -51,13 +52,7 @@ pub fn hold(
     let lock_ports = |_| lock_beside_networks(&traces.state_dir, PORTS_DIR, call.deadline);
     let _only_one = holdings.ports.as_ref().map(lock_ports).transpose()?;
     let elements = holdings.elements(key);
-    let add = |nft: &mut Nft| {
-        let alive = |hash: &str| is_alive(traces, hash);
-        if let Some(ports) = &holdings.ports {
-            ports.refuse_conflicts(nft, key, &alive)?;
-        }
-        ruleset::add(nft, key, &elements, &alive)
-    };
+    let mut add = |nft: &mut Nft| add(nft, key, &mut holdings, &|hash| is_alive(traces, hash));
     ensure_shared(journal, rules, traces, &elements)?;
     let mut added = add(&mut rules.nft);
     if matches!(&added, Err(Fault::Net(error)) if error.not_found() || ruleset::is_misfit(error)) {
@@ -75,6 +70,28 @@ pub fn hold(
     }
     journal.holdings = holdings;
     Ok(meeting)
+}
+
+/// Adds what is the attachment's own, without the ports that another attachment of the container has.
+fn add(
+    nft: &mut Nft,
+    key: &AttachmentKey,
+    holdings: &mut Holdings,
+    alive: &dyn Fn(&str) -> bool,
+) -> Result<(), Fault> {
+    if let Some(ports) = &mut holdings.ports {
+        let theirs = ports.refuse_conflicts(nft, key, alive)?;
+        ports.leave(&theirs);
+    }
+    loop {
+        let theirs = ruleset::add(nft, key, &holdings.elements(key), alive)?;
+        if theirs.is_empty() {
+            return Ok(());
+        }
+        if !holdings.ports.as_mut().is_some_and(|ports| ports.leave(&theirs)) {
+            return Err(NetError::from(Errno::EEXIST).into());
+        }
+    }
 }
 
 /// Works out what depends on the network's other containers.

@@ -130,6 +130,11 @@ impl Element {
         end.unwrap_or_default().clone_into(&mut self.comment);
     }
 
+    /// Whether it has the same place in the same set.
+    pub fn is_at(&self, other: &Self) -> bool {
+        (self.set, &self.key, &self.end) == (other.set, &other.key, &other.end)
+    }
+
     /// Whether two elements of a set have a key in common.
     pub fn overlaps(&self, other: &Self) -> bool {
         let mut offset = 0;
