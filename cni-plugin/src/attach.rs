@@ -23,7 +23,7 @@ use crate::ruleset::Rules;
 use crate::shaping::{self, HostEnd};
 use crate::step::{Journal, Shared, Step};
 use crate::{begin, bridge, overlay, tuning};
-use links::{explain, present};
+use links::{container_end, explain, present};
 use result::{describe, merged};
 use weft_net::{Entry, Link, NetError, Netlink, NewVeth, index_of};
 
@@ -114,14 +114,13 @@ impl Attachment {
         let index = self.connect(&bridge)?;
         let detours = self.limit(index)?;
         self.open_port()?;
-        let container = self.prepare()?;
+        let (container, others) = container_end(&mut self.journal, &mut self.pod, &self.key.ifname)?;
         if asks_by_interface {
             self.reserve()?;
         }
         self.look_at_rules()?;
         let given = given.map_or_else(|| self.addresses(), Ok)?;
-        let metric = self.network.metrics.get(self.key.ifname.as_str()).copied();
-        let plan = Plan::new(&self.network, &given.ips, &given.routes)?.with_metric(metric);
+        let plan = self.plan(&given, &others)?;
         self.ensure_routing(&bridge, &plan)?;
         let port = Port { index, mac: self.mac, quiet: !bridge.snoops };
         let holdings = Holdings::new(&self.network, &self.asked, &plan, port)?;
@@ -282,15 +281,12 @@ impl Attachment {
         shaping::apply(&mut self.journal, &mut self.host, &self.key, &veth, &limits)
     }
 
-    /// What the container's side needs whatever its addresses are. Returns its interface.
-    fn prepare(&mut self) -> Result<Link, Error> {
-        let ifname = &self.key.ifname;
-        let (journal, pod) = (&mut self.journal, &mut self.pod);
-        journal.run(Step::Loopback, || pod.ensure_loopback().map(|changed| ((), Change::from(changed))))?;
-        // Read before it is up: the kernel settles a new carrier first, on all ports of the bridge.
-        journal.run(Step::ReadBack(ifname.to_string()), || {
-            Ok::<_, Fault>((present(pod.interface(ifname)?, ifname.as_str())?, Change::Found))
-        })
+    /// What the addresses come to.
+    fn plan(&mut self, given: &AddResult, others: &[Link]) -> Result<Plan, Error> {
+        let metric = self.network.metrics.get(self.key.ifname.as_str()).copied();
+        let plan = Plan::new(&self.network, &given.ips, &given.routes)?.with_metric(metric);
+        let defaults = self.pod.default_routes(others);
+        Ok(plan.behind(&defaults.map_err(|error| failed(&"look at the container's routes", error.into()))?))
     }
 
     /// Looks whether the rules that will be needed are there.

@@ -73,7 +73,10 @@ impl Attachment {
         })?;
         let mut host = open_host(call)?;
         let mut pod = open_pod(&args.netns, call)?;
-        let found = OfAnother::find(&previous, &args.ifname, &mut host, &mut pod)?;
+        let mut found = OfAnother::find(&previous, &args.ifname, &mut host, &mut pod)?;
+        if !asked.mappings.is_empty() {
+            found.look_for_better_ways(&mut pod)?;
+        }
         let mut journal = begin::open_journal(args, &key, &conf.traces)?;
         journal.names = names;
         Ok(Self { args: args.clone(), conf, asked, key, previous, host, found, journal })

@@ -20,7 +20,7 @@ use crate::isolation::Policy;
 use crate::key::{AttachmentKey, group};
 use crate::masquerade;
 use crate::overlay::{self, Exit};
-use crate::plan::{Ipv6, Plan};
+use crate::plan::{Ipv6, Plan, metric};
 use crate::pod::Pod;
 use crate::record::{self, Found};
 use crate::ruleset;
@@ -29,7 +29,7 @@ use crate::tuning;
 use promised::Promised;
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
-use weft_net::{Family, KernelRoute, Link, Netlink};
+use weft_net::{Family, KernelRoute, Link, Netlink, RT_TABLE_MAIN, default_priority};
 
 /// Checks the attachment.
 ///
@@ -50,8 +50,12 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     let own: Vec<IpConfig> = promised.ips.iter().filter(own).cloned().collect();
     let asked = Asked::parse(&call.conf)?;
     network.mtu = asked.tuning.mtu.or(network.mtu);
-    let metric = network.metrics.get(key.ifname.as_str()).copied();
-    let plan = Plan::new(&network, &own, &args.prev_result.routes)?.with_metric(metric);
+    let of_interface = network.metrics.get(key.ifname.as_str()).copied();
+    let routes = &args.prev_result.routes;
+    // What the container's other interfaces made of its metric, the result says.
+    let is_told = |own: &Route| routes.iter().any(|told| (told.dst, told.table) == (own.dst, own.table));
+    network.routes.retain(|own| own.priority.is_some() || !is_told(own));
+    let plan = Plan::new(&network, &own, routes)?.with_metric(of_interface);
     let mut host =
         Netlink::open(call.deadline).map_err(|error| failed(&"open a netlink socket", error.into()))?;
     let (mut holdings, limits) = match record::peek(&network.traces.state_dir, &key.network, key.hash())? {
@@ -278,11 +282,9 @@ impl Checker {
     }
 
     fn check_routes(&mut self, index: u32) -> Result<(), Fault> {
-        /// `RT_TABLE_MAIN` of linux/rtnetlink.h.
-        const MAIN: u32 = 254;
         let routes = self.pod.netlink.routes(index)?;
         for wanted in self.plan.kernel_routes() {
-            let table = wanted.table.unwrap_or(MAIN);
+            let table = wanted.table.unwrap_or(RT_TABLE_MAIN);
             let same = routes.iter().filter(|route| route.dst == wanted.dst && route.table == table);
             let different = same.map(|route| route_differences(route, &wanted, self.promised.has_metrics));
             let nearest = different.min_by_key(Vec::len).unwrap_or_else(|| vec!["is gone".to_owned()]);
@@ -332,10 +334,8 @@ fn other_mac(link: &Link, promised: &str) -> String {
 
 /// How a route is another one than was promised.
 fn route_differences(route: &KernelRoute, wanted: &Route, has_metrics: bool) -> Vec<String> {
-    let default = has_metrics.then(|| route.default_priority());
-    // Asked for 0, the kernel gives its default.
-    let priority =
-        wanted.priority.map(|priority| if priority == 0 { route.default_priority() } else { priority });
+    let default = has_metrics.then(|| default_priority(route.dst));
+    let priority = metric(wanted);
     // IPv6 knows no scopes.
     let scope = wanted.scope.filter(|_| route.dst.is_ipv4());
     let pairs = [

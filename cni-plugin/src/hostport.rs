@@ -97,7 +97,7 @@ impl Ports {
             .filter(|ip| claims.iter().any(|claim| claim.to == ip.ip()))
             .collect();
         let wants_all = policy.snat && policy.masquerade_all;
-        let all = |ip: &&IpNetwork| wants_all || !has_default_route(plan, Family::of(ip.ip()));
+        let all = |ip: &&IpNetwork| wants_all || !plan.answers_everybody(Family::of(ip.ip()));
         Ok(Some(Self {
             same: if policy.snat { reached.iter().map(|ip| prefix(*ip)).collect() } else { Vec::new() },
             masquerade: reached.iter().filter(all).map(IpNetwork::ip).collect(),
@@ -357,10 +357,6 @@ fn refuse_without_address(mapping: &Mapping, family: Family) -> Result<(), Error
             ),
         )),
     }
-}
-
-fn has_default_route(plan: &Plan, family: Family) -> bool {
-    plan.routes.iter().any(|route| route.dst.prefix() == 0 && Family::of(route.dst.ip()) == family)
 }
 
 /// The element that says: both ends are in this prefix.

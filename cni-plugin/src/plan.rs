@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use cni_protocol::{Code, Error, IpConfig, Route};
 use ipnetwork::IpNetwork;
 
-use weft_net::Family;
+use weft_net::{Family, KernelRoute, RT_TABLE_MAIN, default_priority};
 
 use crate::conf::{Gateway, Network};
 use crate::masquerade::Masquerade;
@@ -30,6 +30,8 @@ pub struct Plan {
     pub ipv6: Ipv6,
     /// Whether the container reaches its own subnets by the gateway too.
     pub by_gateway: bool,
+    /// The families of which the container sends what goes elsewhere by another interface.
+    pub second: Vec<Family>,
 }
 
 /// What the container's interface does with IPv6.
@@ -72,6 +74,7 @@ impl Plan {
             forwarding: Vec::new(),
             ipv6: ipv6(network, &ips),
             by_gateway: has_gateway && !network.isolation.icc,
+            second: Vec::new(),
             ips,
         };
         for ip in &plan.ips {
@@ -106,6 +109,7 @@ impl Plan {
             forwarding: Vec::new(),
             ipv6: Ipv6::Untouched,
             by_gateway: false,
+            second: Vec::new(),
         }
     }
 
@@ -114,6 +118,26 @@ impl Plan {
     pub fn with_metric(mut self, metric: Option<u32>) -> Self {
         for route in &mut self.routes {
             route.priority = route.priority.or(metric);
+        }
+        self
+    }
+
+    /// Puts default routes of which nobody said how they compare with others behind those that the container has by other
+    /// interfaces: the first one stays the one that is used.
+    #[must_use]
+    pub fn behind(mut self, others: &[KernelRoute]) -> Self {
+        for family in [Family::V4, Family::V6] {
+            let metrics = others.iter().filter(|other| Family::of(other.dst.ip()) == family);
+            let metrics: Vec<u32> = metrics.map(|other| other.priority).collect();
+            let (Some(first), Some(last)) = (metrics.iter().min(), metrics.iter().max()) else { continue };
+            let defaults = self.routes.iter_mut().filter(|route| is_default(route, family));
+            let own = defaults.filter_map(|route| {
+                route.priority.get_or_insert(last.saturating_add(1));
+                metric(route)
+            });
+            if own.min().is_some_and(|own| own >= *first) {
+                self.second.push(family);
+            }
         }
         self
     }
@@ -135,6 +159,11 @@ impl Plan {
         kept
     }
 
+    /// Whether the container answers by this interface whoever asks it.
+    pub fn answers_everybody(&self, family: Family) -> bool {
+        !self.second.contains(&family) && self.routes.iter().any(|route| is_default(route, family))
+    }
+
     /// The routes in place of the kernel's own, which would have the container ask for its neighbours on the link.
     fn subnet_routes(&self) -> Vec<Route> {
         let routes = self.ips.iter().filter_map(|ip| {
@@ -153,6 +182,18 @@ impl Plan {
         }
         self.ips.iter().filter_map(|ip| ip.gateway).find(|gateway| Family::of(*gateway) == family)
     }
+}
+
+fn is_default(route: &Route, family: Family) -> bool {
+    route.dst.prefix() == 0
+        && Family::of(route.dst.ip()) == family
+        && route.table.is_none_or(|table| table == RT_TABLE_MAIN)
+}
+
+/// The metric that the kernel gives a route, if one is asked for: it takes 0 for none.
+pub fn metric(route: &Route) -> Option<u32> {
+    let given = |priority| if priority == 0 { default_priority(route.dst) } else { priority };
+    route.priority.map(given)
 }
 
 fn ipv6(network: &Network, ips: &[IpConfig]) -> Ipv6 {

@@ -11,7 +11,7 @@ use crate::fault::Fault;
 use crate::plan::Ipv6;
 use weft_net::netns::NetNs;
 use weft_net::sysctl::Sysctl;
-use weft_net::{Detection, Link, NetError, Netlink, NlResult, Socket};
+use weft_net::{Detection, KernelRoute, Link, NetError, Netlink, NlResult, RT_TABLE_MAIN, Socket};
 
 /// How soon it is looked again whether something has come about of which no event tells: events can be lost.
 const RECHECK: Duration = Duration::from_millis(20);
@@ -97,6 +97,16 @@ impl Pod {
             return Ok(false);
         }
         self.netlink.set_up("lo").map(|()| true)
+    }
+
+    /// The default routes by some of its interfaces, those that are up.
+    pub fn default_routes(&mut self, links: &[Link]) -> NlResult<Vec<KernelRoute>> {
+        let mut defaults = Vec::new();
+        for link in links.iter().filter(|link| link.up) {
+            let routes = self.netlink.routes(link.index)?.into_iter();
+            defaults.extend(routes.filter(|route| route.dst.prefix() == 0 && route.table == RT_TABLE_MAIN));
+        }
+        Ok(defaults)
     }
 
     /// Waits until no address of the interface is tentative any more.

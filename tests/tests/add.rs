@@ -152,7 +152,7 @@ fn default_routes_come_once() {
     assert_eq!(result["routes"].as_array().unwrap().len(), 2, "{result}");
 }
 
-/// As runtimes attach a container to several networks, each of which would be its way out: the later one is.
+/// As runtimes attach a container to several networks, each of which would be its way out: the first one stays it.
 #[test]
 fn default_routes_of_two_networks() {
     let host = Host::new();
@@ -161,7 +161,11 @@ fn default_routes_of_two_networks() {
     let pod = Pod::new();
     let first = Network::dual().add(&pod);
     let second = other.add_call(&pod).ifname("eth1").run().result();
-    assert_eq!(routes(&pod, "-4", "default"), ["10.2.0.1", "10.88.0.1"]);
+    assert_eq!(routes(&pod, "-4", "default"), ["10.88.0.1", "10.2.0.1"]);
+    assert_eq!(routes(&pod, "-6", "default"), ["fd00:88::1", "fd00:2::1"]);
+    let metrics: Vec<&Value> =
+        second["routes"].as_array().unwrap().iter().map(|route| &route["priority"]).collect();
+    assert_eq!(metrics, [1, 1025]);
     Network::dual().check(&pod, &first).done();
     other.check_call(&pod, &second).ifname("eth1").run().done();
     other.del_call(&pod).ifname("eth1").run().done();

@@ -18,8 +18,9 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
+use chain::Chain;
 use serde_json::{Value, json};
-use weft_tests::{Call, CniTool, Host, NetNs, Network, Outside, Pod, World, command, eventually, ip};
+use weft_tests::{Call, CniTool, Host, Mirror, NetNs, Network, Outside, Pod, World, command, eventually, ip};
 
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -325,4 +326,20 @@ fn refusals_name_key_value_and_remedy() {
     }
     network.clone().with(&json!({ "prevResult": null })).status().done();
     assert_eq!(ip(&previous).to_string(), "10.97.0.3");
+}
+
+/// The other plugin gives each interface a default route, and which one the container answers by is not told. What comes to a port is masqueraded
+/// where it had one before, so that it is answered in any case.
+#[test]
+fn the_port_of_a_second_interface_is_answered() {
+    let host = Host::new();
+    let outside = host.outside();
+    let pod = Pod::new();
+    Chain::new("one", "br1", 98).add(&pod);
+    Chain::new("two", "br2", 99).with(&port_alone()).add_as(&pod, "eth1");
+    let mirror = Mirror::on(&pod, 80);
+    for (at, gateway) in Outside::HOST.iter().zip(["10.99.0.1", "fd00:99::1"]) {
+        let seen = mirror.seen(&outside, (at.parse().unwrap(), 8080));
+        assert_eq!(seen, Some(gateway.parse().unwrap()), "at {at}");
+    }
 }

@@ -32,7 +32,7 @@ pub use error::{NetError, NlResult};
 pub use family::Family;
 pub use link::{BridgePort, Link, NewVeth, index_of, is_bridge_full};
 pub use neigh::Entry;
-pub use route::{KernelRoute, ROUTE_PROTOCOL, Way};
+pub use route::{KernelRoute, ROUTE_PROTOCOL, RT_TABLE_MAIN, Way, default_priority};
 pub use socket::{Netlink, Socket};
 pub use tc::{Filter, FoundBucket, Hook, TokenBucket};
 pub use vxlan::Vxlan;

@@ -9,7 +9,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoPortData, InfoPortKind,
-    InfoVeth, LinkAttribute, LinkExtentMask,
+    InfoVeth, LinkAttribute, LinkExtentMask, LinkMessage,
 };
 use nix::errno::Errno;
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth};
@@ -96,9 +96,7 @@ impl Netlink {
     }
 
     fn look_up(&mut self, query: LinkMessageBuilder<LinkUnspec>) -> NlResult<Option<Link>> {
-        let query =
-            query.append_extra_attribute(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])).build();
-        match self.socket.request(RouteNetlinkMessage::GetLink(query), 0) {
+        match self.socket.request(RouteNetlinkMessage::GetLink(without_stats(query)), 0) {
             Ok(answers) => Ok(answers.into_iter().find_map(|LinkAnswer(link)| link)),
             Err(error) if error.not_found() => Ok(None),
             Err(error) => Err(error),
@@ -111,7 +109,7 @@ impl Netlink {
         if let Some(index) = master {
             query = query.controller(index);
         }
-        let answers = self.socket.dump(&RouteNetlinkMessage::GetLink(query.build()))?;
+        let answers = self.socket.dump(&RouteNetlinkMessage::GetLink(without_stats(query)))?;
         // Kernels before 4.20 ignore the filter.
         let links = answers.into_iter().filter_map(|LinkAnswer(link)| link);
         Ok(links.filter(|link| master.is_none() || link.master == master).collect())
@@ -261,4 +259,8 @@ fn one_queue<T>(link: LinkMessageBuilder<T>) -> LinkMessageBuilder<T> {
 /// The kernel's answer to a port too many: `br_add_if` gives EXFULL ("Exchange full") at 1,023.
 pub fn is_bridge_full(error: &NetError) -> bool {
     error.errno == Errno::EXFULL
+}
+
+fn without_stats(query: LinkMessageBuilder<LinkUnspec>) -> LinkMessage {
+    query.append_extra_attribute(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])).build()
 }

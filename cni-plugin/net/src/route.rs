@@ -15,6 +15,8 @@ use rtnetlink::RouteMessageBuilder;
 use super::error::{NetError, NlResult};
 use super::socket::Netlink;
 
+/// `RT_TABLE_MAIN` of linux/rtnetlink.h: where routes are that name no table.
+pub const RT_TABLE_MAIN: u32 = 254;
 /// `RT_TABLE_LOCAL` of linux/rtnetlink.h: the kernel's own routes to its addresses.
 const RT_TABLE_LOCAL: u32 = 255;
 
@@ -51,17 +53,15 @@ pub struct Way {
     pub length: u8,
 }
 
-impl KernelRoute {
-    /// The metric of a route that is given none.
-    pub fn default_priority(&self) -> u32 {
-        if self.dst.is_ipv4() { 0 } else { IPV6_METRIC }
-    }
+/// The metric of a route that is given none, or 0.
+pub fn default_priority(dst: IpNetwork) -> u32 {
+    if dst.is_ipv4() { 0 } else { IPV6_METRIC }
 }
 
 impl Netlink {
     /// `ip route prepend DST [via GW] dev INDEX [mtu …] [advmss …] [priority …] [table …] [scope …]`: where
-    /// another interface has a route to the same destination, the new one goes before it (IPv4) or beside it
-    /// (IPv6), as with the reference plugins. So a container can join several networks with a default route.
+    /// another interface has a route to the same destination with the same metric, the new one goes before it (IPv4) or beside it
+    /// (IPv6), as with the reference plugins.
     pub fn add_route(&mut self, index: u32, route: &Route) -> NlResult<()> {
         let message = route_message(index, route)?;
         self.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE)

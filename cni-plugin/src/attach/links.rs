@@ -1,12 +1,13 @@
-//! Links of an ADD that are not as it needs them.
+//! Links of an ADD, and what becomes of one that is not as it needs them.
 
-use cni_protocol::{Code, Error};
+use cni_protocol::{Code, Error, IfName};
 
 use crate::bridge;
 use crate::conf::Network;
-use crate::fault::Fault;
+use crate::fault::{Change, Fault};
 use crate::key::AttachmentKey;
 use crate::pod::Pod;
+use crate::step::{Journal, Step};
 use weft_net::{Link, NetError, is_bridge_full};
 
 /// Why the pair could not be made.
@@ -36,4 +37,22 @@ pub(super) fn present(link: Option<Link>, name: &str) -> Result<Link, Error> {
             format!("{name} is gone again: find out what removes the links that Weft makes"),
         )
     })
+}
+
+/// What the container's side needs whatever its addresses are. Returns its interface, and the others that it has.
+pub(super) fn container_end(
+    journal: &mut Journal,
+    pod: &mut Pod,
+    ifname: &IfName,
+) -> Result<(Link, Vec<Link>), Error> {
+    let name = ifname.as_str();
+    // Read before it is up: the kernel settles a new carrier first, on all ports of the bridge.
+    let read = || pod.netlink.links(None).map(|links| (links, Change::Found));
+    let mut links = journal.run(Step::ReadBack(name.to_owned()), read)?;
+    let mut take = |name: &str| links.extract_if(.., |link| link.name == name).next();
+    let (lo, own) = (take("lo"), take(name));
+    if !lo.is_some_and(|lo| lo.up) {
+        journal.run(Step::Loopback, || pod.netlink.set_up("lo").map(|()| ((), Change::Made)))?;
+    }
+    Ok((present(own, name)?, links))
 }

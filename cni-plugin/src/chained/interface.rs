@@ -62,6 +62,18 @@ impl OfAnother {
         Ok(Self { plan, container, host_end, reach })
     }
 
+    /// Looks whether the container sends what goes elsewhere by another interface.
+    pub(super) fn look_for_better_ways(&mut self, pod: &mut Pod) -> Result<(), Error> {
+        let mut look = || {
+            let mut others = pod.netlink.links(None)?;
+            others.retain(|link| link.index != self.container.index && link.name != "lo");
+            pod.default_routes(&others)
+        };
+        let defaults = look().map_err(|error| failed(&"look at the container's routes", error.into()))?;
+        self.plan = self.plan.clone().with_metric(Some(0)).behind(&defaults);
+        Ok(())
+    }
+
     /// What the attachment needs in the host's rules. Pure.
     pub(super) fn holdings(&self, conf: &Chained, asked: &Asked) -> Result<Holdings, Error> {
         let (guard, isolation) = (self.guard(conf, asked)?, self.isolation(conf, asked)?);

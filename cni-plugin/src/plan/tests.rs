@@ -67,6 +67,41 @@ fn a_route_of_link_scope_has_no_next_hop() {
     assert_eq!(plan.kernel_routes()[0].gw, None);
 }
 
+fn elsewhere(dst: &str, priority: u32) -> KernelRoute {
+    let dst = dst.parse().unwrap();
+    KernelRoute {
+        dst,
+        gateway: None,
+        table: RT_TABLE_MAIN,
+        priority,
+        mtu: None,
+        advmss: None,
+        scope: 0,
+        protocol: 3,
+    }
+}
+
+#[test]
+fn a_default_route_goes_behind_those_of_other_interfaces_unless_it_has_a_metric() {
+    let ips = [ip("10.1.0.2/16", None), ip("fd00::2/64", None)];
+    let plan = |metric| {
+        Plan::new(&network(Gateway::DefaultRoute), &ips, &[route("192.0.2.0/24", None)])
+            .unwrap()
+            .with_metric(metric)
+    };
+    let others = [elsewhere("0.0.0.0/0", 0), elsewhere("0.0.0.0/0", 7), elsewhere("::/0", 1024)];
+    let metrics = |plan: &Plan| plan.routes.iter().map(|route| route.priority).collect::<Vec<_>>();
+    let behind = plan(None).behind(&others);
+    assert_eq!(metrics(&behind), [None, Some(8), Some(1025)]);
+    assert_eq!(behind.second, [Family::V4, Family::V6]);
+    let before = plan(Some(3)).behind(&others);
+    assert_eq!(metrics(&before), [Some(3); 3]);
+    assert_eq!(before.second, [Family::V4]);
+    // Asked for 0, the kernel gives IPv6's default.
+    assert_eq!(plan(Some(0)).behind(&others).second, [Family::V4, Family::V6]);
+    assert_eq!(plan(None).behind(&[]), plan(None));
+}
+
 #[test]
 fn a_gateway_outside_of_the_subnet_is_not_the_bridges() {
     let ips = [ip("10.1.0.2/16", Some("192.168.0.1"))];

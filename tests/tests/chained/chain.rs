@@ -45,7 +45,12 @@ impl Chain {
     /// What bridge answers for a container. Its IPv6 addresses cannot be used before the kernel has found them to be nobody
     /// else's.
     pub(crate) fn previous(&self, pod: &Pod) -> Value {
-        let result = Call::any("bridge", "ADD", self.bridge.to_string()).pod(pod).run().result();
+        self.previous_of(pod, "eth0")
+    }
+
+    fn previous_of(&self, pod: &Pod, ifname: &str) -> Value {
+        let bridge = Call::any("bridge", "ADD", self.bridge.to_string());
+        let result = bridge.pod(pod).ifname(ifname).run().result();
         let is_settled = || command("ip -6 addr show scope global tentative").trim().is_empty();
         eventually(SETTLED, "the bridge has its IPv6 addresses", || is_settled().then_some(()));
         result
@@ -58,7 +63,12 @@ impl Chain {
 
     /// Attaches a container by both.
     pub(crate) fn add(&self, pod: &Pod) -> Value {
-        let previous = self.previous(pod);
-        self.behind(&previous).add(pod)
+        self.add_as(pod, "eth0")
+    }
+
+    /// The same, with another interface.
+    pub(crate) fn add_as(&self, pod: &Pod, ifname: &str) -> Value {
+        let previous = self.previous_of(pod, ifname);
+        self.behind(&previous).add_call(pod).ifname(ifname).run().result()
     }
 }

@@ -1,7 +1,10 @@
 //! A container on several networks, each of which is told all its ports, as podman does it.
 
+use std::net::{IpAddr, UdpSocket};
+use std::time::Duration;
+
 use serde_json::{Value, json};
-use weft_tests::{Host, Mirror, NetNs, Network, Outside, Pod};
+use weft_tests::{Host, Mirror, NetNs, Network, Outside, Pod, answered_as, ips};
 
 use crate::{addr, mapping, network, with};
 
@@ -87,4 +90,82 @@ fn each_family_is_at_the_first_interface_that_has_it() {
     two.del_call(&web).ifname("eth1").run().done();
     assert!(mirror.seen(host.netns(), (addr(Outside::HOST[0]), 8080)).is_some(), "the first one's stays");
     assert!(mirror.is_closed_to(host.netns(), (addr(Outside::HOST[1]), 8080)), "the second one's is gone");
+}
+
+/// Whom a container sees as the client from outside that asks at its ports, for IPv4 and IPv6.
+fn clients_seen(web: &Pod, outside: &Outside) -> [IpAddr; 2] {
+    let tcp = Mirror::on(web, 80);
+    let udp = web.inside(|| UdpSocket::bind(("::", 53)).expect("a server"));
+    udp.set_read_timeout(Some(Duration::from_secs(3))).expect("a limit");
+    Outside::HOST.map(addr).map(|at| {
+        let seen = tcp.seen(outside, (at, 8080)).unwrap_or_else(|| panic!("no answer by TCP at {at}"));
+        let by_udp = answered_as(outside, &udp, (at, 5353));
+        assert_eq!(by_udp, Some(seen), "by UDP at {at}");
+        seen
+    })
+}
+
+/// The first interface's default route stays the one that is used. Clients of ports at another one are masqueraded, as the container
+/// answers them where they come from then.
+#[test]
+fn the_outside_is_answered_at_either_interface() {
+    let host = Host::new();
+    let outside = host.outside();
+    let ports = [mapping(8080, 80), json!({ "hostPort": 5353, "containerPort": 53, "protocol": "udp" })];
+    let (kept, gateways) = (Outside::PEER.map(addr), ["10.99.0.1", "fd00:99::1"].map(addr));
+    // As it is with podman, the default route of each network comes from `routes` of the IPAM plugin.
+    let routes = json!({ "ipam": { "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }] } });
+    for change in [json!({}), routes] {
+        let (first, later) = (network().with(&change), second().with(&change));
+        for is_later in [false, true] {
+            let web = Pod::new();
+            let published =
+                |network: &Network, has_ports| with(network, if has_ports { &ports } else { &[] });
+            let (one, two) = (published(&first, !is_later), published(&later, is_later));
+            let results = [one.add(&web), add_eth1(&two, &web)];
+            let expected = if is_later { gateways } else { kept };
+            assert_eq!(clients_seen(&web, &outside), expected, "at the later one: {is_later}, {change}");
+            let check = || {
+                for (network, result, ifname) in [(&one, &results[0], "eth0"), (&two, &results[1], "eth1")] {
+                    network.check_call(&web, result).ifname(ifname).run().done();
+                }
+            };
+            check();
+            // The first one goes: the other takes over, and comes before it when it comes again.
+            one.del(&web);
+            if is_later {
+                assert_eq!(clients_seen(&web, &outside), gateways);
+            }
+            two.check_call(&web, &results[1]).ifname("eth1").run().done();
+            let again = one.add(&web);
+            one.check(&web, &again).done();
+            for (target, own) in Outside::PEER.iter().zip(ips(&results[1])) {
+                let route = web.command(&format!("ip route get {target}"));
+                assert!(route.contains("dev eth1") && route.contains(&own.to_string()), "{route}");
+            }
+            one.del(&web);
+            two.del_call(&web).ifname("eth1").run().done();
+        }
+    }
+}
+
+/// Metrics that somebody asked for stay as they are.
+#[test]
+fn the_interface_with_the_better_metric_keeps_the_clients_address() {
+    let host = Host::new();
+    let outside = host.outside();
+    let ports = [mapping(8080, 80), json!({ "hostPort": 5353, "containerPort": 53, "protocol": "udp" })];
+    for (metric, expected) in
+        [(50, Outside::PEER), (100, ["10.99.0.1", "fd00:99::1"]), (200, ["10.99.0.1", "fd00:99::1"])]
+    {
+        let metrics = json!({ "interfaceMetrics": { "eth0": 100, "eth1": metric } });
+        let (web, one) = (Pod::new(), network().with(&metrics));
+        one.add(&web);
+        let two = with(&second().with(&metrics), &ports);
+        let result = add_eth1(&two, &web);
+        assert_eq!(clients_seen(&web, &outside), expected.map(addr), "metric {metric}");
+        assert_eq!(result["routes"][0]["priority"], metric);
+        two.check_call(&web, &result).ifname("eth1").run().done();
+        two.del_call(&web).ifname("eth1").run().done();
+    }
 }
