@@ -3,6 +3,8 @@
 
 #[path = "isolation/allow.rs"]
 mod allow;
+#[path = "isolation/egress.rs"]
+mod egress;
 #[path = "isolation/moment.rs"]
 mod moment;
 #[path = "isolation/subnets.rs"]
@@ -116,34 +118,6 @@ fn an_internal_network_has_no_way_out_and_none_in() {
             drop(mirror);
             network.del(&client);
             network.del(&server);
-        }
-    }
-}
-
-#[test]
-fn containers_go_where_egress_allows() {
-    for &br_netfilter in Host::br_netfilter_ways() {
-        let host = Host::new();
-        host.set_br_netfilter(br_netfilter);
-        let outside = host.outside();
-        let client = Pod::new();
-        let way_out = Mirror::on(&outside, PORT);
-        let [v4, v6] = Outside::PEER.map(|peer| peer.parse::<IpAddr>().expect("an address"));
-        let everywhere = ["0.0.0.0/0", "::/0"];
-        for (egress, v4_passes, v6_passes) in [
-            (json!({}), true, true),
-            (json!({ "deny": [v4] }), false, true),
-            (json!({ "deny": everywhere }), false, false),
-            (json!({ "allow": [v6] }), false, true),
-            (json!({ "allow": [] }), false, false),
-            (json!({ "allow": everywhere, "deny": [v6, format!("{v6}/64")] }), true, false),
-        ] {
-            let network = one().with(&json!({ "egress": egress, "ipMasq": true }));
-            network.add(&client);
-            for (peer, passes) in [(v4, v4_passes), (v6, v6_passes)] {
-                assert_way(passes, &way_out, &client, peer, &egress.to_string());
-            }
-            network.del(&client);
         }
     }
 }

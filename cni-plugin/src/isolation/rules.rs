@@ -127,17 +127,18 @@ pub static GROUP: Group = Group {
     ],
     chains: &[
         Chain { name: "isolation-inside", kind: ChainKind::Regular, rules: inside, uses: 16 },
+        Chain { name: "isolation-limited", kind: ChainKind::Regular, rules: limited, uses: 7 },
         Chain {
             name: "isolation",
             kind: ChainKind::Base { kind: "filter", hook: InetHookNumber::Forward, priority: FILTER },
             rules: forwarded,
-            uses: 18,
+            uses: 20,
         },
         Chain {
             name: "isolation-host",
             kind: ChainKind::Base { kind: "filter", hook: InetHookNumber::LocalIn, priority: FILTER },
             rules: to_the_host,
-            uses: 5,
+            uses: 9,
         },
         Chain {
             name: "isolation-redirect",
@@ -201,14 +202,35 @@ const fn back(family: Family) -> [Load; 2] {
     [Load::Destination(family), Load::Source(family)]
 }
 
+/// To where a container may not go, by the address that it was sent to or by that to which the host translated this.
+fn denied((family, at): (Family, usize)) -> [Rule; 2] {
+    let dialled = [Load::Source(family), Load::Dialled(family)];
+    [
+        Rule::any().dnatted().and_of(family).found(&dialled, &NO_WAYS_OUT[at]).drop(),
+        Rule::of(family).found(&there(family), &NO_WAYS_OUT[at]).drop(),
+    ]
+}
+
+/// From containers that go out as they are allowed only. What conntrack does not know has one address to be allowed by.
+fn limited() -> Vec<Rule> {
+    let allowed = FAMILIES.iter().flat_map(|&(family, at)| {
+        let dialled = [Load::Source(family), Load::Dialled(family)];
+        let allowed = |way: &[Load; 2]| Rule::of(family).found(way, &WAYS_OUT[at]).give_back();
+        [allowed(&there(family)), allowed(&dialled)]
+    });
+    allowed.chain([Rule::any().drop()]).collect()
+}
+
 /// What begins outside goes to a published port or to a network that lets it in; where it may go is asked before that.
 fn forwarded() -> Vec<Rule> {
     let of_network = FAMILIES.iter().flat_map(|&(family, at)| {
         let begin = || Rule::of(family);
+        let [dialled, goes] = denied((family, at));
         [
+            dialled,
             begin().found(&there(family), &INSIDE[at]).jump("isolation-inside"),
-            begin().found(&there(family), &NO_WAYS_OUT[at]).drop(),
-            begin().found(&there(family), &LIMITED[at]).not_found(&there(family), &WAYS_OUT[at]).drop(),
+            goes,
+            begin().found(&there(family), &LIMITED[at]).jump("isolation-limited"),
         ]
     });
     let from_others = FAMILIES.iter().flat_map(|&(family, at)| {
@@ -255,7 +277,8 @@ fn inside() -> Vec<Rule> {
 fn to_the_host() -> Vec<Rule> {
     let icmp = ICMP.map(|(_, protocol)| Rule::any().is(Load::L4Protocol, &protocol).accept());
     let services = FAMILIES.map(|(family, at)| Rule::of(family).found(&there(family), &HOSTLESS[at]).drop());
-    [Rule::any().known().accept()].into_iter().chain(icmp).chain(services).collect()
+    let denied = FAMILIES.into_iter().flat_map(denied);
+    [Rule::any().known().accept()].into_iter().chain(icmp).chain(services).chain(denied).collect()
 }
 
 /// A link-local address is no network's, so the chain in the inet table does not know whose it is: here the port tells. Here nothing

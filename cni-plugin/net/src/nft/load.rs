@@ -34,6 +34,9 @@ pub enum Load {
     Source(Family),
     /// `ip daddr`, `ip6 daddr`
     Destination(Family),
+    /// `ct original ip daddr`, `ct original ip6 daddr`: where a connection's first packet was sent, before address translation. Packets that
+    /// conntrack does not know have none, and match no rule that asks.
+    Dialled(Family),
     /// The first byte of an address: whether it is `127.0.0.0/8`.
     SourceBlock,
     DestinationBlock,
@@ -75,6 +78,7 @@ impl Load {
             | Self::Iifgroup
             | Self::Oifgroup
             | Self::Protocol
+            | Self::Dialled(_)
             | Self::L4Protocol => return None,
             Self::MacDestination => (Base::Link, 0),
             Self::MacSource => (Base::Link, 6),
@@ -119,10 +123,14 @@ impl Load {
             | Self::Oifgroup
             | Self::Source(Family::V4)
             | Self::Destination(Family::V4)
+            | Self::Dialled(Family::V4)
             | Self::ArpSender
             | Self::Ports => 4,
             Self::MacSource | Self::MacDestination | Self::ArpSenderMac => 6,
-            Self::Iifname | Self::Source(Family::V6) | Self::Destination(Family::V6) => 16,
+            Self::Iifname
+            | Self::Source(Family::V6)
+            | Self::Destination(Family::V6)
+            | Self::Dialled(Family::V6) => 16,
             Self::Transport { len, .. } => usize::from(len),
         }
     }

@@ -23,6 +23,7 @@ const NFTA_PAYLOAD_OFFSET: u16 = 3;
 const NFTA_PAYLOAD_LEN: u16 = 4;
 const NFTA_CT_DREG: u16 = 1;
 const NFTA_CT_KEY: u16 = 2;
+const NFTA_CT_DIRECTION: u16 = 3;
 const NFTA_FIB_DREG: u16 = 1;
 const NFTA_FIB_RESULT: u16 = 2;
 const NFTA_FIB_FLAGS: u16 = 3;
@@ -62,6 +63,10 @@ const NFT_META_IIFGROUP: u32 = 21;
 const NFT_META_OIFGROUP: u32 = 22;
 const NFT_CT_STATE: u32 = 0;
 const NFT_CT_STATUS: u32 = 2;
+const NFT_CT_DST_IP: u32 = 20;
+const NFT_CT_DST_IP6: u32 = 22;
+/// `IP_CT_DIR_ORIGINAL` of linux/netfilter/nf_conntrack_tuple_common.h.
+const ORIGINAL: u8 = 0;
 const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
 const NFTA_FIB_F_DADDR: u32 = 2;
 /// `RTN_LOCAL` of linux/rtnetlink.h.
@@ -248,6 +253,20 @@ impl Rule {
                     (NFTA_PAYLOAD_BASE, Parameter::Number(base as u32)),
                     (NFTA_PAYLOAD_OFFSET, Parameter::Number(at)),
                     (NFTA_PAYLOAD_LEN, Parameter::Number(len)),
+                ],
+            );
+        }
+        if let Load::Dialled(family) = field {
+            let key = match family {
+                Family::V4 => NFT_CT_DST_IP,
+                Family::V6 => NFT_CT_DST_IP6,
+            };
+            return self.then(
+                "ct",
+                &[
+                    (NFTA_CT_KEY, Parameter::Number(key)),
+                    (NFTA_CT_DREG, register),
+                    (NFTA_CT_DIRECTION, Parameter::Byte(ORIGINAL)),
                 ],
             );
         }

@@ -70,6 +70,7 @@ pub struct Rule {
 /// What an expression is given.
 #[derive(Clone, Copy)]
 pub(super) enum Parameter<'a> {
+    Byte(u8),
     Number(u32),
     Text(&'a str),
     Value(&'a [u8]),
@@ -331,6 +332,7 @@ impl Parameter<'_> {
 
     fn write(self, bytes: &mut Vec<u8>) {
         match self {
+            Self::Byte(byte) => bytes.push(byte),
             Self::Number(number) => bytes.extend(number.to_be_bytes()),
             Self::Text(text) => {
                 bytes.extend(text.as_bytes());

@@ -119,12 +119,14 @@ fn nft_shows_isolation_as_it_is_meant() {
             "ip daddr 255.255.255.255 accept",
             "ip6 daddr fe80::/10 accept",
             "ip6 daddr ff02::/16 accept",
+            "ct status dnat ip saddr . ct original ip daddr @egress-deny-v4 drop",
             "ip saddr . ip daddr @inside-v4 jump isolation-inside",
             "ip saddr . ip daddr @egress-deny-v4 drop",
-            "ip saddr . ip daddr @limited-v4 ip saddr . ip daddr != @egress-allow-v4 drop",
+            "ip saddr . ip daddr @limited-v4 jump isolation-limited",
+            "ct status dnat ip6 saddr . ct original ip6 daddr @egress-deny-v6 drop",
             "ip6 saddr . ip6 daddr @inside-v6 jump isolation-inside",
             "ip6 saddr . ip6 daddr @egress-deny-v6 drop",
-            "ip6 saddr . ip6 daddr @limited-v6 ip6 saddr . ip6 daddr != @egress-allow-v6 drop",
+            "ip6 saddr . ip6 daddr @limited-v6 jump isolation-limited",
             "ct status dnat accept",
             "ip daddr . ip saddr @closed-v4 ip saddr . ip daddr @networks-v4 drop",
             "ip saddr . ip daddr @closed-v4 ip daddr . ip saddr @networks-v4 drop",
@@ -163,5 +165,32 @@ fn nft_shows_isolation_as_it_is_meant() {
     assert_eq!(
         rules_of("bridge", "isolation-host")[1..],
         ["meta l4proto ipv6-icmp accept", "iifname @hostless-ports ip6 saddr fe80::/10 drop",]
+    );
+}
+
+#[test]
+fn nft_shows_egress_as_it_is_meant() {
+    let mut kernel = fresh_host();
+    ensure_all(&mut kernel);
+    assert_eq!(
+        rules_of("inet", "isolation-limited"),
+        [
+            "ip saddr . ip daddr @egress-allow-v4 return",
+            "ip saddr . ct original ip daddr @egress-allow-v4 return",
+            "ip6 saddr . ip6 daddr @egress-allow-v6 return",
+            "ip6 saddr . ct original ip6 daddr @egress-allow-v6 return",
+            "drop",
+        ]
+    );
+    assert_eq!(
+        rules_of("inet", "isolation-host")[4..],
+        [
+            "ip saddr . ip daddr @hostless-v4 drop",
+            "ip6 saddr . ip6 daddr @hostless-v6 drop",
+            "ct status dnat ip saddr . ct original ip daddr @egress-deny-v4 drop",
+            "ip saddr . ip daddr @egress-deny-v4 drop",
+            "ct status dnat ip6 saddr . ct original ip6 daddr @egress-deny-v6 drop",
+            "ip6 saddr . ip6 daddr @egress-deny-v6 drop",
+        ]
     );
 }
