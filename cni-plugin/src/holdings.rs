@@ -43,8 +43,9 @@ impl Holdings {
             ));
         }
         let reach = Reach::Bridge(network.bridge.to_string());
+        let known = [network.all_hosts.as_slice(), &network.isolation.subnets].concat();
         Ok(Self {
-            ports: Ports::new(&network.ports, &reach, asked, plan)?,
+            ports: Ports::new(&network.ports, &reach, asked, plan, &known)?,
             isolation: Isolation::new(
                 &network.isolation,
                 Some(network.bridge.as_str()),

@@ -19,6 +19,7 @@ use weft_net::nft::{Element, Nft, Set, Tuple, ends};
 use weft_net::{Family, Netlink, NlResult};
 
 use crate::conf::Asked;
+use crate::conf::isolation::reduced;
 use crate::conf::ports::{Mapping, PortPolicy, Protocol};
 use crate::fault::Fault;
 use crate::key::AttachmentKey;
@@ -27,11 +28,12 @@ use crate::ruleset::{self, Elements, by_address, of_family};
 
 mod claim;
 mod rules;
+mod sources;
 #[cfg(test)]
 mod tests;
 
 use claim::{Claim, claim, meets, single_ports};
-use rules::{ADDRESSES, ANY, AT, LIMITED, LOCALNET, MASQUERADED, RANGES, SAME, SOURCES};
+use rules::{ADDRESSES, ANY, AT, LOCALNET, MASQUERADED, RANGES, SAME};
 pub use rules::{GROUP, SOURCES_GROUP};
 
 /// How many ports are tried for a listener at most, one socket each.
@@ -46,6 +48,9 @@ pub struct Ports {
     /// The container's addresses, all of whose clients are masqueraded.
     masquerade: Vec<IpAddr>,
     sources: Vec<IpNetwork>,
+    /// The prefixes of its network, where there are sources: who is there asks the container itself as if there were none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    neighbours: Vec<IpNetwork>,
     /// The interface to the container, where 127.0.0.1 of the host has ports.
     localnet: Option<String>,
     /// Whether that interface is this container's alone.
@@ -65,7 +70,7 @@ pub enum Reach {
 }
 
 impl Ports {
-    /// Works out what these mappings need. Pure.
+    /// Works out what these mappings need of a container in a network of these prefixes, as far as they are known. Pure.
     ///
     /// # Errors
     /// [`Code::InvalidConfig`] when the container has no address for a mapping.
@@ -74,6 +79,7 @@ impl Ports {
         reach: &Reach,
         asked: &Asked,
         plan: &Plan,
+        network: &[IpNetwork],
     ) -> Result<Option<Self>, Error> {
         let mappings = &asked.mappings;
         if mappings.is_empty() {
@@ -97,11 +103,14 @@ impl Ports {
             .filter(|ip| claims.iter().any(|claim| claim.to == ip.ip()))
             .collect();
         let wants_all = policy.snat && policy.masquerade_all;
+        let sources = asked.sources.clone().unwrap_or_else(|| policy.sources.clone());
+        let neighbours = reached.iter().chain(network).filter(|_| !sources.is_empty());
         let all = |ip: &&IpNetwork| wants_all || !plan.answers_everybody(Family::of(ip.ip()));
         Ok(Some(Self {
             same: if policy.snat { reached.iter().map(|ip| prefix(*ip)).collect() } else { Vec::new() },
             masquerade: reached.iter().filter(all).map(IpNetwork::ip).collect(),
-            sources: asked.sources.clone().unwrap_or_else(|| policy.sources.clone()),
+            neighbours: reduced(neighbours.copied().collect()),
+            sources,
             localnet: reach
                 .interface()
                 .filter(|_| policy.snat && claims.iter().any(Claim::is_at_localhost))
@@ -121,27 +130,7 @@ impl Ports {
                 address.to_string(),
             ));
         }
-        if !self.sources.is_empty() {
-            let mut targets: Vec<IpAddr> = self.claims.iter().map(|claim| claim.to).collect();
-            targets.dedup();
-            for to in targets {
-                own.push(Element::new(
-                    by_address(&LIMITED, to),
-                    Tuple::default().address(to),
-                    to.to_string(),
-                ));
-                let of_family = |source: &&IpNetwork| source.is_ipv4() == to.is_ipv4();
-                own.extend(self.sources.iter().filter(of_family).map(|source| {
-                    let key = |end| Tuple::default().address(to).address(end);
-                    let (first, last) = ends(*source);
-                    Element::between(
-                        by_address(&SOURCES, to),
-                        (key(first), key(last)),
-                        format!("{to} from {source}"),
-                    )
-                }));
-            }
-        }
+        own.extend(sources::elements(&self.claims, &self.sources, &self.neighbours));
         let mut shared: Vec<Element> = self.same.iter().map(|prefix| same(*prefix)).collect();
         let places: BTreeSet<IpAddr> = self.claims.iter().filter_map(|claim| claim.at).collect();
         shared.extend(places.into_iter().map(|at| {

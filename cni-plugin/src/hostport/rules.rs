@@ -52,6 +52,15 @@ pub(super) static LIMITED: [Set; 2] =
     [set("hostport-limited-v4", &[V4], &[], false), set("hostport-limited-v6", &[V6], &[], false)];
 pub(super) static SOURCES: [Set; 2] =
     [set("hostport-sources-v4", &[V4, V4], &[], true), set("hostport-sources-v6", &[V6, V6], &[], true)];
+/// Their ports to which ports of the host lead, and who asks these themselves as if nobody were left out: their networks.
+pub(super) static LIMITED_PORTS: [Set; 2] = [
+    set("hostport-limited-ports-v4", &[V4, Type::Protocol, Type::Port], &[], true),
+    set("hostport-limited-ports-v6", &[V6, Type::Protocol, Type::Port], &[], true),
+];
+pub(super) static NEIGHBOURS: [Set; 2] = [
+    set("hostport-neighbours-v4", &[V4, V4], &[], true),
+    set("hostport-neighbours-v6", &[V6, V6], &[], true),
+];
 /// Bridges over which 127.0.0.1 of the host reaches containers.
 pub(super) static LOCALNET: Set = set("hostport-localnet", &[Type::Ifname], &[], false);
 
@@ -96,12 +105,15 @@ pub static GROUP: Group = Group {
 pub static SOURCES_GROUP: Group = Group {
     name: "host port sources",
     table: Table::Inet,
-    sets: &[LIMITED[0], LIMITED[1], SOURCES[0], SOURCES[1]],
+    sets: &[
+        LIMITED[0], LIMITED[1], SOURCES[0], SOURCES[1], LIMITED_PORTS[0], LIMITED_PORTS[1], NEIGHBOURS[0],
+        NEIGHBOURS[1],
+    ],
     chains: &[Chain {
         name: "hostport-sources",
         kind: ChainKind::Base { kind: "filter", hook: InetHookNumber::Forward, priority: FILTER },
         rules: only_sources,
-        uses: 3,
+        uses: 5,
     }],
 };
 
@@ -154,14 +166,25 @@ fn loopback_stays_inside() -> Vec<Rule> {
         .into()
 }
 
+/// Who has a way to the container's network by this host could ask the container itself, so he is kept to the same.
 fn only_sources() -> Vec<Rule> {
-    let limited = FAMILIES.map(|(family, at)| {
-        Rule::any()
-            .dnatted()
-            .and_of(family)
-            .found(&[Load::Destination(family)], &LIMITED[at])
-            .not_found(&[Load::Destination(family), Load::Source(family)], &SOURCES[at])
-            .drop()
+    let limited = FAMILIES.iter().flat_map(|&(family, at)| {
+        let container = [Load::Destination(family)];
+        let port = [Load::Destination(family), Load::L4Protocol, Load::DestinationPort];
+        let pair = [Load::Destination(family), Load::Source(family)];
+        [
+            Rule::any()
+                .dnatted()
+                .and_of(family)
+                .found(&container, &LIMITED[at])
+                .not_found(&pair, &SOURCES[at])
+                .drop(),
+            Rule::of(family)
+                .found(&port, &LIMITED_PORTS[at])
+                .not_found(&pair, &SOURCES[at])
+                .not_found(&pair, &NEIGHBOURS[at])
+                .drop(),
+        ]
     });
     [Rule::any().known().accept()].into_iter().chain(limited).collect()
 }

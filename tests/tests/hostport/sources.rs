@@ -3,8 +3,8 @@
 use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
-use serde_json::json;
-use weft_tests::{Host, Mirror, Outside, Place, Pod, command, eventually, ips};
+use serde_json::{Value, json};
+use weft_tests::{Host, Mirror, Outside, Place, Pod, assert_way, command, eventually, ips};
 
 use crate::{addr, mapping, network, with};
 
@@ -76,6 +76,44 @@ fn a_neighbour_is_served_where_it_is_named() {
         assert!(two.is_closed_to(&outside, (at, 8081)), "the outside is not named, at {at}");
         // It is about ports of the host: within their network they talk as before.
         assert!(one.seen(&neighbour, (own[family], 80)).is_some(), "to {}", own[family]);
+    }
+}
+
+/// Somebody outside who routes to the network by this host asks the container itself.
+#[test]
+fn who_asks_the_container_itself_is_held_to_the_same() {
+    for &br_netfilter in Host::br_netfilter_ways() {
+        let host = Host::new();
+        host.set_br_netfilter(br_netfilter);
+        let outside = host.outside();
+        outside.inside(second_addresses);
+        let (web, neighbour) = (Pod::new(), Pod::new());
+        network().add(&neighbour);
+        let several: Vec<Value> = (8000..8100).map(|port| mapping(port, port)).collect();
+        // One port twice, one next to it, many.
+        let mappings = [vec![mapping(9080, 80), mapping(9081, 80), mapping(9082, 81)], several].concat();
+        let limited = network().with(&json!({ "sources": Outside::PEER }));
+        let result = with(&limited, &mappings).add(&web);
+        let published = [80, 81, 8000, 8099].map(|port| Mirror::on(&web, port));
+        let unpublished = Mirror::on(&web, 82);
+        for (family, own) in ips(&result).into_iter().enumerate() {
+            let route = |source: &str| {
+                let (prefix, at) = (["10.88.0.0/24", "fd00:88::/64"][family], Outside::HOST[family]);
+                outside.inside(|| command(&format!("ip route replace {prefix} via {at} src {source}")));
+            };
+            for (source, is_named) in [(Outside::PEER[family], true), (STRANGER[family], false)] {
+                route(source);
+                let what = format!("{source} asks itself, br_netfilter: {br_netfilter}");
+                for mirror in &published {
+                    assert_way(is_named, mirror, &outside, own, &what);
+                    assert_way(true, mirror, &neighbour, own, "within the network");
+                }
+                assert_way(true, &unpublished, &outside, own, "a port that is not published");
+            }
+        }
+        with(&limited, &mappings).check(&web, &result).done();
+        with(&limited, &mappings).del(&web);
+        assert!(!host.ruleset().contains("8000-8099"), "nothing of it is left");
     }
 }
 

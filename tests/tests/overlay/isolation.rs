@@ -205,3 +205,20 @@ fn a_rule_about_addresses_outside_of_the_network_is_refused() {
         }
     }
 }
+
+#[test]
+fn containers_of_other_hosts_ask_a_container_itself_whatever_its_sources_are() {
+    let fleet = Fleet::new(&[2], DUAL);
+    let mapping = json!({ "hostPort": 8080, "containerPort": PORT, "protocol": "tcp" });
+    let keys = json!({ "sources": ["192.0.2.1"], "runtimeConfig": { "portMappings": [mapping] } });
+    let [client, _] = pair(&fleet, &fleet.network);
+    let server = Server::on(&fleet, 1, &fleet.network.clone().with(&keys));
+    let outside = fleet.cluster.router().netns();
+    for (of, family) in [Family::V4, Family::V6].into_iter().enumerate() {
+        let (address, subnet) = (server.addresses()[of], server.subnets()[of]);
+        assert_way(true, &server.mirror, &client.pod, address, "from the other host");
+        let by = family.address(fleet.node(1));
+        weft_tests::command(&format!("ip {} route replace {subnet} via {by}", family.flag()));
+        assert_way(false, &server.mirror, outside, address, "from outside of the network");
+    }
+}

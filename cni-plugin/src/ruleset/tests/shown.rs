@@ -194,3 +194,22 @@ fn nft_shows_egress_as_it_is_meant() {
         ]
     );
 }
+
+#[test]
+fn nft_shows_who_may_use_ports_as_it_is_meant() {
+    let mut kernel = fresh_host();
+    ensure_all(&mut kernel);
+    let of = |ip: &str, version: &str| {
+        [
+            format!(
+                "ct status dnat {ip} daddr @hostport-limited-{version} {ip} daddr . {ip} saddr != @hostport-sources-{version} drop"
+            ),
+            format!(
+                "{ip} daddr . meta l4proto . th dport @hostport-limited-ports-{version} {ip} daddr . {ip} saddr != @hostport-sources-{version} {ip} daddr . {ip} saddr != @hostport-neighbours-{version} drop"
+            ),
+        ]
+    };
+    let shown = rules_of("inet", "hostport-sources");
+    assert_eq!(shown[1], "ct state established,related accept");
+    assert_eq!(shown[2..], [of("ip", "v4"), of("ip6", "v6")].concat());
+}
