@@ -9,13 +9,14 @@ mod walk;
 use std::collections::{BTreeMap, BTreeSet};
 use std::{fs, iter, slice};
 
-use cni_protocol::{Code, Error};
+use cni_protocol::{Code, Deadline, Error};
 use log::warn;
 use nix::errno::Errno;
 use weft_net::foreign::{Chain, RULES_MAX, Rule, TableOf, Verdict, legacy_chains};
 use weft_net::nft::{Nft, TABLE};
-use weft_net::{Family, NetError, NlResult};
+use weft_net::{Family, Link, NetError, Netlink, NlResult};
 
+use crate::fault::failed;
 use crate::overlay::Exit;
 use walk::{Fate, Packet, Way, walk};
 
@@ -72,8 +73,8 @@ impl Traffic<'_> {
 /// or the answers.
 ///
 /// # Errors
-/// [`Code::LimitedConnectivity`] with the chain, and the command that lets the traffic through. Where it cannot be told
-/// whether it passes, the log has a warning.
+/// [`Code::LimitedConnectivity`] with the chain, and the command that lets the traffic through; of several the others are in the details.
+/// Where it cannot be told whether it passes, the log has a warning.
 pub fn check(nft: &mut Nft, traffic: &Traffic<'_>) -> Result<(), Error> {
     let read = |error: NetError| {
         let what = "read the chains of other firewalls";
@@ -84,26 +85,24 @@ pub fn check(nft: &mut Nft, traffic: &Traffic<'_>) -> Result<(), Error> {
         Err(error) if matches!(error.errno, Errno::EINVAL | Errno::EOPNOTSUPP) => Vec::new(),
         chains => chains.map_err(read)?,
     };
-    // A chain can be for both families.
-    let mut told = BTreeSet::new();
-    let mut tell = |doubt: Option<String>| {
-        if let Some(doubt) = doubt.filter(|doubt| told.insert(doubt.clone())) {
-            warn!("{doubt}");
-        }
-    };
+    let mut findings = Findings::default();
     for family in traffic.families {
-        let uplinks = uplinks(*family);
+        let uplinks = match default_routes(*family) {
+            known if !known.is_empty() => known,
+            _ => ways_out(nft.deadline(), traffic.bridge)
+                .map_err(|error| failed(&"look for the host's ways out", error.into()))?,
+        };
         let packets = traffic.packets(*family, &uplinks);
         for chain in chains.iter().filter(|chain| may_drop(chain, *family)) {
             let rules = load(nft, &chains, chain, &packets).map_err(read)?;
-            tell(judge(traffic, chain, &rules, &chains, &packets)?);
+            findings.judge(traffic, chain, &rules, &chains, &packets);
         }
         match legacy_chains(*family) {
             Ok(tables) => {
                 let chains: Vec<Chain> = tables.iter().map(|(chain, _)| chain.clone()).collect();
                 let rules = tables.into_iter().map(|(chain, rules)| (chain.name, rules)).collect();
                 for chain in chains.iter().filter(|chain| may_drop(chain, *family)) {
-                    tell(judge(traffic, chain, &rules, &chains, &packets)?);
+                    findings.judge(traffic, chain, &rules, &chains, &packets);
                 }
             }
             Err(error) => {
@@ -114,7 +113,12 @@ pub fn check(nft: &mut Nft, traffic: &Traffic<'_>) -> Result<(), Error> {
             }
         }
     }
-    Ok(())
+    findings.doubts.iter().for_each(|doubt| warn!("{doubt}"));
+    let mut obstacles = findings.obstacles.into_iter();
+    match obstacles.next() {
+        None => Ok(()),
+        Some(first) => Err(obstacles.fold(Error::new(Code::LimitedConnectivity, first), Error::detail)),
+    }
 }
 
 /// Whether a chain can drop forwarded packets of a family though no rule of it says so.
@@ -160,31 +164,53 @@ fn load(
     Ok(loaded)
 }
 
-/// What the log has to say where it cannot be told whether packets pass.
-fn judge(
-    traffic: &Traffic<'_>,
-    chain: &Chain,
-    rules: &BTreeMap<String, Vec<Rule>>,
-    chains: &[Chain],
-    packets: &[Packet<'_>],
-) -> Result<Option<String>, Error> {
-    let Some(policy) = &chain.policy else { return Ok(None) };
-    let fates: Vec<(Way, Fate)> =
-        packets.iter().map(|packet| (packet.way, walk(*packet, &chain.name, policy, rules))).collect();
-    let (place, bridge) = (place(chain), traffic.bridge);
-    let first = |of: Fate| fates.iter().find(|(_, fate)| *fate == of).map(|(way, _)| *way);
-    if let Some(way) = first(Fate::IsDropped) {
+/// What there is to say, each once: a chain can be for both families, and one remedy can be for several ways.
+#[derive(Default)]
+struct Findings {
+    obstacles: Vec<String>,
+    doubts: Vec<String>,
+    remedies: BTreeSet<String>,
+}
+
+impl Findings {
+    /// Adds what a chain makes of packets.
+    fn judge(
+        &mut self,
+        traffic: &Traffic<'_>,
+        chain: &Chain,
+        rules: &BTreeMap<String, Vec<Rule>>,
+        chains: &[Chain],
+        packets: &[Packet<'_>],
+    ) {
+        let Some(policy) = &chain.policy else { return };
+        let (place, bridge) = (place(chain), traffic.bridge);
+        let (mut is_dropping, mut doubt) = (false, None);
+        for packet in packets {
+            let way = packet.way;
+            match walk(*packet, &chain.name, policy, rules) {
+                Fate::Passes => {}
+                Fate::IsDropped => {
+                    is_dropping = true;
+                    let remedy = remedy(chain, chains, traffic, way);
+                    let told = format!("{place} drops {}: let bridge {bridge} pass: {remedy}", way.what());
+                    if self.remedies.insert(remedy) {
+                        self.obstacles.push(told);
+                    }
+                }
+                Fate::Unknown => doubt = doubt.or(Some(way)),
+            }
+        }
+        let Some(way) = doubt.filter(|_| !is_dropping) else { return };
+        let noticed =
+            if way.is_redirected() { "host ports are closed to others" } else { "containers are cut off" };
         let remedy = remedy(chain, chains, traffic, way);
-        let msg = format!("{place} drops {}: let bridge {bridge} pass: {remedy}", way.what());
-        return Err(Error::new(Code::LimitedConnectivity, msg));
-    }
-    Ok(first(Fate::Unknown).map(|way| {
-        let noticed = if way.is_redirected() { "host ports are closed to others" } else { "containers are cut off" };
-        let remedy = remedy(chain, chains, traffic, way);
-        format!(
+        let told = format!(
             "{place} may drop traffic of bridge {bridge}: which of its rules apply cannot be told; if {noticed}: {remedy}"
-        )
-    }))
+        );
+        if !self.doubts.contains(&told) {
+            self.doubts.push(told);
+        }
+    }
 }
 
 fn place(chain: &Chain) -> String {
@@ -244,8 +270,25 @@ fn remedy_of_firewalld(traffic: &Traffic<'_>, is_strict: bool) -> String {
     format!("{change} && firewall-cmd --reload")
 }
 
+/// Where no default route says it: the interfaces by which a network's packets may leave or come. A bridge with nothing but ends of pairs on
+/// it, or nothing at all, is one for containers.
+fn ways_out(deadline: Deadline, bridge: &str) -> NlResult<Vec<String>> {
+    let links = Netlink::open(deadline)?.links(None)?;
+    let is_for_containers = |bridge: &Link| {
+        let mut ports = links.iter().filter(|link| link.master == Some(bridge.index));
+        ports.all(|port| port.kind.as_deref() == Some("veth"))
+    };
+    let leads_out = |link: &&Link| {
+        link.master.is_none()
+            && link.name != "lo"
+            && link.name != bridge
+            && !(link.kind.as_deref() == Some("bridge") && is_for_containers(link))
+    };
+    Ok(links.iter().filter(leads_out).map(|link| link.name.clone()).collect())
+}
+
 /// The interfaces of the default routes.
-fn uplinks(family: Family) -> Vec<String> {
+fn default_routes(family: Family) -> Vec<String> {
     let zeros = |text: &str| text.bytes().all(|byte| byte == b'0');
     let of_line = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();

@@ -5,6 +5,8 @@
 mod firewalld;
 #[path = "firewalls/reload.rs"]
 mod reload;
+#[path = "firewalls/uplinks.rs"]
+mod uplinks;
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -57,15 +59,16 @@ fn foreign(host: &Host) -> String {
     text
 }
 
-/// The remedy that STATUS names, carried out word by word.
+/// The remedies that STATUS names, carried out word by word.
 #[track_caller]
 fn follow(reply: &Reply, words: &[&str]) {
     let error = reply.error_code(51);
-    for word in words {
-        assert!(error.msg.contains(word), "{word} is not in: {}", error.msg);
+    error.assert_names(words);
+    for line in error.msg.lines().chain(error.details.lines()) {
+        if let Some((_, remedy)) = line.rsplit_once(" pass: ") {
+            remedy.split(" && ").for_each(|line| drop(command(line)));
+        }
     }
-    let (_, remedy) = error.msg.rsplit_once(" pass: ").unwrap();
-    remedy.split(" && ").for_each(|line| drop(command(line)));
 }
 
 fn reaches(pod: &Pod, address: &str) -> bool {
@@ -88,9 +91,9 @@ fn ports_behind(pod: &Pod, outside: &Outside, remedies: &[String]) {
     let reply = network().status();
     reply.done();
     assert!(!reply.stderr.contains("weft0"), "who has no host ports is not warned: {}", reply.stderr);
-    for remedy in remedies {
-        follow(&published().status(), &["what comes from other networks to host ports", remedy]);
-    }
+    let remedies = remedies.iter().map(String::as_str);
+    let words: Vec<&str> = remedies.chain(["what comes from other networks to host ports"]).collect();
+    follow(&published().status(), &words);
     published().status().done();
     assert_port(true, &web, outside, "after what STATUS named was done");
 }
@@ -120,11 +123,10 @@ fn behind((host, outside): (&Host, &Outside), suffix: &str, chains: [&str; 2]) {
         assert!(!reaches(&pod, address), "{address} is behind the firewall");
     }
     let shown = if suffix == "-legacy" { suffix } else { "" };
-    follow(
-        &network().status(),
-        &["FORWARD", &format!("iptables{shown} -I {} -i weft0 -j ACCEPT", chains[0]), "other networks"],
-    );
-    follow(&network().status(), &[&format!("ip6tables{shown} -I {} -o weft0 -j ACCEPT", chains[1])]);
+    // Of both families at once.
+    let [v4, v6] = [("iptables", chains[0], "-i"), ("ip6tables", chains[1], "-o")]
+        .map(|(program, chain, way)| format!("{program}{shown} -I {chain} {way} weft0 -j ACCEPT"));
+    follow(&network().status(), &["FORWARD", &v4, &v6, "other networks"]);
     network().status().done();
     for address in Outside::PEER {
         assert!(reaches(&pod, address), "{address} after what STATUS named was done");
@@ -361,9 +363,10 @@ fn of_an_internal_network_only_what_comes_to_host_ports_is_told() {
         command(&format!("{program} -P FORWARD DROP"));
     }
     assert_port(false, &web, &outside, "behind the firewall");
-    for program in ["iptables", "ip6tables"] {
-        follow(&network.status(), &["what comes from other networks to host ports", program]);
-    }
+    follow(
+        &network.status(),
+        &["what comes from other networks to host ports", "iptables -I FORWARD", "ip6tables -I FORWARD"],
+    );
     network.status().done();
     assert_port(true, &web, &outside, "after what STATUS named was done");
 }
