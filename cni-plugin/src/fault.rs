@@ -36,12 +36,17 @@ impl From<Error> for Fault {
 
 /// The error of a step: what was done, on what, why it failed, and what helps.
 pub fn failed(step: &dyn fmt::Display, fault: Fault) -> Error {
+    let has_no_ipv6 = matches!(&fault, Fault::Net(error) if error.is_without_ipv6());
     let (text, errno) = match fault {
         Fault::Told(error) => return Error { msg: format!("{step}: {}", error.msg), ..error },
         Fault::Net(error) => (error.to_string(), Some(error.errno)),
         Fault::Io(error) => (error.to_string(), error.raw_os_error().map(Errno::from_raw)),
     };
     let remedy = match errno {
+        _ if has_no_ipv6 => {
+            "set it to 0, and net.ipv6.conf.default.disable_ipv6, with which interfaces begin; or leave IPv6 out of the \
+             network's ranges and routes"
+        }
         Some(Errno::EPERM | Errno::EACCES) => {
             "run the container runtime as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN"
         }

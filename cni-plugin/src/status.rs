@@ -150,7 +150,12 @@ fn check_bridge(args: &StatusArgs, network: &Network, plan: &Plan) -> Result<(),
     let refused = |gateway: &IpNetwork, fault| {
         failed(&format!("give bridge {} the gateway address {gateway}", network.bridge), fault)
     };
-    let Some(link) = netlink.link(network.bridge.as_str()).map_err(read)? else {
+    let found = netlink.link(network.bridge.as_str()).map_err(read)?;
+    let takes_ipv6_as = found.as_ref().map_or("default", |_| network.bridge.as_str());
+    for gateway in plan.gateways.iter().filter(|gateway| gateway.is_ipv6()) {
+        bridge::refuse_without_ipv6(takes_ipv6_as).map_err(|fault| refused(gateway, fault))?;
+    }
+    let Some(link) = found else {
         return plan.gateways.iter().try_for_each(|gateway| {
             bridge::refuse_elsewhere(&mut netlink, None, *gateway, plan)
                 .map_err(|fault| refused(gateway, fault))

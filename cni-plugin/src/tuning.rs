@@ -44,6 +44,10 @@ fn set(pod: &Pod, sysctl: &Sysctl, setting: &Setting) -> Result<String, Fault> {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 Err(refused(format!("{sysctl} cannot be {value}: {error}: correct the value")).into())
             }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && sysctl.is_read_only()? => {
+                let why = "this setting is the whole host's, it cannot be set for one container: take it out of sysctl";
+                Err(refused(format!("{sysctl} can only be read: {why}")).into())
+            }
             other => Ok(other.map(|()| before)?),
         }
     })?

@@ -92,6 +92,11 @@ fn what_cannot_be_set_takes_back_the_rest() {
         (json!({ "net.core.somaxconn": "600", "net.ipv4.tcp_ecn": "many" }), ["tcp_ecn", "many"]),
         (json!({ "net.core.somaxconn": "600", "kernel.panic": "1" }), ["kernel.panic", "below net"]),
         (json!({ "net/../kernel/panic": "1" }), ["net/../kernel/panic", "below net"]),
+        (
+            json!({ "net.core.somaxconn": "600", "net.core.rmem_max": "300000" }),
+            ["rmem_max", "the whole host's, it cannot be set for one container: take it out of sysctl"],
+        ),
+        (json!({ "net.netfilter.nf_conntrack_max": "300000" }), ["nf_conntrack_max", "the whole host's"]),
     ] {
         let network = Network::dual().with(&json!({ "sysctl": settings }));
         network.add_call(&pod).run().error_code(7).assert_names(&words);

@@ -11,8 +11,9 @@ use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags, RouteProtocol,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
 
-use super::error::NlResult;
+use super::error::{NetError, NlResult};
 use super::socket::Netlink;
 
 impl Netlink {
@@ -46,6 +47,18 @@ impl Netlink {
             message.attributes.push(AddressAttribute::Flags(flags));
         }
         self.request(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
+            .map_err(|error| self.explain_ipv6(index, error))
+    }
+
+    /// Says which setting it is by which a link takes nothing of IPv6.
+    pub(super) fn explain_ipv6(&mut self, index: u32, error: NetError) -> NetError {
+        if error.errno != Errno::EACCES {
+            return error;
+        }
+        match self.link_at(index) {
+            Ok(Some(link)) => NetError::without_ipv6(&link.name),
+            _ => error,
+        }
     }
 
     /// `ip address del ADDRESS dev INDEX`. An address that is not there is no error.

@@ -15,6 +15,18 @@ pub struct NetError {
 }
 
 impl NetError {
+    /// What the kernel says to an address or route of IPv6 where that is switched off (`EACCES`), with the setting that does it.
+    pub fn without_ipv6(interface: &str) -> Self {
+        let explanation = format!("net.ipv6.conf.{interface}.disable_ipv6 is 1");
+        Self { errno: Errno::EACCES, explanation: Some(explanation) }
+    }
+
+    /// Whether it is that.
+    pub fn is_without_ipv6(&self) -> bool {
+        let explanation = self.explanation.as_deref().unwrap_or_default();
+        self.errno == Errno::EACCES && explanation.contains(".disable_ipv6 ")
+    }
+
     /// Whether the object is there already.
     pub fn exists(&self) -> bool {
         self.errno == Errno::EEXIST

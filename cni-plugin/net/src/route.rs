@@ -65,6 +65,7 @@ impl Netlink {
     pub fn add_route(&mut self, index: u32, route: &Route) -> NlResult<()> {
         let message = route_message(index, route)?;
         self.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE)
+            .map_err(|error| self.explain_ipv6(index, error))
     }
 
     /// `ip route show table all dev INDEX`.

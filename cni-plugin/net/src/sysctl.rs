@@ -72,6 +72,11 @@ impl Sysctl {
         }
     }
 
+    /// Whether nobody may write it: in other namespaces than the host's own the kernel shows its own settings so.
+    pub fn is_read_only(&self) -> io::Result<bool> {
+        Ok(fs::metadata(&self.0)?.permissions().readonly())
+    }
+
     /// Writes the value. A setting that the kernel does not have is left: without IPv6 there is nothing to
     /// switch off.
     pub fn set(&self, value: &str) -> io::Result<()> {
