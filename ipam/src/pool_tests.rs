@@ -115,7 +115,7 @@ fn wrong_ranges_are_refused_with_key_and_value() {
         &'static str,
         &'static str,
     );
-    let cases: [Case; 17] = [
+    let cases: [Case; 18] = [
         ("10.0.0.1/24", None, None, None, "subnet", "10.0.0.0/24"),
         ("fd00::1/64", None, None, None, "subnet", "fd00::/64"),
         ("224.0.0.0/24", None, None, None, "subnet", "multicast"),
@@ -123,6 +123,7 @@ fn wrong_ranges_are_refused_with_key_and_value() {
         ("0.0.0.0/0", None, None, None, "subnet", "0.0.0.0/8"),
         ("0.0.0.0/24", None, None, None, "subnet", "0.0.0.0/8"),
         ("255.255.255.0/24", None, None, None, "subnet", "broadcast"),
+        ("fe80:1::/64", None, None, None, "subnet", "link-local"),
         ("ff02::/64", None, None, None, "subnet", "multicast"),
         ("::/0", None, None, None, "subnet", "::/127"),
         ("::ffff:10.0.0.0/120", None, None, None, "subnet", "IPv4 in IPv6"),

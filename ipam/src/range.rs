@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use cni_protocol::not_unicast;
 use ipnetwork::IpNetwork;
 
 /// A range as it was configured, its texts parsed but nothing checked.
@@ -136,18 +137,6 @@ pub struct Range {
     pub(crate) span: Span,
 }
 
-/// Networks no container can have its address in, with their names. 240.0.0.0/4 is not among them:
-/// Linux routes it, and clusters that ran out of private addresses use it.
-const UNUSABLE: [(&str, &str); 7] = [
-    ("0.0.0.0/8", "\"this network\""),
-    ("127.0.0.0/8", "loopback"),
-    ("224.0.0.0/4", "multicast"),
-    ("255.255.255.255/32", "broadcast"),
-    ("::/127", "the unspecified and the loopback address"),
-    ("::ffff:0:0/96", "IPv4 in IPv6 notation"),
-    ("ff00::/8", "multicast"),
-];
-
 impl Range {
     /// Checks a range on its own and fills in the defaults.
     ///
@@ -165,12 +154,12 @@ impl Range {
             return Err(Invalid::new("subnet", subnet, reason));
         }
         let family = Family::of(subnet.ip());
-        for (text, name) in UNUSABLE {
-            let unusable = text.parse::<IpNetwork>().is_ok_and(|n| overlap(n, subnet));
-            if unusable {
-                let reason = format!("overlaps {text} ({name}); choose a subnet of unicast addresses");
-                return Err(Invalid::new("subnet", subnet, reason));
-            }
+        if let Some(reason) = not_unicast(subnet) {
+            return Err(Invalid::new(
+                "subnet",
+                subnet,
+                format!("{reason}; choose a subnet of unicast addresses"),
+            ));
         }
         let inside = |key, ip: Option<IpAddr>| match ip {
             Some(ip) if !subnet.contains(ip) => {
@@ -233,10 +222,6 @@ impl fmt::Display for Range {
         let family = self.family();
         write!(f, " from {} to {}", family.address(self.span.first), family.address(self.span.last))
     }
-}
-
-fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
-    Family::of(a.ip()) == Family::of(b.ip()) && Span::of(a).overlaps(Span::of(b))
 }
 
 /// The network address (in IPv6 the anycast address of its routers) and the IPv4 broadcast address.

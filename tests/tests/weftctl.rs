@@ -191,6 +191,8 @@ fn the_networks_configuration() {
     fleet.refuses(0, &command, &["JSON", "etcdctl put"]);
     put(r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "udp"}}"#);
     fleet.refuses(0, &command, &["Backend.Type", "udp"]);
+    put(r#"{"Network": "127.0.0.0/8", "Backend": {"Type": "vxlan"}}"#);
+    fleet.refuses(0, &command, &["Network: 127.0.0.0/8 overlaps", "loopback", "unicast"]);
     put(r#"{"Network": "10.96.0.0/12", "Backend": {"Type": "vxlan"}}"#);
     let key = fleet.etcd.keys(SUBNETS)[0].trim_start_matches(SUBNETS).to_owned();
     fleet.refuses(0, &command, &["cut off", &key, "--force"]);

@@ -32,6 +32,7 @@ mod shape;
 mod spawn;
 mod stdin;
 mod stdout;
+mod unicast;
 mod version;
 
 pub use args::CniArgs;
@@ -51,4 +52,5 @@ pub use request::VALID_ATTACHMENTS;
 pub use result::{AddResult, Dns, Interface, IpConfig, Route};
 pub use run::{Plugin, run};
 pub use running::Running;
+pub use unicast::not_unicast;
 pub use version::Version;

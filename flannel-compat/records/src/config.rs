@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
-use cni_protocol::canonicalize_keys;
+use cni_protocol::{canonicalize_keys, not_unicast};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::Deserialize;
 use serde_json::Value;
@@ -184,6 +184,10 @@ impl RawPool {
         };
         // flannel takes a network with host bits; here it would have two names.
         let network = IpNetwork::new(network.network(), network.prefix()).unwrap_or(network);
+        if let Some(overlaps) = not_unicast(network) {
+            let remedy = "use a network of unicast addresses";
+            return Err(ConfigError::value(network_key, &format!("{network} {overlaps}"), remedy));
+        }
         let length = network.prefix();
         if length > sizes.largest_network {
             return Err(ConfigError::value(

@@ -137,6 +137,15 @@ fn what_is_wrong_is_named() {
         (r#"{"network":"10.0.0.0/16","subnetlen":31}"#, "SubnetLen"),
         (r#"{"network":"10.0.0.0/40"}"#, "Network"),
         (
+            r#"{"Network":"127.0.0.0/8","Backend":{"Type":"vxlan"}}"#,
+            "Network: 127.0.0.0/8 overlaps 127.0.0.0/8 (loopback): use a network of unicast addresses",
+        ),
+        (r#"{"Network":"0.0.0.0/0","Backend":{"Type":"vxlan"}}"#, "Network: 0.0.0.0/0 overlaps 0.0.0.0/8"),
+        (
+            r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fe80::/16","Backend":{"Type":"vxlan"}}"#,
+            "IPv6Network: fe80::/16 overlaps fe80::/10",
+        ),
+        (
             r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","MTU":117}}"#,
             "Backend.MTU: 117 is out of range",
         ),

@@ -239,6 +239,14 @@ fn a_configuration_that_is_none_is_told_with_the_line_that_puts_a_right_one() {
         ),
         (r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "udp"}}"#, vec!["Backend.Type", "udp", "vxlan"]),
         (r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "vxlan", "GBP": true}}"#, vec!["GBP"]),
+        (
+            r#"{"Network": "224.0.0.0/8", "Backend": {"Type": "vxlan"}}"#,
+            vec!["Network", "224.0.0.0/4 (multicast)"],
+        ),
+        (
+            r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fe80::/16", "Backend": {"Type": "vxlan"}}"#,
+            vec!["IPv6Network", "fe80::/10 (link-local"],
+        ),
         (r#"{"Network": "10.240.0.0/33", "Backend": {"Type": "vxlan"}}"#, vec!["Network"]),
         (
             r#"{"Network": "10.240.0.0/12", "SubnetLen": 8, "Backend": {"Type": "vxlan"}}"#,
