@@ -17,7 +17,7 @@ use ipnetwork::IpNetwork;
 use weft_state::lease::{HostLease, since_1970};
 
 use crate::etcd_conf::EtcdConf;
-use crate::registry::{Attempt, Claim, Held, Record, Registry, Snapshot, put_line};
+use crate::registry::{Attempt, Claim, Held, Record, Registry, SAMPLE, Snapshot, put_line};
 use crate::underlay::Found;
 use holder::Holder;
 pub use holder::Keeper;
@@ -164,11 +164,17 @@ pub(crate) fn published(lease: &HostLease) -> Vec<IpAddr> {
 /// A network's configuration, as it stands in etcd.
 ///
 /// # Errors
-/// [`Code::InvalidConfig`] with what is wrong and the command that puts a right one.
+/// [`Code::InvalidConfig`] with what is wrong, and the command that puts what was meant where that can be told.
 pub fn parse_config(prefix: &str, text: &str) -> Result<NetworkConfig, Error> {
     let key = format!("{prefix}/config");
     NetworkConfig::parse(text).map_err(|error| {
-        Error::new(Code::InvalidConfig, format!("{key}: {error}: for example {}", put_line(&key)))
+        let mut msg = format!("{key}: {error}");
+        if text.trim().is_empty() {
+            msg += &format!(": for example {}", put_line(&key, SAMPLE));
+        } else if let Some(meant) = flannel_records::corrected(text) {
+            msg += &format!(": {}", put_line(&key, &meant));
+        }
+        Error::new(Code::InvalidConfig, msg)
     })
 }
 

@@ -33,6 +33,9 @@ const LARGEST: usize = 64 << 20;
 /// rarely. Who is cut off for longer begins anew, and is in touch within a second when it is not any more.
 const CONNECT: Duration = Duration::from_millis(1100);
 
+/// A configuration for who has none.
+pub(crate) const SAMPLE: &str = r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+
 /// A network's part of etcd.
 pub struct Registry {
     endpoints: Vec<String>,
@@ -273,7 +276,7 @@ impl Registry {
         let value = answer.kvs().first().and_then(|kv| kv.value_str().ok()).map(str::to_owned);
         value.ok_or_else(|| {
             let key = self.config_key();
-            let msg = format!("{key} is not in etcd: put it there: {}", put_line(&key));
+            let msg = format!("{key} is not in etcd: put it there: {}", put_line(&key, SAMPLE));
             Error::new(Code::InvalidConfig, msg)
         })
     }
@@ -309,8 +312,8 @@ pub fn in_event_loop<T>(work: impl Future<Output = Result<T, Error>>) -> Result<
 }
 
 /// The command that puts a network's configuration.
-pub(crate) fn put_line(key: &str) -> String {
-    format!(r#"etcdctl put {key} '{{"Network": "10.244.0.0/16", "Backend": {{"Type": "vxlan"}}}}'"#)
+pub(crate) fn put_line(key: &str, config: &str) -> String {
+    format!("etcdctl put {key} '{config}'")
 }
 
 fn keys_only() -> GetOptions {

@@ -188,7 +188,7 @@ fn the_networks_configuration() {
     let put = |text: &str| std::fs::write(&file, text).expect("write a configuration");
     let command = format!("config put {}", file.display());
     put("{");
-    fleet.refuses(0, &command, &["JSON", "etcdctl put"]);
+    fleet.refuses(0, &command, &["JSON", "correct it there"]);
     put(r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "udp"}}"#);
     fleet.refuses(0, &command, &["Backend.Type", "udp"]);
     put(r#"{"Network": "127.0.0.0/8", "Backend": {"Type": "vxlan"}}"#);

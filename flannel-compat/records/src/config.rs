@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::Backend;
+use crate::correction::without_comments;
 
 /// A network that spans hosts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +34,7 @@ pub struct Pool {
 /// Why a configuration is not one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    #[error("it is no JSON: {0}")]
+    #[error("it is no JSON: {0}: correct it there")]
     Json(String),
     #[error("it has comments, which JSON has not: take out what begins with {0}")]
     Comment(&'static str),
@@ -48,7 +49,7 @@ impl ConfigError {
 }
 
 /// The keys of [`RawConfig`]. flannel reads them in any case.
-const KEYS: [&str; 11] = [
+pub(crate) const KEYS: [&str; 11] = [
     "EnableIPv4", "EnableIPv6", "Network", "IPv6Network", "SubnetLen", "SubnetMin", "SubnetMax",
     "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax", "Backend",
 ];
@@ -89,10 +90,11 @@ impl NetworkConfig {
     /// # Errors
     /// What is wrong, with key, value and remedy.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let mut value: Value = serde_json::from_str(text).map_err(|error| match comment(text) {
-            Some(comment) => ConfigError::Comment(comment),
-            None => ConfigError::Json(error.to_string()),
-        })?;
+        let mut value: Value =
+            serde_json::from_str(text).map_err(|error| match without_comments(text).1 {
+                Some(comment) => ConfigError::Comment(comment),
+                None => ConfigError::Json(error.to_string()),
+            })?;
         if let Value::Object(fields) = &mut value {
             canonicalize_keys(fields, &KEYS);
         }
@@ -218,11 +220,13 @@ impl RawPool {
             pool.last = pool.bound(max_key, max)?;
         }
         if pool.first > pool.last {
-            return Err(ConfigError::value(
-                min_key,
-                &format!("{} is behind {max_key}", pool.subnet(pool.first).ip()),
-                "swap them",
-            ));
+            let first = pool.subnet(pool.first).ip();
+            return Err(if self.min.is_some() {
+                ConfigError::value(min_key, &format!("{first} is behind {max_key}"), "swap them")
+            } else {
+                let problem = format!("{network} has no subnet up to there, as its first is {first}");
+                ConfigError::value(max_key, &problem, "use a later one, or leave it out")
+            });
         }
         Ok(pool)
     }
@@ -316,26 +320,6 @@ impl Pool {
             _ => 0,
         }
     }
-}
-
-/// How a comment in the text begins, where JSON would have a key or a value. People know them from flannel's
-/// examples.
-fn comment(text: &str) -> Option<&'static str> {
-    let mut in_string = false;
-    let mut escaped = false;
-    let bytes = text.as_bytes();
-    for (at, byte) in bytes.iter().enumerate() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'#' if !in_string => return Some("#"),
-            b'/' if !in_string && bytes.get(at + 1) == Some(&b'/') => return Some("//"),
-            b'/' if !in_string && bytes.get(at + 1) == Some(&b'*') => return Some("/*"),
-            _ => {}
-        }
-    }
-    None
 }
 
 #[cfg(test)]

@@ -6,10 +6,12 @@
 
 mod backend;
 mod config;
+mod correction;
 mod host;
 mod subnet_env;
 
 pub use backend::{Backend, Vni, Vxlan};
 pub use config::{ConfigError, NetworkConfig, Pool};
+pub use correction::corrected;
 pub use host::{HostRecord, RecordError, Segment, Transport, parse_key};
 pub use subnet_env::{Leased, ParseError, SubnetEnv};

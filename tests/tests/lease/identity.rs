@@ -229,38 +229,57 @@ fn a_network_that_is_configured_anew_under_its_hosts() {
 }
 
 #[test]
-fn a_configuration_that_is_none_is_told_with_the_line_that_puts_a_right_one() {
+fn a_configuration_that_is_none_is_told_with_the_line_that_puts_what_was_meant() {
     let fleet = Fleet::new(1, V4);
-    for (config, parts) in [
-        ("{", vec!["JSON"]),
+    let meant = r#"{"Backend":{"Type":"vxlan"},"EnableIPv6":true,"IPv6Network":"fd00:42::/48","Network":"10.240.0.0/12","mine":"\u0027"}"#;
+    let line = |config: &str| format!("etcdctl put {CONFIG} '{config}'");
+    for (config, line, parts) in [
+        ("", Some(line(V4).replace("10.240.0.0/12", "10.244.0.0/16")), vec!["JSON"]),
+        ("{", None, vec!["JSON", "correct it there"]),
         (
-            "{\"Network\": \"10.240.0.0/12\", # all\n \"Backend\": {\"Type\": \"vxlan\"}}",
+            "{\"Network\": \"10.240.0.0/12\", # all\n \"EnableIPv6\": true, \"IPv6Network\": \"fd00:42::/48\", \"mine\": \"'\"}",
+            Some(line(meant)),
             vec!["comments", "#"],
         ),
-        (r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "udp"}}"#, vec!["Backend.Type", "udp", "vxlan"]),
-        (r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "vxlan", "GBP": true}}"#, vec!["GBP"]),
+        (
+            r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "vxlan", "GBP": true}}"#,
+            Some(line(r#"{"Backend":{"Type":"vxlan"},"Network":"10.240.0.0/12"}"#)),
+            vec!["GBP"],
+        ),
+        (
+            r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "udp"}}"#,
+            None,
+            vec!["Backend.Type", "udp", "vxlan"],
+        ),
         (
             r#"{"Network": "224.0.0.0/8", "Backend": {"Type": "vxlan"}}"#,
+            None,
             vec!["Network", "224.0.0.0/4 (multicast)"],
         ),
         (
             r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fe80::/16", "Backend": {"Type": "vxlan"}}"#,
+            None,
             vec!["IPv6Network", "fe80::/10 (link-local"],
         ),
-        (r#"{"Network": "10.240.0.0/33", "Backend": {"Type": "vxlan"}}"#, vec!["Network"]),
+        (r#"{"Network": "10.240.0.0/33", "Backend": {"Type": "vxlan"}}"#, None, vec!["Network"]),
         (
             r#"{"Network": "10.240.0.0/12", "SubnetLen": 8, "Backend": {"Type": "vxlan"}}"#,
+            None,
             vec!["SubnetLen", "8"],
         ),
     ] {
         fleet.etcd.put(CONFIG, config);
         let error = fleet.fails(0, &json!({}), 7);
-        error.assert_names(&[CONFIG, "etcdctl put"]);
+        error.assert_names(&[CONFIG]);
         error.assert_names(&parts);
+        let found = error.msg.find("etcdctl put").map(|at| &error.msg[at..]);
+        assert_eq!(found, line.as_deref(), "{config}");
     }
     fleet.etcd.del(CONFIG);
     fleet.fails(0, &json!({}), 7).assert_names(&["/coreos.com/network/config is not in etcd", "etcdctl put"]);
     assert!(fleet.keys().is_empty());
+    fleet.etcd.put(CONFIG, meant);
+    assert_eq!(addresses(&fleet.add(0, &json!({})).result()).len(), 2);
 }
 
 #[test]
