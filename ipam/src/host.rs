@@ -117,10 +117,14 @@ impl<'c> Host<'c> {
             Ok::<_, Error>((lease, registry.hosts().await?))
         };
         let (lease, hosts) = in_event_loop(async {
+            let mut said = String::new();
             loop {
                 match attempt().await {
                     Err(error) if error.code == Code::TryAgain && until.remaining() > PAUSE => {
-                        log::warn!("{}: trying again", error.msg);
+                        if said != error.msg {
+                            log::warn!("{}: trying again", error.msg);
+                            said = error.msg;
+                        }
                         tokio::time::sleep(PAUSE).await;
                     }
                     outcome => return outcome,
