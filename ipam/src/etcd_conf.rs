@@ -1,7 +1,8 @@
 //! How etcd is reached and how this host shows itself there: the keys `etcd`, `iface`, `publicIP`, `leaseTTL` and so on
 //! of `ipam`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -125,7 +126,7 @@ impl EtcdConf {
     }
 
     fn checked(etcd: RawEtcd, host: RawHost) -> Result<Self, Error> {
-        let endpoints = checked_endpoints(etcd.endpoints)?;
+        let endpoints = checked_endpoints(&etcd.endpoints)?;
         let tls = checked_tls(&endpoints, etcd.ca_file, etcd.cert_file, etcd.key_file)?;
         let login = match (etcd.username, etcd.password_file) {
             (None, None) => None,
@@ -145,12 +146,13 @@ impl EtcdConf {
                 ));
             }
         };
-        let prefix = etcd.prefix.as_deref().unwrap_or(PREFIX).trim_end_matches('/');
+        let given = etcd.prefix.as_deref().unwrap_or(PREFIX);
+        let prefix = given.trim_end_matches('/');
         if !prefix.starts_with('/') {
             return Err(invalid(
                 "ipam.etcd.prefix",
-                format_args!("{prefix:?}"),
-                "does not begin with a slash; write one such as \"/coreos.com/network\"",
+                format_args!("{given:?}"),
+                "is not a slash and a name; write one such as \"/coreos.com/network\"",
             ));
         }
         let ttl = host.lease_ttl.unwrap_or(LEASE_TTL);
@@ -227,23 +229,19 @@ fn read<'de, T: Deserialize<'de>>(at: &str, value: &'de Value) -> Result<T, Erro
     })
 }
 
-fn checked_endpoints(endpoints: Vec<String>) -> Result<Vec<String>, Error> {
+fn checked_endpoints(endpoints: &[String]) -> Result<Vec<String>, Error> {
     let example = "such as [\"https://192.0.2.1:2379\"]";
     if endpoints.is_empty() {
         let remedy = format!("gives none; write URLs {example}, here, in {} or in {FILE}", ETCD_KEYS[0].1);
         return Err(invalid("ipam.etcd.endpoints", "[]", &remedy));
     }
-    for (index, endpoint) in endpoints.iter().enumerate() {
-        let address = ["http://", "https://"].into_iter().find_map(|scheme| endpoint.strip_prefix(scheme));
-        if address.is_none_or(|address| address.is_empty() || address.contains(['/', '@', ' '])) {
+    let read = |(index, given): (usize, &String)| {
+        endpoint(given).map_err(|reason| {
             let path = format!("ipam.etcd.endpoints[{index}]");
-            return Err(invalid(
-                &path,
-                format_args!("{endpoint:?}"),
-                &format!("is no URL of etcd; write some {example}"),
-            ));
-        }
-    }
+            invalid(&path, format_args!("{given:?}"), &format!("{reason}; write some {example}"))
+        })
+    };
+    let endpoints: Vec<String> = endpoints.iter().enumerate().map(read).collect::<Result<_, Error>>()?;
     if endpoints.iter().any(|one| one.starts_with("https:") != endpoints[0].starts_with("https:")) {
         return Err(invalid(
             "ipam.etcd.endpoints",
@@ -252,6 +250,35 @@ fn checked_endpoints(endpoints: Vec<String>) -> Result<Vec<String>, Error> {
         ));
     }
     Ok(endpoints)
+}
+
+/// One endpoint, its scheme in small letters and without a slash at its end; else why it is none.
+fn endpoint(given: &str) -> Result<String, &'static str> {
+    const NO_URL: &str = "is no URL of etcd";
+    let (scheme, authority) = given.split_once("://").ok_or(NO_URL)?;
+    let scheme = scheme.to_ascii_lowercase();
+    let authority = authority.strip_suffix('/').unwrap_or(authority);
+    let (host, port) = host_and_port(authority);
+    let is_host = match host.strip_prefix('[') {
+        Some(v6) => v6.strip_suffix(']').is_some_and(|v6| v6.parse::<Ipv6Addr>().is_ok()),
+        None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)),
+    };
+    let is_number = port.is_none_or(|port| port.bytes().all(|b| b.is_ascii_digit()));
+    if !["http", "https"].contains(&scheme.as_str()) || !is_host || !is_number {
+        return Err(NO_URL);
+    }
+    if port.is_some_and(|port| port.parse::<NonZeroU16>().is_err()) {
+        return Err("has a port that is not among 1 to 65535");
+    }
+    Ok(format!("{scheme}://{authority}"))
+}
+
+/// The parts of what is behind the scheme. An IPv6 address is in brackets, as it has colons of its own.
+pub(crate) fn host_and_port(authority: &str) -> (&str, Option<&str>) {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (authority, None),
+    }
 }
 
 fn checked_tls(

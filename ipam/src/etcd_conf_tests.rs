@@ -28,6 +28,18 @@ fn defaults_are_flannels() {
 }
 
 #[test]
+fn endpoints_as_people_write_them() {
+    for (given, read) in [
+        ("HTTP://192.0.2.1:2379/", "http://192.0.2.1:2379"),
+        ("http://[2001:db8::1]", "http://[2001:db8::1]"),
+        ("http://[2001:db8::1]:2379/", "http://[2001:db8::1]:2379"),
+        ("http://etcd-0.etcd_members.example", "http://etcd-0.etcd_members.example"),
+    ] {
+        assert_eq!(parse(json!({"etcd": {"endpoints": [given]}})).unwrap().endpoints, [read]);
+    }
+}
+
+#[test]
 fn everything_at_once() {
     let conf = parse(json!({
         "type": "weft-ipam",
@@ -71,9 +83,20 @@ fn what_cannot_be_meant_is_told_with_key_value_and_remedy() {
         (etcd("endpoints", json!([])), vec!["endpoints", "WEFT_ETCD_ENDPOINTS", "/etc/weft/etcd.json"]),
         (etcd("endpoints", json!(["192.0.2.1:2379"])), vec!["endpoints[0]", "192.0.2.1:2379", "https://"]),
         (etcd("endpoints", json!(["http://a@b"])), vec!["endpoints[0]", "http://a@b"]),
+        (etcd("endpoints", json!(["http://fd00::1:2379"])), vec!["endpoints[0]", "no URL"]),
+        (etcd("endpoints", json!(["http://[fd00::g]:2379"])), vec!["endpoints[0]", "no URL"]),
+        (etcd("endpoints", json!(["http://a:2379/v3"])), vec!["endpoints[0]", "no URL"]),
+        (etcd("endpoints", json!(["http://a/v3:2379"])), vec!["endpoints[0]", "no URL"]),
+        (
+            etcd("endpoints", json!(["http://a", "http://192.0.2.1:99999"])),
+            vec!["endpoints[1]", "99999", "65535"],
+        ),
+        (etcd("endpoints", json!(["http://a:0"])), vec!["endpoints[0]", "65535"]),
+        (etcd("endpoints", json!(["http://a:+80"])), vec!["endpoints[0]", "no URL"]),
         (etcd("endpoints", json!(["http://a", "https://b"])), vec!["endpoints", "mixes"]),
         (etcd("endpoints", json!("http://a")), vec!["ipam.etcd.endpoints", "sequence"]),
         (etcd("prefix", json!("net")), vec!["prefix", "net", "slash"]),
+        (etcd("prefix", json!("/")), vec!["prefix: \"/\"", "a slash and a name"]),
         (etcd("username", json!("u")), vec!["passwordFile", "username"]),
         (etcd("passwordFile", json!("/p")), vec!["username", "passwordFile"]),
         (etcd("caFile", json!("/ca")), vec!["endpoints", "https://"]),

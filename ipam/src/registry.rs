@@ -17,11 +17,11 @@ use etcd_client::{
 };
 use weft_state::lease::Peers;
 
-use crate::etcd_conf::EtcdConf;
+use crate::etcd_conf::{EtcdConf, host_and_port};
 pub(crate) use claim::address_key;
 use claim::held;
 pub use claim::{Claim, Held};
-use failure::{Kind, explain, kind};
+use failure::{Kind, NO_NAME, explain, kind};
 pub use own::{Attempt, Record};
 pub use watch::{Watch, Watched};
 
@@ -232,10 +232,15 @@ impl Registry {
             let endpoint = self.endpoints[self.current].clone();
             let known = self.client.clone();
             let options = self.options.clone();
+            let mut found = known.is_some();
             let answer = tokio::time::timeout(self.timeout, async {
                 let client = match known {
                     Some(client) => client,
-                    None => Client::connect([endpoint.as_str()], Some(options)).await?,
+                    None => {
+                        look_up(&endpoint).await?;
+                        found = true;
+                        Client::connect([endpoint.as_str()], Some(options)).await?
+                    }
                 };
                 Ok((client.clone(), ask(client).await?))
             });
@@ -250,9 +255,10 @@ impl Registry {
                     return Err(Error::new(Code::InvalidConfig, msg));
                 }
                 Ok(Err(error)) => failures.push(explain(&endpoint, &error)),
-                Err(_elapsed) => {
+                Err(_elapsed) if found => {
                     failures.push(format!("{endpoint} gave no answer within {:?}", self.timeout));
                 }
+                Err(_elapsed) => failures.push(format!("{endpoint} {NO_NAME}")),
             }
             self.client = None;
             self.current = (self.current + 1) % self.endpoints.len();
@@ -314,6 +320,17 @@ pub fn in_event_loop<T>(work: impl Future<Output = Result<T, Error>>) -> Result<
 /// The command that puts a network's configuration.
 pub(crate) fn put_line(key: &str, config: &str) -> String {
     format!("etcdctl put {key} '{config}'")
+}
+
+/// Looks an endpoint's name up, if it has one. The client would do so, too, but not say whether it still does or waits for
+/// an answer.
+async fn look_up(endpoint: &str) -> std::io::Result<()> {
+    let authority = endpoint.split_once("://").map_or(endpoint, |(_, authority)| authority);
+    let (host, _) = host_and_port(authority);
+    if !host.starts_with('[') && host.parse::<IpAddr>().is_err() {
+        return tokio::net::lookup_host((host, 0)).await.map(drop);
+    }
+    Ok(())
 }
 
 fn keys_only() -> GetOptions {

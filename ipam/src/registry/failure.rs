@@ -4,6 +4,9 @@ use std::error::Error as _;
 
 use etcd_client::Error;
 
+/// Also when nobody answers who might know it.
+pub(super) const NO_NAME: &str = "has a name that cannot be looked up: correct it, or see to DNS";
+
 /// What can be done about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -90,7 +93,7 @@ fn trouble(text: &str) -> Option<&'static str> {
         // By their numbers: C libraries word them differently. EHOSTUNREACH, ENETUNREACH, ECONNREFUSED.
         ("(os error 113)", "cannot be reached: no route to host: see the network between"),
         ("(os error 101)", "cannot be reached: network is unreachable: see this host's routes"),
-        ("failed to lookup address", "has a name that cannot be looked up: correct it, or see to DNS"),
+        ("failed to lookup address", NO_NAME),
         (
             "required revision has been compacted",
             "has forgotten the history that was asked for (compaction): everything is read anew",

@@ -135,6 +135,20 @@ fn frozen_altogether() {
 }
 
 #[test]
+fn a_name_that_nobody_knows() {
+    let guarded = Guarded::new(1, Access::Open);
+    let endpoint = "http://etcd.weft.invalid:2379";
+    let error = json!({ "endpoints": [endpoint], "timeout": 0.2 });
+    guarded.fails(&error, 11, &[endpoint, "has a name that cannot be looked up", "DNS"]);
+    // One that is known, written as people do.
+    let hosts = guarded.cluster.node(0).directory().join("hosts");
+    fs::create_dir_all(guarded.cluster.node(0).directory()).expect("make the node's directory");
+    fs::write(&hosts, "172.30.0.2 etcd.weft.invalid\n").expect("write a name");
+    weft_tests::command(&format!("mount --bind {} /etc/hosts", hosts.display()));
+    guarded.works(&json!({ "endpoints": ["HTTP://etcd.weft.invalid:2379/"] }));
+}
+
+#[test]
 fn the_leader_dies_and_a_member_after_the_other_is_refused() {
     let guarded = Guarded::new(3, Access::Open);
     let leader = eventually(Duration::from_secs(10), "a leader", || guarded.etcd.leader());
