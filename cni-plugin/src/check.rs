@@ -69,14 +69,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
             (Holdings::new(&network, &asked, &plan, port)?, network.shaping.or(&asked.shaping))
         }
     };
-    // What the network has may be from a newer configuration than the record.
-    if let Some(isolation) = &mut holdings.isolation
-        && let Some(policy) =
-            Policy::new(&network.isolation, Some(network.bridge.as_str()), &network.all_hosts, &plan)?
-    {
-        isolation.policy = policy;
-        complete(call, &network.traces, &mut isolation.policy)?;
-    }
+    renew_policy(call, &network, &plan, &mut holdings)?;
     let mut checker = Checker {
         host,
         pod: Pod::open(&args.netns, call.deadline).map_err(|fault| failed(&"open CNI_NETNS", fault))?,
@@ -104,6 +97,17 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         ipam::forward(Verb::Check, plugin, call)?;
     }
     Ok(Outcome::Done)
+}
+
+/// What the network has may be from a newer configuration than the record.
+fn renew_policy(call: &Call, network: &Network, plan: &Plan, holdings: &mut Holdings) -> Result<(), Error> {
+    let Some(isolation) = &mut holdings.isolation else { return Ok(()) };
+    let bridge = Some(network.bridge.as_str());
+    if let Some(policy) = Policy::new(&network.isolation, bridge, &network.all_hosts, plan)? {
+        isolation.policy = policy;
+        complete(call, &network.traces, &mut isolation.policy)?;
+    }
+    Ok(())
 }
 
 /// Has a policy name all that the network has in the rules, where other containers came with other subnets.

@@ -4,6 +4,7 @@
 //! two subnets, and two hosts may put different keys that share one: whoever put later notices and gives way
 //! ([`Search::is_alone`]). flanneld does not (v0.28), which is why Weft gives way to it, too.
 
+mod configuration;
 mod holder;
 mod place;
 mod sibling;
@@ -17,8 +18,10 @@ use ipnetwork::IpNetwork;
 use weft_state::lease::{HostLease, since_1970};
 
 use crate::etcd_conf::EtcdConf;
-use crate::registry::{Attempt, Claim, Held, Record, Registry, SAMPLE, Snapshot, put_line};
+use crate::registry::{Attempt, Claim, Held, Record, Registry, Snapshot};
 use crate::underlay::Found;
+use configuration::configured;
+pub use configuration::parse_config;
 use holder::Holder;
 pub use holder::Keeper;
 use place::{Place, free, shares};
@@ -159,29 +162,6 @@ fn publics(conf: &EtcdConf) -> Vec<IpAddr> {
 pub(crate) fn published(lease: &HostLease) -> Vec<IpAddr> {
     let record = HostRecord::parse(&lease.key, &lease.value);
     record.iter().flat_map(HostRecord::segments).map(|segment| segment.public).collect()
-}
-
-/// A network's configuration, as it stands in etcd.
-///
-/// # Errors
-/// [`Code::InvalidConfig`] with what is wrong, and the command that puts what was meant where that can be told.
-pub fn parse_config(prefix: &str, text: &str) -> Result<NetworkConfig, Error> {
-    let key = format!("{prefix}/config");
-    NetworkConfig::parse(text).map_err(|error| {
-        let mut msg = format!("{key}: {error}");
-        if text.trim().is_empty() {
-            msg += &format!(": for example {}", put_line(&key, SAMPLE));
-        } else if let Some(meant) = flannel_records::corrected(text) {
-            msg += &format!(": {}", put_line(&key, &meant));
-        }
-        Error::new(Code::InvalidConfig, msg)
-    })
-}
-
-/// The configuration in a snapshot, with its text.
-fn configured<'a>(conf: &EtcdConf, snapshot: &'a Snapshot) -> Result<(NetworkConfig, &'a str), Error> {
-    let text = snapshot.config.as_ref().map_err(Error::clone)?;
-    Ok((parse_config(&conf.prefix, text)?, text))
 }
 
 /// What became of an attempt at certain subnets.
