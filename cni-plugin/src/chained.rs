@@ -155,7 +155,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         found.push(format!("the host's end of {}, where traffic is limited, is gone", key.ifname));
     }
     found.extend(
-        check::rules(&key, &holdings, call.deadline)
+        check::rules(&conf.traces.state_dir, &key, &mut holdings, call.deadline)
             .map_err(|fault| failed(&"look at the ruleset", fault))?,
     );
     check::verdict(found)?;

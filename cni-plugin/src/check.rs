@@ -4,10 +4,9 @@
 //! promised are right; what they changed stands in the previous result.
 
 mod promised;
+mod rules;
 
-use cni_protocol::{
-    Call, CheckArgs, Code, Deadline, Error, Interface, IpConfig, MacAddr, Outcome, Route, Verb,
-};
+use cni_protocol::{Call, CheckArgs, Code, Error, Interface, IpConfig, MacAddr, Outcome, Route, Verb};
 
 use crate::conf::shaping::Shaping;
 use crate::conf::tuning::Tuning;
@@ -23,10 +22,10 @@ use crate::overlay::{self, Exit};
 use crate::plan::{Ipv6, Plan, metric};
 use crate::pod::Pod;
 use crate::record::{self, Found};
-use crate::ruleset;
 use crate::shaping;
 use crate::tuning;
 use promised::Promised;
+pub use rules::rules;
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
 use weft_net::{Family, KernelRoute, Link, Netlink, RT_TABLE_MAIN, default_priority};
@@ -322,7 +321,8 @@ impl Checker {
                 self.found.push(format!("masquerade: {difference}"));
             }
         }
-        let found = rules(&self.key, &self.holdings, args.call.deadline)?;
+        let state_dir = &self.network.traces.state_dir;
+        let found = rules(state_dir, &self.key, &mut self.holdings, args.call.deadline)?;
         self.found.extend(found);
         Ok(())
     }
@@ -359,27 +359,6 @@ fn route_differences(route: &KernelRoute, wanted: &Route, has_metrics: bool) -> 
 
 fn or_none(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "none".to_owned(), |value| value.to_string())
-}
-
-/// What is different from what an attachment holds in the host's rules.
-pub fn rules(key: &AttachmentKey, holdings: &Holdings, deadline: Deadline) -> Result<Vec<String>, Fault> {
-    let mut found = Vec::new();
-    let elements = holdings.elements(key);
-    if elements.is_empty() {
-        return Ok(found);
-    }
-    let mut nft = Nft::open(deadline)?;
-    if let Err(difference) = ruleset::check(&mut nft, &elements) {
-        found.push(format!("ruleset: {difference}"));
-    }
-    if let Some(interface) = holdings.ports.as_ref().and_then(|ports| ports.localnet()) {
-        let key = Sysctl::route_localnet(interface);
-        let value = key.get()?;
-        if value.as_deref() != Some("1") {
-            found.push(format!("{key} is {value:?} instead of 1"));
-        }
-    }
-    Ok(found)
 }
 
 fn list(addresses: &[ipnetwork::IpNetwork]) -> String {

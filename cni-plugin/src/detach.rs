@@ -27,7 +27,11 @@ pub fn del(args: &DelArgs) -> Result<Outcome, Error> {
     }
     // Who comes from now on must not be allowed anything with addresses that will be another's.
     record.iter().for_each(Record::hide);
-    remove(&args.call, &key, &traces, found.as_ref().and_then(Found::content))?;
+    let content = found.as_ref().and_then(Found::content);
+    if let (Some(record), Some(content)) = (&record, content) {
+        record.announce_leaving(content)?;
+    }
+    remove(&args.call, &key, &traces, content)?;
     record.map_or(Ok(()), Record::remove)?;
     Ok(Outcome::Done)
 }

@@ -58,8 +58,9 @@ pub fn leave_out_the_gone(content: &mut Content, all: &[Content]) {
     if !holds_with_others(content) {
         return;
     }
-    let is_another =
-        |other: &&Content| (&other.container_id, &other.ifname) != (&content.container_id, &content.ifname);
+    let is_another = |other: &&Content| {
+        (&other.container_id, &other.ifname) != (&content.container_id, &content.ifname) && !other.is_leaving
+    };
     let others: Vec<&Content> = all.iter().filter(is_another).collect();
     let grants = current(content, &others);
     if let Some(isolation) = &mut content.holdings.isolation {

@@ -55,6 +55,9 @@ pub struct Content {
     /// Who the container is to people, once all is done.
     #[serde(default, skip_serializing_if = "Names::is_empty")]
     pub names: Names,
+    /// Whether its DEL has begun: what others have with it may be gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_leaving: bool,
     /// When that was written: nanoseconds of the monotonic clock, of twenty digits so that the content
     /// has one length.
     since: String,
@@ -74,6 +77,7 @@ impl Content {
             shaping: Shaping::default(),
             limited: None,
             names: Names::default(),
+            is_leaving: false,
             since: format!("{:020}", monotonic().as_nanos()),
         }
     }
@@ -197,6 +201,14 @@ impl Record {
     /// Has processes that were given the lock lose it with this one.
     pub fn take_from_children(&self) {
         self.lock.take_from_children();
+    }
+
+    /// Has others know that its DEL has begun, where they may have anything with it.
+    pub fn announce_leaving(&self, content: &Content) -> Result<(), Error> {
+        match content.holdings.private() {
+            Some(_) => self.write(&Content { is_leaving: true, ..content.clone() }),
+            None => Ok(()),
+        }
     }
 
     /// Removes what leads others to it: from now on nothing is allowed with the attachment. What is left leads nowhere in the end, and

@@ -345,6 +345,27 @@ fn nothing_is_left_for_the_heir_of_one_whose_partner_has_no_record() {
 }
 
 #[test]
+fn check_tells_nothing_of_what_goes_with_others_that_leave() {
+    let _host = Host::new();
+    let rules =
+        json!({ "allow": [{ "from": { "label": "role=web" }, "to": { "label": "role=db" }, "port": PORT }] });
+    let [db, web] = ["db", "web"].map(|role| with_labels(private().with(&rules), &[("role", role)]));
+    let (server, client) = (Pod::new(), Pod::new());
+    for _ in 0..15 {
+        db.add(&server);
+        // The second one has what is allowed between the two.
+        let result = web.add(&client);
+        let leaving = db.del_call(&server).start();
+        for _ in 0..3 {
+            web.check(&client, &result).done();
+        }
+        leaving.finish().done();
+        web.check(&client, &result).done();
+        web.del(&client);
+    }
+}
+
+#[test]
 fn rules_that_cannot_work_are_refused_by_name() {
     let _host = Host::new();
     let pod = Pod::new();
