@@ -17,8 +17,8 @@
 //! process is dead and that nobody was ever told the address. DEL removes each address before its
 //! link by owner: killed between the two, the next DEL finds the rest.
 //!
-//! The content of a record serves messages and the order of GC and ADD; who owns an address is said
-//! by names and links. A record that is empty or garbage therefore loses nothing.
+//! The content of a record serves messages, the order of GC and ADD, and DEL where links are lost; who owns
+//! an address is said by names and links. A record that is empty or garbage therefore loses nothing.
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, OpenOptions};
