@@ -122,7 +122,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         _ => error,
     };
     let interface = OfAnother::find(&args.prev_result, &args.ifname, &mut host, &mut pod).map_err(gone)?;
-    let mut found = Vec::new();
+    let mut found: Vec<String> = record::damage(&conf.traces.state_dir, &key)?.into_iter().collect();
     // The record has what was asked for when the container was attached.
     let (mut holdings, limits) = match record::peek(&conf.traces.state_dir, &key.network, key.hash())? {
         Found::Attached(content) => {

@@ -57,6 +57,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     let plan = Plan::new(&network, &own, routes)?.with_metric(of_interface);
     let mut host =
         Netlink::open(call.deadline).map_err(|error| failed(&"open a netlink socket", error.into()))?;
+    let damage = record::damage(&network.traces.state_dir, &key)?;
     let (mut holdings, limits) = match record::peek(&network.traces.state_dir, &key.network, key.hash())? {
         // The record has what was asked for when the container was attached.
         Found::Attached(content) => {
@@ -80,7 +81,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         limits,
         tuning: asked.tuning,
         exits: Vec::new(),
-        found: Vec::new(),
+        found: damage.into_iter().collect(),
     };
     if let Some(overlay) = &overlay {
         let differences = overlay::differences(&mut checker.host, overlay);

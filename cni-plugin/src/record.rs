@@ -19,7 +19,7 @@ use crate::conf::names::Names;
 use crate::conf::shaping::Shaping;
 use crate::holdings::Holdings;
 use crate::isolation::{self, index};
-use crate::key::AttachmentKey;
+use crate::key::{AttachmentKey, VETH_PREFIX};
 use crate::masquerade::Masquerade;
 use crate::shaping::Limited;
 
@@ -284,6 +284,18 @@ pub fn holder(state_dir: &Path, network: &NetworkName, hash: &str) -> Result<Str
     Ok(weft_state::holder(&boot_path(state_dir, network)?.join(RECORDS).join(hash)))
 }
 
+/// What is wrong with the record of an attachment that is there and in nobody's hands.
+pub fn damage(state_dir: &Path, key: &AttachmentKey) -> Result<Option<String>, Error> {
+    let path = boot_path(state_dir, &key.network)?.join(RECORDS).join(key.hash());
+    let is_damaged = match peek(state_dir, &key.network, key.hash())? {
+        Found::Damaged => true,
+        // Cut off at its very beginning.
+        Found::Nothing => path.exists(),
+        Found::Begun(_) | Found::Attached(_) => false,
+    };
+    Ok(is_damaged.then(|| format!("its record {} is damaged", path.display())))
+}
+
 /// What is on file of a network's containers, whoever holds the records.
 pub fn contents(state_dir: &Path, network: &NetworkName) -> Result<Vec<Content>, Error> {
     let mut contents = Vec::new();
@@ -310,10 +322,12 @@ pub fn attached(state_dir: &Path) -> Vec<(AttachmentKey, Content, Record)> {
         let mut locked = Vec::new();
         for hash in hashes(state_dir, &network).unwrap_or_default() {
             let Ok(Some(record)) = try_lock(state_dir, &network, &hash) else { continue };
-            if let Ok(Found::Attached(content)) = record.read()
-                && let Some(key) = content.key(&network)
-            {
-                locked.push((key, content, record));
+            match record.read() {
+                Ok(Found::Attached(content)) if let Some(key) = content.key(&network) => {
+                    locked.push((key, content, record));
+                }
+                Ok(Found::Nothing | Found::Begun(_)) => {}
+                damaged => warn_of_loss(&record, &hash, damaged.err()),
             }
         }
         let is_needed = locked.iter().any(|(_, content, _)| isolation::holds_with_others(content));
@@ -324,6 +338,15 @@ pub fn attached(state_dir: &Path) -> Vec<(AttachmentKey, Content, Record)> {
         }));
     }
     found
+}
+
+/// Tells in the log that what an attachment has in the rules is not known.
+fn warn_of_loss(record: &Record, hash: &str, error: Option<Error>) {
+    let why = error.map_or_else(|| format!("{} is damaged", record.path().display()), |error| error.msg);
+    log::warn!(
+        "{why}: what its container had in the rules is not put back; DEL and ADD the container again: the alias of link \
+         {VETH_PREFIX}{hash} names it"
+    );
 }
 
 /// What a network has masqueraded, as one of a few attachments has it on file: some may be from before it had anything. Where all of

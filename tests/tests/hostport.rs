@@ -249,6 +249,43 @@ fn nothing_is_left_and_what_is_flushed_comes_back() {
     drop((before, third));
 }
 
+/// Of a container whose record was cut nobody knows any more what it had.
+#[test]
+fn what_a_flush_took_for_good_is_told() {
+    let _host = Host::new();
+    let network = network();
+    let (cut, emptied, whole) = (Pod::new(), Pod::new(), Pod::new());
+    let publish = |port: u16| with(&network, &[mapping(port, 80)]);
+    let results = [(8080, &cut), (8081, &emptied), (8082, &whole)].map(|(port, pod)| publish(port).add(pod));
+    let record = |pod: &Pod| {
+        let files = command(&format!("grep -rl {} /run/weft", pod.id));
+        files.lines().find(|path| path.contains("/attachments/")).expect("a record").to_owned()
+    };
+    let lost = [(&cut, 200), (&emptied, 0)].map(|(pod, length)| {
+        let path = record(pod);
+        command(&format!("truncate -s {length} {path}"));
+        path
+    });
+    for ((port, pod), (result, path)) in
+        [(8080, &cut), (8081, &emptied)].iter().zip(results.iter().zip(&lost))
+    {
+        publish(*port)
+            .check(pod, result)
+            .error_code(105)
+            .assert_names(&["record", path, "is damaged", "DEL and ADD"]);
+    }
+    publish(8082).check(&whole, &results[2]).done();
+    command("nft flush ruleset");
+    let reply = network.add_call(&Pod::new()).run();
+    reply.result();
+    assert!(reply.stderr.contains(&format!("{} is damaged", lost[0])), "{}", reply.stderr);
+    assert!(reply.stderr.contains("DEL and ADD the container again"), "{}", reply.stderr);
+    let mapped = command("nft list map inet weft hostport-v4");
+    assert!(mapped.contains("8082") && !mapped.contains("8080"), "what is known is back: {mapped}");
+    publish(8080).del(&cut);
+    publish(8080).add(&cut);
+}
+
 #[test]
 fn what_cannot_be_meant() {
     let _host = Host::new();
