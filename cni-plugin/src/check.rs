@@ -223,7 +223,7 @@ impl Checker {
         }
         let wanted = self.network.port(self.holdings.ports.is_some());
         self.require(veth.port.is_none_or(|port| port == wanted), || {
-            format!("bridge port {name} has {:?} instead of {wanted:?}", veth.port.unwrap_or_default())
+            format!("bridge port {name} has {} instead of {wanted}", veth.port.unwrap_or_default())
         });
         // Without a carrier, as long as the container's end is down, every port is.
         self.require(!(veth.running && veth.port_disabled), || {

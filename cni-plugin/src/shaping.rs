@@ -213,7 +213,7 @@ pub fn differences(
         match host.token_bucket(index)? {
             None => found.push(format!("the token bucket of {name} is gone")),
             Some(other) if !way.bucket.is(&other) => {
-                found.push(format!("the token bucket of {name} is {other:?} instead of {:?}", way.bucket));
+                found.push(format!("the token bucket of {name} has {other} instead of {}", way.bucket));
             }
             Some(_) => {}
         }

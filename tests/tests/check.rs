@@ -229,8 +229,12 @@ fn port_settings() {
     assert_noticed(
         &hairpin,
         &[
-            ("hairpin off", |it| set(it, "hairpin off"), &["airpin"]),
-            ("isolation off", |it| set(it, "isolated off"), &["solat"]),
+            (
+                "hairpin off",
+                |it| set(it, "hairpin off"),
+                &["has hairpin off, isolated on", "instead of hairpin on, isolated on"],
+            ),
+            ("isolation off", |it| set(it, "isolated off"), &["has hairpin on, isolated off"]),
             ("disabled", |it| set(it, "state 0"), &["is disabled"]),
         ],
     );

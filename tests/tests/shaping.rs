@@ -82,9 +82,12 @@ fn check_tells_what_differs() {
     let tamperings: [(&str, &[&str]); 10] = [
         ("tc qdisc del dev V root", &["token bucket", "gone"]),
         ("tc qdisc del dev D root", &["token bucket", "gone"]),
-        (&replace("20mbit burst 7812 limit 62500"), &["token bucket", "2500000", "1250000"]),
+        (
+            &replace("20mbit burst 7812 limit 62500"),
+            &["token bucket", "2500000 bytes per second", "instead of 1250000"],
+        ),
         (&replace("10mbit burst 25000 limit 62500"), &["token bucket"]),
-        (&replace("10mbit burst 7812 limit 900000"), &["token bucket", "900000"]),
+        (&replace("10mbit burst 7812 limit 900000"), &["token bucket", "900000 waiting"]),
         ("ip link delete D", &["wefe", "gone"]),
         ("ip link set D down", &["wefe", "down"]),
         ("tc filter del dev V ingress", &["filters", "altered"]),

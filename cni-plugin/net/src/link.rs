@@ -2,6 +2,7 @@
 
 mod answer;
 
+use std::fmt;
 use std::os::fd::{AsFd, AsRawFd};
 
 use cni_protocol::MacAddr;
@@ -58,6 +59,19 @@ pub struct BridgePort {
     /// Whether what bridges tell each other is forwarded, as other frames are: so it passes the rules. Where the bridge
     /// takes part in the spanning tree protocol it otherwise takes this in by itself.
     pub forwards_bpdus: bool,
+}
+
+/// In the words of `bridge link set`.
+impl fmt::Display for BridgePort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let switch = |is_on| if is_on { "on" } else { "off" };
+        let (hairpin, isolated) = (switch(self.hairpin), switch(self.isolated));
+        write!(
+            f,
+            "hairpin {hairpin}, isolated {isolated}, forwarding of BPDUs {}",
+            switch(self.forwards_bpdus)
+        )
+    }
 }
 
 /// The bit of 01:80:c2:00:00:00 in a port's `group_fwd_mask`.

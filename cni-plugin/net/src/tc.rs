@@ -5,6 +5,8 @@
 mod bytes;
 mod filter;
 
+use std::fmt;
+
 use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::InfoKind;
@@ -40,6 +42,24 @@ pub struct FoundBucket {
     pub queue: u32,
     /// Whether packets smaller than the burst are divided.
     pub divides: bool,
+}
+
+impl fmt::Display for TokenBucket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        describe(f, self.rate, self.burst.into(), self.queue, self.divides())
+    }
+}
+
+impl fmt::Display for FoundBucket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let burst = u128::from(self.burst_time) * u128::from(self.rate) / 1_000_000_000;
+        describe(f, self.rate, burst, self.queue, self.divides)
+    }
+}
+
+fn describe(f: &mut fmt::Formatter<'_>, rate: u64, burst: u128, queue: u32, divides: bool) -> fmt::Result {
+    let small = if divides { ", with large packets divided" } else { "" };
+    write!(f, "{rate} bytes per second, {burst} at once, {queue} waiting{small}")
 }
 
 impl TokenBucket {
