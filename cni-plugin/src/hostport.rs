@@ -342,7 +342,7 @@ fn refuse_without_address(mapping: &Mapping, family: Family) -> Result<(), Error
         Some(_) => Err(Error::new(
             Code::InvalidConfig,
             format!(
-                "{mapping} is asked for, but the container has no {family} address: give the network a {family} range, or leave hostIP out"
+                "{mapping} is asked for, but the container has no {family} address: give the network an {family} range, or leave hostIP out"
             ),
         )),
     }

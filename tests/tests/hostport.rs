@@ -315,6 +315,10 @@ fn what_cannot_be_meant() {
         let wrong = network().with(&json!({ key: value }));
         with(&wrong, &[mapping(8080, 80)]).add_call(&pod).run().error_code(2).assert_names(&parts);
     }
+    let of_other_family =
+        json!({ "hostPort": 80, "containerPort": 80, "protocol": "tcp", "hostIP": "2001:db8::1" });
+    let only_v4 = with(&Network::v4(), &[of_other_family]);
+    only_v4.add_call(&pod).run().error_code(7).assert_names(&["hostIP", "give the network an IPv6 range"]);
     let flat = Network::new("flat", &[]);
     with(&flat, &[mapping(8080, 80)])
         .add_call(&pod)

@@ -185,11 +185,32 @@ fn state_that_cannot_be_written() {
 }
 
 #[test]
+fn a_state_directory_that_is_read_only() {
+    let _host = Host::new();
+    let (network, pod) = (Network::v4(), Pod::new());
+    network.add(&pod);
+    command("mount --bind /run/weft /run/weft");
+    command("mount -o remount,bind,ro /run/weft");
+    for reply in [network.add_call(&Pod::new()).run(), network.del_call(&pod).run()] {
+        reply.error_code(5).assert_names(&["/run/weft/", "Read-only", "neither full nor read-only"]);
+    }
+    network.status().error_code(50).assert_names(&["/run/weft", "cannot be written"]);
+    command("umount /run/weft");
+    network.del(&pod);
+}
+
+#[test]
 fn a_configuration_that_add_refuses() {
     let _host = Host::new();
     for (change, code) in [(json!({ "mtu": -5 }), 7), (json!({ "isGatway": true }), 2)] {
         Network::v4().with(&change).status().error_code(code);
     }
+    let quoted = Network::v4().with(&json!({ "mtu": "1500" }));
+    quoted
+        .add_call(&Pod::new())
+        .run()
+        .error_code(7)
+        .assert_names(&["mtu", "\"1500\" is a text", "without quotes"]);
     let broken = Network::v4().with(&json!({ "ipam": { "ranges": [[{ "subnet": "10.88.0.7/24" }]] } }));
     assert!(!broken.status().succeeded());
 }

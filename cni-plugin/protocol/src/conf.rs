@@ -103,6 +103,48 @@ mod tests {
     }
 
     #[test]
+    fn errors_say_what_to_give() {
+        #[derive(Debug, Default, Deserialize)]
+        #[serde(default)]
+        struct Kinds {
+            mtu: i64,
+            port: u16,
+            on: bool,
+            name: String,
+            allow: Vec<Map<String, Value>>,
+            part: Option<Box<Kinds>>,
+        }
+        for (json, told) in [
+            (
+                json!({"mtu": "1500"}),
+                "mtu is not valid: \"1500\" is a text: give a whole number without quotes",
+            ),
+            (json!({"mtu": 1.5}), "mtu is not valid: it is 1.5: give a whole number"),
+            (
+                json!({"port": -1}),
+                "port is not valid: it is -1: give a number without quotes, from 0 to 65535",
+            ),
+            (
+                json!({"port": 70000}),
+                "port is not valid: it is 70000: give a number without quotes, from 0 to 65535",
+            ),
+            (
+                json!({"on": "true"}),
+                "on is not valid: \"true\" is a text: give true or false, without quotes",
+            ),
+            (json!({"name": 7}), "name is not valid: it is 7: give a text in quotes"),
+            (json!({"name": null}), "name is not valid: it is null: give a text in quotes"),
+            (json!({"allow": {}}), "allow is not valid: it is an object: give a list, in brackets"),
+            (json!({"allow": [[]]}), "allow[0] is not valid: it is a list: give an object, in braces"),
+            (json!({"part": true}), "part is not valid: it is true: give an object, in braces"),
+            (json!({"part": []}), "part is not valid: it is a list: give an object, in braces"),
+        ] {
+            let error = decode::<Kinds>(json.as_object().unwrap()).unwrap_err();
+            assert!(error.msg.starts_with(&format!("the configuration's {told}")), "{error}");
+        }
+    }
+
+    #[test]
     fn nearest_key() {
         let known = ["isGateway", "isDefaultGateway", "ipMasq", "mtu", "hairpinMode"];
         for (key, expected) in [

@@ -21,6 +21,9 @@ use nix::time::ClockId;
 use holder::held;
 pub use holder::holder;
 
+const REMEDY: &str =
+    "see that its directory is there and writable, on a file system that is neither full nor read-only";
+
 /// flock(2) on a file, let go when dropped or when the process ends, however it ends.
 ///
 /// A child that was given the lock ([`Lock::share_with_children`]) goes on holding it; one that was forked and happens
@@ -187,7 +190,8 @@ impl Lock {
         debug_assert_eq!(self.mode, Mode::Exclusive, "other holders would lose their lock unnoticed");
         match fs::remove_file(&self.path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                Err(Error::new(Code::Io, format!("remove the lock file {}: {e}", self.path.display())))
+                let msg = format!("remove the lock file {}: {e}: {REMEDY}", self.path.display());
+                Err(Error::new(Code::Io, msg))
             }
             _ => Ok(()),
         }
@@ -212,7 +216,7 @@ fn open(path: &Path) -> Result<File, Error> {
 }
 
 fn failed(path: &Path, cause: &io::Error) -> Error {
-    Error::new(Code::Io, format!("lock {}: {cause}", path.display()))
+    Error::new(Code::Io, format!("lock {}: {cause}: {REMEDY}", path.display()))
 }
 
 /// Whether `path` still names the file that was opened.
