@@ -144,13 +144,19 @@ impl Overlay {
         if peer.transport != own.transport {
             return Err(("another backend", format!("{:?}", peer.transport)));
         }
+        let mut shared = Vec::new();
         for segment in peer.segments() {
-            if config.pool_of(segment.subnet.ip()).is_none_or(|pool| !pool.has(segment.subnet)) {
-                return Err(("outside of the network", segment.subnet.to_string()));
+            match config.pool_of(segment.subnet.ip()) {
+                Some(pool) if pool.has(segment.subnet) => {
+                    known.check(segment)?;
+                    shared.push(segment);
+                }
+                // The network got a second family since this host leased its subnet: they share the first.
+                None if peer.segments().len() > 1 => {}
+                _ => return Err(("outside of the network", segment.subnet.to_string())),
             }
-            known.check(segment)?;
         }
-        for segment in peer.segments() {
+        for segment in shared {
             known.add(segment);
             if let Some(side) =
                 self.sides.iter_mut().find(|side| side.local.is_ipv4() == segment.subnet.is_ipv4())

@@ -15,6 +15,8 @@ mod access;
 mod chained;
 #[path = "agent/duplicates.rs"]
 mod duplicates;
+#[path = "agent/families.rs"]
+mod families;
 #[path = "agent/heal.rs"]
 mod heal;
 #[path = "agent/layouts.rs"]

@@ -122,6 +122,24 @@ fn nobody_takes_what_is_anothers() {
     assert_eq!(rejected(&two), [("10.240.3.0-24".to_owned(), "another host's VTEP")]);
 }
 
+/// The network was of IPv4 when this host leased its subnet, and got IPv6 since.
+#[test]
+fn of_a_host_with_a_family_more_this_hosts_own_is_followed() {
+    let both = |public: &str| {
+        record(public, "02:00:00:00:00:02")
+            .replace("null", r#""2001:db8::2","BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:00:02"}"#)
+    };
+    let others = [
+        ("10.240.2.0-24&fd00:0:0:2::-64", both("192.0.2.2")),
+        ("0.0.0.0-0&fd00:0:0:3::-64", both("0.0.0.0")),
+    ];
+    let (overlay, rejected) = Overlay::new(&lease(VXLAN), &peers(&others)).unwrap();
+    let subnets: Vec<String> = overlay.sides[0].peers.keys().map(IpNetwork::to_string).collect();
+    assert_eq!((overlay.sides.len(), subnets), (1, vec!["10.240.2.0/24".to_owned()]));
+    let reasons: Vec<_> = rejected.iter().map(|record| (record.kind, record.reason.as_str())).collect();
+    assert_eq!(reasons, [("outside of the network", "fd00:0:0:3::/64")]);
+}
+
 #[test]
 fn a_lease_that_does_not_fit_its_network_is_an_error() {
     let damaged = HostLease { key: "x".into(), ..lease(VXLAN) };

@@ -123,16 +123,27 @@ impl Search<'_> {
     }
 
     fn misfit(&self, key: &str) -> Error {
-        let networks: Vec<String> =
-            self.config.pools().iter().map(|pool| pool.network().to_string()).collect();
+        let networks: Vec<IpNetwork> = self.config.pools().iter().map(Pool::network).collect();
+        let [has, had] = [&networks, &parse_key(key).unwrap_or_default()].map(|all| families(all));
+        let change = if has == had {
+            let networks: Vec<String> = networks.iter().map(IpNetwork::to_string).collect();
+            format!("its {} does not have this host's subnet {key} any more", networks.join(" and "))
+        } else {
+            format!("the network is of {has} now, and this host's subnet {key} of {had}")
+        };
         let msg = format!(
-            "{}/config was changed: its {} does not have this host's subnet {key} any more, and containers have \
-             addresses of it: put the former configuration back, or remove the containers, then weftctl leave",
+            "{}/config was changed: {change}, and containers have addresses of it: put the former configuration back, or \
+             remove the containers, then weftctl leave",
             self.conf.prefix,
-            networks.join(" and "),
         );
         Error::new(Code::InvalidConfig, msg)
     }
+}
+
+/// Those of the networks, for people.
+fn families(networks: &[IpNetwork]) -> String {
+    let family = |network: &IpNetwork| if network.is_ipv4() { "IPv4" } else { "IPv6" };
+    networks.iter().map(family).collect::<Vec<_>>().join(" and ")
 }
 
 /// A record that has one of a key's subnets: in a network of both families the other one may be another.
