@@ -288,7 +288,13 @@ impl<'a> Search<'a> {
         // A key begins with its IPv4 subnet, if it has one: no other key may, whatever follows in it.
         let taken_if = if subnets[0].is_ipv4() { key.split('&').next().unwrap_or(&key) } else { &key };
         let record = Record { key: &key, value: &value, lease: lease_id };
-        match registry.take(&record, taken_if, &self.claim(&key)).await? {
+        let attempt = registry.take(&record, taken_if, &self.claim(&key)).await;
+        if attempt.as_ref().is_err_and(|error| error.code == Code::InvalidConfig)
+            && let Err(error) = registry.end_if_unused(lease_id).await
+        {
+            log::warn!("{}: the lease of a record that may not be put is left to its end", error.msg);
+        }
+        match attempt? {
             Attempt::Done if subnets.iter().all(IpNetwork::is_ipv4) => {}
             Attempt::Done => {
                 if !Self::is_alone(registry, &key).await? {

@@ -106,6 +106,29 @@ fn passwords() {
     guarded.works(&login);
 }
 
+/// What it could do without that right, it takes back.
+#[test]
+fn a_user_who_may_only_read() {
+    let guarded = Guarded::new(1, Access::Password);
+    for words in [
+        &["role", "add", "reader"][..],
+        &["role", "grant-permission", "reader", "--prefix=true", "read", PREFIX],
+        &["user", "add", &format!("reader:{}", Etcd::PASSWORD)],
+        &["user", "grant-role", "reader", "reader"],
+    ] {
+        guarded.etcd.ctl(words);
+    }
+    let file = guarded.cluster.node(0).directory().join("password");
+    fs::create_dir_all(guarded.cluster.node(0).directory()).expect("make the node's directory");
+    fs::write(&file, Etcd::PASSWORD).expect("write a password");
+    let login = json!({ "username": "reader", "passwordFile": file });
+    guarded.fails(&login, 7, &["does not let this user read and write", "grant-permission"]);
+    assert!(guarded.etcd.leases().is_empty());
+    guarded.etcd.ctl(&["role", "grant-permission", "reader", "--prefix=true", "readwrite", PREFIX]);
+    guarded.works(&login);
+    assert_eq!(guarded.etcd.leases().len(), 1);
+}
+
 #[test]
 fn a_frozen_endpoint_costs_its_timeout_and_the_next_one_answers() {
     let guarded = Guarded::new(3, Access::Open);
