@@ -25,6 +25,7 @@ pub use configuration::parse_config;
 use holder::Holder;
 pub use holder::Keeper;
 use place::{Place, free, shares};
+pub use sibling::overlap;
 
 /// How often others may be faster, one after the other, until it is an error.
 const ATTEMPTS: usize = 1000;

@@ -11,6 +11,7 @@ use weft::holdings::restore::restore;
 use weft::isolation::Policy;
 use weft::masquerade::{self, Ensured, Masquerade};
 use weft::overlay::{self, Changes, Exit, Overlay, Unreached};
+use weft_ipam::lease::overlap;
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
 use weft_net::{Family, Link, Netlink, NlResult};
@@ -34,7 +35,9 @@ pub(super) struct Report {
     /// Objects that were not as they ought to be, and how many of each kind.
     pub(super) healed: Vec<(&'static str, usize)>,
     /// What could not be done.
-    pub(super) failures: Vec<String>,
+    failures: Vec<String>,
+    /// What is in the way and not this host's to change.
+    overlap: Option<String>,
 }
 
 impl Report {
@@ -46,6 +49,12 @@ impl Report {
 
     fn failed(&mut self, step: &str, error: &impl Display) {
         self.failures.push(format!("{step}: {error}"));
+    }
+
+    /// Why not everything is right now.
+    pub(super) fn damage(&self) -> Option<String> {
+        let all: Vec<&str> = self.overlap.iter().chain(&self.failures).map(String::as_str).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     /// What the network has in the kernel now.
@@ -66,8 +75,17 @@ impl Report {
 
 /// Compares everything with what it ought to be, and changes what differs. One failure keeps nothing else from being
 /// repaired.
-pub(super) fn heal(conf: &NetworkConf, state_dir: &Path, lease: &HostLease, wanted: &Overlay) -> Report {
+pub(super) fn heal(
+    conf: &NetworkConf,
+    (state_dir, data_dir): (&Path, &Path),
+    lease: &HostLease,
+    wanted: &Overlay,
+) -> Report {
     let mut report = Report::default();
+    match HostLease::others(data_dir, &conf.name) {
+        Ok(others) => report.overlap = overlap(&wanted.networks, &lease.prefix, &others),
+        Err(error) => report.failures.push(error.msg),
+    }
     let deadline = Deadline::after(PATIENCE);
     match Netlink::open(deadline).and_then(|mut netlink| overlay::sync(&mut netlink, wanted)) {
         Ok(changes) => {

@@ -299,7 +299,7 @@ impl Network {
             Ok(wanted) => wanted,
             Err(error) => return self.judge(Some(error.msg)),
         };
-        let report = heal(&self.conf, &self.state_dir, lease, &overlay);
+        let mut report = heal(&self.conf, (&self.state_dir, &self.data_dir), lease, &overlay);
         let cost = meter();
         let network = self.conf.name.as_str();
         self.metrics.synced(network, cost.time);
@@ -310,13 +310,13 @@ impl Network {
             }
         }
         self.kernel.watch(report.owned(&overlay), cost);
-        if let Some(unreached) = report.unreached {
+        if let Some(unreached) = report.unreached.take() {
             self.unreached = unreached;
         }
         rejected.extend(self.unreached.iter().map(Rejected::from));
         self.tell(overlay.peers(&self.unreached), &rejected);
         self.rejections.tell(&rejected);
-        self.judge((!report.failures.is_empty()).then(|| report.failures.join("; ")));
+        self.judge(report.damage());
     }
 
     fn tell(&self, peers: usize, rejected: &[Rejected]) {

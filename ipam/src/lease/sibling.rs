@@ -1,7 +1,12 @@
-//! Another network of this host that has the same place in etcd. For etcd both are one host in one network: it would have both give
-//! out the addresses of one subnet.
+//! Another network of this host that has the same place in etcd, or the same addresses. At one place, for etcd both are one host in one
+//! network: it would have both give out the addresses of one subnet.
+
+use std::path::PathBuf;
 
 use cni_protocol::{Code, Error};
+use flannel_records::{NetworkConfig, Pool};
+use ipnetwork::IpNetwork;
+use weft_state::lease::HostLease;
 
 use super::{Lease, Search, Snapshot, holds, published};
 use crate::registry::Registry;
@@ -16,8 +21,15 @@ impl Search<'_> {
     ) -> Result<Option<Lease>, Error> {
         Ok(match self.rival(registry, snapshot).await? {
             Some(rival) => Some(self.yields(&rival)),
-            None => self.sibling(snapshot).map(Lease::Refused),
+            None => self.sibling(snapshot).or_else(|| self.overlap()).map(Lease::Refused),
         })
+    }
+
+    /// Why this network gets its first subnet not yet. Who has one keeps it.
+    fn overlap(&self) -> Option<Error> {
+        let networks: Vec<IpNetwork> = self.config.pools().iter().map(Pool::network).collect();
+        let found = self.before.is_none().then(|| overlap(&networks, &self.conf.prefix, self.others))?;
+        found.map(|why| Error::new(Code::Conflict, format!("take a subnet: {why}")))
     }
 
     /// Why this network gets no subnet, if another one of this host has it. What is on file of that one counts while etcd has it so:
@@ -41,4 +53,27 @@ impl Search<'_> {
         );
         Some(Error::new(Code::Conflict, msg))
     }
+}
+
+/// Why these networks of a prefix cannot be this host's beside the others: what one has on file has addresses of them, and its lease
+/// has not ended. A packet would belong to either, and a subnet of one might be another host's in the other.
+#[must_use]
+pub fn overlap(networks: &[IpNetwork], prefix: &str, others: &[(PathBuf, HostLease)]) -> Option<String> {
+    let lives =
+        |other: &HostLease| other.prefix != prefix && (other.ttl == 0 || !other.remaining().is_zero());
+    others.iter().filter(|(_, other)| lives(other)).find_map(|(dir, other)| {
+        let config = NetworkConfig::parse(&other.config).ok()?;
+        let shared = |pool: &Pool| {
+            let theirs = pool.network();
+            let overlaps = |own: &&IpNetwork| own.contains(theirs.ip()) || theirs.contains(own.ip());
+            Some((*networks.iter().find(overlaps)?, theirs))
+        };
+        let (own, theirs) = config.pools().iter().find_map(shared)?;
+        let name = dir.file_name().unwrap_or_default().display();
+        let (place, dir) = (&other.prefix, dir.display());
+        Some(format!(
+            "{own} of the network at {prefix} in etcd overlaps {theirs} of network {name} of this host, at {place}: give one of them \
+             other addresses in its config; if network {name} and its containers are gone, weftctl leave, or remove {dir}"
+        ))
+    })
 }

@@ -52,6 +52,41 @@ fn two_networks_leave_each_other_their_plain_routes() {
     }
 }
 
+/// The second one is told of; where both have a subnet already, both go on.
+#[test]
+fn two_networks_with_the_same_addresses() {
+    let cluster = Cluster::new(1);
+    let etcd = cluster.etcd(1, Access::Open);
+    let node = cluster.node(0);
+    let [first, (other, place, range)] = NETWORKS;
+    configure(&etcd, first, &json!({ "Type": "vxlan" }));
+    let agent = start(node, &etcd);
+    eventually(PATIENCE, "the first network has its lease", || {
+        node.data_dir().join(Weftd::NETWORK).join("lease.json").exists().then_some(())
+    });
+    let backend = json!({ "Type": "vxlan", "VNI": 2 });
+    let is_told = |own: &str| {
+        eventually(PATIENCE, &format!("{own} is told of"), || {
+            let told =
+                [own, place, "10.240.0.0/12", "network pods of this host", Weftd::PREFIX, "weftctl leave"];
+            let body = agent.ask("/readyz")?.body;
+            let line = body.lines().find_map(|line| line.strip_prefix("other: "))?;
+            told.iter().all(|part| line.contains(part)).then_some(())
+        });
+    };
+    configure(&etcd, (other, place, "10.240.0.0/16"), &backend);
+    is_told("10.240.0.0/16");
+    assert!(etcd.keys("/other/subnets/").is_empty());
+    configure(&etcd, (other, place, range), &backend);
+    agent.ready();
+    configure(&etcd, (other, place, "10.0.0.0/8"), &backend);
+    is_told("10.0.0.0/8");
+    node.command("ip link delete weft.2");
+    eventually(PATIENCE, "the second network is repaired", || node.link("weft.2"));
+    configure(&etcd, (other, place, range), &backend);
+    agent.ready();
+}
+
 /// The second one is told of, and set up when it has a VNI of its own; the first one works all the time.
 #[test]
 fn two_networks_with_one_vni() {

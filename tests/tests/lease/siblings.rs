@@ -74,3 +74,38 @@ fn two_networks_at_one_place_that_start_at_once() {
         fs::remove_dir_all(fleet.node(0).directory()).expect("start anew");
     }
 }
+
+/// Whatever their places are. The first one goes on; when it is gone, or has other addresses, the second one has its turn.
+#[test]
+fn a_network_with_addresses_of_another_one_gets_no_subnet() {
+    let fleet = Fleet::new(1, DUAL);
+    fleet.add(0, &json!({})).result();
+    let second = json!({ "name": "other", "ipam": { "peerRefresh": 0, "etcd": { "prefix": "/other" } } });
+    let dir = fleet.node(0).data_dir().join("pods");
+    let wide = r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00::/16", "Backend": {"Type": "vxlan", "VNI": 2}}"#;
+    for (config, own, theirs) in [
+        (
+            r#"{"Network": "10.244.128.0/17", "Backend": {"Type": "host-gw"}}"#,
+            "10.244.128.0/17",
+            "10.244.0.0/16",
+        ),
+        (wide, "fd00::/16", "fd00:42::/48"),
+    ] {
+        fleet.etcd.put("/other/config", config);
+        let parts =
+            [own, theirs, "network pods", PREFIX, "/other", dir.to_str().expect("a path"), "weftctl leave"];
+        fleet.fails(0, &second, 103).assert_names(&parts);
+        fleet.ipam("STATUS", 0, &second).run().error_code(50).assert_names(&parts);
+        assert!(fleet.etcd.keys("/other/subnets/").is_empty());
+    }
+    fleet.add(0, &json!({ "ipam": { "peerRefresh": 0 } })).result();
+    fleet.etcd.put("/other/config", V4.replace("10.240.0.0/12", "10.96.0.0/12"));
+    fleet.add(0, &second).result();
+    // Who has a subnet keeps it.
+    fleet.etcd.put("/other/config", V4.replace("10.240.0.0/12", "10.0.0.0/8"));
+    fleet.add(0, &second).result();
+    fs::remove_dir_all(fleet.node(0).data_dir().join("other")).expect("forget the second network");
+    fleet.fails(0, &second, 103);
+    fs::remove_dir_all(&dir).expect("forget the first network");
+    fleet.add(0, &second).result();
+}
