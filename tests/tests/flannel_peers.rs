@@ -15,7 +15,7 @@ const SUBNETS: &str = "/coreos.com/network/subnets/";
 struct Flannel {
     cluster: Cluster,
     etcd: Etcd,
-    _flannelds: Vec<Flanneld>,
+    flannelds: Vec<Flanneld>,
 }
 
 impl Flannel {
@@ -23,8 +23,8 @@ impl Flannel {
         let cluster = Cluster::segments(segments);
         let etcd = cluster.etcd(1, Access::Open);
         etcd.put(CONFIG, config);
-        let _flannelds = cluster.nodes().iter().map(|node| Flanneld::up(node, &etcd)).collect();
-        Self { cluster, etcd, _flannelds }
+        let flannelds = cluster.nodes().iter().map(|node| Flanneld::up(node, &etcd)).collect();
+        Self { cluster, etcd, flannelds }
     }
 
     /// The only host's record: its key without the prefix, and its value.
@@ -111,6 +111,10 @@ fn record_and_file_of_ipv6_alone() {
     let data = format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, mac(node, "flannel-v6.1"));
     let addresses = r#""PublicIP":"0.0.0.0","PublicIPv6":"fd30::11""#;
     assert_eq!(value, format!(r#"{{{addresses},"BackendType":"vxlan","BackendV6Data":{data}}}"#));
+    // It looks for a device of IPv4, and connects nobody: docs/migrate-from-flannel.md.
+    eventually(PATIENCE, "it says what it lacks", || {
+        flannel.flannelds[0].daemon().log().contains("vxlan device is nil").then_some(())
+    });
 }
 
 #[test]
