@@ -53,6 +53,9 @@ pub fn failed(step: &dyn fmt::Display, fault: Fault) -> Error {
         Some(Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT) => {
             "the kernel lacks this: load its module (bridge, veth, nf_tables, nft_masq)"
         }
+        Some(Errno::EROFS) => {
+            "mount it read-write where the container runtime runs: `mount -o remount,rw /proc/sys`"
+        }
         Some(Errno::ENOMEM | Errno::ENOBUFS) => "the kernel has no memory for it: free some and try again",
         Some(Errno::ETIMEDOUT) => "the kernel did not answer in the command's time: raise the key timeout",
         _ => "see the kernel log for more; nothing was left behind unless the details say so",

@@ -81,7 +81,7 @@ impl Pod {
                     return Ok(Some(format!("{key} is {value} instead of {wanted}")));
                 }
             }
-            Ok::<_, std::io::Error>(None)
+            Ok::<_, NetError>(None)
         })??;
         Ok(found)
     }

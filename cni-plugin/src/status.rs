@@ -25,6 +25,7 @@ use crate::plan::{Plan, first_host};
 use crate::ruleset;
 use crate::shaping;
 use weft_net::nft::Nft;
+use weft_net::sysctl::Sysctl;
 use weft_net::{Family, NetError, Netlink, NlResult};
 
 /// `CAP_NET_ADMIN` and `CAP_SYS_ADMIN` of linux/capability.h, as bits of `CapEff`.
@@ -154,6 +155,11 @@ fn check_bridge(args: &StatusArgs, network: &Network, plan: &Plan) -> Result<(),
     let takes_ipv6_as = found.as_ref().map_or("default", |_| network.bridge.as_str());
     for gateway in plan.gateways.iter().filter(|gateway| gateway.is_ipv6()) {
         bridge::refuse_without_ipv6(takes_ipv6_as).map_err(|fault| refused(gateway, fault))?;
+    }
+    if found.is_none() || network.traces.ipam.is_some() {
+        Sysctl::forwarding(Family::V4)
+            .is_writable()
+            .map_err(|error| failed(&"write kernel settings", error.into()))?;
     }
     let Some(link) = found else {
         return plan.gateways.iter().try_for_each(|gateway| {

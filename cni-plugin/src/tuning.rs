@@ -1,10 +1,9 @@
 //! Settings of one container: kernel settings of its namespace, and flags of its interface.
 
-use std::io;
-
 use cni_protocol::{Code, Error, IfName};
-use weft_net::Link;
+use nix::errno::Errno;
 use weft_net::sysctl::Sysctl;
+use weft_net::{Link, NetError};
 
 use crate::conf::tuning::{Setting, Tuning};
 use crate::fault::{Change, Fault};
@@ -41,8 +40,8 @@ fn set(pod: &Pod, sysctl: &Sysctl, setting: &Setting) -> Result<String, Fault> {
             .into());
         };
         match sysctl.set(value) {
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                Err(refused(format!("{sysctl} cannot be {value}: {error}: correct the value")).into())
+            Err(NetError { errno: Errno::EINVAL, .. }) => {
+                Err(refused(format!("{sysctl} cannot be {value}: correct the value")).into())
             }
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied && sysctl.is_read_only()? => {
                 let why = "this setting is the whole host's, it cannot be set for one container: take it out of sysctl";

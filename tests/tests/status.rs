@@ -28,6 +28,23 @@ fn ready_and_nothing_changed() {
     before.assert_unchanged(&host, &[], "STATUS of a network in use");
 }
 
+/// As in a container that is not privileged.
+#[test]
+fn kernel_settings_that_cannot_be_written() {
+    let host = Host::new();
+    let before = World::of(&host, &[]);
+    command("mount --rbind /proc/sys /proc/sys");
+    command("mount -o remount,bind,ro /proc/sys");
+    let names = ["/proc/sys/net/", "Read-only file system", "remount,rw /proc/sys"];
+    for network in [Network::v4(), Network::dual(), Network::new("flat", &[])] {
+        network.status().error_code(50).assert_names(&names);
+        network.add_call(&Pod::new()).run().error_code(102).assert_names(&names);
+        before.assert_unchanged(&host, &[], "ADD without kernel settings");
+    }
+    command("umount -l /proc/sys");
+    Network::v4().status().done();
+}
+
 #[test]
 fn an_exhausted_pool() {
     let _host = Host::new();

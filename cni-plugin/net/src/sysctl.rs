@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
+use nix::unistd::{AccessFlags, access};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
-use crate::Family;
+use crate::{Family, NetError, NlResult};
 
 /// A file below `/proc/sys/net`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,11 +65,11 @@ impl Sysctl {
     }
 
     /// The value, without the line's end. `None` where the kernel has no such setting (IPv6 built out).
-    pub fn get(&self) -> io::Result<Option<String>> {
+    pub fn get(&self) -> NlResult<Option<String>> {
         match fs::read_to_string(&self.0) {
             Ok(value) => Ok(Some(value.trim_end().to_owned())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+            Err(error) => Err(refused(&self.0, error)),
         }
     }
 
@@ -79,17 +80,22 @@ impl Sysctl {
 
     /// Writes the value. A setting that the kernel does not have is left: without IPv6 there is nothing to
     /// switch off.
-    pub fn set(&self, value: &str) -> io::Result<()> {
-        match OpenOptions::new().write(true).open(&self.0) {
-            Ok(mut file) => file.write_all(value.as_bytes()),
+    pub fn set(&self, value: &str) -> NlResult<()> {
+        let written = OpenOptions::new().write(true).open(&self.0);
+        match written.and_then(|mut file| file.write_all(value.as_bytes())) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
+            written => written.map_err(|error| refused(&self.0, error)),
         }
+    }
+
+    /// Whether this process could write it.
+    pub fn is_writable(&self) -> NlResult<()> {
+        access(&self.0, AccessFlags::W_OK).map_err(|errno| refused(&self.0, errno.into()))
     }
 
     /// `net.ipv6.conf.IFNAME.KEY=VALUE` for several keys. Their directory is looked up once: the kernel finds it among those
     /// of all namespaces, which have the same names. Where these are many, it is looked for in a procfs of the process' own.
-    pub fn set_ipv6_of(ifname: &str, settings: &[(&str, &str)], are_many: bool) -> io::Result<()> {
+    pub fn set_ipv6_of(ifname: &str, settings: &[(&str, &str)], are_many: bool) -> NlResult<()> {
         const FLAGS: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
         let Self(path) = Self::at(&format!("ipv6/conf/{ifname}"));
         let own = are_many.then(own_procfs).transpose().unwrap_or_else(|error| {
@@ -103,24 +109,33 @@ impl Sysctl {
         };
         let directory = match found {
             Err(Errno::ENOENT) => return Ok(()),
-            other => other?,
+            other => other.map_err(|errno| refused(&path, errno.into()))?,
         };
         for (key, value) in settings {
-            match openat(&directory, *key, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()) {
-                Err(Errno::ENOENT) => {}
-                file => File::from(file?).write_all(value.as_bytes())?,
+            let opened = openat(&directory, *key, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
+            match opened
+                .map_err(io::Error::from)
+                .and_then(|file| File::from(file).write_all(value.as_bytes()))
+            {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                written => written.map_err(|error| refused(&path.join(key), error))?,
             }
         }
         Ok(())
     }
 
     /// Writes the value unless it is set already; whether it had to.
-    pub fn ensure(&self, value: &str) -> io::Result<bool> {
+    pub fn ensure(&self, value: &str) -> NlResult<bool> {
         match self.get()? {
             Some(found) if found != value => self.set(value).map(|()| true),
             _ => Ok(false),
         }
     }
+}
+
+/// What the kernel said, and of which setting.
+fn refused(path: &Path, error: io::Error) -> NetError {
+    NetError { explanation: Some(path.display().to_string()), ..error.into() }
 }
 
 /// A procfs that is mounted nowhere, and goes with what is open of it: `mount -t proc`.
