@@ -8,7 +8,7 @@ use cni_protocol::{Code, Deadline, Error, IfName, MacAddr};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
-use crate::conf::Network;
+use crate::conf::{Gateway, Network};
 use weft_net::Family;
 use weft_net::sysctl::Sysctl;
 use weft_net::{Link, NetError, Netlink, NlResult, Way, WholeAddress};
@@ -47,6 +47,12 @@ pub fn adopt(netlink: &mut Netlink, network: &Network, found: Option<Link>) -> R
             Sysctl::ipv6_of(name, "accept_ra").ensure("0")?;
             // While its own address is being looked for elsewhere, the host cannot ask for containers on it.
             Sysctl::ipv6_of(name, "accept_dad").ensure("0")?;
+            // Of a gateway it is the host's to say whether it routes, not what that has for new links.
+            let routes = network.gateway != Gateway::None
+                && Sysctl::forwarding(Family::V4).get()?.as_deref() == Some("1");
+            if routes {
+                Sysctl::ipv4_of(name, "forwarding").ensure("1")?;
+            }
             netlink.link(name)?.ok_or_else(|| {
                 Error::new(Code::TryAgain, "somebody else deleted it as soon as it was made: call ADD again")
             })?
@@ -169,7 +175,15 @@ pub fn ensure_gateway(netlink: &mut Netlink, bridge: &Link, gateway: IpNetwork) 
     if let Some(mac) = bridge.mac {
         netlink.set_mac(&bridge.name, mac)?;
     }
-    match netlink.add_address(bridge.index, gateway, true) {
+    let added = match netlink.add_address(bridge.index, gateway, true) {
+        // The host has IPv6 switched off, for new links or for all that it had.
+        Err(error) if error.errno == Errno::EACCES && gateway.is_ipv6() => {
+            Sysctl::ipv6_of(&bridge.name, "disable_ipv6").set("0")?;
+            netlink.add_address(bridge.index, gateway, true)
+        }
+        added => added,
+    };
+    match added {
         Ok(()) => Ok(Change::Made),
         Err(error) if error.exists() => Ok(Change::Found),
         Err(error) => Err(error),

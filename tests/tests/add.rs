@@ -6,6 +6,9 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 use weft_tests::{Host, Network, Pod, World, command, ip, ips, json};
 
+#[path = "add/defaults.rs"]
+mod defaults;
+
 #[test]
 fn ipv4_pods_reach_the_gateway_and_each_other() {
     let host = Host::new();

@@ -1,0 +1,45 @@
+//! What a host has set for links that are made, or for all that it has, where a network needs something else.
+
+use std::net::IpAddr;
+
+use serde_json::json;
+use weft_tests::{Host, Network, Outside, Pod};
+
+/// A container that comes now is as it ought to be, and reaches these.
+fn assert_usable(network: &Network, targets: &[&str]) {
+    let pod = Pod::new();
+    network.status().done();
+    let result = network.add(&pod);
+    network.check(&pod, &result).done();
+    for target in targets {
+        pod.assert_reaches(target.parse::<IpAddr>().unwrap());
+    }
+}
+
+#[test]
+fn ipv6_is_off() {
+    let gateways = ["10.88.0.1", "fd00:88::1"];
+    for of in ["default", "all"] {
+        let host = Host::new();
+        host.set_sysctl(&format!("net/ipv6/conf/{of}/disable_ipv6"), "1");
+        assert_usable(&Network::dual(), &gateways);
+        // Once more, for the bridge that is there by now.
+        host.set_sysctl("net/ipv6/conf/all/disable_ipv6", "1");
+        assert_eq!(host.addresses("weft0"), ["10.88.0.1/24"]);
+        assert_usable(&Network::dual(), &gateways);
+    }
+}
+
+#[test]
+fn forwarding_is_off_for_new_links() {
+    let host = Host::new();
+    let _outside = host.outside();
+    for (every, new) in [
+        ("net/ipv4/ip_forward", "net/ipv4/conf/default/forwarding"),
+        ("net/ipv6/conf/all/forwarding", "net/ipv6/conf/default/forwarding"),
+    ] {
+        host.set_sysctl(every, "1");
+        host.set_sysctl(new, "0");
+    }
+    assert_usable(&Network::dual().with(&json!({ "ipMasq": true })), &Outside::PEER);
+}
