@@ -153,6 +153,9 @@ impl Collector<'_> {
 
     /// What a record that is not listed says.
     fn of_record(&self, hash: &str) -> Result<Recorded, Error> {
+        if !record::is_there(&self.traces.state_dir, self.network(), hash)? {
+            return Ok(Recorded::Stale(Stale::default()));
+        }
         let Some(record) = record::try_lock(&self.traces.state_dir, self.network(), hash)? else {
             // A DEL is at work on it, or the IPAM plugin of an ADD that was killed: theirs it is.
             let found = record::peek(&self.traces.state_dir, self.network(), hash)?;

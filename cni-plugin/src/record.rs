@@ -168,7 +168,7 @@ impl Record {
         deadline: Deadline,
     ) -> Result<Option<Self>, Error> {
         let path = boot_path(state_dir, &key.network)?.join(RECORDS).join(key.hash());
-        if !path.exists() {
+        if !is_file(&path)? {
             return Ok(None);
         }
         Ok(Some(Self { lock: Lock::exclusive(&path, deadline)?, path }))
@@ -262,6 +262,31 @@ pub fn hashes(state_dir: &Path, network: &NetworkName) -> Result<Vec<String>, Er
         .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
         .collect::<io::Result<_>>()
         .map_err(|error| io_error("list", &dir, &error))
+}
+
+/// Whether the record of a hash is one. What else is at its place gives way, or nobody could work there.
+pub fn is_there(state_dir: &Path, network: &NetworkName, hash: &str) -> Result<bool, Error> {
+    is_file(&boot_path(state_dir, network)?.join(RECORDS).join(hash))
+}
+
+fn is_file(path: &Path) -> Result<bool, Error> {
+    match fs::symlink_metadata(path) {
+        Err(_) => return Ok(false),
+        Ok(found) if found.is_file() => return Ok(true),
+        Ok(_) => {}
+    }
+    // Whose it is nobody knows; it goes with the boot's directory.
+    let name = format!("no-record-{}", monotonic().as_nanos());
+    let aside = path.parent().and_then(Path::parent).unwrap_or(path).join(name);
+    log::warn!(
+        "{} is no file, and becomes {}; what the attachment has is searched for",
+        path.display(),
+        aside.display()
+    );
+    match fs::rename(path, &aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("move away", path, &error)),
+        _ => Ok(false),
+    }
 }
 
 /// The record of a hash that [`hashes`] gave; `None` while an ADD or DEL holds it.

@@ -221,6 +221,12 @@ fn poor_state() {
             used.network.del_call(pod)
         });
     }
+    let directory = |_: &mut Pod, _: &Value| {
+        let record = weft_tests::command("find /run/weft -path */attachments/* -type f");
+        fs::remove_file(record.trim()).unwrap();
+        fs::create_dir(record.trim()).unwrap();
+    };
+    used.survives("the record is a directory", directory, |pod| used.network.del_call(pod));
     let all = |_: &mut Pod, _: &Value| fs::remove_dir_all("/run/weft").unwrap();
     used.survives("all state is missing", all, |pod| used.network.del_call(pod));
 }

@@ -90,6 +90,15 @@ fn corrupt_records() {
         network.gc(&[live(&alive)]);
         before.assert_unchanged(&host, &[&alive], &format!("GC with a record of {content:?}"));
     }
+    let pod = Pod::new();
+    let known = records();
+    network.add(&pod);
+    for record in records().difference(&known) {
+        fs::remove_file(record).unwrap();
+        fs::create_dir(record).unwrap();
+    }
+    network.gc(&[live(&alive)]);
+    before.assert_unchanged(&host, &[&alive], "GC with a directory for a record");
 }
 
 /// The addresses go back to where they came from.
@@ -245,6 +254,13 @@ fn what_somebody_is_at_work_on_stays_and_is_told() {
     before.assert_unchanged(&host, &[&alive], "GC when nobody is at work any more");
 }
 
+/// Puts something in a record's place that cannot be removed.
+fn obstruct(record: &str) {
+    fs::remove_file(record).unwrap();
+    fs::create_dir(record).unwrap();
+    command(&format!("mount -t tmpfs tmpfs {record}"));
+}
+
 /// One attachment that cannot be removed does not keep the others.
 #[test]
 fn what_cannot_be_removed_is_reported_and_the_rest_is_gone() {
@@ -257,15 +273,14 @@ fn what_cannot_be_removed_is_reported_and_the_rest_is_gone() {
     network.add(&broken);
     let record = records().difference(&others).next().unwrap().clone();
     network.add(&dead);
-    fs::remove_file(&record).unwrap();
-    fs::create_dir(&record).unwrap();
+    obstruct(&record);
 
     let reply = network.gc_call(&[live(&alive)]).run();
     reply.error_code(106).assert_names(&[&record]);
     assert!(broken.link("eth0").is_some(), "nobody could tell whose it is");
     assert!(dead.link("eth0").is_none(), "another one is gone");
     network.check(&alive, &result).done();
-    fs::remove_dir(&record).unwrap();
+    command(&format!("umount {record}"));
     network.gc(&[live(&alive)]);
     before.assert_unchanged(&host, &[&alive], "GC after a GC that failed");
 }
@@ -285,10 +300,7 @@ fn all_that_could_not_be_done_is_in_one_error() {
     };
     // Nobody can read of whom these are, and what is in the reservation cannot be removed as a file is.
     let spoiled = [new(&first, records), new(&second, records)];
-    for record in &spoiled {
-        fs::remove_file(record).unwrap();
-        fs::create_dir(record).unwrap();
-    }
+    spoiled.iter().for_each(|record| obstruct(record));
     let obstacle = format!("{}/10.88.0.99", new(&third, reservations));
     fs::create_dir(&obstacle).unwrap();
     network.add(&dead);
@@ -314,7 +326,8 @@ fn all_that_could_not_be_done_is_in_one_error() {
     let error = network.del_call(&third).run().error_code(106);
     error.assert_names(&[&format!("weft-ipam DEL: remove {obstacle}: "), "next DEL or GC"]);
 
-    spoiled.iter().chain([&obstacle]).for_each(|directory| fs::remove_dir(directory).unwrap());
+    spoiled.iter().for_each(|record| drop(command(&format!("umount {record}"))));
+    fs::remove_dir(&obstacle).unwrap();
     network.gc(&[live(&alive)]);
     before.assert_unchanged(&host, &[&alive], "GC after a GC that failed");
 }
