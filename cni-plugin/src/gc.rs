@@ -14,7 +14,7 @@ use crate::fault::{Fault, failed};
 use crate::holdings::erasure;
 use crate::ipam;
 use crate::isolation;
-use crate::key::{AttachmentKey, VETH_PREFIX, hash_of_ifb, is_host_veth};
+use crate::key::{AttachmentKey, VETH_PREFIX, group, hash_of_ifb, is_host_veth};
 use crate::masquerade;
 use crate::record::{self, Found, Record};
 use crate::ruleset;
@@ -145,6 +145,8 @@ impl Collector<'_> {
             } else if let Some(key) = key.filter(|key| key.hash() == hash && !keep.contains(&hash)) {
                 let links = vec![link.name.clone()];
                 stale.insert(hash, Stale { key: Some(key), links, ..Stale::default() });
+            } else if is_nameless(link, self.network()) && !keep.contains(&hash) {
+                stale.insert(hash, Stale { links: vec![link.name.clone()], ..Stale::default() });
             }
         }
         self.find_detours(&links, &mut stale);
@@ -246,6 +248,11 @@ impl Collector<'_> {
         };
         remove().map_err(|error| failed(&"remove the network's rules", error.into()))
     }
+}
+
+/// Whether a host end is of the network, and has no alias that says of whom: there are names too long for one.
+fn is_nameless(link: &Link, network: &NetworkName) -> bool {
+    link.alias.is_none() && link.group == group(network)
 }
 
 /// Whether the attachment was made after this command began, so that the runtime's list cannot have it.

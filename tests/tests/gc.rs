@@ -73,6 +73,29 @@ fn remains_of_every_kind() {
     }
 }
 
+/// The link cannot say whose it is, only of which network.
+#[test]
+fn names_too_long_for_a_link() {
+    let host = Host::new();
+    let long = Network::new(&"n".repeat(190), &["10.88.0.0/24"]);
+    let (alive, other) = (Pod::named(&"a".repeat(64)), Pod::new());
+    Network::new("other", &["10.89.0.0/24"]).with(&json!({ "bridge": "other0" })).add(&other);
+    long.add(&alive);
+    let before = World::of(&host, &[&alive, &other]);
+    for record in ["there", "lost"] {
+        let known = records();
+        let dead = Pod::named(&"d".repeat(64));
+        let result = long.add(&dead);
+        let name = result["interfaces"][1]["name"].as_str().unwrap();
+        assert!(host.link(name).unwrap()["ifalias"].is_null());
+        if record == "lost" {
+            records().difference(&known).for_each(|record| fs::remove_file(record).unwrap());
+        }
+        long.gc(&[live(&alive)]);
+        before.assert_unchanged(&host, &[&alive, &other], &format!("GC, the record is {record}"));
+    }
+}
+
 #[test]
 fn corrupt_records() {
     let host = Host::new();
