@@ -153,6 +153,23 @@ fn an_exhausted_pool() {
     assert_eq!(pods[5].addresses("eth0"), ["10.88.0.4/29"]);
 }
 
+/// The kernel would end the process when it writes more.
+#[test]
+fn files_that_may_not_grow() {
+    let host = Host::new();
+    let pod = Pod::new();
+    for network in [Network::dual(), Network::new("flat", &[])] {
+        let before = World::of(&host, &[&pod]);
+        let error = network.add_call(&pod).through(["prlimit", "--fsize=0"]).run().error_code(5);
+        error.assert_names(&["record the attachment", "File too large"]);
+        before.assert_unchanged(&host, &[&pod], "ADD that may write nothing");
+    }
+    let result = Network::dual().add(&pod);
+    let used = Network::dual().del_call(&pod).through(["prlimit", "--fsize=0"]).run();
+    used.done();
+    assert!(pod.link("eth0").is_none(), "{result}");
+}
+
 #[test]
 fn a_missing_ipam_plugin() {
     let host = Host::new();

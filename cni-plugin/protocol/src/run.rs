@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, set_hook};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use nix::sys::signal::{SigHandler, Signal, signal};
 use serde_json::Value;
 
 use crate::env::RawEnv;
@@ -48,6 +49,7 @@ thread_local! {
 #[must_use]
 pub fn run(plugin: &Plugin) -> ExitCode {
     set_hook(Box::new(note_panic));
+    outlive_limits();
     let version = Cell::new(Version::NEWEST);
     let answer = catch_unwind(AssertUnwindSafe(|| execute(plugin, &version)))
         .unwrap_or_else(|panic| Err(internal(panic.as_ref())));
@@ -61,6 +63,16 @@ pub fn run(plugin: &Plugin) -> ExitCode {
             }
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Where a limit on files' sizes is reached (`ulimit -f`), write(2) fails. By default a signal ends the process as well, with all half done.
+fn outlive_limits() {
+    #[expect(unsafe_code, reason = "what becomes of a signal has no safe wrapper")]
+    // SAFETY: there is no handler that would run at any moment; the signal is ignored.
+    let ignored = unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
+    if let Err(error) = ignored {
+        log::debug!("SIGXFSZ is not ignored: {error}");
     }
 }
 

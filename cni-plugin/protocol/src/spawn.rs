@@ -164,10 +164,11 @@ impl Launch {
             reason = "one after the other, all for the same reason"
         )]
         // SAFETY: both descriptors were inherited and are open. The strings and the arrays of pointers, which end
-        // with null, live in `self` and on this stack. SIGPIPE is ignored in Rust programs, and would be in the
+        // with null, live in `self` and on this stack. SIGPIPE is ignored in Rust programs, and SIGXFSZ in plugins; both would be in the
         // program executed; the child has signal dispositions of its own.
         unsafe {
             libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            libc::signal(libc::SIGXFSZ, libc::SIG_DFL);
             if libc::dup2(self.stdin, libc::STDIN_FILENO) != -1
                 && libc::dup2(self.stdout, libc::STDOUT_FILENO) != -1
             {
