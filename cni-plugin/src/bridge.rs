@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use crate::conf::{Gateway, Network};
 use weft_net::Family;
 use weft_net::sysctl::Sysctl;
-use weft_net::{Link, NetError, Netlink, NlResult, Way, WholeAddress};
+use weft_net::{Link, Netlink, NlResult, Way, WholeAddress};
 
 use crate::fault::{Change, Fault};
 use crate::plan::{Plan, overlap, prefix};
@@ -187,17 +187,6 @@ pub fn ensure_gateway(netlink: &mut Netlink, bridge: &Link, gateway: IpNetwork) 
         Ok(()) => Ok(Change::Made),
         Err(error) if error.exists() => Ok(Change::Found),
         Err(error) => Err(error),
-    }
-}
-
-/// Sees that an interface, or one that will be made (`default`), is one that takes addresses of IPv6.
-///
-/// # Errors
-/// What [`ensure_gateway`] would say.
-pub fn refuse_without_ipv6(interface: &str) -> Result<(), Fault> {
-    match Sysctl::ipv6_of(interface, "disable_ipv6").get()?.as_deref() {
-        Some("1") => Err(NetError::without_ipv6(interface).into()),
-        _ => Ok(()),
     }
 }
 

@@ -152,10 +152,6 @@ fn check_bridge(args: &StatusArgs, network: &Network, plan: &Plan) -> Result<(),
         failed(&format!("give bridge {} the gateway address {gateway}", network.bridge), fault)
     };
     let found = netlink.link(network.bridge.as_str()).map_err(read)?;
-    let takes_ipv6_as = found.as_ref().map_or("default", |_| network.bridge.as_str());
-    for gateway in plan.gateways.iter().filter(|gateway| gateway.is_ipv6()) {
-        bridge::refuse_without_ipv6(takes_ipv6_as).map_err(|fault| refused(gateway, fault))?;
-    }
     if found.is_none() || network.traces.ipam.is_some() {
         Sysctl::forwarding(Family::V4)
             .is_writable()

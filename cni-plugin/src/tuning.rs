@@ -43,7 +43,7 @@ fn set(pod: &Pod, sysctl: &Sysctl, setting: &Setting) -> Result<String, Fault> {
             Err(NetError { errno: Errno::EINVAL, .. }) => {
                 Err(refused(format!("{sysctl} cannot be {value}: correct the value")).into())
             }
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && sysctl.is_read_only()? => {
+            Err(NetError { errno: Errno::EACCES, .. }) if sysctl.is_read_only()? => {
                 let why = "this setting is the whole host's, it cannot be set for one container: take it out of sysctl";
                 Err(refused(format!("{sysctl} can only be read: {why}")).into())
             }

@@ -73,40 +73,6 @@ fn a_subnet_of_two_addresses() {
     network.status().done();
 }
 
-/// On the host or in the container: the setting is named, and what helps.
-#[test]
-fn where_ipv6_is_switched_off() {
-    let host = Host::new();
-    let (pod, other) = (Pod::new(), Pod::new());
-    let off = |of: &str, value: &str| host.set_sysctl(&format!("net/ipv6/conf/{of}/disable_ipv6"), value);
-    off("default", "1");
-    let network = Network::dual();
-    for reply in [network.status(), network.add_call(&pod).run()] {
-        let words = ["net.ipv6.conf.default.disable_ipv6", "or leave IPv6 out", "fd00:88::1"];
-        let error = reply.any_error();
-        error.assert_names(&words);
-        assert!(!error.msg.contains("root"), "{}", error.msg);
-    }
-    off("default", "0");
-    network.status().done();
-    network.add(&other);
-    off("weft0", "1");
-    for reply in [network.status(), network.add_call(&pod).run()] {
-        reply.any_error().assert_names(&["net.ipv6.conf.weft0.disable_ipv6 is 1", "set it to 0"]);
-    }
-    off("weft0", "0");
-    network.status().done();
-    network.add(&pod);
-    let routed = Network::new("routed", &["10.89.0.0/24"]).with(&json!({
-        "bridge": "weft1", "isDefaultGateway": true, "routes": [{ "dst": "fd00:1::/64", "gw": "fe80::1" }]
-    }));
-    let error = routed.add_call(&Pod::new()).run().any_error();
-    error.assert_names(&[
-        "net.ipv6.conf.eth0.disable_ipv6 is 1",
-        "leave IPv6 out of the network's ranges and routes",
-    ]);
-}
-
 /// No ADD succeeds there, whatever address it gets.
 #[test]
 fn subnets_in_which_nothing_can_be_planned() {

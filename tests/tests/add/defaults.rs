@@ -43,3 +43,17 @@ fn forwarding_is_off_for_new_links() {
     }
     assert_usable(&Network::dual().with(&json!({ "ipMasq": true })), &Outside::PEER);
 }
+
+/// The setting is named, and what helps.
+#[test]
+fn a_route_of_ipv6_for_a_container_without() {
+    let _host = Host::new();
+    let routed = Network::new("routed", &["10.89.0.0/24"]).with(&json!({
+        "isDefaultGateway": true, "routes": [{ "dst": "fd00:1::/64", "gw": "fe80::1" }]
+    }));
+    let error = routed.add_call(&Pod::new()).run().any_error();
+    error.assert_names(&[
+        "net.ipv6.conf.eth0.disable_ipv6 is 1",
+        "leave IPv6 out of the network's ranges and routes",
+    ]);
+}

@@ -1,0 +1,74 @@
+//! What the records of many attachments say.
+
+use std::path::Path;
+
+use cni_protocol::{Error, NetworkName};
+
+use super::{Content, Found, Record, hashes, networks, peek, try_lock};
+use crate::isolation;
+use crate::key::{AttachmentKey, VETH_PREFIX};
+use crate::masquerade::Masquerade;
+
+/// What is on file of a network's containers, whoever holds the records.
+pub fn contents(state_dir: &Path, network: &NetworkName) -> Result<Vec<Content>, Error> {
+    let mut contents = Vec::new();
+    for hash in hashes(state_dir, network)? {
+        if let Found::Attached(content) = peek(state_dir, network, &hash)? {
+            contents.push(content);
+        }
+    }
+    Ok(contents)
+}
+
+/// What is on file of an attachment, with what it holds now: some that were there when it came may be gone.
+pub fn up_to_date(state_dir: &Path, network: &NetworkName, mut content: Content) -> Result<Content, Error> {
+    if isolation::holds_with_others(&content) {
+        isolation::leave_out_the_gone(&mut content, &contents(state_dir, network)?);
+    }
+    Ok(content)
+}
+
+/// The attachments of all networks of the host that are attached and in nobody's hands, locked, with what they hold now.
+pub fn attached(state_dir: &Path) -> Vec<(AttachmentKey, Content, Record)> {
+    let mut found = Vec::new();
+    for network in networks(state_dir) {
+        let mut locked = Vec::new();
+        for hash in hashes(state_dir, &network).unwrap_or_default() {
+            let Ok(Some(record)) = try_lock(state_dir, &network, &hash) else { continue };
+            match record.read() {
+                Ok(Found::Attached(content)) if let Some(key) = content.key(&network) => {
+                    locked.push((key, content, record));
+                }
+                Ok(Found::Nothing | Found::Begun(_)) => {}
+                damaged => warn_of_loss(&record, &hash, damaged.err()),
+            }
+        }
+        let is_needed = locked.iter().any(|(_, content, _)| isolation::holds_with_others(content));
+        let all = if is_needed { contents(state_dir, &network).unwrap_or_default() } else { Vec::new() };
+        found.extend(locked.into_iter().map(|(key, mut content, record)| {
+            isolation::leave_out_the_gone(&mut content, &all);
+            (key, content, record)
+        }));
+    }
+    found
+}
+
+/// Tells in the log that what an attachment has in the rules is not known.
+fn warn_of_loss(record: &Record, hash: &str, error: Option<Error>) {
+    let why = error.map_or_else(|| format!("{} is damaged", record.path().display()), |error| error.msg);
+    log::warn!(
+        "{why}: what its container had in the rules is not put back; DEL and ADD the container again: the alias of link \
+         {VETH_PREFIX}{hash} names it"
+    );
+}
+
+/// What a network has masqueraded, as one of a few attachments has it on file: some may be from before it had anything. Where all of
+/// many are, that is for the next ADD to find.
+pub fn any_masquerade(state_dir: &Path, network: &NetworkName) -> Option<Masquerade> {
+    const FEW: usize = 16;
+    let mut hashes = hashes(state_dir, network).ok()?.into_iter().take(FEW);
+    hashes.find_map(|hash| match peek(state_dir, network, &hash) {
+        Ok(Found::Attached(content)) => Some(content.masquerade).filter(|found| !found.is_nothing()),
+        _ => None,
+    })
+}
