@@ -6,16 +6,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use cni_protocol::{Call, Code, Deadline, Error, NetworkName};
-use flannel_records::HostRecord;
 use serde_json::Value;
 use weft_state::Lock;
-use weft_state::lease::{HostLease, Peers, Taken, agent_lives, data_dir, lease_files};
+use weft_state::lease::{HostLease, Peers, Taken, agent_lives, data_dir, lease_files, since_1970};
 
 use crate::etcd_conf::EtcdConf;
 use crate::lease::{self, Claimant, Keeper, Lease};
 use crate::registry::{Registry, Snapshot, in_event_loop};
 use crate::store;
-use crate::underlay::Found;
 
 /// How long an ADD waits for news of other hosts, which it can do without.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -61,14 +59,7 @@ impl<'c> Host<'c> {
     }
 
     fn is_ours(&self, lease: &HostLease) -> bool {
-        let Ok(record) = HostRecord::parse(&lease.key, &lease.value) else { return false };
-        let is_still = |segment: &flannel_records::Segment| {
-            let local = lease.local.iter().copied().find(|ip| ip.is_ipv4() == segment.public.is_ipv4());
-            self.etcd
-                .underlay
-                .is_still(Found { public: segment.public, local: local.unwrap_or(segment.public) })
-        };
-        lease.prefix == self.etcd.prefix && record.segments().iter().all(is_still)
+        lease.prefix == self.etcd.prefix && lease::is_here(&self.etcd, lease)
     }
 
     /// The lease for an ADD: that on file, with news of the other hosts where they are due; else one taken now.
@@ -77,10 +68,14 @@ impl<'c> Host<'c> {
     /// [`Code::TryAgain`] when there is none on file and etcd cannot be reached; [`Code::Conflict`] when another host
     /// has the subnet; see [`lease::acquire`].
     pub(crate) fn lease(&self) -> Result<HostLease, Error> {
-        if let Some(taken) = Taken::read(&self.data_dir, self.network)? {
-            return Err(cut_off(Code::Conflict, &taken));
-        }
-        if let Some(lease) = self.on_file()? {
+        let is_taken = match Taken::read(&self.data_dir, self.network)? {
+            Some(taken) if agent_lives(&self.state_dir, self.network)? => {
+                return Err(cut_off(Code::Conflict, &taken));
+            }
+            // Somebody may have done something about it, of which nobody would tell.
+            taken => taken.is_some(),
+        };
+        if !is_taken && let Some(lease) = self.on_file()? {
             if self.is_due(&lease) && !agent_lives(&self.state_dir, self.network)? {
                 return self.refresh(lease);
             }
@@ -98,7 +93,7 @@ impl<'c> Host<'c> {
         let until = Deadline::after(self.deadline.remaining().mul_f32(SHARE));
         let lock = format!(".lease-{:x}.lock", weft_state::hash(&[&self.etcd.prefix]));
         let _lock = Lock::exclusive(&self.data_dir.join(lock), until)?;
-        match self.on_file()? {
+        match self.on_file()?.filter(|_| !is_taken) {
             Some(lease) => Ok(lease),
             None => self.take(until),
         }
@@ -242,11 +237,11 @@ impl<'c> Host<'c> {
             Lease::Held(lease) => {
                 hosts.write(&self.data_dir, self.network)?;
                 lease.write(&self.data_dir, self.network)?;
+                Taken::forget(&self.data_dir, self.network)?;
                 Ok(lease)
             }
             Lease::Taken { key, owner } => {
-                let since = weft_state::lease::since_1970().as_secs();
-                let taken = Taken { key, owner: owner.escape_debug().to_string(), since };
+                let taken = taken(key, &owner);
                 taken.write(&self.data_dir, self.network)?;
                 Err(cut_off(Code::Conflict, &taken))
             }
@@ -260,11 +255,18 @@ impl<'c> Host<'c> {
     /// [`Code::LimitedConnectivity`] when the lease has ended, so that other hosts drop this one; [`Code::NotAvailable`] when there is no lease and etcd gives none.
     pub(crate) fn status(&self) -> Result<Option<HostLease>, Error> {
         let Some(lease) = self.on_file()? else {
+            let before = HostLease::read(&self.data_dir, self.network)?;
             let others = self.others()?;
-            let claimant = self.claimant(None, &others);
+            let claimant = self.claimant(before.as_ref(), &others);
             let look = async { lease::rehearse(&mut Registry::new(&self.etcd)?, &self.etcd, claimant).await };
-            in_event_loop(look).map_err(|error| Error { code: Code::NotAvailable, ..error })?;
-            return Ok(None);
+            let not_available = |error: Error| Error { code: Code::NotAvailable, ..error };
+            return match in_event_loop(look).map_err(not_available)? {
+                Some(Lease::Taken { key, owner }) => {
+                    Err(cut_off(Code::LimitedConnectivity, &taken(key, &owner)))
+                }
+                Some(Lease::Unconfigured(error) | Lease::Refused(error)) => Err(not_available(error)),
+                Some(Lease::Held(_)) | None => Ok(None),
+            };
         };
         if !agent_lives(&self.state_dir, self.network)? {
             if lease.ttl != 0 && lease.remaining().is_zero() {
@@ -308,6 +310,11 @@ fn age(file: &Path) -> Duration {
 
 fn is_half_over(lease: &HostLease) -> bool {
     lease.ttl != 0 && lease.remaining() < Duration::from_secs(lease.ttl) / 2
+}
+
+/// What others wrote into the store is not to look like lines of the log.
+fn taken(key: String, owner: &str) -> Taken {
+    Taken { key, owner: owner.escape_debug().to_string(), since: since_1970().as_secs() }
 }
 
 fn cut_off(code: Code, Taken { key, owner, .. }: &Taken) -> Error {

@@ -5,6 +5,7 @@
 //! ([`Search::is_alone`]). flanneld does not (v0.28), which is why Weft gives way to it, too.
 
 mod configuration;
+mod former;
 mod holder;
 mod place;
 mod sibling;
@@ -22,8 +23,12 @@ use crate::registry::{Attempt, Claim, Held, Record, Registry, Snapshot};
 use crate::underlay::Found;
 use configuration::configured;
 pub use configuration::parse_config;
+pub use former::has_moved;
+use former::{asked, former};
+pub(crate) use former::{is_here, published};
 use holder::Holder;
-pub use holder::Keeper;
+pub(crate) use holder::holds;
+pub use holder::{Keeper, is_undisputed};
 use place::{Place, free, shares};
 pub use sibling::overlap;
 
@@ -62,6 +67,12 @@ pub struct Claimant<'a> {
     pub others: &'a [(PathBuf, HostLease)],
 }
 
+impl Claimant<'_> {
+    fn of(self, conf: &EtcdConf) -> Self {
+        Self { before: self.before.filter(|lease| lease.prefix == conf.prefix), ..self }
+    }
+}
+
 /// Takes the subnet that etcd has for this host, else that of before, else that which it wishes for, else a free one.
 ///
 /// # Errors
@@ -72,10 +83,10 @@ pub async fn acquire(
     conf: &EtcdConf,
     claimant: Claimant<'_>,
 ) -> Result<Lease, Error> {
-    let before = claimant.before.filter(|lease| lease.prefix == conf.prefix);
-    let claimant = Claimant { before, ..claimant };
+    let claimant = claimant.of(conf);
+    let before = claimant.before;
     for _ in 0..ATTEMPTS {
-        let snapshot = registry.snapshot(&publics(conf)).await?;
+        let snapshot = registry.snapshot(&asked(conf, before)).await?;
         let search = match (configured(conf, &snapshot), before) {
             (Err(error), Some(_)) => return Ok(Lease::Unconfigured(error)),
             (configured, _) => Search::new(conf, configured?, &snapshot, claimant)?,
@@ -87,41 +98,30 @@ pub async fn acquire(
     Err(Error::new(Code::TryAgain, "take a subnet: others were faster a thousand times: try again"))
 }
 
-/// Whether [`acquire`] would find a subnet for a claimant that has none, without taking it.
+/// What [`acquire`] would say in place of a lease, without taking one; `None` when it would find a subnet.
 ///
 /// # Errors
-/// As [`acquire`], and why it would be refused.
-pub async fn rehearse(registry: &mut Registry, conf: &EtcdConf, claimant: Claimant<'_>) -> Result<(), Error> {
-    let snapshot = registry.snapshot(&publics(conf)).await?;
+/// As [`acquire`].
+pub async fn rehearse(
+    registry: &mut Registry,
+    conf: &EtcdConf,
+    claimant: Claimant<'_>,
+) -> Result<Option<Lease>, Error> {
+    let claimant = claimant.of(conf);
+    let snapshot = registry.snapshot(&asked(conf, claimant.before)).await?;
     let search = Search::new(conf, configured(conf, &snapshot)?, &snapshot, claimant)?;
-    if let Some(Lease::Refused(error)) = search.barred(registry, &snapshot).await? {
-        return Err(error);
+    if let Some(bar) = search.barred(registry, &snapshot).await? {
+        return Ok(Some(bar));
     }
     match search.place(&snapshot) {
-        Place::Refused(error) => Err(error),
+        Place::Refused(error) => Ok(Some(Lease::Refused(error))),
+        Place::Taken { key, owner } => Ok(Some(Lease::Taken { key, owner })),
         Place::Anywhere => {
             let records = &snapshot.hosts.records;
-            free(&search.config, records.keys(), records).map(drop)
+            free(&search.config, records.keys(), records).map(|_| None)
         }
-        _ => Ok(()),
+        _ => Ok(None),
     }
-}
-
-/// Whether nobody else has come to this host's addresses since it put itself there.
-///
-/// # Errors
-/// [`Code::TryAgain`].
-pub async fn is_undisputed(registry: &mut Registry, lease: &HostLease) -> Result<bool, Error> {
-    Ok(holds(lease, &registry.holders(&published(lease)).await?))
-}
-
-/// The same, by what stands at the keys of its addresses.
-pub(crate) fn holds(lease: &HostLease, held: &[(IpAddr, Option<Held>)]) -> bool {
-    held.iter().all(|(_, held)| match held {
-        Some(held) => held.value == lease.holder,
-        // A record that never ends goes without.
-        None => lease.lease_id == 0,
-    })
 }
 
 /// Renews it; `None` when it is gone.
@@ -142,7 +142,8 @@ pub async fn release(registry: &mut Registry, lease: &HostLease) -> Result<bool,
     let me = Holder::here(Some(lease), lease.local.first().copied(), Keeper::Plugin)?;
     let is_others = |held: &Held| Holder::parse(&held.value).is_some_and(|holder| !me.is(&holder));
     for _ in 0..ATTEMPTS {
-        let claim = Claim { addresses: registry.holders(&published(lease)).await?, value: String::new() };
+        let addresses = registry.holders(&published(lease)).await?;
+        let claim = Claim { addresses, value: String::new(), former: Vec::new() };
         if claim.addresses.iter().any(|(_, held)| held.as_ref().is_some_and(is_others)) {
             return Ok(false);
         }
@@ -151,18 +152,6 @@ pub async fn release(registry: &mut Registry, lease: &HostLease) -> Result<bool,
         }
     }
     Err(Error::new(Code::TryAgain, "give up a subnet: others were faster a thousand times: try again"))
-}
-
-/// The addresses that this host would publish, in the families in which it has one.
-fn publics(conf: &EtcdConf) -> Vec<IpAddr> {
-    let of_family = |v4| conf.underlay.find(v4).ok().map(|found| found.public);
-    [true, false].into_iter().filter_map(of_family).collect()
-}
-
-/// The addresses that a host's record publishes.
-pub(crate) fn published(lease: &HostLease) -> Vec<IpAddr> {
-    let record = HostRecord::parse(&lease.key, &lease.value);
-    record.iter().flat_map(HostRecord::segments).map(|segment| segment.public).collect()
 }
 
 /// What became of an attempt at certain subnets.
@@ -188,6 +177,8 @@ struct Search<'a> {
     me: Holder,
     /// What stands at the addresses' keys.
     held: Vec<(IpAddr, Option<Held>)>,
+    /// The same of addresses that it had before.
+    former: Vec<(IpAddr, Option<Held>)>,
 }
 
 impl<'a> Search<'a> {
@@ -203,7 +194,8 @@ impl<'a> Search<'a> {
         let read = |public| snapshot.held.iter().find(|(address, _)| *address == public);
         let held = |found: &Found| (found.public, read(found.public).and_then(|(_, held)| held.clone()));
         let held = addresses.iter().map(held).collect();
-        Ok(Self { conf, config, text, before, wish, unused, others, addresses, me, held })
+        let former = former(snapshot, before, &me, &addresses);
+        Ok(Self { conf, config, text, before, wish, unused, others, addresses, me, held, former })
     }
 
     /// One attempt; `None` when others changed something meanwhile.
@@ -256,8 +248,8 @@ impl<'a> Search<'a> {
         Ok(Some(self.held(key.to_owned(), value, lease_id)))
     }
 
-    /// Renews the lease of a record; `None` when it is gone. In place of one that lasts another time than is configured now, the record
-    /// gets this host's own.
+    /// Renews the lease of a record; `None` when it is gone. In place of one that lasts another time than is configured now, or
+    /// that whoever comes to a former address would take for its own, the record gets this host's own.
     async fn renew(&self, registry: &mut Registry, found: i64) -> Result<Option<i64>, Error> {
         let own = self.lease_id();
         if found == 0 || found == own {
@@ -266,7 +258,7 @@ impl<'a> Search<'a> {
         }
         match registry.term(found).await? {
             None => Ok(None),
-            Some(term) if term.granted.as_secs() == self.conf.ttl => {
+            Some(term) if self.former.is_empty() && term.granted.as_secs() == self.conf.ttl => {
                 Ok(registry.keep_alive(found).await?.then_some(found))
             }
             Some(_) => {
@@ -277,7 +269,7 @@ impl<'a> Search<'a> {
     }
 
     fn claim(&self, key: &str) -> Claim {
-        Claim { addresses: self.held.clone(), value: self.me.value(key) }
+        Claim { addresses: self.held.clone(), value: self.me.value(key), former: self.former.clone() }
     }
 
     /// Puts a record for subnets that looked free.

@@ -29,6 +29,8 @@ mod networks;
 mod outage;
 #[path = "agent/records.rs"]
 mod records;
+#[path = "agent/renumbered.rs"]
+mod renumbered;
 #[path = "agent/restart.rs"]
 mod restart;
 #[path = "agent/service.rs"]

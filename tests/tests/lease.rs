@@ -6,6 +6,7 @@ mod lease {
     mod failures;
     mod identity;
     mod many;
+    mod renumbered;
     mod siblings;
 }
 

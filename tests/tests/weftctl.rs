@@ -129,12 +129,14 @@ fn status_of_a_host_whose_subnet_another_one_has() {
             let error = network.add_call(&Pod::new()).on(node).run().error_code(103);
             error.assert_names(&["172.30.0.99", "weftctl leave"]);
         }
-        eventually(PATIENCE, "it is seen", || (owner() == "172.30.0.99").then_some(()));
+        let seen = || owner().as_str()?.contains("172.30.0.99 (").then_some(());
+        eventually(PATIENCE, "it is seen", seen);
         let subnet = key.trim_start_matches(SUBNETS);
         let status = fleet.status(0);
         assert_eq!((&status["lease"]["key"], &status["agent"]), (&json!(subnet), &json!(with_agent)));
         let text = fleet.says(0, "status");
-        for part in [subnet, "TAKEN by 172.30.0.99", "cut off", "move them away, then weftctl leave"] {
+        let line = format!("etcdctl del {key}");
+        for part in [subnet, "TAKEN by 172.30.0.99", &line, "cut off", "move them away, then weftctl leave"] {
             assert!(text.contains(part), "{text}");
         }
         assert!(!text.contains("leased for") && !text.contains("renews it"), "{text}");

@@ -225,8 +225,8 @@ impl Network {
         if self.lease.as_ref().is_some_and(|known| {
             known.lease_id != 0
                 && known.lease_id != lease.lease_id
-                // One that is to last another time is left to its end.
-                && known.ttl == lease.ttl
+                // One that is to last another time, or is of a former address, is not followed by its like.
+                && (known.ttl, &known.value) == (lease.ttl, &lease.value)
                 && !known.remaining().is_zero()
         }) {
             self.hosts.suspect();

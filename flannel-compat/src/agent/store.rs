@@ -61,7 +61,7 @@ pub(super) struct Store {
 
 /// Why a session with the store ended.
 enum End {
-    /// The own record is gone or another's: look who owns the subnet.
+    /// The own record is gone or another's, or has an address that is not this host's any more: look who owns the subnet.
     Lost,
     /// The loop does not listen any more.
     Stopped,
@@ -166,12 +166,12 @@ impl Store {
                     }
                 },
                 _ = keep.tick() => match renew(registry, &lease, patience).await? {
-                    Some(renewed) => {
+                    Some(renewed) if !lease::has_moved(&self.conf, &lease) => {
                         lease = renewed;
                         self.lease = Some(lease.clone());
                         self.tell(News::Leased(lease.clone())).await
                     }
-                    None => return Ok(End::Lost),
+                    _ => return Ok(End::Lost),
                 },
                 _ = resync.tick() => {
                     let Some(hosts) = anew(registry, &lease).await? else { return Ok(End::Lost) };

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use weft_state::boot_id;
 use weft_state::lease::HostLease;
 
-use super::{Lease, Search, Snapshot};
+use super::{Lease, Search, Snapshot, published};
 use crate::registry::{Held, Registry, address_key};
 use crate::underlay::hardware_of;
 
@@ -95,6 +95,23 @@ impl Holder {
     }
 }
 
+/// Whether nobody else has come to this host's addresses since it put itself there.
+///
+/// # Errors
+/// [`Code::TryAgain`].
+pub async fn is_undisputed(registry: &mut Registry, lease: &HostLease) -> Result<bool, Error> {
+    Ok(holds(lease, &registry.holders(&published(lease)).await?))
+}
+
+/// The same, by what stands at the keys of its addresses.
+pub(crate) fn holds(lease: &HostLease, held: &[(IpAddr, Option<Held>)]) -> bool {
+    held.iter().all(|(_, held)| match held {
+        Some(held) => held.value == lease.holder,
+        // A record that never ends goes without.
+        None => lease.lease_id == 0,
+    })
+}
+
 /// Another live host with this one's address.
 pub(super) struct Rival {
     address: IpAddr,
@@ -128,10 +145,9 @@ impl Search<'_> {
     /// over under a lease of its own, and puts nothing here.
     fn counts<'h>(&self, held: Option<&'h Held>, snapshot: &Snapshot) -> Option<(&'h Held, Holder)> {
         let held = held?;
-        let lease = self
-            .own(&snapshot.hosts.records)
-            .map_or(Some(held.lease), |(key, _)| snapshot.leases.get(key).copied());
-        if lease != Some(held.lease) {
+        let mut here =
+            snapshot.hosts.records.iter().filter(|(key, value)| self.is_here(key, value)).peekable();
+        if here.peek().is_some() && !here.any(|(key, _)| snapshot.leases.get(key) == Some(&held.lease)) {
             return None;
         }
         Holder::parse(&held.value).map(|holder| (held, holder))

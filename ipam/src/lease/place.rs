@@ -56,7 +56,9 @@ impl Search<'_> {
             return if self.unused {
                 Place::Anywhere
             } else {
-                Place::Taken { key: before.key.clone(), owner: owner(key, value) }
+                let remedy =
+                    format!("if that is no host any more: etcdctl del {}/subnets/{key}", self.conf.prefix);
+                Place::Taken { key: before.key.clone(), owner: format!("{} ({remedy})", owner(key, value)) }
             };
         }
         match parse_key(&before.key).filter(|_| self.fits(&before.key)) {
@@ -79,7 +81,7 @@ impl Search<'_> {
         self.all_own(records).min_by_key(|(key, _)| (!before(key), !self.fits(key)))
     }
 
-    /// All records with this host's public address.
+    /// All records of this host.
     pub(super) fn all_own<'r>(
         &self,
         records: &'r BTreeMap<String, String>,
@@ -87,8 +89,14 @@ impl Search<'_> {
         records.iter().filter(|(key, value)| self.is_mine(key, value))
     }
 
-    /// Whether a record has this host's public address, of either family.
+    /// Whether a record has this host's public address, or is that of before under an address that it had then.
     fn is_mine(&self, key: &str, value: &str) -> bool {
+        let is_former = || self.before.is_some_and(|lease| lease.key == key) && !self.former.is_empty();
+        self.is_here(key, value) || is_former()
+    }
+
+    /// Whether a record has this host's public address, of either family.
+    pub(super) fn is_here(&self, key: &str, value: &str) -> bool {
         let mine = |public: IpAddr| self.addresses.iter().any(|found| found.public == public);
         HostRecord::parse(key, value)
             .is_ok_and(|record| record.segments().iter().any(|segment| mine(segment.public)))

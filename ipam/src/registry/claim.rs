@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use cni_protocol::Error;
 use etcd_client::{
-    Client, Compare, CompareOp, GetOptions, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp, TxnOpResponse,
+    Client, Compare, CompareOp, DeleteOptions, GetOptions, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp,
+    TxnOpResponse,
 };
 
 use super::Registry;
@@ -35,6 +36,8 @@ pub struct Claim {
     pub addresses: Vec<(IpAddr, Option<Held>)>,
     /// What is to stand there.
     pub value: String,
+    /// Addresses that the host had before: nothing is to stand there any more.
+    pub former: Vec<(IpAddr, Option<Held>)>,
 }
 
 impl Registry {
@@ -80,7 +83,7 @@ impl Registry {
             let revision = held.as_ref().map_or(0, |held| held.revision);
             Compare::mod_revision(self.address_key(*address), CompareOp::Equal, revision)
         };
-        claim.addresses.iter().map(compare).collect()
+        claim.addresses.iter().chain(&claim.former).map(compare).collect()
     }
 
     /// What makes the addresses the host's: nothing where they are already, and for a record that never ends, as what
@@ -93,6 +96,10 @@ impl Registry {
             TxnOp::put(self.address_key(*address), claim.value.as_str(), Some(options))
         };
         if lease == 0 { Vec::new() } else { missing.map(put).collect() }
+    }
+
+    pub(super) fn deletes(&self, addresses: &[(IpAddr, Option<Held>)]) -> impl Iterator<Item = TxnOp> {
+        addresses.iter().map(|(address, _)| TxnOp::delete(self.address_key(*address), None::<DeleteOptions>))
     }
 
     pub(super) fn address_key(&self, address: IpAddr) -> String {

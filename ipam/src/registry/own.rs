@@ -44,6 +44,7 @@ impl Registry {
         let free = Compare::create_revision(format!("{}{taken_if}", self.subnets()), CompareOp::Equal, 0);
         let mut puts = vec![self.put(record)];
         puts.extend(self.puts(claim, record.lease));
+        puts.extend(self.deletes(&claim.former));
         self.attempt("take a subnet", free.with_prefix(), claim, puts).await
     }
 
@@ -59,6 +60,7 @@ impl Registry {
     ) -> Result<Attempt, Error> {
         let same = Compare::value(format!("{}{}", self.subnets(), old.key), CompareOp::Equal, old.value);
         let mut puts = self.puts(claim, record.lease);
+        puts.extend(self.deletes(&claim.former));
         // Every put is news to all other hosts.
         if old != record {
             puts.push(self.put(record));
@@ -131,9 +133,9 @@ impl Registry {
             Compare::value(key.as_str(), CompareOp::Equal, value),
             Compare::lease(key.as_str(), CompareOp::Equal, lease),
         ];
-        let delete = |key: String| TxnOp::delete(key, None::<DeleteOptions>);
-        let mut parts = vec![TxnOp::txn(Txn::new().when(record).and_then([delete(key)]))];
-        parts.extend(claim.addresses.iter().map(|(address, _)| delete(self.address_key(*address))));
+        let delete = TxnOp::delete(key, None::<DeleteOptions>);
+        let mut parts = vec![TxnOp::txn(Txn::new().when(record).and_then([delete]))];
+        parts.extend(self.deletes(&claim.addresses));
         let txn = Txn::new().when(self.as_seen(claim)).and_then(parts);
         let call = async |mut client: Client| client.txn(txn.clone()).await;
         if !self.call("remove this host's record", call).await?.succeeded() {

@@ -1,0 +1,71 @@
+//! The addresses of a host change: it is renumbered, or DHCP gives it another one. It keeps its subnet, in which
+//! containers live. Nothing but what the host put at its former addresses tells that a record with these is its own:
+//! the file of the lease does not, as a disk can be copied.
+
+use std::net::IpAddr;
+
+use flannel_records::HostRecord;
+use weft_state::lease::HostLease;
+
+use super::Snapshot;
+use super::holder::Holder;
+use crate::etcd_conf::EtcdConf;
+use crate::registry::Held;
+use crate::underlay::Found;
+
+/// The addresses that a host's record publishes.
+pub(crate) fn published(lease: &HostLease) -> Vec<IpAddr> {
+    let record = HostRecord::parse(&lease.key, &lease.value);
+    record.iter().flat_map(HostRecord::segments).map(|segment| segment.public).collect()
+}
+
+/// The same, with those that packets leave with.
+fn addresses(lease: &HostLease) -> impl Iterator<Item = Found> {
+    published(lease).into_iter().map(|public| {
+        let local = lease.local.iter().copied().find(|ip| ip.is_ipv4() == public.is_ipv4());
+        Found { public, local: local.unwrap_or(public) }
+    })
+}
+
+/// Whether a lease's addresses are still this host's, as far as [`crate::underlay::Underlay::is_still`] can tell.
+pub(crate) fn is_here(conf: &EtcdConf, lease: &HostLease) -> bool {
+    let mut found = addresses(lease).peekable();
+    found.peek().is_some() && found.all(|found| conf.underlay.is_still(found))
+}
+
+/// Whether this host has other addresses now than those of a lease. One that only lost them has none yet.
+#[must_use]
+pub fn has_moved(conf: &EtcdConf, lease: &HostLease) -> bool {
+    addresses(lease).any(|before| {
+        let now = || conf.underlay.find(before.public.is_ipv4());
+        !conf.underlay.is_still(before) && now().is_ok_and(|now| now != before)
+    })
+}
+
+/// The addresses that this host would publish, in the families in which it has one, and those of before.
+pub(super) fn asked(conf: &EtcdConf, before: Option<&HostLease>) -> Vec<IpAddr> {
+    let of_family = |v4| conf.underlay.find(v4).ok().map(|found| found.public);
+    let mut all: Vec<IpAddr> = [true, false].into_iter().filter_map(of_family).collect();
+    let former = before.map(published).unwrap_or_default();
+    all.extend(former.into_iter().filter(|public| !all.contains(public)).collect::<Vec<_>>());
+    all
+}
+
+/// What this host put at addresses that are not among its own any more, under the lease that its record hangs on.
+pub(super) fn former(
+    snapshot: &Snapshot,
+    before: Option<&HostLease>,
+    me: &Holder,
+    own: &[Found],
+) -> Vec<(IpAddr, Option<Held>)> {
+    let Some(before) = before else { return Vec::new() };
+    let lease = snapshot.leases.get(&before.key);
+    let is_mine = |held: &Held| {
+        lease.is_none_or(|lease| *lease == held.lease)
+            && Holder::parse(&held.value).is_some_and(|holder| me.is(&holder))
+    };
+    let is_former = |(address, held): &&(IpAddr, Option<Held>)| {
+        own.iter().all(|found| found.public != *address) && held.as_ref().is_some_and(is_mine)
+    };
+    snapshot.held.iter().filter(is_former).cloned().collect()
+}

@@ -1,0 +1,93 @@
+//! A host that gets other addresses, by DHCP or by hand, while containers live on it.
+
+use serde_json::json;
+use weft_tests::{Node, command};
+
+use super::super::{DUAL, Fleet, PREFIX, SUBNETS, V4, V6, addresses};
+
+/// Where it is said who has an address.
+const HOSTS: &str = "/coreos.com/network/weft/hosts/";
+const BEFORE: [&str; 2] = ["172.30.0.11", "fd30::11"];
+const AFTER: [&str; 2] = ["172.30.0.22", "fd30::22"];
+
+/// Gives a host an address of a family in place of the one that it has.
+fn renumber(node: &Node, family: usize, from: &str, to: &str) {
+    let (length, router) = [(24, "172.30.0.1"), (64, "fd30::1")][family];
+    node.command(&format!("ip addr del {from}/{length} dev eth0"));
+    node.command(&format!("ip addr add {to}/{length} dev eth0{}", ["", " nodad"][family]));
+    node.command(&format!("ip route replace default via {router} dev eth0"));
+}
+
+#[test]
+fn a_host_keeps_its_subnet_when_its_address_changes() {
+    for (config, families, renumbered) in [
+        (V4, vec![0], vec![0]),
+        (V6, vec![1], vec![1]),
+        (DUAL, vec![0, 1], vec![0]),
+        (DUAL, vec![0, 1], vec![1]),
+        (DUAL, vec![0, 1], vec![0, 1]),
+    ] {
+        let what = format!("{config} {renumbered:?}");
+        let fleet = Fleet::new(2, config);
+        fleet.add(0, &json!({})).result();
+        let (key, _) = fleet.record();
+        for family in &renumbered {
+            renumber(fleet.node(0), *family, BEFORE[*family], AFTER[*family]);
+        }
+        fleet.ipam("STATUS", 0, &json!({})).run().done();
+        let given = addresses(&fleet.add(0, &json!({})).result());
+        assert!(given.iter().all(|address| address.contains(".3/") || address.contains("::3/")), "{given:?}");
+        let (now, value) = fleet.record();
+        assert_eq!(now, key, "{what}");
+        let mut holders = Vec::new();
+        for family in &families {
+            let address = if renumbered.contains(family) { AFTER[*family] } else { BEFORE[*family] };
+            assert!(value.contains(&format!("\"{address}\"")), "{what}: {value}");
+            holders.push(format!("{HOSTS}{address}"));
+        }
+        let leases = fleet.etcd.leases();
+        assert_eq!(leases.len(), 1, "{what}: the former lease is gone");
+        assert_eq!(leases[0].keys[1..], holders, "{what}");
+        // Who comes to the former address is another host.
+        for family in &renumbered {
+            renumber(fleet.node(1), *family, ["172.30.0.12", "fd30::12"][*family], BEFORE[*family]);
+        }
+        fleet.add(1, &json!({})).result();
+        fleet.add(0, &json!({ "ipam": { "peerRefresh": 0 } })).result();
+        assert_eq!((fleet.keys().len(), fleet.etcd.leases().len()), (2, 2), "{what}");
+    }
+}
+
+/// What a host put at its address is not told by its disk.
+#[test]
+fn the_copy_of_a_disk_on_another_address_gets_no_subnet_of_the_first() {
+    let fleet = Fleet::new(2, V4);
+    fleet.add(0, &json!({})).result();
+    let before = (fleet.record(), fleet.etcd.revision());
+    let key = format!("{SUBNETS}{}", before.0.0);
+    let [from, to] = [0, 1].map(|node| fleet.node(node).directory());
+    command(&format!("cp -a {} {}", from.display(), to.display()));
+    let parts = ["172.30.0.11", "weftctl leave", &format!("etcdctl del {key}")];
+    fleet.ipam("STATUS", 1, &json!({})).run().error_code(51).assert_names(&parts);
+    fleet.fails(1, &json!({}), 103).assert_names(&parts);
+    fleet.ipam("STATUS", 1, &json!({})).run().error_code(51).assert_names(&parts);
+    assert_eq!((fleet.record(), fleet.etcd.revision()), before, "nothing was written");
+}
+
+/// The record of a host that is gone, in the way of one that cannot show that it was that.
+#[test]
+fn what_the_error_of_a_taken_subnet_says_to_do_helps() {
+    let fleet = Fleet::new(1, V4);
+    fleet.add(0, &json!({})).result();
+    let (key, _) = fleet.record();
+    fleet.etcd.del(&format!("{HOSTS}172.30.0.11"));
+    renumber(fleet.node(0), 0, BEFORE[0], AFTER[0]);
+    let error = fleet.fails(0, &json!({}), 103);
+    let (_, line) = error.msg.split_once("etcdctl del ").expect("a line for etcdctl");
+    let (named, _) = line.split_once(')').expect("its end");
+    assert_eq!(named, format!("{PREFIX}/subnets/{key}"));
+    fleet.etcd.del(named);
+    fleet.add(0, &json!({})).result();
+    assert!(fleet.record().1.contains(AFTER[0]));
+    fleet.ipam("STATUS", 0, &json!({})).run().done();
+}
