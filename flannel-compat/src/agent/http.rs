@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -117,6 +118,9 @@ fn unix(path: &Path) -> io::Result<UnixListener> {
             let refused = std::os::unix::net::UnixStream::connect(path).err();
             if refused.is_none_or(|refused| refused.kind() != io::ErrorKind::ConnectionRefused) {
                 return Err(error);
+            }
+            if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
+                return Err(io::Error::new(error.kind(), "the file is no socket"));
             }
             std::fs::remove_file(path)?;
             UnixListener::bind(path)
@@ -248,6 +252,14 @@ mod tests {
         let _living = std::os::unix::net::UnixListener::bind(dir.path().join("other")).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _inside = runtime.enter();
+        let file = dir.path().join("precious");
+        std::fs::write(&file, "x").unwrap();
+        std::os::unix::fs::symlink(&file, dir.path().join("link")).unwrap();
+        for name in ["precious", "link", "."] {
+            let error = Server::bind(&Listen::Unix(dir.path().join(name))).err().unwrap();
+            assert!(error.msg.contains("is no socket"), "{}", error.msg);
+        }
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "x");
         let error = Server::bind(&Listen::Unix(dir.path().join("other"))).err().unwrap();
         assert!(error.msg.contains("other") && error.msg.contains("the key listen"), "{}", error.msg);
     }
