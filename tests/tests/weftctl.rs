@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_tests::{Access, Cluster, Etcd, Node, Pod, Weftd, dist, eventually};
+use weft_tests::{Access, Cluster, Etcd, Network, Node, Pod, Weftd, dist, eventually, peers};
 
 const CONFIG: &str = "/coreos.com/network/config";
 const SUBNETS: &str = "/coreos.com/network/subnets/";
@@ -179,6 +179,30 @@ fn a_host_leaves() {
     fleet.etcd.kill();
     fleet.refuses(1, "leave --force", &["refuses the connection"]);
     assert!(fleet.node(1).link("weft.1").is_some(), "the lease is given up first, or nothing");
+}
+
+/// Containers of whose addresses `weft-ipam` does not know by the network's name: of `host-local`, as on a host that changed over from flanneld,
+/// and of a conflist with another name.
+#[test]
+fn a_host_with_containers_of_other_books_does_not_leave() {
+    for (name, ipam) in [(Weftd::NETWORK, "host-local"), ("cbr0", "weft-ipam")] {
+        let fleet = Fleet::new(1);
+        let node = fleet.node(0);
+        Weftd::up(node, &fleet.etcd).daemon().stop();
+        let network = Network::leased(node, "weft").with(
+            &json!({ "name": name, "ipam": { "type": ipam, "dataDir": node.directory().join("ipam") } }),
+        );
+        let path = std::env::join_paths([dist(), peers()]).expect("a path");
+        let pod = Pod::new();
+        let result = network.add_call(&pod).on(node).env("CNI_PATH", &path).run().result();
+        let link = result["interfaces"][1]["name"].as_str().expect("the host's end");
+        let key = fleet.etcd.keys(SUBNETS).remove(0);
+        let subnet = key.trim_start_matches(SUBNETS);
+        fleet.refuses(0, "leave", &[link, subnet, "another IPAM plugin or network name", "--force"]);
+        assert_eq!(fleet.etcd.keys(SUBNETS), [key]);
+        network.del_call(&pod).on(node).env("CNI_PATH", &path).run().done();
+        assert!(fleet.says(0, "leave").contains("is given up"));
+    }
 }
 
 #[test]

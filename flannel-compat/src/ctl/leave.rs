@@ -1,5 +1,7 @@
 //! `weftctl leave`: this host is no part of the network any more.
 
+use std::collections::BTreeSet;
+
 use cni_protocol::{Code, Deadline, Error};
 use weft::masquerade;
 use weft::overlay::{self, Overlay};
@@ -35,19 +37,28 @@ pub(super) fn leave(conf: &Conf, network: &NetworkConf, force: bool) -> Result<S
     let Some(lease) = HostLease::read(&conf.data_dir, name)? else {
         return Ok(format!("network {name}: this host has no lease in it\n"));
     };
+    let kernel = |error: weft_net::NetError| {
+        let msg = format!(
+            "leave network {name}: look at and remove device, routes and rules: {error}: is this root?"
+        );
+        Error::new(Code::Kernel, msg)
+    };
+    let deadline = Deadline::after(PATIENCE);
+    let mut netlink = Netlink::open(deadline).map_err(kernel)?;
+    let ports = ports_of(&lease.key, &mut netlink).map_err(kernel)?;
+    if !ports.is_empty() && !force {
+        let msg = format!(
+            "leave network {name}: the bridge that has an address of {} has ports: {}: remove their containers, also those of \
+             another IPAM plugin or network name, or --force to cut them off",
+            lease.key,
+            ports.join(", ")
+        );
+        return Err(Error::new(Code::Conflict, msg));
+    }
     // First, so that others do not send here any more. A lease that another host has taken over is left alone.
     let released = in_event_loop(async { release(&mut Registry::new(&network.etcd)?, &lease).await })?;
-    let kernel = |error: weft_net::NetError| {
-        Error::new(
-            Code::Kernel,
-            format!("leave network {name}: remove device, routes and rules: {error}: is this root?"),
-        )
-    };
     let (overlay, _) = Overlay::new(&lease, &Peers::default())?;
-    let deadline = Deadline::after(PATIENCE);
-    Netlink::open(deadline)
-        .and_then(|mut netlink| overlay::remove(&mut netlink, &overlay))
-        .map_err(kernel)?;
+    overlay::remove(&mut netlink, &overlay).map_err(kernel)?;
     let forget = |mut nft: Nft| {
         masquerade::remove(&mut nft, name)?;
         ruleset::network::restore(&mut nft, name, &[])
@@ -63,4 +74,20 @@ pub(super) fn leave(conf: &Conf, network: &NetworkConf, force: bool) -> Result<S
     let key = &lease.key;
     let what = if released { "is given up" } else { "stays with another host that has this one's address" };
     Ok(format!("network {name}: subnet {key} {what}; device, routes and rules are gone\n"))
+}
+
+/// The links of containers in the host's subnets, whoever gave them their addresses.
+fn ports_of(key: &str, netlink: &mut Netlink) -> Result<Vec<String>, weft_net::NetError> {
+    let subnets = flannel_records::parse_key(key).unwrap_or_default();
+    let links = netlink.links(None)?;
+    let bridges: BTreeSet<u32> = links.iter().filter_map(|link| link.master).collect();
+    let mut ports = Vec::new();
+    for bridge in bridges {
+        let addresses = netlink.addresses(bridge)?;
+        if addresses.iter().any(|address| subnets.iter().any(|subnet| subnet.contains(address.ip()))) {
+            let names = links.iter().filter(|link| link.master == Some(bridge)).map(|link| link.name.clone());
+            ports.extend(names);
+        }
+    }
+    Ok(ports)
 }
