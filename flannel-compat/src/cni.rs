@@ -25,6 +25,7 @@ pub fn handle(command: Command) -> Result<Outcome, Error> {
     match &command {
         Command::Add(args) => {
             let facts = Facts::of_host(&conf.subnet_file)?;
+            facts.check_taken(&args.call, Code::Conflict)?;
             let delegate = conf.delegate(&args.call, &facts);
             // Weft alone finds all that it made by the attachment's key; others want to hear what they were told.
             if delegate::is_weft_alone(&delegate) {
@@ -69,6 +70,7 @@ pub fn handle(command: Command) -> Result<Outcome, Error> {
         Command::Status(args) => {
             let facts = Facts::of_host(&conf.subnet_file)
                 .map_err(|error| Error { code: Code::NotAvailable, ..error })?;
+            facts.check_taken(&args.call, Code::LimitedConnectivity)?;
             let delegate = conf.delegate(&args.call, &facts);
             carry_out(command, delegate)
         }

@@ -70,7 +70,7 @@ impl<'c> Host<'c> {
     pub(crate) fn lease(&self) -> Result<HostLease, Error> {
         let is_taken = match Taken::read(&self.data_dir, self.network)? {
             Some(taken) if agent_lives(&self.state_dir, self.network)? => {
-                return Err(cut_off(Code::Conflict, &taken));
+                return Err(taken.error(Code::Conflict));
             }
             // Somebody may have done something about it, of which nobody would tell.
             taken => taken.is_some(),
@@ -243,7 +243,7 @@ impl<'c> Host<'c> {
             Lease::Taken { key, owner } => {
                 let taken = taken(key, &owner);
                 taken.write(&self.data_dir, self.network)?;
-                Err(cut_off(Code::Conflict, &taken))
+                Err(taken.error(Code::Conflict))
             }
             Lease::Unconfigured(error) | Lease::Refused(error) => Err(error),
         }
@@ -261,9 +261,7 @@ impl<'c> Host<'c> {
             let look = async { lease::rehearse(&mut Registry::new(&self.etcd)?, &self.etcd, claimant).await };
             let not_available = |error: Error| Error { code: Code::NotAvailable, ..error };
             return match in_event_loop(look).map_err(not_available)? {
-                Some(Lease::Taken { key, owner }) => {
-                    Err(cut_off(Code::LimitedConnectivity, &taken(key, &owner)))
-                }
+                Some(Lease::Taken { key, owner }) => Err(taken(key, &owner).error(Code::LimitedConnectivity)),
                 Some(Lease::Unconfigured(error) | Lease::Refused(error)) => Err(not_available(error)),
                 Some(Lease::Held(_)) | None => Ok(None),
             };
@@ -297,7 +295,7 @@ impl<'c> Host<'c> {
 /// [`Code::LimitedConnectivity`] when it is another host's.
 pub(crate) fn check_taken(call: &Call) -> Result<(), Error> {
     match Taken::read(&data_dir(&call.conf)?, &call.network)? {
-        Some(taken) => Err(cut_off(Code::LimitedConnectivity, &taken)),
+        Some(taken) => Err(taken.error(Code::LimitedConnectivity)),
         None => Ok(()),
     }
 }
@@ -315,14 +313,6 @@ fn is_half_over(lease: &HostLease) -> bool {
 /// What others wrote into the store is not to look like lines of the log.
 fn taken(key: String, owner: &str) -> Taken {
     Taken { key, owner: owner.escape_debug().to_string(), since: since_1970().as_secs() }
-}
-
-fn cut_off(code: Code, Taken { key, owner, .. }: &Taken) -> Error {
-    let remedy = "move the containers away, then `weftctl leave` and restart weftd";
-    Error::new(
-        code,
-        format!("subnet {key} of this host belongs to {owner} now, its containers are cut off: {remedy}"),
-    )
 }
 
 /// Where the agent's lock is: as for the interface plugin.

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use weft_tests::{
-    Access, Cluster, Etcd, Family, Network, Node, Pod, Weftd, assert_all_reach, command, eventually, ips,
+    Access, Call, Cluster, Etcd, Family, Network, Node, Pod, Weftd, assert_all_reach, command, eventually,
+    ips,
 };
 
 #[path = "agent/access.rs"]

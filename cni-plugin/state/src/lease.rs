@@ -168,6 +168,17 @@ impl Taken {
         write(&file(data_dir, network, "taken.json"), self)
     }
 
+    /// What whoever wants to attach a container is told.
+    #[must_use]
+    pub fn error(&self, code: Code) -> Error {
+        let Self { key, owner, .. } = self;
+        let remedy = "move the containers away, then `weftctl leave` and restart weftd";
+        Error::new(
+            code,
+            format!("subnet {key} of this host belongs to {owner} now, its containers are cut off: {remedy}"),
+        )
+    }
+
     /// Takes it off the file: the subnet is this host's again.
     ///
     /// # Errors

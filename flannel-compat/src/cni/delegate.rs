@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use cni_protocol::{Call, Code, Delegate, Error};
-use flannel_records::SubnetEnv;
+use flannel_records::{SubnetEnv, parse_key};
 use ipnetwork::IpNetwork;
 use serde_json::{Map, Value};
+use weft_state::lease::{Taken, data_dir};
 
 /// The delegate that is not executed.
 pub(super) const WEFT: &str = "weft";
@@ -44,6 +45,20 @@ impl Facts {
         let v6 = env.ipv6.map(|leased| (IpNetwork::V6(leased.subnet), IpNetwork::V6(leased.network)));
         let (subnets, networks) = v4.into_iter().chain(v6).unzip();
         Ok(Self { subnets, networks, mtu: Some(env.mtu), ipmasq: Some(env.ipmasq) })
+    }
+}
+
+impl Facts {
+    /// Whether the subnets are still this host's, as far as whoever leased them knows.
+    ///
+    /// # Errors
+    /// One with this code when one of them is another host's: nobody would reach a container in it.
+    pub(super) fn check_taken(&self, call: &Call, code: Code) -> Result<(), Error> {
+        // The configuration's key `dataDir` is flannel's own.
+        let Some(taken) = Taken::read(&data_dir(&Map::new())?, &call.network)? else { return Ok(()) };
+        let lost = parse_key(&taken.key).unwrap_or_default();
+        let has_lost = self.subnets.iter().any(|own| lost.iter().any(|lost| lost.contains(own.ip())));
+        if has_lost { Err(taken.error(code)) } else { Ok(()) }
     }
 }
 

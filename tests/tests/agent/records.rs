@@ -155,3 +155,41 @@ fn ten_thousand_keys_that_do_not_belong_there() {
     assert!(lines < 40, "{lines} lines");
     fleet.agents[0].ready();
 }
+
+/// Whatever gives the addresses: nobody would reach a container that came now.
+#[test]
+fn the_cni_type_flannel_attaches_nothing_in_a_subnet_that_another_host_has() {
+    let fleet = Fleet::new(1);
+    let node = fleet.node(0);
+    let key = format!("{SUBNETS}{}", subnet(node));
+    let conf = |ipam: &str, data_dir: Value| {
+        let books = node.directory().join("books");
+        json!({
+            "cniVersion": "1.1.0", "name": Weftd::NETWORK, "type": "flannel", "subnetFile": node.subnet_file(),
+            "dataDir": data_dir, "delegate": { "isDefaultGateway": true, "bridge": "cni0" },
+            "ipam": { "type": ipam, "dataDir": books },
+        })
+    };
+    let confs = [
+        conf("weft-ipam", Value::Null),
+        conf("host-local", Value::Null),
+        conf("weft-ipam", json!(node.directory().join("flannel"))),
+    ];
+    let path = std::env::join_paths([weft_tests::dist(), weft_tests::peers()]).expect("a path");
+    let call = |command: &str, conf: &Value| {
+        Call::any("flannel", command, conf.to_string()).pod(&Pod::new()).on(node).env("CNI_PATH", &path).run()
+    };
+    fleet.etcd.put(&key, record("172.30.0.99", "8e:00:00:00:00:01"));
+    eventually(PATIENCE, "the agent has seen it", || {
+        fleet.agents[0].ask("/readyz")?.body.contains("172.30.0.99").then_some(())
+    });
+    for conf in &confs {
+        call("ADD", conf).error_code(103).assert_names(&["172.30.0.99", "etcdctl del", "weftctl leave"]);
+        call("STATUS", conf).error_code(51).assert_names(&["172.30.0.99"]);
+    }
+    fleet.etcd.del(&key);
+    fleet.agents[0].ready();
+    for conf in &confs {
+        call("STATUS", conf).done();
+    }
+}
