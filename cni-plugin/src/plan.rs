@@ -11,7 +11,7 @@ use crate::conf::{Gateway, Network};
 use crate::masquerade::Masquerade;
 
 /// The smallest MTU that IPv6 works over (RFC 8200 §5).
-const IPV6_MTU_MIN: u32 = 1280;
+pub(crate) const IPV6_MTU_MIN: u32 = 1280;
 /// `RT_SCOPE_LINK` of linux/rtnetlink.h.
 const SCOPE_LINK: u8 = 253;
 

@@ -43,6 +43,11 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
         network.all_hosts.clone_from(&overlay.networks);
     }
     check_capabilities().map_err(not_available)?;
+    if let Some(overlay) = &overlay {
+        Netlink::open(call.deadline)
+            .and_then(|mut netlink| overlay::has_room(&mut netlink, overlay))
+            .map_err(|error| not_available(failed(&"connect with the other hosts", error.into())))?;
+    }
     check_state_dir(&network.traces).map_err(not_available)?;
     let (plan, isolation) = plan(args, &network).map_err(not_available)?;
     check_bridge(args, &network, &plan).map_err(not_available)?;

@@ -8,6 +8,7 @@ use weft_net::{Link, NetError, Netlink, NlResult, Vxlan};
 
 use super::sync::{Changes, Underlay};
 use super::{Device, OWNER};
+use crate::plan::IPV6_MTU_MIN;
 
 impl Device {
     fn wanted(&self, underlay: &Underlay) -> Vxlan {
@@ -18,6 +19,26 @@ impl Device {
             underlay: underlay.link.index,
             local: underlay.address.ip(),
         }
+    }
+
+    /// Its own MTU on this underlay.
+    ///
+    /// # Errors
+    /// `EINVAL` with what to do where that is too little for IPv6, which the kernel would not have on the device.
+    pub(super) fn mtu_on(&self, underlay: &Link) -> NlResult<u32> {
+        let (mtu, v4) = (self.mtu(underlay.mtu), self.address.is_ipv4());
+        if v4 || mtu >= IPV6_MTU_MIN {
+            return Ok(mtu);
+        }
+        // The network's own MTU is never that small.
+        let (name, headers) = (&underlay.name, flannel_records::Vxlan::encapsulation(v4));
+        let explanation = format!(
+            "{} would have MTU {mtu} ({name} {} − {headers}), and IPv6 needs {IPV6_MTU_MIN}: raise {name} to {} at least",
+            self.name,
+            underlay.mtu,
+            IPV6_MTU_MIN + headers
+        );
+        Err(NetError { explanation: Some(explanation), ..Errno::EINVAL.into() })
     }
 
     /// Makes it or sets it right, and returns its index.

@@ -58,6 +58,19 @@ pub fn sync(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<Changes> {
     outcome.map(|()| changes)
 }
 
+/// Whether packets to other hosts have room on their way, which [`sync`] needs.
+///
+/// # Errors
+/// `EINVAL` with what to do where they have not; else what the kernel refused.
+pub fn has_room(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<()> {
+    for side in &overlay.sides {
+        if let Some(device) = &side.device {
+            device.mtu_on(&Underlay::find(netlink, side.local)?.link)?;
+        }
+    }
+    Ok(())
+}
+
 /// What is not as it ought to be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Differences {
@@ -212,7 +225,7 @@ impl Side {
         changes.links_seen.push((underlay.link.index, underlay.link.name.clone()));
         let (index, mtu) = match &self.device {
             Some(device) => {
-                let mtu = device.mtu(underlay.link.mtu);
+                let mtu = device.mtu_on(&underlay.link)?;
                 let index = device.ensure(netlink, &underlay, mtu, changes)?;
                 changes.links_seen.push((index, device.name.clone()));
                 (Some(index), mtu)

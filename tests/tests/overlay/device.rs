@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 use weft_tests::{Family, Node, Pod, Weftd, eventually};
 
-use super::{CONFIG, Fleet, each_way};
+use super::{CONFIG, DUAL, Fleet, each_way};
 
 /// What an agent needs to see another configuration with a lease of three seconds, and to follow it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -79,6 +79,29 @@ fn an_altered_device_is_as_it_was_after_an_add() {
             assert_eq!(state(), whole, "{device} after {damage}");
         }
     }
+}
+
+/// The kernel has no IPv6 on a device with less than 1280 bytes, whoever sets it up. The other family goes on.
+#[test]
+fn an_underlay_without_room_for_ipv6_is_told_with_what_it_needs() {
+    let fleet = Fleet::new(&[1], DUAL);
+    let node = fleet.node(0);
+    node.command("ip link set eth0 mtu 1320");
+    let parts = ["weft6.1", "MTU 1250", "eth0 1320", "raise eth0 to 1350"];
+    fleet.network.add_call(&Pod::new()).on(node).run().error_code(102).assert_names(&parts);
+    fleet.network.call("STATUS").on(node).run().error_code(50).assert_names(&parts);
+    let agent = Weftd::start(node, &fleet.etcd, &json!({}));
+    eventually(PATIENCE, "the agent says so", || {
+        let answer = agent.ask("/readyz")?;
+        (answer.status == 503 && parts.iter().all(|part| answer.body.contains(part))).then_some(())
+    });
+    let link = node.link("weft.1").expect("the device of IPv4");
+    assert_eq!((&link["mtu"], node.addresses("weft.1").len()), (&json!(1270), 1));
+    node.command("ip link set eth0 mtu 1350");
+    agent.ready();
+    assert_eq!(node.link("weft6.1").expect("the device of IPv6")["mtu"], 1280);
+    fleet.network.call("STATUS").on(node).run().done();
+    drop(node.attach(&fleet.network));
 }
 
 /// As is told of the bridge, and of the interface to other hosts where plain routes lead by it.
