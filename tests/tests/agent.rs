@@ -182,8 +182,8 @@ fn containers_of_two_hosts_reach_each_other() {
     for (metric, expected) in [
         (r#"weft_ready{network="pods"}"#, 1.0),
         (r#"weft_peers{network="pods",state="valid"}"#, 1.0),
-        (r#"weft_addresses{network="pods",state="used"}"#, 1.0),
-        (r#"weft_addresses{network="pods",state="free"}"#, 252.0),
+        (r#"weft_addresses{network="pods",family="ipv4",state="used"}"#, 1.0),
+        (r#"weft_addresses{network="pods",family="ipv4",state="free"}"#, 252.0),
     ] {
         assert_eq!(agent.metric(metric), Some(expected), "{metric}");
     }
@@ -206,6 +206,12 @@ fn both_families_and_ipv6_alone() {
             fleet.agents.iter().all(known).then_some(())
         });
         assert_all_reach(&pods);
+        let free = |family: &str| {
+            fleet.agents[0]
+                .metric(&format!(r#"weft_addresses{{network="pods",family="{family}",state="free"}}"#))
+        };
+        assert_eq!(free("ipv4"), fleet.families.contains(&Family::V4).then_some(252.0));
+        assert_eq!(free("ipv6"), Some(2_f64.powi(64) - 3.0));
         let env = fleet.node(0).subnet_env();
         for (family, key) in [(Family::V4, "FLANNEL_SUBNET"), (Family::V6, "FLANNEL_IPV6_SUBNET")] {
             assert_eq!(env.contains_key(key), fleet.families.contains(&family), "{env:?}");

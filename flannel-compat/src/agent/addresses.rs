@@ -1,37 +1,50 @@
 //! How many addresses the containers of this host have, and may have.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use cni_protocol::NetworkName;
-use flannel_records::HostRecord;
+use flannel_records::parse_key;
 use ipnetwork::IpNetwork;
+use serde::Serialize;
 use weft_state::lease::HostLease;
 
 use super::truth::{Held, Truth};
 
-/// Addresses of a network's containers on this host.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// Addresses of one family of a network's containers on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Addresses {
     pub(crate) used: f64,
     pub(crate) free: f64,
 }
 
+/// The same of each family: of both together nobody would see that one has none left.
+pub(crate) type ByFamily = BTreeMap<&'static str, Addresses>;
+
 impl Addresses {
     /// As far as `weft-ipam` gives them; nothing without a subnet. Other IPAM plugins keep their own books.
-    pub(super) fn of(truth: &Truth, state_dir: &Path) -> Option<Self> {
-        let (Held::Lease(lease) | Held::Taken { lease, .. }) = &truth.lease else { return None };
-        Self::of_lease(lease, state_dir, &truth.network)
+    pub(super) fn of(truth: &Truth, state_dir: &Path) -> ByFamily {
+        match &truth.lease {
+            Held::Nothing => ByFamily::new(),
+            Held::Lease(lease) | Held::Taken { lease, .. } => {
+                Self::of_lease(lease, state_dir, &truth.network)
+            }
+        }
     }
 
-    pub(crate) fn of_lease(lease: &HostLease, state_dir: &Path, network: &NetworkName) -> Option<Self> {
-        let record = HostRecord::parse(&lease.key, &lease.value).ok()?;
-        let held = weft_ipam::store::glance(state_dir, network)
+    pub(crate) fn of_lease(lease: &HostLease, state_dir: &Path, network: &NetworkName) -> ByFamily {
+        let Ok(held) = weft_ipam::store::glance(state_dir, network)
             .inspect_err(|error| log::warn!("count addresses: {error}"))
-            .ok()?;
-        let subnets: Vec<IpNetwork> = record.segments().iter().map(|segment| segment.subnet).collect();
-        let used = held.iter().filter(|ip| subnets.iter().any(|subnet| subnet.contains(**ip))).count();
-        let used = f64::from(u32::try_from(used).unwrap_or(u32::MAX));
-        Some(Self { used, free: subnets.iter().map(|subnet| capacity(*subnet)).sum::<f64>() - used })
+        else {
+            return ByFamily::new();
+        };
+        let of_subnet = |subnet: IpNetwork| {
+            let used = held.iter().filter(|ip| subnet.contains(**ip)).count();
+            let used = f64::from(u32::try_from(used).unwrap_or(u32::MAX));
+            let family = if subnet.is_ipv4() { "ipv4" } else { "ipv6" };
+            (family, Self { used, free: capacity(subnet) - used })
+        };
+        parse_key(&lease.key).unwrap_or_default().into_iter().map(of_subnet).collect()
     }
 }
 

@@ -11,7 +11,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use weft_state::lease::since_1970;
 
-use super::addresses::Addresses;
+use super::addresses::ByFamily;
 use super::truth::{Held, Truth};
 
 type Labels = Vec<(&'static str, String)>;
@@ -45,7 +45,10 @@ impl Metrics {
         let lease_left = gauge("lease_left_seconds", "Time until the lease ends if it is not renewed");
         let store_silence = gauge("store_silence_seconds", "Time since etcd last answered");
         let peers = gauge("peers", "Records of other hosts: state is \"valid\", or why it is rejected");
-        let addresses = gauge("addresses", "Addresses for containers on this host: state is used or free");
+        let addresses = gauge(
+            "addresses",
+            "Addresses for containers on this host: family is ipv4 or ipv6, state is used or free",
+        );
         let mut counter = |name, help| {
             let family = Counters::default();
             registry.register(name, help, family.clone());
@@ -90,11 +93,12 @@ impl Metrics {
     }
 
     /// Everything as text in the OpenMetrics format.
-    pub(super) fn text<'t>(&self, networks: impl Iterator<Item = (&'t Truth, Option<Addresses>)>) -> String {
-        // Reasons for which no record is rejected any more would stay.
+    pub(super) fn text<'t>(&self, networks: impl Iterator<Item = (&'t Truth, ByFamily)>) -> String {
+        // Reasons for which no record is rejected any more would stay, and families that the network has not any more.
         self.peers.clear();
+        self.addresses.clear();
         for (truth, addresses) in networks {
-            self.record(truth, addresses);
+            self.record(truth, &addresses);
         }
         let mut text = String::new();
         if let Err(error) = encode(&mut text, &self.registry) {
@@ -103,7 +107,7 @@ impl Metrics {
         text
     }
 
-    fn record(&self, truth: &Truth, addresses: Option<Addresses>) {
+    fn record(&self, truth: &Truth, addresses: &ByFamily) {
         let network = truth.network.as_str();
         let labels = of(network);
         let with_state = |state: &str| [&labels[..], &[("state", state.to_owned())]].concat();
@@ -126,9 +130,11 @@ impl Metrics {
         for (reason, number) in &truth.rejected {
             self.peers.get_or_create(&with_state(reason)).set(count(*number));
         }
-        if let Some(Addresses { used, free }) = addresses {
-            self.addresses.get_or_create(&with_state("used")).set(used);
-            self.addresses.get_or_create(&with_state("free")).set(free);
+        for (family, addresses) in addresses {
+            for (state, number) in [("used", addresses.used), ("free", addresses.free)] {
+                let labels = [&labels[..], &[("family", (*family).into()), ("state", state.into())]].concat();
+                self.addresses.get_or_create(&labels).set(number);
+            }
         }
     }
 }
@@ -144,6 +150,7 @@ fn count(number: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::addresses::Addresses;
     use super::super::truth::tests::truth;
     use super::*;
 
@@ -162,8 +169,9 @@ mod tests {
         let mut truth = truth();
         truth.peers = 3;
         truth.rejected.insert("another VNI", 1);
-        let addresses = Some(Addresses { used: 2.0, free: 251.0 });
-        let text = metrics.text(std::iter::once((&truth, addresses)));
+        let addresses =
+            [("ipv4", 251.0), ("ipv6", 1e19)].map(|(family, free)| (family, Addresses { used: 2.0, free }));
+        let text = metrics.text(std::iter::once((&truth, addresses.into())));
         assert_has(
             &text,
             &[
@@ -173,8 +181,9 @@ mod tests {
                 r#"weft_store_silence_seconds{network="pods"} 0."#,
                 r#"weft_peers{network="pods",state="valid"} 3.0"#,
                 r#"weft_peers{network="pods",state="another VNI"} 1.0"#,
-                r#"weft_addresses{network="pods",state="used"} 2.0"#,
-                r#"weft_addresses{network="pods",state="free"} 251.0"#,
+                r#"weft_addresses{network="pods",family="ipv4",state="used"} 2.0"#,
+                r#"weft_addresses{network="pods",family="ipv4",state="free"} 251.0"#,
+                r#"weft_addresses{network="pods",family="ipv6",state="free"} 1"#,
                 r#"weft_heals_total{network="pods",object="route"} 2"#,
                 r#"weft_store_errors_total{network="pods"} 1"#,
                 r#"weft_sync_duration_seconds_count{network="pods"} 1"#,
@@ -188,10 +197,10 @@ mod tests {
         let metrics = Metrics::new();
         let mut truth = truth();
         truth.rejected.insert("another VNI", 1);
-        metrics.text(std::iter::once((&truth, None)));
+        metrics.text(std::iter::once((&truth, ByFamily::new())));
         truth.rejected.clear();
         truth.lease = Held::Nothing;
-        let text = metrics.text(std::iter::once((&truth, None)));
+        let text = metrics.text(std::iter::once((&truth, ByFamily::new())));
         assert!(!text.contains("another VNI") && !text.contains("lease_left_seconds{"), "{text}");
         assert_has(&text, &[r#"weft_ready{network="pods"} 0.0"#]);
     }

@@ -11,7 +11,7 @@ use weft_net::Netlink;
 use weft_state::lease::{HostLease, Peers, Taken, agent_lives};
 
 use super::{Output, printable, table};
-use crate::agent::addresses::Addresses;
+use crate::agent::addresses::{Addresses, ByFamily};
 use crate::agent::conf::{Conf, NetworkConf};
 
 /// How long the kernel may take.
@@ -26,7 +26,7 @@ struct Status {
     taken_by: Option<String>,
     /// Whether weftd looks after it.
     agent: bool,
-    addresses: Option<Used>,
+    addresses: ByFamily,
     etcd: Etcd,
     /// What the kernel has not as it ought to, in sentences.
     damage: Vec<String>,
@@ -39,12 +39,6 @@ struct Lease {
     key: String,
     /// In seconds; `null` for one that never ends.
     remaining: Option<u64>,
-}
-
-#[derive(Debug, Serialize)]
-struct Used {
-    used: f64,
-    free: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -83,15 +77,14 @@ fn of(conf: &Conf, network: &NetworkConf) -> Result<Status, Error> {
         network: name.to_string(),
         taken_by: Taken::read(&conf.data_dir, name)?.map(|taken| taken.owner),
         agent: agent_lives(&conf.state_dir, name)?,
-        addresses: None,
+        addresses: ByFamily::new(),
         etcd,
         damage: Vec::new(),
         peers: Vec::new(),
         lease: None,
     };
     let Some(lease) = lease else { return Ok(status) };
-    let used = Addresses::of_lease(&lease, &conf.state_dir, name);
-    status.addresses = used.map(|addresses| Used { used: addresses.used, free: addresses.free });
+    status.addresses = Addresses::of_lease(&lease, &conf.state_dir, name);
     let (wanted, rejected) = Overlay::new(&lease, &hosts.unwrap_or_default())?;
     let looked = Netlink::open(Deadline::after(PATIENCE))
         .and_then(|mut netlink| overlay::differences(&mut netlink, &wanted));
@@ -149,8 +142,10 @@ fn text(status: &Status) -> String {
             format!("TAKEN by {owner}: the containers here are cut off; move them away, then weftctl leave"),
         );
     }
-    if let Some(Used { used, free }) = &status.addresses {
-        line("addresses", format!("{used} used, {free} free"));
+    for (family, Addresses { used, free }) in &status.addresses {
+        // Of a subnet of IPv6 nobody counts them.
+        let free = if *free < 1e9 { free.to_string() } else { format!("{free:.1e}") };
+        line("addresses", format!("{used} used, {free} free ({family})"));
     }
     line(
         "etcd",
