@@ -115,6 +115,11 @@ pub fn is_whole(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> Nl
     Ok(has_rules && lacking(nft, network, wanted)?.is_none())
 }
 
+/// Whether the network has anything of it.
+pub(crate) fn is_there(nft: &mut Nft, network: &NetworkName) -> NlResult<bool> {
+    Ok(nft.chain(&chain_name(network))?.is_some())
+}
+
 /// What one of the network's sets lacks.
 fn lacking(
     nft: &mut Nft,

@@ -60,6 +60,7 @@ async fn serve(mut conf: Conf) -> Result<(), Error> {
         let lock = network::lock(&conf, &network)?;
         locked.push((network, lock));
     }
+    heal::end_masquerades(&conf, &locked.iter().map(|(network, _)| network).collect::<Vec<_>>());
     let server = Server::bind(&conf.listen)?;
     let metrics = Rc::new(Metrics::new());
     let (stop, stopped) = watch::channel(false);

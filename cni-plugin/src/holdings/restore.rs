@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use cni_protocol::{Deadline, Error};
+use cni_protocol::{Deadline, Error, NetworkName};
 use weft_net::nft::{ATTEMPTS, Nft};
 use weft_net::{NetError, NlResult};
+use weft_state::Lock;
 
 use super::network::held_by;
 use crate::fault::failed;
@@ -50,6 +51,26 @@ pub fn restore(state_dir: &Path, deadline: Deadline) -> Result<bool, Error> {
     }
     let renewed = ruleset::renew_others(&mut nft, &all).map_err(refused)?;
     Ok(lost || mended || renewed)
+}
+
+/// Ends the masquerade of a network of which no attachment has any on file; whether there was any. For whoever had the network
+/// masquerade and is not to any more.
+///
+/// # Errors
+/// [`Code::Kernel`], [`Code::Io`], [`Code::TryAgain`] while an ADD is at work.
+pub fn end_masquerade(state_dir: &Path, network: &NetworkName, deadline: Deadline) -> Result<bool, Error> {
+    let refused = |error: NetError| failed(&format!("end the masquerade of network {network}"), error.into());
+    let mut nft = Nft::open(deadline).map_err(refused)?;
+    if !masquerade::is_there(&mut nft, network).map_err(refused)? {
+        return Ok(false);
+    }
+    // What an ADD has just made is on file when it has ended.
+    let _lock = Lock::exclusive(&record::network_lock(state_dir, network), deadline)?;
+    if record::contents(state_dir, network)?.iter().any(|content| !content.masquerade.is_nothing()) {
+        return Ok(false);
+    }
+    masquerade::remove(&mut nft, network).map_err(refused)?;
+    Ok(true)
 }
 
 /// Whether what the host's networks masquerade is there, as far as one record of each tells that has anything of it.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use cni_protocol::{Deadline, NetworkName};
 use flannel_records::parse_key;
 use weft::holdings::network::announce;
-use weft::holdings::restore::restore;
+use weft::holdings::restore::{end_masquerade, restore};
 use weft::isolation::Policy;
 use weft::masquerade::{self, Ensured, Masquerade};
 use weft::overlay::{self, Changes, Exit, Overlay, Unreached};
@@ -15,9 +15,9 @@ use weft_ipam::lease::overlap;
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
 use weft_net::{Family, Link, Netlink, NlResult};
-use weft_state::lease::{HostLease, Peers};
+use weft_state::lease::{HostLease, Peers, agent_lives};
 
-use super::conf::NetworkConf;
+use super::conf::{Conf, NetworkConf};
 use super::kernel::Owned;
 use super::subnet_env;
 
@@ -128,6 +128,25 @@ pub(super) fn heal(
         }
     }
     report
+}
+
+/// Ends what former configurations of the agent had networks masquerade, unless an attachment has it on file: of those that are not to
+/// any more, and of those that no agent looks after any more.
+pub(super) fn end_masquerades(conf: &Conf, own: &[&NetworkConf]) {
+    for network in weft::record::networks(&conf.state_dir) {
+        let is_wanted = match own.iter().find(|own| own.name == network) {
+            Some(own) => own.ip_masq,
+            None => agent_lives(&conf.state_dir, &network).unwrap_or(true),
+        };
+        if is_wanted {
+            continue;
+        }
+        match end_masquerade(&conf.state_dir, &network, Deadline::after(PATIENCE)) {
+            Ok(true) => log::info!("network {network}: nobody has it masquerade any more, so that is ended"),
+            Ok(false) => {}
+            Err(error) => log::warn!("{}", error.msg),
+        }
+    }
 }
 
 /// Removes what a former lease of the network led to and the new one does not.

@@ -46,3 +46,38 @@ fn what_one_of_several_containers_has_masqueraded_comes_back() {
         eventually(REPAIR, damage, || check().then_some(()));
     }
 }
+
+/// What a former configuration had masqueraded, by which some container may still leave: of its own, and of another network.
+#[test]
+fn masquerade_ends_with_the_configuration_that_asked_for_it() {
+    let mut fleet = Fleet::of(1, CONFIG, &json!({ "ipMasq": true }));
+    let agent = fleet.agents.remove(0);
+    let node = fleet.node(0);
+    let is_there =
+        |network: &str| node.command("nft list ruleset").contains(&format!("chain masq-{network} "));
+    let _other = node.attach(&Network::dual().with(&json!({ "ipMasq": true })));
+    let network = fleet.network(0).with(&json!({ "ipMasq": true }));
+    let (pod, _result) = node.attach(&network);
+    agent.daemon().stop();
+    assert!(is_there("pods") && is_there("dual"));
+    Weftd::up(node, &fleet.etcd).daemon().stop();
+    assert!(is_there("pods"), "a container has it");
+    network.del_call(&pod).on(node).run().done();
+    assert!(is_there("pods"), "it stays for the next container");
+    Weftd::up(node, &fleet.etcd).daemon().stop();
+    assert!(!is_there("pods") && is_there("dual"));
+    let again = Weftd::start(node, &fleet.etcd, &json!({ "ipMasq": true }));
+    again.ready();
+    // An agent of other networks lets it be while this one lives.
+    let other = json!({ "networks": [], "listen": "127.0.0.1:9455" });
+    let refused = Weftd::with(node, &other);
+    eventually(PATIENCE, "the other agent has begun", || {
+        node.inside(|| std::net::TcpStream::connect("127.0.0.1:9455").ok())
+    });
+    assert!(is_there("pods"));
+    refused.daemon().stop();
+    again.daemon().stop();
+    let none = Weftd::with(node, &json!({ "networks": [] }));
+    none.ready();
+    assert!(!is_there("pods") && is_there("dual"));
+}
