@@ -9,7 +9,7 @@ mod device;
 mod member;
 mod sync;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
 use cni_protocol::{Code, Error, MacAddr};
@@ -124,7 +124,10 @@ impl Overlay {
         let mut overlay = Self { sides, networks };
         let mut known = Known::new(own.segments());
         let mut rejected = Vec::new();
-        for (key, value) in peers.records.iter().filter(|(key, _)| **key != lease.key) {
+        let mut others: Vec<_> = peers.records.iter().filter(|(key, _)| **key != lease.key).collect();
+        // Who comes later takes nothing from who is there.
+        others.sort_by_key(|(key, _)| (peers.made(key), *key));
+        for (key, value) in others {
             let peer = HostRecord::parse(key, value).map_err(|error| ("unreadable", error.to_string()));
             let outcome = peer.and_then(|peer| overlay.admit(&config, &own, &peer, &mut known));
             if let Err((kind, reason)) = outcome {
@@ -248,12 +251,13 @@ impl Device {
 struct Known {
     own: Vec<Segment>,
     subnets: HashSet<IpNetwork>,
-    vteps: HashSet<(bool, MacAddr)>,
+    /// The addresses to which they lead.
+    vteps: HashMap<(bool, MacAddr), IpAddr>,
 }
 
 impl Known {
     fn new(own: &[Segment]) -> Self {
-        Self { own: own.to_vec(), subnets: HashSet::new(), vteps: HashSet::new() }
+        Self { own: own.to_vec(), subnets: HashSet::new(), vteps: HashMap::new() }
     }
 
     fn check(&self, peer: &Segment) -> Result<(), (&'static str, String)> {
@@ -271,7 +275,12 @@ impl Known {
         if self.subnets.contains(&peer.subnet) {
             return Err(("another host's subnet", peer.subnet.to_string()));
         }
-        match peer.vtep.filter(|mac| self.vteps.contains(&(peer.subnet.is_ipv4(), *mac))) {
+        // A host that has moved to another subnet has two records as long as the lease of the former lasts.
+        let leads_elsewhere = |mac: &MacAddr| {
+            let known = self.vteps.get(&(peer.subnet.is_ipv4(), *mac));
+            known.is_some_and(|public| *public != peer.public)
+        };
+        match peer.vtep.filter(leads_elsewhere) {
             Some(mac) => Err(("another host's VTEP", mac.to_string())),
             None => Ok(()),
         }
@@ -279,7 +288,7 @@ impl Known {
 
     fn add(&mut self, peer: &Segment) {
         self.subnets.insert(peer.subnet);
-        self.vteps.extend(peer.vtep.map(|mac| (peer.subnet.is_ipv4(), mac)));
+        self.vteps.extend(peer.vtep.map(|mac| ((peer.subnet.is_ipv4(), mac), peer.public)));
     }
 }
 

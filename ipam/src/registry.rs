@@ -293,7 +293,7 @@ impl Registry {
             let value = String::from_utf8_lossy(kv.value()).into_owned();
             Some((self.own_part(kv.key())?, value))
         });
-        Peers { revision, records: records.collect() }
+        Peers { revision, records: records.collect(), created: self.revisions(answer) }
     }
 
     fn revisions(&self, answer: &GetResponse) -> BTreeMap<String, i64> {

@@ -133,6 +133,23 @@ fn records_that_are_no_hosts_are_told_once() {
     assert_eq!([add(), add()], [1, 0]);
 }
 
+/// Whoever takes another host's VTEP by a record of its own gets nothing, wherever its key stands.
+#[test]
+fn who_comes_later_takes_nothing_from_who_is_there() {
+    let fleet = Fleet::new(&[2], V4);
+    let pods = fleet.all_reach(1);
+    let other = fleet.node(1).link("weft.1").expect("a device")["address"].clone();
+    for newcomer in ["10.240.0.0-24", "10.255.255.0-24"] {
+        let data = json!({ "VNI": 1, "VtepMAC": other });
+        let record = json!({ "PublicIP": "172.30.0.94", "BackendType": "vxlan", "BackendData": data });
+        fleet.etcd.put(&format!("{SUBNETS}{newcomer}"), record.to_string());
+        drop(fleet.node(0).attach(&fleet.network));
+        let entries = fleet.node(0).command("bridge fdb show dev weft.1");
+        assert!(entries.contains("dst 172.30.0.12") && !entries.contains("172.30.0.94"), "{entries}");
+        pods[0].0.assert_reaches(pods[1].1[0]);
+    }
+}
+
 /// The network's `MTU` is that of packets between hosts, as with flannel, and no promise that their interfaces do not
 /// keep.
 #[test]

@@ -25,7 +25,7 @@ fn lease(config: &str) -> HostLease {
 
 fn peers(records: &[(&str, String)]) -> Peers {
     let records = records.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
-    Peers { revision: 1, records }
+    Peers { revision: 1, records, ..Peers::default() }
 }
 
 fn rejected(records: &[(&str, String)]) -> Vec<(String, &'static str)> {
@@ -120,6 +120,34 @@ fn nobody_takes_what_is_anothers() {
     assert_eq!(rejected(&[("10.240.1.0-24&fd00:0:0:1::-64", both)])[0].1, "this host's subnet");
     let two = [("10.240.2.0-24", record("192.0.2.2", mac)), ("10.240.3.0-24", record("192.0.2.3", mac))];
     assert_eq!(rejected(&two), [("10.240.3.0-24".to_owned(), "another host's VTEP")]);
+    // Of one host that has moved: both lead to it.
+    assert_eq!(rejected(&[two[0].clone(), ("10.240.3.0-24", record("192.0.2.2", mac))]), []);
+}
+
+#[test]
+fn who_comes_later_takes_nothing_from_who_is_there() {
+    let dual = r#"{"Network": "10.240.0.0/12", "EnableIPv6": true, "IPv6Network": "fd00::/48", "Backend": {"Type": "vxlan"}}"#;
+    let both = |host: u8, mac: u8| {
+        let data = format!(r#"{{"VNI":1,"VtepMAC":"02:00:00:00:00:0{mac}"}}"#);
+        format!(
+            r#"{{"PublicIP":"192.0.2.{host}","PublicIPv6":"2001:db8::{host}","BackendType":"vxlan","BackendData":{data},"BackendV6Data":{data}}}"#
+        )
+    };
+    let own = HostLease { key: "10.240.1.0-24&fd00:0:0:1::-64".into(), value: both(1, 1), ..lease(dual) };
+    for (one, other, kind) in [
+        (("10.240.2.0-24&fd00:0:0:2::-64", 2), ("10.240.3.0-24&fd00:0:0:3::-64", 2), "another host's VTEP"),
+        (("10.240.2.0-24&fd00:0:0:2::-64", 2), ("10.240.2.0-24&fd00:0:0:3::-64", 3), "another host's subnet"),
+        (("10.240.2.0-24&fd00:0:0:3::-64", 2), ("10.240.3.0-24&fd00:0:0:3::-64", 3), "another host's subnet"),
+    ] {
+        for (ages, later) in [((7, 8), other.0), ((8, 7), one.0)] {
+            let mut peers = peers(&[(one.0, both(2, one.1)), (other.0, both(3, other.1))]);
+            peers.created = BTreeMap::from([(one.0.to_owned(), ages.0), (other.0.to_owned(), ages.1)]);
+            let (overlay, rejected) = Overlay::new(&own, &peers).unwrap();
+            let found: Vec<_> = rejected.iter().map(|record| (record.key.as_str(), record.kind)).collect();
+            assert_eq!(found, [(later, kind)]);
+            assert_eq!(overlay.peers(&[]), 1);
+        }
+    }
 }
 
 /// The network was of IPv4 when this host leased its subnet, and got IPv6 since.
@@ -161,14 +189,16 @@ proptest! {
                 .boxed(),
         ],
         0..40,
-    )) {
+    ), ages in proptest::collection::vec(0..5_i64, 40)) {
         let total = records.keys().filter(|key| *key != "10.240.1.0-24").count();
-        let peers = Peers { revision: 1, records };
+        let created = records.keys().zip(ages).map(|(key, age)| (key.clone(), age)).collect();
+        let peers = Peers { revision: 1, records, created };
         let (overlay, rejected) = Overlay::new(&lease(VXLAN), &peers).unwrap();
         let side = &overlay.sides[0];
         prop_assert_eq!(side.peers.len() + rejected.len(), total);
         let macs: HashSet<_> = side.peers.values().filter_map(|peer| peer.vtep).collect();
-        prop_assert_eq!(macs.len(), side.peers.len());
+        let ways: HashSet<_> = side.peers.values().map(|peer| (peer.vtep, peer.public)).collect();
+        prop_assert_eq!(macs.len(), ways.len());
         prop_assert!(!macs.contains(&"02:00:00:00:00:01".parse().unwrap()));
     }
 }

@@ -80,6 +80,9 @@ pub struct Peers {
     pub revision: i64,
     /// Values by the last part of their keys.
     pub records: BTreeMap<String, String>,
+    /// The revisions that made the keys; a record that is renewed keeps its own. Not of those that the store has lost.
+    #[serde(default)]
+    pub created: BTreeMap<String, i64>,
 }
 
 /// That another host owns the subnet in which containers of this host live: it was cut off for longer than its lease.
@@ -189,6 +192,12 @@ impl Taken {
 }
 
 impl Peers {
+    /// The revision that made a key: of records that cannot all be believed it is the one with the smallest, which was there first.
+    #[must_use]
+    pub fn made(&self, key: &str) -> i64 {
+        self.created.get(key).copied().unwrap_or_default()
+    }
+
     /// The hosts on file; `None` when there is no such file, or when it is damaged.
     ///
     /// # Errors

@@ -41,10 +41,10 @@ impl Hosts {
         if hosts.revision < self.known.revision {
             self.suspect();
         }
-        let before = std::mem::take(&mut self.known.records);
+        let before = std::mem::take(&mut self.known);
         if let Some((lost, _)) = &mut self.lost {
             lost.retain(|key| !hosts.records.contains_key(key));
-            for (key, value) in &before {
+            for (key, value) in &before.records {
                 if !hosts.records.contains_key(key) {
                     hosts.records.insert(key.clone(), value.clone());
                     lost.push(key.clone());
@@ -54,20 +54,24 @@ impl Hosts {
             lost.dedup();
         }
         self.known = hosts;
-        self.known.records != before
+        (&self.known.records, &self.known.created) != (&before.records, &before.created)
     }
 
     /// Takes in changes, of which each is a wish.
-    pub(super) fn change(&mut self, revision: i64, records: BTreeMap<String, Option<String>>) {
+    pub(super) fn change(&mut self, revision: i64, records: BTreeMap<String, Option<(String, i64)>>) {
         self.known.revision = revision;
-        for (key, value) in records {
+        for (key, put) in records {
             if let Some((lost, _)) = &mut self.lost {
                 lost.retain(|other| *other != key);
             }
-            match value {
-                Some(value) => self.known.records.insert(key, value),
-                None => self.known.records.remove(&key),
-            };
+            let Peers { records, created, .. } = &mut self.known;
+            if let Some((value, made)) = put {
+                created.insert(key.clone(), made);
+                records.insert(key, value);
+            } else {
+                created.remove(&key);
+                records.remove(&key);
+            }
         }
     }
 
@@ -93,7 +97,7 @@ mod tests {
 
     fn peers(revision: i64, keys: &[&str]) -> Peers {
         let records = keys.iter().map(|key| ((*key).to_owned(), "{}".to_owned())).collect();
-        Peers { revision, records }
+        Peers { revision, records, ..Peers::default() }
     }
 
     fn keys(hosts: &Hosts) -> Vec<&str> {
@@ -106,7 +110,7 @@ mod tests {
         assert!(!hosts.replace(peers(6, &["a", "b"])));
         assert!(hosts.replace(peers(7, &["b", "c"])));
         assert_eq!(keys(&hosts), ["b", "c"]);
-        hosts.change(8, BTreeMap::from([("b".into(), None), ("d".into(), Some("{}".into()))]));
+        hosts.change(8, BTreeMap::from([("b".into(), None), ("d".into(), Some(("{}".into(), 8)))]));
         assert_eq!((keys(&hosts), hosts.known().revision), (vec!["c", "d"], 8));
         assert!(!hosts.give_up());
     }
@@ -117,7 +121,7 @@ mod tests {
         assert!(!hosts.replace(peers(3, &["a"])));
         assert_eq!(keys(&hosts), ["a", "b", "c"]);
         // One comes back, another one leaves for good, and later snapshots are no reason to give up the third.
-        hosts.change(4, BTreeMap::from([("b".into(), Some("{}".into()))]));
+        hosts.change(4, BTreeMap::from([("b".into(), Some(("{}".into(), 4)))]));
         hosts.change(5, BTreeMap::from([("a".into(), None)]));
         hosts.replace(peers(6, &["b"]));
         assert_eq!(keys(&hosts), ["b", "c"]);

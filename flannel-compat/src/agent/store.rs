@@ -39,8 +39,8 @@ pub(super) enum News {
     Refused { why: String, unused: bool },
     /// All hosts.
     Hosts(Peers),
-    /// Values by key, `None` where the key is gone, since the last news.
-    Changed { revision: i64, records: BTreeMap<String, Option<String>> },
+    /// Values by key, with the revisions that made the keys, `None` where the key is gone, since the last news.
+    Changed { revision: i64, records: BTreeMap<String, Option<(String, i64)>> },
     /// It did not answer, or not as it ought to.
     Failed(String),
 }
@@ -250,8 +250,9 @@ fn owns(hosts: &Peers, lease: &HostLease) -> bool {
 }
 
 /// Whether changes make it gone or another's.
-fn loses(records: &[(String, Option<String>)], lease: &HostLease) -> bool {
-    records.iter().any(|(key, value)| *key == lease.key && value.as_ref() != Some(&lease.value))
+fn loses(records: &[(String, Option<(String, i64)>)], lease: &HostLease) -> bool {
+    let is_same = |put: &Option<(String, i64)>| put.as_ref().is_some_and(|(value, _)| *value == lease.value);
+    records.iter().any(|(key, put)| *key == lease.key && !is_same(put))
 }
 
 /// A period, or a shorter one that is in time for a short lease.

@@ -8,6 +8,7 @@ use std::ops::RangeInclusive;
 use cni_protocol::{Code, Error};
 use flannel_records::{HostRecord, NetworkConfig, Pool, parse_key};
 use ipnetwork::IpNetwork;
+use weft_state::lease::Peers;
 
 use super::{Search, Snapshot};
 use crate::underlay::{self, Found};
@@ -39,7 +40,7 @@ pub(super) enum Place<'a> {
 impl Search<'_> {
     pub(super) fn place<'s>(&self, snapshot: &'s Snapshot) -> Place<'s> {
         let records = &snapshot.hosts.records;
-        if let Some((key, value)) = self.own(records) {
+        if let Some((key, value)) = self.own(&snapshot.hosts) {
             let is_pinned = snapshot.leases.get(key) == Some(&0);
             return if let Some(public) = self.doubtful(key, is_pinned || self.is_held(snapshot)) {
                 Place::Refused(self.not_alone(public, key, value))
@@ -75,10 +76,10 @@ impl Search<'_> {
     }
 
     /// This host's record. Of several, which anybody may have put, that of the lease on file: containers have addresses
-    /// of its subnet; else one that fits.
-    pub(super) fn own<'r>(&self, records: &'r BTreeMap<String, String>) -> Option<(&'r String, &'r String)> {
+    /// of its subnet; else one that fits, and of these the one that was there first.
+    pub(super) fn own<'r>(&self, hosts: &'r Peers) -> Option<(&'r String, &'r String)> {
         let before = |key: &str| self.before.is_some_and(|lease| lease.key == key);
-        self.all_own(records).min_by_key(|(key, _)| (!before(key), !self.fits(key)))
+        self.all_own(&hosts.records).min_by_key(|(key, _)| (!before(key), !self.fits(key), hosts.made(key)))
     }
 
     /// All records of this host.

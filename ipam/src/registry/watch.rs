@@ -9,8 +9,9 @@ use super::failure::explain;
 /// What a watch says.
 #[derive(Debug)]
 pub enum Watched {
-    /// Hosts' values by key, `None` where it is gone, and the network's configuration if that has changed.
-    Changes { revision: i64, records: Vec<(String, Option<String>)>, config: Option<Option<String>> },
+    /// Hosts' values by key, with the revisions that made the keys, `None` where it is gone; and the network's configuration if that
+    /// has changed.
+    Changes { revision: i64, records: Vec<(String, Option<(String, i64)>)>, config: Option<Option<String>> },
     /// History is gone: take everything anew.
     Compacted,
 }
@@ -55,7 +56,7 @@ impl Watch {
             if key == self.config_key {
                 config = Some(value);
             } else if let Some(key) = key.strip_prefix(&self.subnets) {
-                records.push((key.to_owned(), value));
+                records.push((key.to_owned(), value.map(|value| (value, kv.create_revision()))));
             }
         }
         let revision = message.header().map(etcd_client::ResponseHeader::revision).unwrap_or_default();

@@ -20,10 +20,10 @@ fn records_that_are_no_hosts_are_rejected() {
         ("10.255.0.0-16", record("172.30.0.92", "8e:00:00:00:00:08")),
         ("10.255.7.128-24", record("172.30.0.91", "8e:00:00:00:00:09")),
         ("10.255.13.0-24", record("172.30.0.11", "8e:00:00:00:00:06")),
-        // After the good one, in the order of keys.
-        ("10.255.70.0-24", record("172.30.0.94", "8e:00:00:00:00:01")),
+        // Before the good one, in the order of keys, but later.
+        ("10.250.70.0-24", record("172.30.0.94", "8e:00:00:00:00:01")),
     ];
-    for (key, value) in bad.iter().chain([&good]) {
+    for (key, value) in [&good].into_iter().chain(&bad) {
         fleet.etcd.put(&format!("{SUBNETS}{key}"), value);
     }
     // Two keys that share a subnet: this host's own.
@@ -34,7 +34,6 @@ fn records_that_are_no_hosts_are_rejected() {
     fleet.etcd.put(&format!("{SUBNETS}{own}&fd00:42:0:1::-64"), both);
     assert_learns(node, REPAIR, "8e:00:00:00:00:01 dst 172.30.0.99", true);
     assert_eq!(forwarding_entries(node, DEVICE), 1);
-    // The last record was put after the good one.
     eventually(REPAIR, "eleven records are rejected", || {
         let text = fleet.agents[0].ask("/metrics")?.body;
         let rejected = text
@@ -53,6 +52,43 @@ fn records_that_are_no_hosts_are_rejected() {
     for (key, _) in &bad {
         assert_eq!(log.lines().filter(|line| line.contains(key)).count(), 1, "{key}: {log}");
     }
+}
+
+/// Whoever takes another host's VTEP by a record of its own gets nothing, wherever its key stands, and neither does that host lose
+/// anything by its renewals, which put its record again.
+#[test]
+fn who_comes_later_takes_nothing_from_who_is_there() {
+    let mut fleet = Fleet::new(1);
+    let lease = fleet.etcd.grant(600);
+    let (key, value) = (format!("{SUBNETS}10.250.7.0-24"), record("172.30.0.99", "8e:00:00:00:00:01"));
+    let assert_stays = |fleet: &Fleet, after: &str| {
+        let node = fleet.node(0);
+        assert_learns(node, REPAIR, "8e:00:00:00:00:02", true);
+        let entries = node.command(&format!("bridge fdb show dev {DEVICE}"));
+        assert!(
+            entries.contains("8e:00:00:00:00:01 dst 172.30.0.99") && !entries.contains("172.30.0.94"),
+            "{after}: {entries}"
+        );
+    };
+    fleet.etcd.put(&key, &value);
+    assert_learns(fleet.node(0), REPAIR, "8e:00:00:00:00:01 dst 172.30.0.99", true);
+    for newcomer in ["10.249.1.0-24", "10.251.1.0-24"] {
+        fleet.etcd.put(&format!("{SUBNETS}{newcomer}"), record("172.30.0.94", "8e:00:00:00:00:01"));
+    }
+    // Seen after them.
+    fleet.etcd.put(&format!("{SUBNETS}10.252.1.0-24"), record("172.30.0.98", "8e:00:00:00:00:02"));
+    assert_stays(&fleet, "a newcomer");
+    // As flanneld renews.
+    fleet.etcd.put_leased(&key, &value, &lease);
+    fleet.etcd.put(&format!("{SUBNETS}10.252.2.0-24"), record("172.30.0.97", "8e:00:00:00:00:03"));
+    assert_learns(fleet.node(0), REPAIR, "8e:00:00:00:00:03", true);
+    assert_stays(&fleet, "a renewal");
+    fleet.agents[0].daemon().stop();
+    fleet.agents[0] = Weftd::up(fleet.node(0), &fleet.etcd);
+    assert_stays(&fleet, "a start");
+    // It goes, and who comes next in time has it.
+    fleet.etcd.del(&key);
+    assert_learns(fleet.node(0), REPAIR, "8e:00:00:00:00:01 dst 172.30.0.94", true);
 }
 
 /// Records to whose addresses no route can lead, before and after a good one.

@@ -77,6 +77,18 @@ fn the_record_of_the_lease_on_file_is_this_hosts_whatever_others_are_put() {
     }
 }
 
+/// Without a lease on file, wherever the others' keys stand.
+#[test]
+fn of_several_records_with_its_address_a_host_has_that_which_was_there_first() {
+    let fleet = Fleet::new(1, V4);
+    for key in ["10.241.7.0-24", "10.241.1.0-24", "10.241.9.0-24"] {
+        fleet.etcd.put(&format!("{SUBNETS}{key}"), record("172.30.0.11"));
+    }
+    let said = fleet.add(0, &json!({}));
+    assert!(said.stderr.contains(&format!("{SUBNETS}10.241.1.0-24 is ignored")), "{}", said.stderr);
+    assert_eq!(addresses(&said.result()), ["10.241.7.2/24"]);
+}
+
 #[test]
 fn the_subnet_on_file_is_preferred_while_it_is_free() {
     let fleet = Fleet::new(1, V4);
