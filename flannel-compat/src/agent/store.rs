@@ -239,9 +239,9 @@ async fn all_hosts(registry: &mut Registry, lease: &HostLease) -> Result<Option<
 
 /// The same, unless the network was configured anew or somebody else came to this host's addresses.
 async fn anew(registry: &mut Registry, lease: &HostLease) -> Result<Option<Peers>, Error> {
-    let hosts = all_hosts(registry, lease).await?;
+    let Some(hosts) = all_hosts(registry, lease).await? else { return Ok(None) };
     let is_same = registry.config().await? == lease.config && lease::is_undisputed(registry, lease).await?;
-    Ok(hosts.filter(|_| is_same))
+    Ok(is_same.then_some(hosts))
 }
 
 /// Whether the own record is there as it was written.
