@@ -76,9 +76,9 @@ fn mac_by_every_way_of_asking() {
 #[test]
 fn hairpin_mode() {
     let host = Host::new();
-    let plain = Network::v4().add(&Pod::new());
+    let (other, pod) = (Pod::new(), Pod::new());
+    let plain = Network::v4().add(&other);
     assert_eq!(port(&host_end(&host, &plain), "hairpin"), false);
-    let pod = Pod::new();
     let network = Network::v4().with(&json!({ "hairpinMode": true }));
     let result = network.add(&pod);
     assert_eq!(port(&host_end(&host, &result), "hairpin"), true);
