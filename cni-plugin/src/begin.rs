@@ -1,8 +1,10 @@
 //! How an ADD begins: the locks, and what an earlier one of the attachment left.
 
+use std::fs;
+use std::path::Path;
 use std::rc::Rc;
 
-use cni_protocol::{AddArgs, Code, Error};
+use cni_protocol::{AddArgs, Code, Deadline, Error};
 use weft_state::{Lock, boot_dir};
 
 use crate::conf::Traces;
@@ -48,4 +50,16 @@ fn refuse_or_clean(
             detach::remove(&args.call, key, traces, Some(&content))
         }
     }
+}
+
+/// The lock of a directory beside those of the networks, which has a name that no network can have.
+pub fn lock_beside_networks(state_dir: &Path, dir: &str, deadline: Deadline) -> Result<Lock, Error> {
+    let dir = state_dir.join(dir);
+    if !dir.is_dir() {
+        fs::create_dir_all(&dir).map_err(|error| {
+            let remedy = "see that the state directory is writable and not full";
+            Error::new(Code::Io, format!("create {}: {error}: {remedy}", dir.display()))
+        })?;
+    }
+    Lock::exclusive(&dir.join("lock"), deadline)
 }

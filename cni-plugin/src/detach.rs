@@ -10,6 +10,7 @@ use crate::holdings::company::Company;
 use crate::holdings::erasure::Erasure;
 use crate::ipam;
 use crate::key::AttachmentKey;
+use crate::localnet;
 use crate::record::{Content, Found, Record};
 use crate::shaping;
 use crate::veth::Removal;
@@ -69,7 +70,13 @@ pub fn remove(
     let removed = removal.and_then(|mut removal| {
         removal.as_mut().map_or(Ok(()), |removal| removal.wait().map_err(link_error))?;
         // Its socket is closed before the child is let go.
-        erasure.map_or(Ok(()), |erasure| erasure.carry_out(key).map_err(rules_error))
+        erasure.map_or(Ok(()), |erasure| erasure.carry_out(key).map_err(rules_error))?;
+        let has_none = |content: &Content| content.holdings.localnet().is_none();
+        if known.is_some_and(has_none) {
+            return Ok(());
+        }
+        localnet::close(&traces.state_dir, &[key.hash()], call.deadline)
+            .map_err(|fault| failed(&"close the way of 127.0.0.1 to containers", fault))
     });
     let released = match (&removed, release) {
         // Its address stays reserved as long as the container may use it.

@@ -15,6 +15,7 @@ use crate::holdings::erasure;
 use crate::ipam;
 use crate::isolation;
 use crate::key::{AttachmentKey, VETH_PREFIX, group, hash_of_ifb, is_host_veth};
+use crate::localnet;
 use crate::masquerade;
 use crate::record::{self, Found, Record};
 use crate::ruleset;
@@ -213,7 +214,7 @@ impl Collector<'_> {
         stale.record.map_or(Ok(()), Record::remove)
     }
 
-    /// Takes out of the ruleset what is the stale attachments', and what is nobody's any more.
+    /// Takes out of the ruleset what is the stale attachments', and what is nobody's any more, and closes what was open for them.
     fn remove_elements(&self, netlink: &mut Netlink, stale: &BTreeMap<String, Stale>) -> Result<(), Error> {
         let remove = |netlink: &mut Netlink| {
             let mut nft = match Nft::open(self.args.call.deadline) {
@@ -223,13 +224,17 @@ impl Collector<'_> {
             let links: BTreeSet<String> = netlink.links(None)?.into_iter().map(|link| link.name).collect();
             let addresses: Vec<IpAddr> = stale.values().flat_map(|stale| stale.addresses.clone()).collect();
             isolation::forget(&mut nft, &addresses, false)?;
-            erasure::sweep(&mut nft, |hash| {
+            let is_gone = |hash: &str| {
                 stale.contains_key(hash)
                     || !links.contains(&format!("{VETH_PREFIX}{hash}"))
                         && !record::exists(&self.traces.state_dir, hash)
-            })
+            };
+            erasure::sweep(&mut nft, is_gone)?;
+            let mut holders = localnet::holders(&self.traces.state_dir)?;
+            holders.retain(|hash| is_gone(hash));
+            localnet::close(&self.traces.state_dir, &holders, self.args.call.deadline)
         };
-        remove(netlink).map_err(|error| failed(&"remove stale elements from the ruleset", error.into()))
+        remove(netlink).map_err(|fault| failed(&"remove stale elements from the ruleset", fault))
     }
 
     /// A container whose record is lost stays in the index of rules: that tells others that something of it is left.

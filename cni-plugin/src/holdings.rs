@@ -85,6 +85,11 @@ impl Holdings {
         self.isolation.as_ref().filter(|isolation| isolation.policy.private)
     }
 
+    /// The interface that must route 127.0.0.1.
+    pub fn localnet(&self) -> Option<&str> {
+        self.ports.as_ref().and_then(Ports::localnet)
+    }
+
     /// Whether there is nothing.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()

@@ -25,6 +25,7 @@ pub mod hostport;
 pub mod ipam;
 pub mod isolation;
 pub mod key;
+pub mod localnet;
 pub mod loopback;
 pub mod masquerade;
 pub mod overlay;

@@ -13,6 +13,7 @@ use ipnetwork::IpNetwork;
 use log::{debug, warn};
 use weft_state::Lock;
 
+use crate::conf::Traces;
 use crate::conf::shaping::Shaping;
 use crate::conf::{self, names::Names};
 use crate::fault::{Change, Fault, failed};
@@ -24,7 +25,7 @@ use crate::pod::Pod;
 use crate::record::{Content, Record};
 use crate::ruleset::{self, Group};
 use crate::shaping::{self, Limited};
-use crate::{bridge, ipam, tuning, veth};
+use crate::{bridge, ipam, localnet, tuning, veth};
 use weft_net::Family;
 use weft_net::netns::NetNs;
 use weft_net::nft::{Element, Nft};
@@ -51,6 +52,8 @@ pub enum Step {
     Shape(String),
     /// The attachment's elements in the ruleset.
     Rules,
+    /// 127.0.0.1 of the host reaches the container by this interface.
+    RouteLocalnet(IfName),
     Settings(IfName),
     /// A kernel setting of the container, and the value that it had.
     Sysctl(Sysctl, String),
@@ -83,8 +86,6 @@ pub enum Shared {
     Ruleset(Vec<&'static Group>),
     /// What the network has in the ruleset, in place of this.
     NetworkRules(Vec<Element>),
-    /// 127.0.0.1 of the host reaches containers of this bridge.
-    RouteLocalnet(IfName),
 }
 
 impl fmt::Display for Step {
@@ -100,6 +101,7 @@ impl fmt::Display for Step {
             Self::Queue(name) => write!(f, "limit what leaves by {name}"),
             Self::Shape(name) => write!(f, "limit the traffic of {name}"),
             Self::Rules => f.write_str("add the attachment to the ruleset"),
+            Self::RouteLocalnet(name) => write!(f, "route 127.0.0.1 to {name}"),
             Self::Settings(name) => write!(f, "set IPv6 settings of {name} in the container"),
             Self::Sysctl(key, _) => write!(f, "set {key} in the container"),
             Self::Tune(name) => write!(f, "set flags and queue of {name} in the container"),
@@ -131,7 +133,6 @@ impl fmt::Display for Shared {
             Self::Overlay(_) => f.write_str("connect with the other hosts"),
             Self::Ruleset(_) => f.write_str("ensure the static rules"),
             Self::NetworkRules(_) => f.write_str("add the network to the ruleset"),
-            Self::RouteLocalnet(name) => write!(f, "route 127.0.0.1 to {name}"),
         }
     }
 }
@@ -299,6 +300,9 @@ impl Journal {
             Step::Rules => Nft::open(deadline)
                 .and_then(|mut nft| erasure::sweep(&mut nft, |hash| hash == self.key.hash()))
                 .map_err(Fault::from),
+            Step::RouteLocalnet(_) => Traces::parse(&self.args.call.conf)
+                .map_err(Fault::from)
+                .and_then(|traces| localnet::close(&traces.state_dir, &[self.key.hash()], deadline)),
             Step::Veth(name) | Step::Ifb(name) => veth::remove(name, deadline).map_err(Fault::from),
             Step::Hooks(link) => shaping::undo(link, deadline, Netlink::delete_hooks).map_err(Fault::from),
             Step::Queue(link) => {
@@ -342,7 +346,6 @@ impl Journal {
             Shared::NetworkRules(before) => {
                 Ok(ruleset::network::restore(&mut Nft::open(deadline)?, &self.key.network, before)?)
             }
-            Shared::RouteLocalnet(name) => Ok(Sysctl::route_localnet(name.as_str()).set("0")?),
         }
     }
 

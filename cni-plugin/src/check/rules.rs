@@ -30,7 +30,7 @@ pub fn rules(
             break;
         }
     }
-    if let Some(interface) = holdings.ports.as_ref().and_then(|ports| ports.localnet()) {
+    if let Some(interface) = holdings.localnet() {
         let key = Sysctl::route_localnet(interface);
         let value = key.get()?;
         if value.as_deref() != Some("1") {

@@ -1,12 +1,10 @@
 //! ADD's part: how an attachment gets what it holds.
 
-use std::fs;
 use std::path::Path;
 
-use cni_protocol::{Call, Code, Deadline, Error, IfName};
+use cni_protocol::{Call, Deadline, Error, IfName};
 use nix::errno::Errno;
 use weft_net::nft::Nft;
-use weft_net::sysctl::Sysctl;
 use weft_net::{NetError, Netlink, NlResult, conntrack};
 use weft_state::{Lock, boot_dir};
 
@@ -19,13 +17,11 @@ use crate::fault::{Change, Fault, failed};
 use crate::hostport::Ports;
 use crate::isolation;
 use crate::key::{AttachmentKey, VETH_PREFIX};
+use crate::localnet;
 use crate::record;
 use crate::ruleset::{self, Elements, Rules};
 use crate::step::{Journal, Shared, Step};
 
-/// The directory of the lock that an ADD with host ports holds while it looks whether they are free. No network
-/// has such a name.
-const PORTS_DIR: &str = ".hostport";
 /// In the directory of a network.
 const MEETING_LOCK: &str = "meeting.lock";
 
@@ -49,8 +45,8 @@ pub fn hold(
     let company = Company::find(&traces.state_dir, &rules.nft);
     let _changing = agree(journal, rules, traces, key, &mut holdings)?;
     let meeting = meet(journal, rules, call, key, traces, &mut holdings)?;
-    let lock_ports = |_| lock_beside_networks(&traces.state_dir, PORTS_DIR, call.deadline);
-    let _only_one = holdings.ports.as_ref().map(lock_ports).transpose()?;
+    let lock_ports = || localnet::lock_ports(&traces.state_dir, call.deadline);
+    let _only_one = holdings.ports.as_ref().map(|_| lock_ports()).transpose()?;
     let elements = holdings.elements(key);
     let mut add = |nft: &mut Nft| add(nft, key, &mut holdings, &|hash| is_alive(traces, hash));
     ensure_shared(journal, rules, traces, &elements)?;
@@ -63,7 +59,7 @@ pub fn hold(
     }
     journal.run(Step::Rules, || added.map(|()| ((), Change::Made)))?;
     if let Some(ports) = &holdings.ports {
-        open_ports(journal, &mut rules.nft, ports)?;
+        open_ports(journal, &mut rules.nft, traces, ports)?;
     }
     if let Some(Err(error)) = company.map(|company| company.leave(opened)) {
         log::debug!("the socket to nftables is closed while others are at work: {error}");
@@ -183,12 +179,12 @@ fn ensure_groups(
 }
 
 /// What ports need besides their elements.
-fn open_ports(journal: &mut Journal, nft: &mut Nft, ports: &Ports) -> Result<(), Error> {
-    if let Some(bridge) = ports.localnet() {
-        let name: IfName = bridge.parse()?;
-        journal.run(Step::Shared(Shared::RouteLocalnet(name)), || {
-            Sysctl::route_localnet(bridge).ensure("1").map(|changed| ((), Change::from(changed)))
-        })?;
+fn open_ports(journal: &mut Journal, nft: &mut Nft, traces: &Traces, ports: &Ports) -> Result<(), Error> {
+    if let Some(interface) = ports.localnet() {
+        let name: IfName = interface.parse()?;
+        let (step, hash) = (Step::RouteLocalnet(name.clone()), journal.key().hash().to_owned());
+        journal.note(step.clone());
+        journal.within(step, || localnet::open(&traces.state_dir, &name, &hash))?;
     }
     ports.warn_of_listeners();
     forgotten(ports.forget_flows_of_others(nft));
@@ -204,18 +200,6 @@ pub(super) fn forgotten(outcome: NlResult<()>) {
         }
         _ => {}
     }
-}
-
-/// The lock of a directory beside those of the networks.
-pub(super) fn lock_beside_networks(state_dir: &Path, dir: &str, deadline: Deadline) -> Result<Lock, Error> {
-    let dir = state_dir.join(dir);
-    if !dir.is_dir() {
-        fs::create_dir_all(&dir).map_err(|error| {
-            let remedy = "see that the state directory is writable and not full";
-            Error::new(Code::Io, format!("create {}: {error}: {remedy}", dir.display()))
-        })?;
-    }
-    Lock::exclusive(&dir.join("lock"), deadline)
 }
 
 /// Whether anything is left of an attachment but elements in the ruleset. When that cannot be told, it lives.

@@ -12,7 +12,7 @@ use weft_net::nft::{Element, Nft};
 use weft_state::Lock;
 
 use super::Holdings;
-use super::hold::lock_beside_networks;
+use crate::begin::lock_beside_networks;
 use crate::conf::Traces;
 use crate::fault::{Fault, failed};
 use crate::isolation::{Policy, known_subnets};

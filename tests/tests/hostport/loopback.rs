@@ -62,3 +62,45 @@ fn a_bridge_routes_it_only_where_a_mapping_needs_it() {
         assert_eq!(routed(&network(), &[at(ip)]), ("1".to_owned(), true), "a port of {ip}");
     }
 }
+
+/// It is closed again with the last container that has a port of it, however that goes, and whatever others of the bridge there are.
+#[test]
+fn a_bridge_is_closed_with_the_last_port_of_it() {
+    let host = Host::new();
+    let routed = || host.sysctl("net/ipv4/conf/weft0/route_localnet");
+    let other = Network::new("other", &["10.99.0.0/24"]).with(&json!({ "isDefaultGateway": true }));
+    let (plain, mut web, second) = (Pod::new(), Pod::new(), Pod::new());
+    network().add(&plain);
+    let (one, two) = (with(&network(), &[mapping(8080, 80)]), with(&other, &[mapping(8081, 80)]));
+    one.add(&web);
+    two.add(&second);
+    one.del(&web);
+    assert_eq!(routed(), "1", "the other network's container has a port");
+    let served = Mirror::on(&second, 80);
+    assert!(served.seen(host.netns(), (LOCALHOST, 8081)).is_some());
+    two.del(&second);
+    assert_eq!(routed(), "0", "DEL");
+    // By the key alone.
+    one.add(&web);
+    command("find /run/weft -path */attachments/* -delete");
+    one.del(&web);
+    assert_eq!(routed(), "0", "DEL without a record");
+    one.add(&web);
+    web.unmount();
+    one.gc(&[(&plain.id, "eth0")]);
+    assert_eq!(routed(), "0", "GC");
+    web = Pod::new();
+    // Of two that go at once one is the last.
+    for _ in 0..5 {
+        one.add(&web);
+        two.add(&second);
+        let going = [one.del_call(&web).start(), two.del_call(&second).start()];
+        going.into_iter().for_each(|del| del.finish().done());
+        assert_eq!(routed(), "0", "two at once");
+    }
+    // Somebody else needs it.
+    host.set_sysctl("net/ipv4/conf/weft0/route_localnet", "1");
+    one.add(&web);
+    one.del(&web);
+    assert_eq!(routed(), "1", "it was open before");
+}

@@ -1,0 +1,81 @@
+//! 127.0.0.1 of the host, where containers have ports of it: `route_localnet` of the interface that leads to them.
+//!
+//! An interface is open as long as an attachment has a note in its directory, and whoever takes away the last one closes it. One
+//! that was open before the first note came is somebody else's to close. Who changes notes holds the lock of the host's ports.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use cni_protocol::{Deadline, Error, IfName};
+use weft_net::sysctl::Sysctl;
+use weft_state::Lock;
+
+use crate::begin::lock_beside_networks;
+use crate::fault::Fault;
+
+/// The directory of the host's ports. No network has such a name.
+const PORTS_DIR: &str = ".hostport";
+/// In there: a directory for each interface.
+const NOTES: &str = "localnet";
+
+/// The lock that an ADD with host ports holds while it looks whether they are free.
+pub fn lock_ports(state_dir: &Path, deadline: Deadline) -> Result<Lock, Error> {
+    lock_beside_networks(state_dir, PORTS_DIR, deadline)
+}
+
+/// Opens an interface for the attachment with this hash. The caller holds the lock.
+pub fn open(state_dir: &Path, interface: &IfName, hash: &str) -> Result<(), Fault> {
+    let setting = Sysctl::route_localnet(interface.as_str());
+    let notes = notes(state_dir).join(interface.as_str());
+    if !notes.is_dir() && setting.get()?.as_deref() == Some("1") {
+        return Ok(());
+    }
+    fs::create_dir_all(&notes)?;
+    File::create(notes.join(hash))?;
+    setting.ensure("1")?;
+    Ok(())
+}
+
+/// Takes away the notes of attachments, and closes the interfaces of which none is left.
+pub fn close(state_dir: &Path, hashes: &[impl AsRef<Path>], deadline: Deadline) -> Result<(), Fault> {
+    let dir = notes(state_dir);
+    if !dir.is_dir() {
+        return Ok(());
+    }
+    let _lock = lock_ports(state_dir, deadline)?;
+    for interface in fs::read_dir(&dir)? {
+        let notes = interface?.path();
+        for hash in hashes {
+            match fs::remove_file(notes.join(hash)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
+        if fs::read_dir(&notes)?.next().is_none() {
+            let name = notes.file_name().unwrap_or_default().to_string_lossy();
+            Sysctl::route_localnet(&name).ensure("0")?;
+            fs::remove_dir(&notes)?;
+        }
+    }
+    Ok(())
+}
+
+/// The hashes of all that have notes.
+pub fn holders(state_dir: &Path) -> io::Result<Vec<String>> {
+    let interfaces = match fs::read_dir(notes(state_dir)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut holders = Vec::new();
+    for interface in interfaces {
+        for note in fs::read_dir(interface?.path())? {
+            holders.push(note?.file_name().to_string_lossy().into_owned());
+        }
+    }
+    Ok(holders)
+}
+
+fn notes(state_dir: &Path) -> PathBuf {
+    state_dir.join(PORTS_DIR).join(NOTES)
+}
