@@ -90,6 +90,9 @@ impl Ports {
             let to = plan.ips.iter().map(|ip| ip.address.ip()).find(|ip| Family::of(*ip) == family);
             for mapping in mappings.iter().filter(|mapping| concerns(mapping, family)) {
                 match to {
+                    Some(_) if is_without_way(mapping) => warn!(
+                        "{mapping} is asked for, where nobody is served: the kernel routes nothing from ::1 to a container; ask for 127.0.0.1"
+                    ),
                     Some(to) => claim(&mut claims, mapping, to),
                     None => refuse_without_address(mapping, family)?,
                 }
@@ -329,6 +332,11 @@ fn present(nft: &mut Nft, elements: &[Element]) -> NlResult<Vec<Element>> {
 
 fn concerns(mapping: &Mapping, family: Family) -> bool {
     mapping.host_ip.is_none_or(|ip| Family::of(ip) == family)
+}
+
+/// Portmap takes it in silence, and a container may have the same port at other addresses.
+fn is_without_way(mapping: &Mapping) -> bool {
+    mapping.host_ip.is_some_and(|ip| ip.is_ipv6() && ip.is_loopback())
 }
 
 fn refuse_without_address(mapping: &Mapping, family: Family) -> Result<(), Error> {

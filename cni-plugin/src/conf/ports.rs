@@ -144,7 +144,8 @@ fn mapping(at: usize, raw: &RawMapping) -> Result<Mapping, Error> {
     let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     let host_ip = given(&raw.host_ip)
         .map(|text| {
-            text.parse::<IpAddr>().ok().filter(|ip| !ip.is_multicast()).ok_or_else(|| {
+            let ip = text.parse::<IpAddr>().ok().map(|ip| ip.to_canonical());
+            ip.filter(|ip| !ip.is_multicast()).ok_or_else(|| {
                 invalid(&key("hostIP"), &text.into(), "give an address of this host, or leave it out")
             })
         })

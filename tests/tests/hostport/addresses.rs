@@ -56,6 +56,19 @@ fn one_address_serves_and_the_others_are_the_hosts() {
     }
 }
 
+#[test]
+fn an_ipv4_address_in_ipv6_notation_is_the_ipv4_address() {
+    let host = Host::new();
+    let outside = host.outside();
+    second_addresses();
+    let web = Pod::new();
+    let own = Outside::HOST[0];
+    with(&network(), &[at(&format!("::ffff:{own}"))]).add(&web);
+    let mirror = Mirror::on(&web, 80);
+    assert_served(&mirror, &outside, &[own], &[SECOND[0], Outside::HOST[1]]);
+    with(&network(), &[at(own)]).add_call(&Pod::new()).run().error_code(103).assert_names(&[&web.id, own]);
+}
+
 /// Two containers have the same port at two addresses.
 #[test]
 fn each_address_has_its_container() {
