@@ -91,7 +91,7 @@ impl Ports {
             for mapping in mappings.iter().filter(|mapping| concerns(mapping, family)) {
                 match to {
                     Some(_) if is_without_way(mapping) => warn!(
-                        "{mapping} is asked for, where nobody is served: the kernel routes nothing from ::1 to a container; ask for 127.0.0.1"
+                        "{mapping} is asked for, where nobody is served: the kernel forwards nothing by IPv6's loopback and link-local addresses; ask for 127.0.0.1, or another address of the host"
                     ),
                     Some(to) => claim(&mut claims, mapping, to),
                     None => refuse_without_address(mapping, family)?,
@@ -336,7 +336,9 @@ fn concerns(mapping: &Mapping, family: Family) -> bool {
 
 /// Portmap takes it in silence, and a container may have the same port at other addresses.
 fn is_without_way(mapping: &Mapping) -> bool {
-    mapping.host_ip.is_some_and(|ip| ip.is_ipv6() && ip.is_loopback())
+    mapping
+        .host_ip
+        .is_some_and(|ip| matches!(ip, IpAddr::V6(ip) if ip.is_loopback() || ip.is_unicast_link_local()))
 }
 
 fn refuse_without_address(mapping: &Mapping, family: Family) -> Result<(), Error> {

@@ -1,7 +1,9 @@
 //! The static rules of host ports.
 
+use std::net::{IpAddr, Ipv6Addr};
+
 use weft_net::Family;
-use weft_net::nft::{ChainKind, InetHookNumber, Load, Rule, Set, Table, Type};
+use weft_net::nft::{ChainKind, Field, InetHookNumber, Load, Rule, Set, Table, Type};
 
 use crate::ruleset::{Chain, FAMILIES, Group, V4, V6};
 
@@ -16,6 +18,8 @@ const RAW: i32 = -300;
 const FILTER: i32 = 0;
 /// The first byte of 127.0.0.0/8.
 const LOOPBACK: [u8; 1] = [127];
+/// fe80::/10
+const LINK_LOCAL: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0));
 /// ::1
 const LOOPBACK_V6: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
@@ -73,7 +77,7 @@ pub static GROUP: Group = Group {
         MASQUERADED[0], MASQUERADED[1], LOCALNET,
     ],
     chains: &[
-        Chain { name: "hostport", kind: ChainKind::Regular, rules: to_containers, uses: 8 },
+        Chain { name: "hostport", kind: ChainKind::Regular, rules: to_containers, uses: 9 },
         Chain {
             name: "hostport-in",
             kind: ChainKind::Base { kind: "nat", hook: InetHookNumber::PreRouting, priority: AFTER_DSTNAT },
@@ -117,6 +121,7 @@ pub static SOURCES_GROUP: Group = Group {
     }],
 };
 
+/// The kernel forwards nothing from a link-local address, and who sends to one of the host's does it from such: that is for the host.
 fn to_containers() -> Vec<Rule> {
     let port = [Load::L4Protocol, Load::DestinationPort];
     let rules = FAMILIES.iter().flat_map(|&(family, at)| {
@@ -127,7 +132,8 @@ fn to_containers() -> Vec<Rule> {
             Rule::of(family).dnat(family, &port_at, &RANGES[at]),
         ]
     });
-    rules.collect()
+    let stays = Rule::of(Family::V6).is_in(Field::destination(Family::V6), LINK_LOCAL, 10).give_back();
+    std::iter::once(stays).chain(rules).collect()
 }
 
 /// Nobody else has a way to 127.0.0.1: a neighbour that sends to it is not served (plugins#729).

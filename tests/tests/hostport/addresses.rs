@@ -1,9 +1,12 @@
 //! `hostIP`: a port of one of the host's addresses. At the others the host is there itself.
 
-use serde_json::{Value, json};
-use weft_tests::{Host, Mirror, NetNs, Outside, Place, Pod, command};
+use std::net::{SocketAddrV6, TcpListener, TcpStream};
 
-use crate::{addr, network, with};
+use nix::net::if_::if_nametoindex;
+use serde_json::{Value, json};
+use weft_tests::{Host, Mirror, NetNs, Outside, Place, Pod, command, eventually};
+
+use crate::{PATIENCE, addr, network, with};
 
 /// The host's second addresses on the cable.
 const SECOND: [&str; 2] = ["198.51.100.5", "2001:db8:ffff::5"];
@@ -67,6 +70,32 @@ fn an_ipv4_address_in_ipv6_notation_is_the_ipv4_address() {
     let mirror = Mirror::on(&web, 80);
     assert_served(&mirror, &outside, &[own], &[SECOND[0], Outside::HOST[1]]);
     with(&network(), &[at(own)]).add_call(&Pod::new()).run().error_code(103).assert_names(&[&web.id, own]);
+}
+
+/// What comes to them comes from such an address, from which the kernel forwards nothing: there the port is the host's.
+#[test]
+fn link_local_addresses_are_the_hosts() {
+    let host = Host::new();
+    let outside = host.outside();
+    let (web, neighbour) = (Pod::new(), Pod::new());
+    with(&network(), &[json!({ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" })]).add(&web);
+    network().add(&neighbour);
+    let hosts = host.netns().inside(|| TcpListener::bind(("::", 8080)).expect("listen"));
+    hosts.set_nonblocking(true).expect("do not wait");
+    let reaches = |from: &NetNs, at: &str, by: &str| {
+        let words = command(&format!("ip -6 -o addr show dev {at} scope link"));
+        let address = words.split_whitespace().nth(3).and_then(|text| text.split_once('/'));
+        let address = address.and_then(|(ip, _)| ip.parse().ok()).expect("a link-local address");
+        let connected = from.inside(|| {
+            let scope = if_nametoindex(by).expect("a link");
+            TcpStream::connect_timeout(&SocketAddrV6::new(address, 8080, 0, scope).into(), PATIENCE)
+        });
+        connected.unwrap_or_else(|error| panic!("to {address} of {at} by {by}: {error}"));
+        eventually(PATIENCE, "the host is asked", || hosts.accept().ok());
+    };
+    reaches(outside.netns(), "up0", "eth0");
+    reaches(neighbour.netns(), "weft0", "eth0");
+    reaches(host.netns(), "up0", "up0");
 }
 
 /// Two containers have the same port at two addresses.

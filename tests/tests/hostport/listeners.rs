@@ -23,12 +23,15 @@ fn port(protocol: &str, number: u16) -> Value {
 
 /// No rule can redirect what goes to it: who asks for it is told, and gets the other ports.
 #[test]
-fn the_ipv6_loopback_address_serves_nobody() {
+fn loopback_and_link_local_addresses_of_ipv6_serve_nobody() {
     let _host = Host::new();
     let at = |ip: &str| json!({ "hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ip });
-    let told = told(&[at("::1"), at("127.0.0.1")]);
-    assert_eq!(told.lines().count(), 1, "{told}");
-    assert!(["tcp host port 8080 of ::1", "127.0.0.1"].iter().all(|part| told.contains(part)), "{told}");
+    for ip in ["::1", "fe80::1"] {
+        let told = told(&[at(ip), at("127.0.0.1")]);
+        assert_eq!(told.lines().count(), 1, "{told}");
+        let parts = [&format!("tcp host port 8080 of {ip}"), "127.0.0.1"];
+        assert!(parts.iter().all(|part| told.contains(part)), "{told}");
+    }
 }
 
 #[track_caller]

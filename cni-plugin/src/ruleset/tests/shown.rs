@@ -21,6 +21,7 @@ fn nft_shows_the_host_ports_as_they_are_meant() {
     assert_eq!(
         rules_of("inet", "hostport"),
         [
+            "ip6 daddr fe80::/10 return",
             "dnat ip to ip daddr . meta l4proto . th dport map @hostport-at-v4",
             "meta nfproto ipv4 dnat ip to meta l4proto . th dport map @hostport-v4",
             "dnat ip to ip daddr . meta l4proto . th dport map @hostport-range-v4",
