@@ -1,7 +1,7 @@
 //! Whom a container sees as its client: the client itself, unless every client is masqueraded.
 
 use serde_json::{Value, json};
-use weft_tests::{Host, Mirror, Network, Outside, Pod};
+use weft_tests::{Host, Mirror, Network, Outside, Pod, ips};
 
 use crate::{addr, mapping, network, with};
 
@@ -48,4 +48,27 @@ fn a_family_without_a_default_route_sees_the_gateway() {
     assert_eq!(clients_seen(&without(json!([v4])), &outside), [Outside::PEER[0], GATEWAY[1]]);
     assert_eq!(clients_seen(&without(json!([v6])), &outside), [GATEWAY[0], Outside::PEER[1]]);
     assert_eq!(clients_seen(&without(json!([v4, v6])), &outside), Outside::PEER);
+}
+
+/// Whom a container sees where the client is one of another network: the gateway, if that network is masqueraded towards it.
+#[test]
+fn a_client_of_another_network_is_seen_as_its_network_says() {
+    let host = Host::new();
+    let _outside = host.outside();
+    let web = Pod::new();
+    with(&network(), &[mapping(8080, 80)]).add(&web);
+    let mirror = Mirror::on(&web, 80);
+    let other = Network::new("other", &["10.99.0.0/24", "fd00:99::/64"])
+        .with(&json!({ "bridge": "weft1", "isDefaultGateway": true }));
+    let own_ways = json!({ "ipMasq": true, "noMasquerade": ["10.88.0.0/24", "fd00:88::/64"] });
+    for (keys, is_kept) in [(json!({}), true), (json!({ "ipMasq": true }), false), (own_ways, true)] {
+        let (client, other) = (Pod::new(), other.clone().with(&keys));
+        let own = ips(&other.add(&client));
+        for (at, (own, gateway)) in Outside::HOST.iter().zip(own.into_iter().zip(GATEWAY)) {
+            let expected = if is_kept { own } else { addr(gateway) };
+            assert_eq!(mirror.seen(&client, (addr(at), 8080)), Some(expected), "{keys}");
+        }
+        other.del(&client);
+        other.gc(&[]);
+    }
 }
