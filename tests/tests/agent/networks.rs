@@ -129,12 +129,13 @@ fn a_network_of_plugins_at_the_agents_place_in_etcd() {
     let pod = Pod::new();
     let refused = network.add_call(&pod).on(one).run().error_code(103);
     refused.assert_names(&["network pods", Weftd::PREFIX, &subnet(one), "ipam.etcd.prefix"]);
-    let (_pod, _) = two.attach(&network);
+    let (pod, _) = two.attach(&network);
     let late = Weftd::start(two, &etcd, &json!({}));
     eventually(PATIENCE, "the agent tells of the other network", || {
         let answer = late.ask("/readyz")?;
         (answer.status == 503 && answer.body.contains("network other of this host")).then_some(())
     });
+    network.del_call(&pod).on(two).run().done();
     fs::remove_dir_all(two.data_dir().join("other")).expect("forget the other network");
     late.ready();
 }
