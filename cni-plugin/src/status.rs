@@ -53,14 +53,15 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
     check_bridge(args, &network, &plan).map_err(not_available)?;
     check_rules(args, &network, isolation.as_ref()).map_err(not_available)?;
     rehearse_limits(call, &network.shaping).map_err(not_available)?;
+    let unless_told = |error: Error| match error.code {
+        Code::NotAvailable | Code::LimitedConnectivity => error,
+        _ => not_available(error),
+    };
     if let Some(plugin) = &network.traces.ipam {
-        ipam::forward(Verb::Status, plugin, call).map_err(|error| match error.code {
-            Code::NotAvailable | Code::LimitedConnectivity => error,
-            _ => not_available(error),
-        })?;
+        ipam::forward(Verb::Status, plugin, call).map_err(unless_told)?;
     }
     if network.gateway != Gateway::None {
-        check_firewalls(args, &network, &plan, overlay.as_ref())?;
+        check_firewalls(args, &network, &plan, overlay.as_ref()).map_err(unless_told)?;
     }
     Ok(Outcome::Done)
 }
@@ -194,7 +195,7 @@ fn check_firewalls(
     let mut families: Vec<Family> = plan.gateways.iter().map(|gateway| Family::of(gateway.ip())).collect();
     families.sort();
     families.dedup();
-    let failed = |error: NetError| not_available(failed(&"look at firewalls of others", error.into()));
+    let failed = |error: NetError| failed(&"look at firewalls of others", error.into());
     let mut nft = match Nft::open(args.call.deadline) {
         Err(error) if error.errno == Errno::EPROTONOSUPPORT => return Ok(()),
         opened => opened.map_err(failed)?,
