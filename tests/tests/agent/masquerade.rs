@@ -53,15 +53,21 @@ fn masquerade_ends_with_the_configuration_that_asked_for_it() {
     let mut fleet = Fleet::of(1, CONFIG, &json!({ "ipMasq": true }));
     let agent = fleet.agents.remove(0);
     let node = fleet.node(0);
-    let is_there =
-        |network: &str| node.command("nft list ruleset").contains(&format!("chain masq-{network} "));
+    // With the chain's number: one that was made anew has another.
+    let chain = |network: &str| {
+        let rules = node.command("nft -a list ruleset");
+        let chain = format!("chain masq-{network} ");
+        rules.lines().find(|line| line.contains(&chain)).map(str::to_owned)
+    };
+    let is_there = |network: &str| chain(network).is_some();
     let _other = node.attach(&Network::dual().with(&json!({ "ipMasq": true })));
     let network = fleet.network(0).with(&json!({ "ipMasq": true }));
     let (pod, _result) = node.attach(&network);
     agent.daemon().stop();
-    assert!(is_there("pods") && is_there("dual"));
+    let before = chain("pods");
+    assert!(before.is_some() && is_there("dual"));
     Weftd::up(node, &fleet.etcd).daemon().stop();
-    assert!(is_there("pods"), "a container has it");
+    assert_eq!(chain("pods"), before, "a container has it");
     network.del_call(&pod).on(node).run().done();
     assert!(is_there("pods"), "it stays for the next container");
     Weftd::up(node, &fleet.etcd).daemon().stop();
