@@ -296,3 +296,25 @@ fn unbuilt_keys_that_ask_for_nothing_are_no_obstacle() {
     let quiet = json!({ "vlan": 0, "vlanTrunk": [], "macspoofchk": false, "ipMasqBackend": "" });
     Network::v4().with(&quiet).add(&Pod::new());
 }
+
+/// A key whose value is null is absent to plugins in Go, and some runtimes write all that they know.
+#[test]
+fn keys_without_a_value_are_no_obstacle() {
+    let _host = Host::new();
+    let mut network = Network::v4();
+    for key in [
+        "isGateway", "ipMasq", "mtu", "bridge", "dns", "args", "runtimeConfig", "capabilities", "routes",
+        "guard", "icc", "allow", "sources", "sysctl", "ingressRate", "stateDir", "logFile", "timeout",
+        "chained", "prevResult",
+    ] {
+        network.conf[key] = Value::Null;
+    }
+    for key in ["routes", "rangeStart", "gateway", "subnet", "exclude", "etcd", "sticky", "dataDir"] {
+        network.conf["ipam"][key] = Value::Null;
+    }
+    let pod = Pod::new();
+    let result = network.add(&pod);
+    network.check(&pod, &result).done();
+    network.status().done();
+    network.del(&pod);
+}

@@ -39,6 +39,24 @@ pub(crate) fn parse_object(text: &[u8], source: &str) -> Result<Map<String, Valu
     }
 }
 
+/// A key whose value is null is one that is not there, as it is to plugins in Go. The previous result is passed on as it came.
+pub(crate) fn leave_out_nulls(fields: &mut Map<String, Value>) {
+    fields.retain(|key, value| {
+        if key != "prevResult" {
+            leave_out_inner_nulls(value);
+        }
+        !value.is_null()
+    });
+}
+
+fn leave_out_inner_nulls(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(leave_out_inner_nulls),
+        Value::Object(fields) => leave_out_nulls(fields),
+        _ => {}
+    }
+}
+
 fn deserializer(text: &str) -> serde_json::Deserializer<StrRead<'_>> {
     let mut json = serde_json::Deserializer::from_str(text);
     // Its own limit is one level below this crate's.
@@ -185,6 +203,18 @@ mod tests {
             "{message}"
         );
         assert!(parse_object(br#"{"a":{"b":1},"b":{"b":1}}"#, "stdin").is_ok());
+    }
+
+    #[test]
+    fn null_is_absent() {
+        let mut conf = parse_object(
+            br#"{"a":null,"b":{"c":null,"d":[{"e":null},null,1]},"prevResult":{"dns":null}}"#,
+            "stdin",
+        )
+        .unwrap();
+        leave_out_nulls(&mut conf);
+        let left = serde_json::json!({ "b": { "d": [{}, null, 1] }, "prevResult": { "dns": null } });
+        assert_eq!(Value::Object(conf), left);
     }
 
     #[test]

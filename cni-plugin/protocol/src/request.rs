@@ -106,6 +106,7 @@ fn del(attachment: Attachment<Option<PathBuf>>, call: Call) -> Command {
 fn read_conf(version: &Cell<Version>) -> Result<(Vec<u8>, Map<String, Value>), Error> {
     let stdin = read_stdin()?;
     let mut conf = json::parse_object(&stdin, "the network configuration on stdin")?;
+    json::leave_out_nulls(&mut conf);
     runtime_config::canonicalize(&mut conf);
     let text = |key: &str| conf.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
     logging::init(text("logLevel"), text("logFile").map(Path::new));
