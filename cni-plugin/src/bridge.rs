@@ -48,10 +48,12 @@ pub fn adopt(netlink: &mut Netlink, network: &Network, found: Option<Link>) -> R
             // While its own address is being looked for elsewhere, the host cannot ask for containers on it.
             Sysctl::ipv6_of(name, "accept_dad").ensure("0")?;
             // Of a gateway it is the host's to say whether it routes, not what that has for new links.
-            let routes = network.gateway != Gateway::None
-                && Sysctl::forwarding(Family::V4).get()?.as_deref() == Some("1");
-            if routes {
-                Sysctl::ipv4_of(name, "forwarding").ensure("1")?;
+            for family in [Family::V4, Family::V6] {
+                let routes = network.gateway != Gateway::None
+                    && Sysctl::forwarding(family).get()?.as_deref() == Some("1");
+                if routes {
+                    Sysctl::forwarding_at(family, name).ensure("1")?;
+                }
             }
             netlink.link(name)?.ok_or_else(|| {
                 Error::new(Code::TryAgain, "somebody else deleted it as soon as it was made: call ADD again")
