@@ -114,8 +114,9 @@ pub fn mend(nft: &mut Nft) -> NlResult<bool> {
     for group in GROUPS {
         mended |= retry(|| match is_altered(nft, group)? {
             true => {
-                // Where a flush came in between, the chains to be removed are missing, this fails, and it is no alteration.
-                let (changes, _) = blueprint(nft, group, group.chains)?;
+                // Where a flush came in between, table, sets or chains are missing, this fails, and it is no alteration.
+                let mut changes = clear(nft, group)?;
+                changes.extend(chains_of(group, group.chains));
                 nft.batch(changes).map(|()| true)
             }
             false => Ok(false),
