@@ -230,7 +230,9 @@ impl Checker {
             format!("bridge port {name} is disabled, so nothing passes it")
         });
         let group = group(&self.key.network);
-        self.require(veth.group == group, || format!("{name} is in group {} instead of {group}", veth.group));
+        self.require(veth.group == group, || {
+            format!("{name} is in group {} instead of {group}: ip link set {name} group {group}", veth.group)
+        });
         let guarded = self.holdings.guard.as_ref().map_or(veth.index, Guard::port);
         self.require(guarded == veth.index, || format!("{name} was made anew: the guard knows another port"));
         if let Some(promised) = self.promised.host.clone() {

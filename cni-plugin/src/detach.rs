@@ -30,7 +30,7 @@ pub fn del(args: &DelArgs) -> Result<Outcome, Error> {
     record.iter().for_each(Record::hide);
     let content = found.as_ref().and_then(Found::content);
     if let (Some(record), Some(content)) = (&record, content) {
-        record.announce_leaving(content)?;
+        record.announce_leaving(content);
     }
     remove(&args.call, &key, &traces, content)?;
     record.map_or(Ok(()), Record::remove)?;

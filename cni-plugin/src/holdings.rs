@@ -45,7 +45,7 @@ impl Holdings {
         let reach = Reach::Bridge(network.bridge.to_string());
         let known = [network.all_hosts.as_slice(), &network.isolation.subnets].concat();
         Ok(Self {
-            ports: Ports::new(&network.ports, &reach, asked, plan, &known)?,
+            ports: Ports::new(&network.ports, &reach, asked, plan, Some(&known))?,
             isolation: Isolation::new(
                 &network.isolation,
                 Some(network.bridge.as_str()),

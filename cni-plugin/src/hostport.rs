@@ -22,6 +22,7 @@ use crate::conf::Asked;
 use crate::conf::isolation::reduced;
 use crate::conf::ports::{Mapping, PortPolicy, Protocol};
 use crate::fault::Fault;
+use crate::isolation::is_wide;
 use crate::key::AttachmentKey;
 use crate::plan::{Plan, prefix};
 use crate::ruleset::{self, Elements, by_address, of_family};
@@ -70,7 +71,7 @@ pub enum Reach {
 }
 
 impl Ports {
-    /// Works out what these mappings need of a container in a network of these prefixes, as far as they are known. Pure.
+    /// Works out what these mappings need of a container in a network of these prefixes; `None` where nobody knows which these are. Pure.
     ///
     /// # Errors
     /// [`Code::InvalidConfig`] when the container has no address for a mapping.
@@ -79,7 +80,7 @@ impl Ports {
         reach: &Reach,
         asked: &Asked,
         plan: &Plan,
-        network: &[IpNetwork],
+        network: Option<&[IpNetwork]>,
     ) -> Result<Option<Self>, Error> {
         let mappings = &asked.mappings;
         if mappings.is_empty() {
@@ -107,7 +108,8 @@ impl Ports {
             .collect();
         let wants_all = policy.snat && policy.masquerade_all;
         let sources = asked.sources.clone().unwrap_or_else(|| policy.sources.clone());
-        let neighbours = reached.iter().chain(network).filter(|_| !sources.is_empty());
+        let of_network = network.iter().flat_map(|known| reached.iter().chain(*known));
+        let neighbours = of_network.filter(|prefix| is_wide(prefix) && !sources.is_empty());
         let all = |ip: &&IpNetwork| wants_all || !plan.answers_everybody(Family::of(ip.ip()));
         Ok(Some(Self {
             same: if policy.snat { reached.iter().map(|ip| prefix(*ip)).collect() } else { Vec::new() },

@@ -323,6 +323,6 @@ fn pair_element(set: &Set, one: IpNetwork, other: IpNetwork) -> Element {
 }
 
 /// Whether it is more than one address.
-fn is_wide(prefix: &IpNetwork) -> bool {
+pub fn is_wide(prefix: &IpNetwork) -> bool {
     prefix.prefix() < if prefix.is_ipv4() { 32 } else { 128 }
 }

@@ -69,7 +69,12 @@ pub fn holders(state_dir: &Path) -> io::Result<Vec<String>> {
     };
     let mut holders = Vec::new();
     for interface in interfaces {
-        for note in fs::read_dir(interface?.path())? {
+        // Its last note may go meanwhile, and it with that.
+        let notes = match fs::read_dir(interface?.path()) {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        for note in notes {
             holders.push(note?.file_name().to_string_lossy().into_owned());
         }
     }

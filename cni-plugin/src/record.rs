@@ -25,7 +25,7 @@ use crate::key::AttachmentKey;
 use crate::masquerade::Masquerade;
 use crate::shaping::Limited;
 
-pub use survey::{any_masquerade, attached, contents, up_to_date};
+pub use survey::{any_masquerade, attached, contents, has_newer, up_to_date};
 
 /// The directory of the records, below that of the boot.
 const RECORDS: &str = "attachments";
@@ -207,11 +207,12 @@ impl Record {
         self.lock.take_from_children();
     }
 
-    /// Has others know that its DEL has begun, where they may have anything with it.
-    pub fn announce_leaving(&self, content: &Content) -> Result<(), Error> {
-        match content.holdings.private() {
-            Some(_) => self.write(&Content { is_leaving: true, ..content.clone() }),
-            None => Ok(()),
+    /// Has others know that its DEL has begun, where they may have anything with it. Without, CHECK may miss what goes with it.
+    pub fn announce_leaving(&self, content: &Content) {
+        if content.holdings.private().is_some()
+            && let Err(error) = self.write(&Content { is_leaving: true, ..content.clone() })
+        {
+            log::warn!("{}", error.msg);
         }
     }
 

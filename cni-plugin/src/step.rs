@@ -11,7 +11,7 @@ use std::time::Duration;
 use cni_protocol::{AddArgs, Deadline, Error, IfName};
 use ipnetwork::IpNetwork;
 use log::{debug, warn};
-use weft_state::Lock;
+use weft_state::{Lock, monotonic};
 
 use crate::conf::Traces;
 use crate::conf::shaping::Shaping;
@@ -22,7 +22,7 @@ use crate::key::AttachmentKey;
 use crate::masquerade::{self, Ensured, Masquerade};
 use crate::overlay::{self, Overlay};
 use crate::pod::Pod;
-use crate::record::{Content, Record};
+use crate::record::{self, Content, Record};
 use crate::ruleset::{self, Group};
 use crate::shaping::{self, Limited};
 use crate::{bridge, ipam, localnet, tuning, veth};
@@ -149,6 +149,8 @@ pub struct Journal {
     /// Held shared by every ADD of the network, and alone by its GC.
     _network_lock: Lock,
     done: Vec<Step>,
+    /// When it began, on the clock of [`Content::since`].
+    began: Duration,
     /// What the record will say that the attachment has in the host's rules.
     pub holdings: Holdings,
     /// … and what its network has masqueraded.
@@ -177,6 +179,7 @@ impl Journal {
             _network_lock: network_lock,
             record: Some(record),
             done: vec![Step::Record],
+            began: monotonic(),
             holdings: Holdings::default(),
             masquerade: Masquerade::default(),
             shaping: Shaping::default(),
@@ -292,9 +295,9 @@ impl Journal {
             Step::Reserve(plugin) => {
                 ipam::release(plugin, &self.args.call, &self.key, deadline).map_err(Fault::from)
             }
-            Step::Shared(shared) => match self.alone()? {
+            Step::Shared(shared) => match self.alone()? && !self.is_relied_on()? {
                 true => self.take_back_shared(shared, deadline),
-                // Other ADDs are under way and may rely on it by now; theirs it is then.
+                // Other ADDs are under way, or have ended since this one began, and may rely on it by now; theirs it is then.
                 false => Ok(()),
             },
             Step::Rules => Nft::open(deadline)
@@ -347,6 +350,12 @@ impl Journal {
                 Ok(ruleset::network::restore(&mut Nft::open(deadline)?, &self.key.network, before)?)
             }
         }
+    }
+
+    /// Whether an attachment was made since this ADD began.
+    fn is_relied_on(&self) -> Result<bool, Error> {
+        let traces = Traces::parse(&self.args.call.conf)?;
+        Ok(record::has_newer(&traces.state_dir, self.began, self.key.hash()))
     }
 
     /// Whether no other ADD of the host is under way.

@@ -31,10 +31,10 @@ fn mtu() {
 
     // Below IPv6's smallest, in a network without IPv6.
     let small = Pod::new();
-    let network = Network::v4().with(&json!({ "mtu": 1000 }));
+    let network = Network::new("small", &["10.89.0.0/24"]).with(&json!({ "mtu": 1000 }));
     let result = network.add(&small);
     network.check(&small, &result).done();
-    small.assert_reaches([10, 88, 0, 1]);
+    small.assert_reaches([10, 89, 0, 1]);
     network.del(&small);
 
     // Without the key: the kernel's default.

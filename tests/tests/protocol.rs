@@ -1,14 +1,17 @@
 //! The edge of the program: what comes from outside is checked before anything is done.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
 
-use std::fs;
-use std::io::pipe;
+use std::fs::{self, OpenOptions};
+use std::io::{Write as _, pipe};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use nix::libc;
 use serde_json::json;
-use weft_tests::{Call, Host, Network, Pod, World};
+use weft_tests::{Call, Host, Network, Pod, World, eventually};
 
 /// Calls by both binaries with some bytes on standard input, of which nothing good can come.
 fn assert_refused(host: &Host, pod: &Pod, what: &str, stdin: &[u8], codes: &[u64], words: &[&str]) {
@@ -192,6 +195,37 @@ fn closed_standard_output() {
     let reply = network.add_call(&pod).through(["sh", "-c", "exec \"$0\" >/dev/full"]).run();
     assert!(!reply.succeeded() && reply.status.signal().is_none(), "{reply:?}");
     before.assert_unchanged(&host, &[&pod], "ADD to a full device");
+}
+
+/// Somebody else came while it waited: what both need stays.
+#[test]
+fn a_result_that_nobody_takes_any_more() {
+    let host = Host::new();
+    let (first, second) = (Pod::new(), Pod::new());
+    let network = Network::dual().with(&json!({ "ipMasq": true }));
+    let (reader, writer) = pipe().unwrap();
+    let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    let mut filler = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap();
+    while filler.write(&[b' '; 4096]).is_ok() {}
+    drop(filler);
+    let mut waiting = network.add_call(&first).start_open(Stdio::from(writer));
+    waiting.write(network.conf.to_string().as_bytes());
+    waiting.close_stdin();
+    let is_attached = || {
+        let boots = fs::read_dir("/run/weft/dual").ok()?.flatten();
+        let records =
+            boots.filter_map(|boot| fs::read_dir(boot.path().join("attachments")).ok()).flatten().flatten();
+        let mut texts = records.filter_map(|record| fs::read_to_string(record.path()).ok());
+        texts.any(|text| text.contains("\"attached\":true")).then_some(())
+    };
+    eventually(Duration::from_secs(5), "the first one is attached", is_attached);
+    let result = network.add(&second);
+    drop(reader);
+    assert!(!waiting.finish().succeeded());
+    assert_eq!(first.link("eth0"), None);
+    network.check(&second, &result).done();
+    second.assert_reaches([10, 88, 0, 1]);
+    assert!(host.link("weft0").is_some());
 }
 
 #[test]

@@ -80,7 +80,7 @@ impl OfAnother {
         let is_named =
             guard.is_some() || isolation.as_ref().is_some_and(|isolation| isolation.policy.private);
         Ok(Holdings {
-            ports: Ports::new(&conf.ports, &self.reach, asked, &self.plan, &[])?,
+            ports: Ports::new(&conf.ports, &self.reach, asked, &self.plan, None)?,
             port: self.host_end.as_ref().filter(|_| is_named).map(|link| link.name.clone()),
             isolation,
             guard,

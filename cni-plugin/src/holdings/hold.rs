@@ -10,7 +10,7 @@ use weft_state::{Lock, boot_dir};
 
 use super::Holdings;
 use super::company::Company;
-use super::network::{agree, held_by};
+use super::network::{agree, held_by, refuse_rivals};
 use super::restore::masquerade_again;
 use crate::conf::Traces;
 use crate::fault::{Change, Fault, failed};
@@ -43,6 +43,7 @@ pub fn hold(
     let mut opened = opened.map_err(|error| failed(&Step::Rules, error.into()))?;
     let rules = &mut opened;
     let company = Company::find(&traces.state_dir, &rules.nft);
+    let own = holdings.isolation.as_ref().map(|isolation| isolation.policy.subnets.clone());
     let _changing = agree(journal, rules, traces, key, &mut holdings)?;
     let meeting = meet(journal, rules, call, key, traces, &mut holdings)?;
     let lock_ports = || localnet::lock_ports(&traces.state_dir, call.deadline);
@@ -63,6 +64,10 @@ pub fn hold(
     }
     if let Some(Err(error)) = company.map(|company| company.leave(opened)) {
         log::debug!("the socket to nftables is closed while others are at work: {error}");
+    }
+    // What others have of the network is for their records to say.
+    if let (Some(isolation), Some(own)) = (&mut holdings.isolation, own) {
+        isolation.policy.subnets = own;
     }
     journal.holdings = holdings;
     Ok(meeting)
@@ -128,8 +133,15 @@ fn ensure_shared(
     let step = Step::Shared(Shared::NetworkRules(Vec::new()));
     let settled = journal
         .run(step.clone(), || rules.look_for(&elements.network).map(|settled| (settled, Change::Found)))?;
-    if ensure_groups(journal, rules, traces, elements)? == Change::Found && settled {
-        return Ok(());
+    match ensure_groups(journal, rules, traces, elements)? {
+        Change::Found if settled => return Ok(()),
+        Change::Found => {}
+        // What others lost in a flush was not seen before.
+        Change::Made => {
+            let (state_dir, name) = (&traces.state_dir, journal.key().network.clone());
+            refuse_rivals(&mut rules.nft, state_dir, &name, &elements.network)
+                .map_err(|fault| failed(&step, fault))?;
+        }
     }
     let before = journal.run(step, || {
         ruleset::network::ensure(&mut rules.nft, &elements.network).map(|before| (before, Change::Found))

@@ -10,6 +10,7 @@ use ipnetwork::IpNetwork;
 use weft_net::NetError;
 use weft_net::nft::{Element, Nft};
 use weft_state::Lock;
+use weft_state::lease::agent_lives;
 
 use super::Holdings;
 use crate::begin::lock_beside_networks;
@@ -42,13 +43,26 @@ pub(super) fn agree(
     if rules.look_for(&isolation.policy.of_network(name)).map_err(unreadable)? {
         return Ok(None);
     }
+    // What the agent says of a network is for all hosts, and more than a plugin may know.
+    let is_announced = agent_lives(state_dir, name)?;
+    if is_announced {
+        isolation.policy.join(known_subnets(&mut rules.nft, name).map_err(unreadable)?);
+        if rules.look_for(&isolation.policy.of_network(name)).map_err(unreadable)? {
+            return Ok(None);
+        }
+    }
     let lock = lock_beside_networks(&traces.state_dir, NETWORKS_DIR, rules.nft.deadline())?;
     rules.look_again();
+    let known = known_subnets(&mut rules.nft, name).map_err(unreadable)?;
     let (on_file, is_all) = subnets_on_file(state_dir, name)?;
+    let own = isolation.policy.clone();
     isolation.policy.join(on_file);
-    // Those that are on their way have no record yet of what they rely on.
-    if !is_all || !journal.alone()? {
-        isolation.policy.join(known_subnets(&mut rules.nft, name).map_err(unreadable)?);
+    let on_file = isolation.policy.clone();
+    isolation.policy.join(known);
+    if isolation.policy != on_file && !is_announced && is_all && journal.alone()? {
+        // Nobody is on the way who would rely on what nobody has on file; what was read before somebody ended may be old.
+        isolation.policy = own;
+        isolation.policy.join(subnets_on_file(state_dir, name)?.0);
     }
     let wanted = isolation.policy.of_network(name);
     if rules.look_for(&wanted).map_err(unreadable)? {
@@ -168,10 +182,12 @@ fn lives(state_dir: &Path, network: &NetworkName, wanted: &[Element]) -> Result<
                     return Ok(Some(format!("of which container {} is there", content.container_id)));
                 }
             }
-            Found::Begun(content) => {
+            // One that was killed left nobody's lock.
+            Found::Begun(content) if record::try_lock(state_dir, network, &hash)?.is_none() => {
                 return Ok(Some(format!("of which container {} is on its way", content.container_id)));
             }
-            Found::Nothing | Found::Damaged => {}
+            Found::Damaged => return Ok(Some(format!("of which attachment {hash} has a damaged record"))),
+            Found::Begun(_) | Found::Nothing => {}
         }
     }
     Ok(None)

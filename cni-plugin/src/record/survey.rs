@@ -1,6 +1,7 @@
 //! What the records of many attachments say.
 
 use std::path::Path;
+use std::time::Duration;
 
 use cni_protocol::{Error, NetworkName};
 
@@ -26,6 +27,19 @@ pub fn up_to_date(state_dir: &Path, network: &NetworkName, mut content: Content)
         isolation::leave_out_the_gone(&mut content, &contents(state_dir, network)?);
     }
     Ok(content)
+}
+
+/// Whether an attachment of any network, other than one with this hash, has been made since a moment of the monotonic clock. What cannot be
+/// read may be such a one.
+pub fn has_newer(state_dir: &Path, than: Duration, own: &str) -> bool {
+    networks(state_dir).into_iter().any(|network| {
+        let is_newer = |hash: String| match peek(state_dir, &network, &hash) {
+            Ok(Found::Attached(content)) => content.since() > than,
+            Ok(Found::Begun(_) | Found::Nothing) => false,
+            Ok(Found::Damaged) | Err(_) => true,
+        };
+        hashes(state_dir, &network).unwrap_or_default().into_iter().filter(|hash| hash != own).any(is_newer)
+    })
 }
 
 /// The attachments of all networks of the host that are attached and in nobody's hands, locked, with what they hold now.

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::path::Path;
 use std::time::Duration;
 
-use cni_protocol::{Deadline, NetworkName};
+use cni_protocol::{Code, Deadline, NetworkName};
 use flannel_records::parse_key;
 use weft::holdings::network::announce;
 use weft::holdings::restore::{end_masquerade, restore};
@@ -119,6 +119,8 @@ pub(super) fn heal(
     let policy = Policy::of_hosts(&wanted.networks, conf.closed, conf.internal);
     match announce(state_dir, &conf.name, &policy, deadline) {
         Ok(announced) => report.count("table", usize::from(announced)),
+        // Its addresses are known already, by the containers of a network of another name.
+        Err(error) if error.code == Code::Conflict => log::debug!("{}", error.msg),
         Err(error) => report.failures.push(error.msg),
     }
     if let Some(mtu) = report.changes.mtu {
