@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -73,6 +73,18 @@ impl Node {
     /// Runs a command line that prints JSON on the node.
     pub fn json(&self, line: &str) -> Value {
         self.inside(|| tools::json(line))
+    }
+
+    /// Gives the node an address on the underlay in place of one that it has, of the same family and segment.
+    pub fn renumber(&self, from: &str, to: &str) {
+        let segment = self.ipv4.octets()[2];
+        let (length, flags, router) = match to.parse().expect("an address") {
+            IpAddr::V4(_) => (24, "", format!("172.30.{segment}.1")),
+            IpAddr::V6(_) => (64, "nodad", format!("fd30:0:0:{segment}::1")),
+        };
+        self.command(&format!("ip addr del {from}/{length} dev eth0"));
+        self.command(&format!("ip addr add {to}/{length} dev eth0 {flags}"));
+        self.command(&format!("ip route replace default via {router} dev eth0"));
     }
 
     /// What `ip -d link` says about an interface, or nothing when there is none of that name.

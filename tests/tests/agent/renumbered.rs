@@ -2,18 +2,6 @@
 
 use super::*;
 
-/// Gives host 1 an address of a family in place of the one that it has.
-fn renumber(fleet: &Fleet, family: Family, from: &str, to: &str) {
-    let node = fleet.node(1);
-    let (length, flags, router) = match family {
-        Family::V4 => (24, "", "172.30.0.1"),
-        Family::V6 => (64, "nodad", "fd30::1"),
-    };
-    node.command(&format!("ip addr del {from}/{length} dev eth0"));
-    node.command(&format!("ip addr add {to}/{length} dev eth0 {flags}"));
-    node.command(&format!("ip route replace default via {router} dev eth0"));
-}
-
 /// In one family while etcd is reached by the other, in that by which it is reached, and while no agent is there.
 #[test]
 fn a_host_keeps_its_subnet_and_containers_when_its_address_changes() {
@@ -34,15 +22,15 @@ fn a_host_keeps_its_subnet_and_containers_when_its_address_changes() {
         assert!(holders.len() == 4 && published.iter().all(|address| holders.concat().contains(address)));
         assert_eq!((fleet.etcd.keys(SUBNETS).len(), fleet.etcd.leases().len()), (2, 2));
     };
-    renumber(&fleet, Family::V6, "fd30::12", "fd30::22");
+    fleet.node(1).renumber("fd30::12", "fd30::22");
     assert_moves(&fleet, ["172.30.0.12", "fd30::22"]);
-    renumber(&fleet, Family::V4, "172.30.0.12", "172.30.0.22");
+    fleet.node(1).renumber("172.30.0.12", "172.30.0.22");
     assert_moves(&fleet, ["172.30.0.22", "fd30::22"]);
     let log = fleet.agents[1].daemon().log();
     assert!(!log.contains("etcd has lost data") && !log.contains("belongs to"), "{log}");
     assert!(fleet.agents[1].daemon().stop().success());
-    renumber(&fleet, Family::V4, "172.30.0.22", "172.30.0.32");
-    renumber(&fleet, Family::V6, "fd30::22", "fd30::32");
+    fleet.node(1).renumber("172.30.0.22", "172.30.0.32");
+    fleet.node(1).renumber("fd30::22", "fd30::32");
     fleet.agents[1] = Weftd::start(fleet.node(1), &fleet.etcd, &json!({}));
     assert_moves(&fleet, ["172.30.0.32", "fd30::32"]);
 }

@@ -1,7 +1,7 @@
 //! A host that gets other addresses, by DHCP or by hand, while containers live on it.
 
 use serde_json::json;
-use weft_tests::{Node, command};
+use weft_tests::command;
 
 use super::super::{DUAL, Fleet, PREFIX, SUBNETS, V4, V6, addresses};
 
@@ -9,14 +9,6 @@ use super::super::{DUAL, Fleet, PREFIX, SUBNETS, V4, V6, addresses};
 const HOSTS: &str = "/coreos.com/network/weft/hosts/";
 const BEFORE: [&str; 2] = ["172.30.0.11", "fd30::11"];
 const AFTER: [&str; 2] = ["172.30.0.22", "fd30::22"];
-
-/// Gives a host an address of a family in place of the one that it has.
-fn renumber(node: &Node, family: usize, from: &str, to: &str) {
-    let (length, router) = [(24, "172.30.0.1"), (64, "fd30::1")][family];
-    node.command(&format!("ip addr del {from}/{length} dev eth0"));
-    node.command(&format!("ip addr add {to}/{length} dev eth0{}", ["", " nodad"][family]));
-    node.command(&format!("ip route replace default via {router} dev eth0"));
-}
 
 #[test]
 fn a_host_keeps_its_subnet_when_its_address_changes() {
@@ -32,7 +24,7 @@ fn a_host_keeps_its_subnet_when_its_address_changes() {
         fleet.add(0, &json!({})).result();
         let (key, _) = fleet.record();
         for family in &renumbered {
-            renumber(fleet.node(0), *family, BEFORE[*family], AFTER[*family]);
+            fleet.node(0).renumber(BEFORE[*family], AFTER[*family]);
         }
         fleet.ipam("STATUS", 0, &json!({})).run().done();
         let given = addresses(&fleet.add(0, &json!({})).result());
@@ -50,7 +42,7 @@ fn a_host_keeps_its_subnet_when_its_address_changes() {
         assert_eq!(leases[0].keys[1..], holders, "{what}");
         // Who comes to the former address is another host.
         for family in &renumbered {
-            renumber(fleet.node(1), *family, ["172.30.0.12", "fd30::12"][*family], BEFORE[*family]);
+            fleet.node(1).renumber(["172.30.0.12", "fd30::12"][*family], BEFORE[*family]);
         }
         fleet.add(1, &json!({})).result();
         fleet.add(0, &json!({ "ipam": { "peerRefresh": 0 } })).result();
@@ -81,7 +73,7 @@ fn what_the_error_of_a_taken_subnet_says_to_do_helps() {
     fleet.add(0, &json!({})).result();
     let (key, _) = fleet.record();
     fleet.etcd.del(&format!("{HOSTS}172.30.0.11"));
-    renumber(fleet.node(0), 0, BEFORE[0], AFTER[0]);
+    fleet.node(0).renumber(BEFORE[0], AFTER[0]);
     let error = fleet.fails(0, &json!({}), 103);
     let (_, line) = error.msg.split_once("etcdctl del ").expect("a line for etcdctl");
     let (named, _) = line.split_once(')').expect("its end");
