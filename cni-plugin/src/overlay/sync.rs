@@ -58,14 +58,17 @@ pub fn sync(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<Changes> {
     outcome.map(|()| changes)
 }
 
-/// Whether packets to other hosts have room on their way, which [`sync`] needs.
+/// Whether packets to other hosts have room on their way, which [`sync`] needs. What an ADD does on a host that got another address is
+/// not known before.
 ///
 /// # Errors
 /// `EINVAL` with what to do where they have not; else what the kernel refused.
 pub fn has_room(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<()> {
     for side in &overlay.sides {
-        if let Some(device) = &side.device {
-            device.mtu_on(&Underlay::find(netlink, side.local)?.link)?;
+        let Some(device) = &side.device else { continue };
+        match Underlay::find(netlink, side.local) {
+            Err(error) if error.errno == Errno::EADDRNOTAVAIL => {}
+            underlay => device.mtu_on(&underlay?.link).map(drop)?,
         }
     }
     Ok(())

@@ -83,3 +83,17 @@ fn what_the_error_of_a_taken_subnet_says_to_do_helps() {
     assert!(fleet.record().1.contains(AFTER[0]));
     fleet.ipam("STATUS", 0, &json!({})).run().done();
 }
+
+/// The record that it has on file names an address that no interface has, until an ADD.
+#[test]
+fn status_of_the_interface_plugin_does_not_mind_the_former_address() {
+    let fleet = Fleet::new(1, V4);
+    let network = fleet.conf(&json!({ "isGateway": true, "ipam": { "peerRefresh": 0 } }));
+    let node = fleet.node(0);
+    let _first = node.attach(&network);
+    node.renumber(BEFORE[0], AFTER[0]);
+    network.call("STATUS").on(node).run().done();
+    let _second = node.attach(&network);
+    network.call("STATUS").on(node).run().done();
+    assert!(fleet.record().1.contains(AFTER[0]));
+}
