@@ -266,14 +266,16 @@ fn gc(args: &GcArgs) -> Result<Outcome, Error> {
 
 fn status(args: &StatusArgs) -> Result<Outcome, Error> {
     let not_available = |e: Error| Error { code: Code::NotAvailable, ..e };
-    host::check_taken(&args.call)?;
     let host = Host::of(&args.call)?;
     let leased = match &host {
         Some(host) => match host.status()? {
             Some(lease) => Some(Leased::of(&lease)?),
             None => return can_be_created(&data_dir(&args.call.conf)?),
         },
-        None => None,
+        None => {
+            host::check_taken(&args.call)?;
+            None
+        }
     };
     let conf = Conf::new(&args.call, &CniArgs::default(), leased.as_ref())?;
     if let Some(path) = &conf.resolv_conf {

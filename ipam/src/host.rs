@@ -68,14 +68,10 @@ impl<'c> Host<'c> {
     /// [`Code::TryAgain`] when there is none on file and etcd cannot be reached; [`Code::Conflict`] when another host
     /// has the subnet; see [`lease::acquire`].
     pub(crate) fn lease(&self) -> Result<HostLease, Error> {
-        let is_taken = match Taken::read(&self.data_dir, self.network)? {
-            Some(taken) if agent_lives(&self.state_dir, self.network)? => {
-                return Err(taken.error(Code::Conflict));
-            }
-            // Somebody may have done something about it, of which nobody would tell.
-            taken => taken.is_some(),
-        };
-        if !is_taken && let Some(lease) = self.on_file()? {
+        let taken = self.last_known(Code::Conflict)?;
+        if taken.is_none()
+            && let Some(lease) = self.on_file()?
+        {
             if self.is_due(&lease) && !agent_lives(&self.state_dir, self.network)? {
                 return self.refresh(lease);
             }
@@ -93,9 +89,26 @@ impl<'c> Host<'c> {
         let until = Deadline::after(self.deadline.remaining().mul_f32(SHARE));
         let lock = format!(".lease-{:x}.lock", weft_state::hash(&[&self.etcd.prefix]));
         let _lock = Lock::exclusive(&self.data_dir.join(lock), until)?;
-        match self.on_file()?.filter(|_| !is_taken) {
-            Some(lease) => Ok(lease),
-            None => self.take(until),
+        match (self.on_file()?, taken) {
+            (Some(lease), None) => Ok(lease),
+            (None, None) => self.take(until),
+            // Once: what is known is an answer, too.
+            (_, taken) => {
+                let once = Deadline::after(Duration::ZERO);
+                self.take(once).map_err(|error| or_known(error, taken, Code::Conflict))
+            }
+        }
+    }
+
+    /// That another host has the subnet, by what was last known: somebody may have done something about it since, of which nobody would
+    /// tell.
+    ///
+    /// # Errors
+    /// One with this code while the agent says so.
+    fn last_known(&self, code: Code) -> Result<Option<Taken>, Error> {
+        match Taken::read(&self.data_dir, self.network)? {
+            Some(taken) if agent_lives(&self.state_dir, self.network)? => Err(taken.error(code)),
+            taken => Ok(taken),
         }
     }
 
@@ -254,13 +267,18 @@ impl<'c> Host<'c> {
     /// # Errors
     /// [`Code::LimitedConnectivity`] when the lease has ended, so that other hosts drop this one; [`Code::NotAvailable`] when there is no lease and etcd gives none.
     pub(crate) fn status(&self) -> Result<Option<HostLease>, Error> {
-        let Some(lease) = self.on_file()? else {
+        let known = self.last_known(Code::LimitedConnectivity)?;
+        let Some(lease) = self.on_file()?.filter(|_| known.is_none()) else {
             let before = HostLease::read(&self.data_dir, self.network)?;
             let others = self.others()?;
             let claimant = self.claimant(before.as_ref(), &others);
             let look = async { lease::rehearse(&mut Registry::new(&self.etcd)?, &self.etcd, claimant).await };
-            let not_available = |error: Error| Error { code: Code::NotAvailable, ..error };
-            return match in_event_loop(look).map_err(not_available)? {
+            let not_available = |error: Error| match error.code {
+                Code::LimitedConnectivity => error,
+                _ => Error { code: Code::NotAvailable, ..error },
+            };
+            let unseen = |error| not_available(or_known(error, known, Code::LimitedConnectivity));
+            return match in_event_loop(look).map_err(unseen)? {
                 Some(Lease::Taken { key, owner }) => Err(taken(key, &owner).error(Code::LimitedConnectivity)),
                 Some(Lease::Unconfigured(error) | Lease::Refused(error)) => Err(not_available(error)),
                 Some(Lease::Held(_)) | None => Ok(None),
@@ -288,15 +306,24 @@ impl<'c> Host<'c> {
     }
 }
 
-/// Whether the subnet is still this host's, as far as the agent knows: also for a network whose ranges were taken from
-/// subnet.env.
+/// Whether the subnet is still this host's, as far as a living agent knows, for a network whose ranges were taken from subnet.env.
 ///
 /// # Errors
 /// [`Code::LimitedConnectivity`] when it is another host's.
 pub(crate) fn check_taken(call: &Call) -> Result<(), Error> {
     match Taken::read(&data_dir(&call.conf)?, &call.network)? {
-        Some(taken) => Err(taken.error(Code::LimitedConnectivity)),
-        None => Ok(()),
+        Some(taken) if agent_lives(&state_dir(call), &call.network)? => {
+            Err(taken.error(Code::LimitedConnectivity))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// That another host has the subnet says more than that etcd cannot be asked whether it still has.
+fn or_known(error: Error, taken: Option<Taken>, code: Code) -> Error {
+    match taken {
+        Some(taken) if error.code == Code::TryAgain => taken.error(code).detail(error.msg),
+        _ => error,
     }
 }
 

@@ -78,7 +78,9 @@ fn what_the_error_of_a_taken_subnet_says_to_do_helps() {
     let (_, line) = error.msg.split_once("etcdctl del ").expect("a line for etcdctl");
     let (named, _) = line.split_once(')').expect("its end");
     assert_eq!(named, format!("{PREFIX}/subnets/{key}"));
+    fleet.ipam("STATUS", 0, &json!({})).run().error_code(51);
     fleet.etcd.del(named);
+    fleet.ipam("STATUS", 0, &json!({})).run().done();
     fleet.add(0, &json!({})).result();
     assert!(fleet.record().1.contains(AFTER[0]));
     fleet.ipam("STATUS", 0, &json!({})).run().done();
@@ -96,4 +98,20 @@ fn status_of_the_interface_plugin_does_not_mind_the_former_address() {
     let _second = node.attach(&network);
     network.call("STATUS").on(node).run().done();
     assert!(fleet.record().1.contains(AFTER[0]));
+}
+
+/// What is known is said then, and at once.
+#[test]
+fn a_subnet_that_was_taken_stays_that_while_etcd_is_away() {
+    let fleet = Fleet::new(1, V4);
+    fleet.add(0, &json!({})).result();
+    let (key, _) = fleet.record();
+    fleet.etcd.del(&format!("{HOSTS}172.30.0.11"));
+    fleet.node(0).renumber(BEFORE[0], AFTER[0]);
+    fleet.fails(0, &json!({}), 103);
+    fleet.etcd.kill();
+    let reply = fleet.add(0, &json!({ "timeout": 4 }));
+    assert!(!reply.stderr.contains("trying again"), "{}", reply.stderr);
+    reply.error_code(103).assert_names(&[&key, "172.30.0.11"]);
+    fleet.ipam("STATUS", 0, &json!({})).run().error_code(51).assert_names(&[&key]);
 }
