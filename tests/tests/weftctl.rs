@@ -158,9 +158,14 @@ fn status_of_a_host_whose_subnet_another_one_has() {
 fn a_host_leaves() {
     let fleet = Fleet::new(2);
     let network = Weftd::network(&fleet.etcd);
+    let is_known = || {
+        let rules = fleet.node(0).command("nft list ruleset");
+        rules.contains("\"network ") && rules.contains(" pods\"")
+    };
     assert!(fleet.says(0, "leave").contains("no lease"));
     let agent = Weftd::up(fleet.node(0), &fleet.etcd);
     fleet.refuses(0, "leave", &["weftd looks after it", "end weftd first"]);
+    assert!(is_known());
     agent.daemon().stop();
     let (pod, _result) = fleet.node(0).attach(&network);
     fleet.refuses(0, "leave", &[&pod.id, "--force"]);
@@ -172,9 +177,11 @@ fn a_host_leaves() {
     assert!(fleet.node(0).link("weft.1").is_none());
     assert!(!fleet.node(0).subnet_file().exists());
     assert!(fleet.says(0, "leave").contains("no lease"));
+    assert!(!is_known(), "the rules have forgotten the network");
     // By force, and back.
     let (_cut_off, _result) = fleet.node(0).attach(&network);
     assert!(fleet.says(0, "leave --force").contains("is given up"));
+    assert!(is_known(), "other networks are kept from its container");
     drop(fleet.node(1).attach(&network));
     fleet.etcd.kill();
     fleet.refuses(1, "leave --force", &["refuses the connection"]);

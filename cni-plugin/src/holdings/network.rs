@@ -113,6 +113,20 @@ pub fn announce(
     Ok(true)
 }
 
+/// Undoes [`announce`], unless the network has containers.
+///
+/// # Errors
+/// [`Code::TryAgain`], [`Code::Kernel`].
+pub fn forget(state_dir: &Path, name: &NetworkName, deadline: Deadline) -> Result<(), Error> {
+    let _changing = lock_beside_networks(state_dir, NETWORKS_DIR, deadline)?;
+    if !record::hashes(state_dir, name)?.is_empty() {
+        return Ok(());
+    }
+    Nft::open(deadline)
+        .and_then(|mut nft| network::restore(&mut nft, name, &[]))
+        .map_err(|error| failed(&"have the ruleset forget the network", error.into()))
+}
+
 /// For CHECK: has a policy name all the subnets that the network has.
 ///
 /// # Errors

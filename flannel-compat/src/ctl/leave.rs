@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use cni_protocol::{Code, Deadline, Error};
+use weft::holdings::network::forget;
 use weft::masquerade;
 use weft::overlay::{self, Overlay};
-use weft::ruleset;
 use weft_ipam::lease::release;
 use weft_ipam::registry::{Registry, in_event_loop};
 use weft_net::Netlink;
@@ -43,9 +43,9 @@ pub(super) fn leave(conf: &Conf, network: &NetworkConf, force: bool) -> Result<S
         );
         Error::new(Code::Kernel, msg)
     };
-    let deadline = Deadline::after(PATIENCE);
-    let mut netlink = Netlink::open(deadline).map_err(kernel)?;
-    let ports = ports_of(&lease.key, &mut netlink).map_err(kernel)?;
+    let ports = Netlink::open(Deadline::after(PATIENCE))
+        .and_then(|mut netlink| ports_of(&lease.key, &mut netlink))
+        .map_err(kernel)?;
     if !ports.is_empty() && !force {
         let msg = format!(
             "leave network {name}: the bridge that has an address of {} has ports: {}: remove their containers, also those of \
@@ -58,12 +58,13 @@ pub(super) fn leave(conf: &Conf, network: &NetworkConf, force: bool) -> Result<S
     // First, so that others do not send here any more. A lease that another host has taken over is left alone.
     let released = in_event_loop(async { release(&mut Registry::new(&network.etcd)?, &lease).await })?;
     let (overlay, _) = Overlay::new(&lease, &Peers::default())?;
-    overlay::remove(&mut netlink, &overlay).map_err(kernel)?;
-    let forget = |mut nft: Nft| {
-        masquerade::remove(&mut nft, name)?;
-        ruleset::network::restore(&mut nft, name, &[])
-    };
-    Nft::open(deadline).and_then(forget).map_err(kernel)?;
+    // etcd may have taken its time.
+    let deadline = Deadline::after(PATIENCE);
+    Netlink::open(deadline)
+        .and_then(|mut netlink| overlay::remove(&mut netlink, &overlay))
+        .and_then(|()| masquerade::remove(&mut Nft::open(deadline)?, name).map(drop))
+        .map_err(kernel)?;
+    forget(&conf.state_dir, name, deadline)?;
     if let Err(error) = std::fs::remove_file(&network.subnet_file)
         && error.kind() != std::io::ErrorKind::NotFound
     {
