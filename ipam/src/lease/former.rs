@@ -62,10 +62,62 @@ pub(super) fn former(
     let lease = snapshot.leases.get(&before.key);
     let is_mine = |held: &Held| {
         lease.is_none_or(|lease| *lease == held.lease)
-            && Holder::parse(&held.value).is_some_and(|holder| me.is(&holder))
+            && Holder::parse(&held.value).is_some_and(|holder| me.is_by_machine(&holder))
     };
     let is_former = |(address, held): &&(IpAddr, Option<Held>)| {
         own.iter().all(|found| found.public != *address) && held.as_ref().is_some_and(is_mine)
     };
     snapshot.held.iter().filter(is_former).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use weft_state::lease::Peers;
+
+    use super::*;
+
+    /// Whether what a machine put at 192.0.2.1 is another one's that has the same disk.
+    fn is_former(one: (Option<&str>, &str, u64), other: (Option<&str>, &str, u64)) -> bool {
+        let value = |(mac, boot, netns)| {
+            let holder = json!({
+                "subnet": "", "host": "one", "mac": mac, "instance": "a", "boot": boot, "netns": netns, "keeper": "agent"
+            });
+            holder.to_string()
+        };
+        let me = Holder::parse(&value(other)).unwrap();
+        let key = "10.240.1.0-24".to_owned();
+        let held = Held { value: value(one), revision: 1, lease: 7 };
+        let snapshot = Snapshot {
+            config: Ok(String::new()),
+            hosts: Peers::default(),
+            leases: [(key.clone(), 7)].into(),
+            held: vec![("192.0.2.1".parse().unwrap(), Some(held))],
+        };
+        let before = HostLease {
+            prefix: String::new(),
+            config: String::new(),
+            key,
+            value: String::new(),
+            lease_id: 7,
+            ttl: 60,
+            renewed: 0,
+            local: Vec::new(),
+            holder: value(one),
+        };
+        !former(&snapshot, Some(&before), &me, &[]).is_empty()
+    }
+
+    #[test]
+    fn a_copy_of_the_disk_has_nothing_at_a_former_address() {
+        let (mac, other) = (Some("02:00:00:00:00:01"), Some("02:00:00:00:00:02"));
+        // As it runs, and booted anew with its interface.
+        assert!(is_former((None, "x", 1), (None, "x", 1)));
+        assert!(is_former((mac, "x", 1), (other, "x", 1)));
+        assert!(is_former((mac, "x", 1), (mac, "y", 2)));
+        for (one, copy) in [(None, None), (mac, None), (None, mac), (mac, other)] {
+            assert!(!is_former((one, "x", 1), (copy, "y", 1)), "{one:?} {copy:?}");
+            assert!(!is_former((one, "x", 1), (copy, "x", 2)), "{one:?} {copy:?}");
+        }
+    }
 }

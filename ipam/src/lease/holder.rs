@@ -81,11 +81,14 @@ impl Holder {
 
     /// Whether both are one machine: as it runs, or set up anew, or booted without a hardware address that would tell.
     pub(super) fn is(&self, other: &Self) -> bool {
+        let is_told = self.mac.is_some() && other.mac.is_some();
+        self.is_by_machine(other) || !is_told && self.instance == other.instance
+    }
+
+    /// The same by nothing that is on the disk, which may be a copy.
+    pub(super) fn is_by_machine(&self, other: &Self) -> bool {
         let runs = self.netns != 0 && self.boot == other.boot && self.netns == other.netns;
-        runs || match (&self.mac, &other.mac) {
-            (Some(one), Some(other)) => one == other,
-            _ => self.instance == other.instance,
-        }
+        runs || self.mac.is_some() && self.mac == other.mac
     }
 
     /// Which machine that is, for people. It comes from the store and is not to look like more than one line.
