@@ -291,3 +291,20 @@ fn damaged_files_and_wrong_keys_are_told() {
     fs::write(FILE, ENV).expect("repair the file");
     before.assert_unchanged(&host, &[&pod], "refused ADDs");
 }
+
+/// Who knows whether it still is, without the agent: flanneld is back, say.
+#[test]
+fn a_subnet_that_was_taken_counts_while_the_agent_lives() {
+    let _host = leased(ENV);
+    fs::create_dir_all("/var/lib/weft/cbr0").expect("make a directory");
+    let taken = json!({ "key": "10.240.34.0-24", "owner": "192.0.2.9", "since": 1 });
+    fs::write("/var/lib/weft/cbr0/taken.json", taken.to_string()).expect("write it");
+    let (conf, pod) = (conf(&json!({})), Pod::new());
+    call("STATUS", &conf, &pod).run().done();
+    call("ADD", &conf, &pod).run().result();
+    let lock = fs::File::create("/run/weft/cbr0/agent.lock").expect("the agent's file");
+    lock.lock().expect("the agent's lock");
+    let names = ["10.240.34.0-24", "192.0.2.9"];
+    call("STATUS", &conf, &pod).run().error_code(51).assert_names(&names);
+    call("ADD", &conf, &Pod::new()).run().error_code(103).assert_names(&names);
+}

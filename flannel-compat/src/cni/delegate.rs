@@ -7,7 +7,8 @@ use cni_protocol::{Call, Code, Delegate, Error};
 use flannel_records::{SubnetEnv, parse_key};
 use ipnetwork::IpNetwork;
 use serde_json::{Map, Value};
-use weft_state::lease::{Taken, data_dir};
+use weft::conf::Traces;
+use weft_state::lease::{Taken, agent_lives, data_dir};
 
 /// The delegate that is not executed.
 pub(super) const WEFT: &str = "weft";
@@ -46,16 +47,18 @@ impl Facts {
         let (subnets, networks) = v4.into_iter().chain(v6).unzip();
         Ok(Self { subnets, networks, mtu: Some(env.mtu), ipmasq: Some(env.ipmasq) })
     }
-}
 
-impl Facts {
-    /// Whether the subnets are still this host's, as far as whoever leased them knows.
+    /// Whether the subnets are still this host's, as far as a living agent knows.
     ///
     /// # Errors
     /// One with this code when one of them is another host's: nobody would reach a container in it.
     pub(super) fn check_taken(&self, call: &Call, code: Code) -> Result<(), Error> {
         // The configuration's key `dataDir` is flannel's own.
         let Some(taken) = Taken::read(&data_dir(&Map::new())?, &call.network)? else { return Ok(()) };
+        let own = call.conf.get_key_value("stateDir").map(|(key, value)| (key.clone(), value.clone()));
+        if !agent_lives(&Traces::parse(&own.into_iter().collect())?.state_dir, &call.network)? {
+            return Ok(());
+        }
         let lost = parse_key(&taken.key).unwrap_or_default();
         let has_lost = self.subnets.iter().any(|own| lost.iter().any(|lost| lost.contains(own.ip())));
         if has_lost { Err(taken.error(code)) } else { Ok(()) }
