@@ -123,7 +123,7 @@ impl Network {
         if let Some(lease) = network.lease.clone() {
             let taken = Taken::read(&network.data_dir, &network.conf.name)?;
             log::info!("network {}: subnet {} was leased by this host before", network.conf.name, lease.key);
-            network.truth.borrow_mut().lease = match taken.filter(|taken| taken.key == lease.key) {
+            network.truth.borrow_mut().lease = match taken {
                 Some(Taken { owner, .. }) => Held::Taken { lease, owner },
                 None => Held::Lease(lease),
             };
@@ -237,7 +237,7 @@ impl Network {
             log::info!("network {}: subnet {} is leased", self.conf.name, lease.key);
         }
         self.truth.borrow_mut().refused = None;
-        if matches!(was, Held::Taken { .. }) {
+        if !matches!(was, Held::Lease(_)) {
             let forgotten = Taken::forget(&self.data_dir, &self.conf.name);
             self.filed(forgotten);
         }

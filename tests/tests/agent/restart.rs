@@ -107,3 +107,16 @@ fn the_first_start_waits_for_etcd() {
     etcd.put("/coreos.com/network/config", CONFIG);
     eventually(REPAIR, "it has a subnet", || (agent.ask("/readyz")?.status == 200).then_some(()));
 }
+
+/// Of a subnet that was another's when the plugin was killed, right before it would have removed it.
+#[test]
+fn what_is_on_file_of_a_taken_subnet_goes_with_the_lease_of_another() {
+    let fleet = Fleet::of(1, CONFIG, &json!({}));
+    let node = fleet.node(0);
+    assert!(fleet.agents[0].daemon().stop().success());
+    let file = node.data_dir().join(Weftd::NETWORK).join("taken.json");
+    let taken = json!({ "key": "10.255.255.0-24", "owner": "172.30.0.99", "since": 1 });
+    fs::write(&file, taken.to_string()).expect("write it");
+    Weftd::up(node, &fleet.etcd);
+    eventually(PATIENCE, "it is forgotten", || (!file.exists()).then_some(()));
+}
