@@ -154,6 +154,10 @@ impl Store {
                             return Ok(End::Lost);
                         }
                         known = known.max(revision);
+                        // A network whose place is within this one's is watched, too.
+                        if records.is_empty() {
+                            continue;
+                        }
                         let records = records.into_iter().collect();
                         self.tell(News::Changed { revision, records }).await
                     }

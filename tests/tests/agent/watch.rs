@@ -237,3 +237,22 @@ fn an_etcd_that_is_slow_is_no_outage() {
 fn an_etcd_that_is_very_slow_is_one_outage() {
     assert_eq!(failures_of_a_slow_etcd(Duration::from_millis(600)), 1.0);
 }
+
+/// As of a network whose place in etcd is within this one's.
+#[test]
+fn what_is_not_this_networks_has_nothing_compared() {
+    let fleet = Fleet::new(1);
+    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
+    let store = Connection::to(&fleet.etcd.endpoints());
+    let syncs = || agent.metric(r#"weft_sync_duration_seconds_count{network="pods"}"#).expect("a metric");
+    let before = syncs();
+    for number in 0..40 {
+        let key = format!("{}/east/subnets/10.1.{number}.0-24", Weftd::PREFIX);
+        store.put(&key, &record("172.30.0.98", GONE));
+        // Each by itself: the agent takes in at once what came meanwhile.
+        assert!(agent.ask("/readyz").is_some());
+    }
+    store.put(&format!("{SUBNETS}10.255.7.0-24"), &record("172.30.0.99", CAME));
+    assert_learns(node, REPAIR, CAME, true);
+    assert!(syncs() - before < 20.0, "{} syncs", syncs() - before);
+}
