@@ -12,7 +12,7 @@ use super::network::held_by;
 use crate::fault::failed;
 use crate::key::AttachmentKey;
 use crate::masquerade::{self, Ensured, Masquerade};
-use crate::record::{self, Content, Record};
+use crate::record::{self, Content, Found, Record};
 use crate::ruleset::{self, Elements};
 
 /// Puts back what attachments hold in rules that were flushed or altered; whether there was anything to put back. For
@@ -53,7 +53,7 @@ pub fn restore(state_dir: &Path, deadline: Deadline) -> Result<bool, Error> {
     Ok(lost || mended || renewed)
 }
 
-/// Ends the masquerade of a network of which no attachment has any on file; whether there was any. For whoever had the network
+/// Ends the masquerade of a network of which no attachment has, or may have, any on file; whether there was any. For whoever had the network
 /// masquerade and is not to any more.
 ///
 /// # Errors
@@ -66,8 +66,13 @@ pub fn end_masquerade(state_dir: &Path, network: &NetworkName, deadline: Deadlin
     }
     // What an ADD has just made is on file when it has ended.
     let _lock = Lock::exclusive(&record::network_lock(state_dir, network), deadline)?;
-    if record::contents(state_dir, network)?.iter().any(|content| !content.masquerade.is_nothing()) {
-        return Ok(false);
+    for hash in record::hashes(state_dir, network)? {
+        match record::peek(state_dir, network, &hash)? {
+            Found::Attached(content) if !content.masquerade.is_nothing() => return Ok(false),
+            // Nobody knows whether its container has any.
+            Found::Damaged => return Ok(false),
+            _ => {}
+        }
     }
     masquerade::remove(&mut nft, network).map_err(refused)?;
     Ok(true)

@@ -68,6 +68,13 @@ fn masquerade_ends_with_the_configuration_that_asked_for_it() {
     assert!(before.is_some() && is_there("dual"));
     Weftd::up(node, &fleet.etcd).daemon().stop();
     assert_eq!(chain("pods"), before, "a container has it");
+    let record = node.command(&format!("find {} -path */pods/*/attachments/*", node.state_dir().display()));
+    let record = record.trim();
+    let content = fs::read(record).expect("the record of the container");
+    fs::write(record, "{").expect("damage the record");
+    Weftd::up(node, &fleet.etcd).daemon().stop();
+    assert_eq!(chain("pods"), before, "nobody knows whether its container has it");
+    fs::write(record, content).expect("put the record back");
     network.del_call(&pod).on(node).run().done();
     assert!(is_there("pods"), "it stays for the next container");
     Weftd::up(node, &fleet.etcd).daemon().stop();
