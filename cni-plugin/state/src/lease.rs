@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cni_protocol::{Code, Error, NetworkName};
+use log::Level;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -120,7 +121,8 @@ impl HostLease {
             let entry = entry.map_err(|error| failed("read", data_dir, &error))?;
             let name = entry.file_name().to_str().and_then(|name| name.parse::<NetworkName>().ok());
             if let Some(other) = name.filter(|name| name != network)
-                && let Some(lease) = Self::read(data_dir, &other)?
+                // Whoever has it says so; others look often.
+                && let Some(lease) = read_as(&file(data_dir, &other, "lease.json"), Level::Debug)?
             {
                 found.push((entry.path(), lease));
             }
@@ -248,6 +250,11 @@ fn file(data_dir: &Path, network: &NetworkName, name: &str) -> PathBuf {
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
+    read_as(path, Level::Warn)
+}
+
+/// Tells in the log at this level when the file is damaged.
+fn read_as<T: DeserializeOwned>(path: &Path, level: Level) -> Result<Option<T>, Error> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
@@ -258,7 +265,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
     match serde_json::from_slice(&bytes) {
         Ok(value) => Ok(Some(value)),
         Err(error) => {
-            log::warn!("{} is damaged and passed over: {error}", path.display());
+            log::log!(level, "{} is damaged and passed over: {error}", path.display());
             Ok(None)
         }
     }

@@ -120,3 +120,17 @@ fn what_is_on_file_of_a_taken_subnet_goes_with_the_lease_of_another() {
     Weftd::up(node, &fleet.etcd);
     eventually(PATIENCE, "it is forgotten", || (!file.exists()).then_some(()));
 }
+
+/// It is looked at with each look at the kernel.
+#[test]
+fn a_damaged_lease_of_another_network_fills_no_log() {
+    let cluster = Cluster::new(1);
+    let etcd = cluster.etcd(1, Access::Open);
+    etcd.put(&format!("{}/config", Weftd::PREFIX), CONFIG);
+    let node = cluster.node(0);
+    let other = node.data_dir().join("other");
+    fs::create_dir_all(&other).expect("make a directory");
+    fs::write(other.join("lease.json"), "{").expect("write it");
+    let agent = Weftd::up(node, &etcd);
+    assert!(!agent.daemon().log().contains("is damaged"), "{}", agent.daemon().log());
+}
