@@ -1,7 +1,8 @@
 //! Another network of this host that has the same place in etcd, or the same addresses. At one place, for etcd both are one host in one
 //! network: it would have both give out the addresses of one subnet.
 
-use std::path::PathBuf;
+use std::ffi::os_str;
+use std::path::{self, Path, PathBuf};
 
 use cni_protocol::{Code, Error};
 use flannel_records::{NetworkConfig, Pool};
@@ -44,8 +45,8 @@ impl Search<'_> {
                 && snapshot.hosts.records.get(&other.key) == Some(&other.value)
                 && holds(other, &held)
         })?;
-        let name = dir.file_name().unwrap_or_default().display();
-        let (prefix, key, dir) = (&self.conf.prefix, &lease.key, dir.display());
+        let (name, dir) = named(dir);
+        let (prefix, key) = (&self.conf.prefix, &lease.key);
         let msg = format!(
             "take a subnet: network {name} of this host is at {prefix} in the same etcd, with {key}, and two networks at one place \
              would give out the same addresses: give one of them another ipam.etcd.prefix, with a config of its own there; if network \
@@ -69,11 +70,16 @@ pub fn overlap(networks: &[IpNetwork], prefix: &str, others: &[(PathBuf, HostLea
             Some((*networks.iter().find(overlaps)?, theirs))
         };
         let (own, theirs) = config.pools().iter().find_map(shared)?;
-        let name = dir.file_name().unwrap_or_default().display();
-        let (place, dir) = (&other.prefix, dir.display());
+        let (name, dir) = named(dir);
+        let place = &other.prefix;
         Some(format!(
             "{own} of the network at {prefix} in etcd overlaps {theirs} of network {name} of this host, at {place}: give one of them \
              other addresses in its config; if network {name} and its containers are gone, weftctl leave, or remove {dir}"
         ))
     })
+}
+
+/// A network and its directory, for a message.
+fn named(dir: &Path) -> (os_str::Display<'_>, path::Display<'_>) {
+    (dir.file_name().unwrap_or_default().display(), dir.display())
 }
