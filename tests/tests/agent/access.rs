@@ -99,3 +99,23 @@ fn a_password_that_is_changed() {
     fs::write(file, "second").expect("write a password");
     assert_heard(&fleet, 91);
 }
+
+/// As docs/ipam.md says: also the watch, which is of more than one key, asks for no more.
+#[test]
+fn a_user_with_the_rights_that_are_needed() {
+    let prefix = format!("{}/", Weftd::PREFIX);
+    let fleet = pair(Access::Password, |etcd| {
+        etcd.ctl(&["role", "add", "host"]);
+        etcd.ctl(&["role", "grant-permission", "host", "--prefix=true", "readwrite", &prefix]);
+        etcd.ctl(&["user", "add", &format!("host:{}", Etcd::PASSWORD)]);
+        etcd.ctl(&["user", "grant-role", "host", "host"]);
+        let file = Path::new("/run/password");
+        fs::write(file, Etcd::PASSWORD).expect("write a password");
+        json!({ "username": "host", "passwordFile": file })
+    });
+    assert_heard(&fleet, 92);
+    for agent in &fleet.agents {
+        let failed = agent.metric(r#"weft_store_errors_total{network="pods"}"#).unwrap_or(0.0);
+        assert!(failed == 0.0, "{}", agent.daemon().log());
+    }
+}
