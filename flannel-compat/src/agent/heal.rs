@@ -82,10 +82,6 @@ pub(super) fn heal(
     wanted: &Overlay,
 ) -> Report {
     let mut report = Report::default();
-    match HostLease::others(data_dir, &conf.name) {
-        Ok(others) => report.overlap = overlap(&wanted.networks, &lease.prefix, &others),
-        Err(error) => report.failures.push(error.msg),
-    }
     let deadline = Deadline::after(PATIENCE);
     match Netlink::open(deadline).and_then(|mut netlink| overlay::sync(&mut netlink, wanted)) {
         Ok(changes) => {
@@ -121,6 +117,10 @@ pub(super) fn heal(
         Ok(announced) => report.count("table", usize::from(announced)),
         // Its addresses are known already, by the containers of a network of another name.
         Err(error) if error.code == Code::Conflict => log::debug!("{}", error.msg),
+        Err(error) => report.failures.push(error.msg),
+    }
+    match HostLease::others(data_dir, &conf.name) {
+        Ok(others) => report.overlap = overlap(&wanted.networks, &lease.prefix, &others),
         Err(error) => report.failures.push(error.msg),
     }
     if let Some(mtu) = report.changes.mtu {
