@@ -73,6 +73,14 @@ impl Report {
     }
 }
 
+/// What is compared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// What leads to other hosts.
+    Way,
+    All,
+}
+
 /// Compares everything with what it ought to be, and changes what differs. One failure keeps nothing else from being
 /// repaired.
 pub(super) fn heal(
@@ -80,6 +88,7 @@ pub(super) fn heal(
     (state_dir, data_dir): (&Path, &Path),
     lease: &HostLease,
     wanted: &Overlay,
+    extent: Extent,
 ) -> Report {
     let mut report = Report::default();
     let deadline = Deadline::after(PATIENCE);
@@ -107,6 +116,9 @@ pub(super) fn heal(
             Ok(Ensured::Elements { .. } | Ensured::Network) => report.count("table", 1),
             Err(error) => report.failed("masquerade", &error),
         }
+    }
+    if extent == Extent::Way {
+        return report;
     }
     match restore(state_dir, deadline) {
         Ok(restored) => report.count("table", usize::from(restored)),

@@ -13,7 +13,7 @@ use weft_state::Lock;
 use weft_state::lease::{HostLease, Peers, Taken, agent_lock, since_1970};
 
 use super::conf::{Conf, NetworkConf};
-use super::heal::{heal, retire};
+use super::heal::{Extent, heal, retire};
 use super::hosts::Hosts;
 use super::kernel::{Cost, Kernel};
 use super::log_once::{Outage, Rejections};
@@ -68,9 +68,11 @@ enum Event {
     Stop,
 }
 
-/// Why everything is compared.
+/// Why things are compared.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Cause {
+    /// Other hosts came, went or changed. What is done about it comes back as events, and then everything is looked at.
+    Hosts,
     /// What ought to be there is another: differences are no damage.
     Desire,
     Look,
@@ -150,11 +152,8 @@ impl Network {
             self.truth.borrow_mut().turned = std::time::Instant::now();
             match event {
                 Event::Store(news) => self.learn(news),
-                Event::KernelChanged => self.sync(Cause::Look),
-                Event::Timer => {
-                    let cause = if self.hosts.give_up() { Cause::Desire } else { Cause::Look };
-                    self.sync(cause);
-                }
+                Event::Timer if self.hosts.give_up() => self.sync(Cause::Desire),
+                Event::KernelChanged | Event::Timer => self.sync(Cause::Look),
                 Event::Save => self.save(),
                 Event::Stop => {
                     self.save();
@@ -167,12 +166,13 @@ impl Network {
     /// Takes in what the store said, and what else it has said meanwhile, before anything is done about it: a thousand
     /// hosts that come at once are few syncs.
     fn learn(&mut self, first: News) {
-        let mut changed = self.take(first);
+        let mut all = vec![first];
         while let Ok(more) = self.news.try_recv() {
-            changed |= self.take(more);
+            all.push(more);
         }
-        if changed {
-            self.sync(Cause::Desire);
+        let is_of_hosts = all.iter().all(|news| matches!(news, News::Changed { .. }));
+        if all.into_iter().fold(false, |changed, news| self.take(news) | changed) {
+            self.sync(if is_of_hosts { Cause::Hosts } else { Cause::Desire });
         }
     }
 
@@ -199,8 +199,7 @@ impl Network {
             }
             News::Hosts(hosts) => {
                 self.save_soon();
-                let first = !std::mem::replace(&mut self.settled, true);
-                self.hosts.replace(hosts) || first
+                self.hosts.replace(hosts) | !std::mem::replace(&mut self.settled, true)
             }
             News::Changed { revision, records } => {
                 self.save_soon();
@@ -238,8 +237,7 @@ impl Network {
         }
         self.truth.borrow_mut().refused = None;
         if !matches!(was, Held::Lease(_)) {
-            let forgotten = Taken::forget(&self.data_dir, &self.conf.name);
-            self.filed(forgotten);
+            self.filed(Taken::forget(&self.data_dir, &self.conf.name));
         }
         if let Some(former) = self.on_file.as_ref().filter(|known| !same(known)) {
             retire(&self.conf.name, former, &lease);
@@ -264,8 +262,7 @@ impl Network {
             self.conf.name
         );
         let since = since_1970().as_secs();
-        let written = Taken { key, owner, since }.write(&self.data_dir, &self.conf.name);
-        self.filed(written);
+        self.filed(Taken { key, owner, since }.write(&self.data_dir, &self.conf.name));
     }
 
     /// There is no lease until a person has done something. What was leased before is gone, unless containers live in it.
@@ -286,8 +283,7 @@ impl Network {
     /// Whether something could be put on file. When not, that is damage: it will be tried again.
     fn filed(&mut self, outcome: Result<(), Error>) -> bool {
         self.unfiled = outcome.err().map(|error| error.msg);
-        let damage = self.damage.clone();
-        self.judge(damage);
+        self.judge(self.damage.clone());
         self.unfiled.is_none()
     }
 
@@ -299,7 +295,8 @@ impl Network {
             Ok(wanted) => wanted,
             Err(error) => return self.judge(Some(error.msg)),
         };
-        let mut report = heal(&self.conf, (&self.state_dir, &self.data_dir), lease, &overlay);
+        let extent = if cause == Cause::Hosts && self.damage.is_none() { Extent::Way } else { Extent::All };
+        let mut report = heal(&self.conf, (&self.state_dir, &self.data_dir), lease, &overlay, extent);
         let cost = meter();
         let network = self.conf.name.as_str();
         self.metrics.synced(network, cost.time);
