@@ -18,7 +18,7 @@ use crate::ipam;
 use crate::isolation::Policy;
 use crate::key::{AttachmentKey, group};
 use crate::masquerade;
-use crate::overlay::{self, Exit};
+use crate::overlay::{self, Exit, Overlay};
 use crate::plan::{Ipv6, Plan, metric};
 use crate::pod::Pod;
 use crate::record::{self, Found};
@@ -28,7 +28,7 @@ use promised::Promised;
 pub use rules::rules;
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
-use weft_net::{Family, KernelRoute, Link, Netlink, RT_TABLE_MAIN, default_priority};
+use weft_net::{Family, KernelRoute, Link, Netlink, NlResult, RT_TABLE_MAIN, default_priority};
 
 /// Checks the attachment.
 ///
@@ -84,12 +84,8 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         found: damage.into_iter().collect(),
     };
     if let Some(overlay) = &overlay {
-        let differences = overlay::differences(&mut checker.host, overlay);
-        let differences =
-            differences.map_err(|error| failed(&"look at the way to other hosts", error.into()))?;
-        checker.found.extend(differences.found);
-        checker.exits = overlay::exits(&mut checker.host, overlay)
-            .map_err(|error| failed(&"look at the way to other hosts", error.into()))?;
+        let looked = checker.check_way(overlay);
+        looked.map_err(|error| failed(&"look at the way to other hosts", error.into()))?;
     }
     checker.run(args).map_err(|fault| failed(&"check the attachment", fault))?;
     verdict(checker.found)?;
@@ -300,6 +296,12 @@ impl Checker {
                 self.found.push(format!("the route {}{via}{place} {}", wanted.dst, nearest.join(", ")));
             }
         }
+        Ok(())
+    }
+
+    fn check_way(&mut self, overlay: &Overlay) -> NlResult<()> {
+        self.found.extend(overlay::differences(&mut self.host, overlay)?.found);
+        self.exits = overlay::exits(&mut self.host, overlay)?;
         Ok(())
     }
 
