@@ -241,6 +241,35 @@ pub fn find(nft: &mut Nft, is_chosen: impl Fn(&str) -> bool) -> NlResult<Vec<Ele
     Ok(found)
 }
 
+/// Puts back elements that are not in their sets, as far as the kernel takes them; whether there were any.
+///
+/// # Errors
+/// What the kernel says to the queries.
+pub fn put_back(nft: &mut Nft, held: &[Elements]) -> NlResult<bool> {
+    let mut missing = Vec::new();
+    for group in GROUPS {
+        let wanted = of_group(group, held);
+        for set in group.sets {
+            let wanted: Vec<&Element> = wanted.iter().filter(|element| element.set == *set).collect();
+            if wanted.is_empty() {
+                continue;
+            }
+            let places = nft.elements(set)?.into_iter().map(|element| (element.key, element.end));
+            let present: BTreeSet<_> = places.collect();
+            let is_missing =
+                |element: &&&Element| !present.contains(&(element.key.clone(), element.end.clone()));
+            missing.extend(wanted.iter().filter(is_missing).map(|element| (*element).clone()));
+        }
+    }
+    if missing.is_empty() {
+        return Ok(false);
+    }
+    if nft.batch(Change::for_elements(&missing, Change::ensure_elements)).is_err() {
+        one_by_one(nft, &missing);
+    }
+    Ok(true)
+}
+
 /// Deletes elements that are there.
 ///
 /// # Errors
@@ -315,7 +344,16 @@ fn owner(key: &AttachmentKey) -> String {
 
 /// The hash of whose an element is.
 fn owner_of(element: &Element) -> &str {
-    element.comment.split(' ').next().unwrap_or_default()
+    hash_in(&element.comment)
+}
+
+fn hash_in(comment: &str) -> &str {
+    comment.split(' ').next().unwrap_or_default()
+}
+
+/// The hash of the attachment of which an element with this comment is.
+pub fn owner_in(comment: &str) -> Option<&str> {
+    Some(hash_in(comment)).filter(|hash| is_hash(hash))
 }
 
 fn is_hash(text: &str) -> bool {

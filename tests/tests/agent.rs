@@ -16,6 +16,8 @@ mod access;
 mod chained;
 #[path = "agent/duplicates.rs"]
 mod duplicates;
+#[path = "agent/elements.rs"]
+mod elements;
 #[path = "agent/families.rs"]
 mod families;
 #[path = "agent/heal.rs"]

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use super::attribute::{find, text};
 use super::error::NlResult;
 use super::netconf::{self, NETCONFA_FORWARDING, NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL, RTM_NEWNETCONF};
-use super::nft::Table;
+use super::nft::{self, Table};
 use super::socket::Socket;
 
 // Groups of linux/rtnetlink.h (`enum rtnetlink_groups`) and linux/netfilter/nfnetlink.h.
@@ -60,6 +60,8 @@ pub enum Event {
     Forwarding { index: Option<u32> },
     /// Something in an nftables table of this name, in the family that the table of Weft's is of.
     Table(Table, String),
+    /// Elements were taken out of a set of such a table: their comments.
+    Elements(Table, String, Vec<String>),
     /// Events were lost: anything may have changed.
     Lost,
 }
@@ -161,7 +163,11 @@ fn of_table(message: &[u8]) -> Option<Event> {
     let family = *message.get(HEADER)?;
     let name = find(message.get(HEADER + 4..)?, NFTA_TABLE)?;
     let (_, table) = NFPROTO.into_iter().find(|(number, _)| *number == family)?;
-    Some(Event::Table(table, text(name)))
+    let is_removal = message.get(4..6)? == nft::REMOVED_ELEMENTS.to_ne_bytes();
+    Some(match is_removal {
+        true => Event::Elements(table, text(name), nft::comments(message.get(HEADER + 4..)?).collect()),
+        false => Event::Table(table, text(name)),
+    })
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {
@@ -180,7 +186,7 @@ mod tests {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     use super::*;
-    use crate::nft::{Change, Nft};
+    use crate::nft::{Change, Element, Nft, Set, Tuple, Type};
     use crate::sysctl::Sysctl;
     use crate::{Family, Netlink};
 
@@ -259,6 +265,29 @@ mod tests {
             let mut nft = Nft::open(Deadline::after(Duration::from_secs(5))).unwrap();
             nft.batch(vec![Change::ensure_table(table)]).unwrap();
             expect(&mut events, |event| *event == Event::Table(table, "weft".into()));
+        }
+    }
+
+    #[test]
+    fn elements_that_are_taken_out_are_seen_with_their_comments() {
+        fresh_namespace();
+        let set =
+            Set { table: Table::Inet, name: "seen", key: &[Type::Ifindex], data: &[], intervals: false };
+        let mut elements =
+            [1, 2].map(|port| Element::new(&set, Tuple::default().ifindex(port), port.to_string()));
+        elements[0].set_comment("one");
+        let mut nft = Nft::open(Deadline::after(Duration::from_secs(5))).unwrap();
+        nft.batch(vec![Change::ensure_table(Table::Inet), Change::create(&set)]).unwrap();
+        nft.batch(Change::for_elements(&elements, Change::create_elements)).unwrap();
+        let mut events = Events::of_tables().unwrap();
+        for element in &elements {
+            nft.batch(Change::remove_elements(&[element]).into_iter().collect()).unwrap();
+            expect(&mut events, |event| match event {
+                Event::Elements(Table::Inet, name, comments) => {
+                    name == "weft" && comments == std::slice::from_ref(&element.comment)
+                }
+                _ => false,
+            });
         }
     }
 

@@ -37,6 +37,7 @@ pub(crate) use bytes::{nested, put, text as text_of};
 pub use chain::ChainKind;
 pub use change::Change;
 pub use element::{Element, Tuple, ends};
+pub(crate) use element::{REMOVED_ELEMENTS, comments};
 pub use interval::Interval;
 pub use load::Load;
 pub use netlink_packet_netfilter::nftables::InetHookNumber;

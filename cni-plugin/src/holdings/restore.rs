@@ -1,6 +1,6 @@
 //! The agent's part: how what attachments hold is put back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use cni_protocol::{Deadline, Error, NetworkName};
@@ -15,19 +15,54 @@ use crate::masquerade::{self, Ensured, Masquerade};
 use crate::record::{self, Content, Found, Record};
 use crate::ruleset::{self, Elements};
 
-/// Puts back what attachments hold in rules that were flushed or altered; whether there was anything to put back. For
-/// whoever looks after the host while no container comes.
+/// Whose elements may be missing in sets that are there.
+#[derive(Debug)]
+pub enum Suspects {
+    All,
+    /// Of attachments, by their hashes.
+    These(BTreeSet<String>),
+}
+
+impl Default for Suspects {
+    fn default() -> Self {
+        Self::These(BTreeSet::new())
+    }
+}
+
+impl Suspects {
+    /// Adds those of whom elements with these comments were.
+    pub fn add(&mut self, comments: &[String]) {
+        for comment in comments {
+            match (ruleset::owner_in(comment), &mut *self) {
+                (_, Self::All) => return,
+                (Some(hash), Self::These(hashes)) => drop(hashes.insert(hash.to_owned())),
+                // A network's, or of several attachments.
+                (None, Self::These(_)) => *self = Self::All,
+            }
+        }
+    }
+
+    fn has(&self, hash: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::These(hashes) => hashes.contains(hash),
+        }
+    }
+}
+
+/// Puts back what attachments hold in rules that were flushed or altered, and what is missing of the suspects'; whether there was
+/// anything to put back. For whoever looks after the host while no container comes.
 ///
 /// # Errors
 /// [`Code::Kernel`].
-pub fn restore(state_dir: &Path, deadline: Deadline) -> Result<bool, Error> {
+pub fn restore(state_dir: &Path, suspects: &Suspects, deadline: Deadline) -> Result<bool, Error> {
     let refused = |error: NetError| failed(&"put back what containers hold in the ruleset", error.into());
     let mut nft = Nft::open(deadline).map_err(refused)?;
     let mended = ruleset::mend(&mut nft).map_err(refused)?;
     if ruleset::is_whole(&mut nft).map_err(refused)?
         && masquerade_is_whole(&mut nft, state_dir).map_err(refused)?
     {
-        return Ok(mended);
+        return Ok(elements_again(&mut nft, state_dir, suspects).map_err(refused)? || mended);
     }
     // Their locks are held until their elements are back: no DEL can come in between.
     let attached = record::attached(state_dir);
@@ -49,8 +84,26 @@ pub fn restore(state_dir: &Path, deadline: Deadline) -> Result<bool, Error> {
         }
         lost = true;
     }
+    lost |= ruleset::put_back(&mut nft, &held).map_err(refused)?;
     let renewed = ruleset::renew_others(&mut nft, &all).map_err(refused)?;
     Ok(lost || mended || renewed)
+}
+
+/// Puts back what was taken out of sets of the suspects' elements; whether anything was.
+fn elements_again(nft: &mut Nft, state_dir: &Path, suspects: &Suspects) -> NlResult<bool> {
+    // Their locks are held until their elements are back: no DEL can come in between.
+    let attached = record::attached_of(state_dir, |hash| suspects.has(hash));
+    let mut held = held_by(&attached);
+    for (elements, (key, ..)) in held.iter_mut().zip(&attached) {
+        // Who is on the way may have brought another configuration of the network.
+        let is_settled = record::hashes(state_dir, &key.network).is_ok_and(|all| {
+            all.len() == attached.iter().filter(|(of, ..)| of.network == key.network).count()
+        });
+        if !is_settled {
+            elements.network.clear();
+        }
+    }
+    ruleset::put_back(nft, &held)
 }
 
 /// Ends the masquerade of a network of which no attachment has, or may have, any on file; whether there was any. For whoever had the network

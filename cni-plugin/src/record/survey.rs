@@ -44,10 +44,19 @@ pub fn has_newer(state_dir: &Path, than: Duration, own: &str) -> bool {
 
 /// The attachments of all networks of the host that are attached and in nobody's hands, locked, with what they hold now.
 pub fn attached(state_dir: &Path) -> Vec<(AttachmentKey, Content, Record)> {
+    attached_of(state_dir, |_| true)
+}
+
+/// Of those, the ones whose hash is chosen.
+pub fn attached_of(
+    state_dir: &Path,
+    is_chosen: impl Fn(&str) -> bool,
+) -> Vec<(AttachmentKey, Content, Record)> {
     let mut found = Vec::new();
     for network in networks(state_dir) {
         let mut locked = Vec::new();
-        for hash in hashes(state_dir, &network).unwrap_or_default() {
+        for hash in hashes(state_dir, &network).unwrap_or_default().into_iter().filter(|hash| is_chosen(hash))
+        {
             let Ok(Some(record)) = try_lock(state_dir, &network, &hash) else { continue };
             match record.read() {
                 Ok(Found::Attached(content)) if let Some(key) = content.key(&network) => {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use cni_protocol::{Code, Deadline, NetworkName};
 use flannel_records::parse_key;
 use weft::holdings::network::announce;
-use weft::holdings::restore::{end_masquerade, restore};
+use weft::holdings::restore::{Suspects, end_masquerade, restore};
 use weft::isolation::Policy;
 use weft::masquerade::{self, Ensured, Masquerade};
 use weft::overlay::{self, Changes, Exit, Overlay, Unreached};
@@ -120,7 +120,7 @@ pub(super) fn heal(
     if extent == Extent::Way {
         return report;
     }
-    match restore(state_dir, deadline) {
+    match restore(state_dir, &Suspects::default(), deadline) {
         Ok(restored) => report.count("table", usize::from(restored)),
         Err(error) => report.failures.push(error.msg),
     }

@@ -7,6 +7,7 @@ use cni_protocol::{Code, Error};
 use ipnetwork::IpNetwork;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
+use weft::holdings::restore::Suspects;
 use weft_net::events::{Event, Events};
 use weft_net::nft::{TABLE, Table};
 use weft_net::{NetError, NlResult};
@@ -46,7 +47,9 @@ impl Owned {
                 index.is_some_and(|index| self.indices.contains(&index))
                     || destination.is_some_and(|ip| self.prefixes.iter().any(|prefix| prefix.contains(ip)))
             }
-            Event::Table(table, name) => name == TABLE && (*table == Table::Inet || self.bridge_rules),
+            Event::Table(table, name) | Event::Elements(table, name, _) => {
+                name == TABLE && (*table == Table::Inet || self.bridge_rules)
+            }
             Event::Forwarding { index: Some(index) } => {
                 self.indices.contains(index) || self.forwarding.contains(index)
             }
@@ -83,6 +86,8 @@ pub(super) struct Kernel {
     interfaces: AsyncFd<Events>,
     tables: AsyncFd<Events>,
     owned: Owned,
+    /// Whose elements were taken out of rules that are watched.
+    suspects: Suspects,
     /// When to report a change that was seen.
     due: Option<Instant>,
     settle: Duration,
@@ -97,6 +102,8 @@ impl Kernel {
                 interfaces: asynchronous(Events::of_interfaces()?)?,
                 tables: asynchronous(Events::of_tables()?)?,
                 owned: Owned::default(),
+                // What happened before.
+                suspects: Suspects::All,
                 due: None,
                 settle: SETTLE,
             })
@@ -113,6 +120,11 @@ impl Kernel {
     pub(super) fn watch(&mut self, owned: Owned, cost: Cost) {
         self.owned = owned;
         self.settle = cost.pause();
+    }
+
+    /// Whose elements may be missing since this was asked before.
+    pub(super) fn take_suspects(&mut self) -> Suspects {
+        std::mem::take(&mut self.suspects)
     }
 
     /// Returns once something has changed and the events that came along were taken. May be dropped and called again.
@@ -134,14 +146,27 @@ impl Kernel {
                     self.due = None;
                     return Ok(());
                 }
-                touched = touched(&mut self.interfaces, &self.owned) => touched.map_err(broken)?,
-                touched = touched(&mut self.tables, &self.owned) => touched.map_err(broken)?,
+                touched = touched(&mut self.interfaces, |event| self.owned.has(event)) => touched.map_err(broken)?,
+                touched = touched(&mut self.tables, |event| note(&self.owned, &mut self.suspects, event)) => {
+                    touched.map_err(broken)?
+                }
             };
             if touched {
                 self.due.get_or_insert(Instant::now() + self.settle);
             }
         }
     }
+}
+
+/// Whether an event is about what is owned; whose elements may be missing after it is noted.
+fn note(owned: &Owned, suspects: &mut Suspects, event: &Event) -> bool {
+    let is_owned = owned.has(event);
+    match event {
+        Event::Elements(_, _, comments) if is_owned => suspects.add(comments),
+        Event::Lost => *suspects = Suspects::All,
+        _ => {}
+    }
+    is_owned
 }
 
 fn asynchronous(events: Events) -> NlResult<AsyncFd<Events>> {
@@ -152,13 +177,13 @@ fn asynchronous(events: Events) -> NlResult<AsyncFd<Events>> {
 }
 
 /// Takes the events that are there, once there are any; whether one of them is about what is owned.
-async fn touched(events: &mut AsyncFd<Events>, owned: &Owned) -> NlResult<bool> {
+async fn touched(events: &mut AsyncFd<Events>, mut is_owned: impl FnMut(&Event) -> bool) -> NlResult<bool> {
     let mut ready = events.readable_mut().await?;
     let mut touched = false;
     // Bounded, so that a flood of events keeps nothing else from its turn.
     for _ in 0..1024 {
         match ready.get_inner_mut().take()? {
-            Some(found) => touched |= found.iter().any(|event| owned.has(event)),
+            Some(found) => touched |= found.iter().filter(|event| is_owned(event)).count() > 0,
             None => {
                 ready.clear_ready();
                 break;

@@ -28,7 +28,8 @@ pub(super) async fn keep(state_dir: PathBuf, metrics: Rc<Metrics>) -> Result<(),
     let mut said = None;
     loop {
         let meter = Cost::meter();
-        match restore(&state_dir, Deadline::after(PATIENCE)) {
+        let suspects = kernel.take_suspects();
+        match restore(&state_dir, &suspects, Deadline::after(PATIENCE)) {
             Ok(false) => said = None,
             Ok(true) => {
                 log::warn!("rules of containers were flushed or altered, and are back");

@@ -139,10 +139,10 @@ const DB: &str = "the-db";
 const NEXT: &str = "the-next";
 
 /// A container, what it asked for, and what it got.
-type Attached = (Pod, Network, Value);
+pub(super) type Attached = (Pod, Network, Value);
 
 /// Two containers that may talk with each other, of which the second one holds this.
-fn attach(add: impl Fn(&Network, &Pod) -> Value) -> [Attached; 2] {
+pub(super) fn attach(add: impl Fn(&Network, &Pod) -> Value) -> [Attached; 2] {
     [(WEB, 8080), (DB, 9080)].map(|(id, first)| {
         let (pod, network) = (Pod::named(id), network(first));
         let result = add(&network, &pod);

@@ -28,6 +28,8 @@ const NFTA_SET_ELEM_DATA: u16 = 2;
 const NFTA_SET_ELEM_USERDATA: u16 = 6;
 const NFTA_SET_ELEM_KEY_END: u16 = 10;
 const NFTA_DATA_VALUE: u16 = 1;
+/// linux/netfilter/nfnetlink.h
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
 /// `NFTNL_UDATA_SET_ELEM_COMMENT` of libnftnl's udata.h.
 const ELEMENT_COMMENT: u8 = 0;
 /// `NFTNL_UDATA_COMMENT_MAXLEN` of libnftnl's udata.h, less the terminating zero.
@@ -278,6 +280,15 @@ impl Nft {
     }
 }
 
+/// The type of the message that tells of elements taken out of a set.
+pub(crate) const REMOVED_ELEMENTS: u16 = (NFNL_SUBSYS_NFTABLES << 8) | NFT_MSG_DELSETELEM as u16;
+
+/// The comments of the elements that a message is about, given its attributes; that of one without is empty.
+pub(crate) fn comments(message: &[u8]) -> impl Iterator<Item = String> + '_ {
+    let list = find(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
+    attributes(list).map(|(_, element)| comment_of(element))
+}
+
 fn elements_of<'a>(set: &'a Set, answers: &'a [Answer]) -> impl Iterator<Item = Element> + 'a {
     let lists = answers.iter().filter_map(|answer| answer.get(NFTA_SET_ELEM_LIST_ELEMENTS));
     lists.flat_map(attributes).filter_map(|(_, element)| read(set, element))
@@ -286,16 +297,19 @@ fn elements_of<'a>(set: &'a Set, answers: &'a [Answer]) -> impl Iterator<Item = 
 fn read(set: &Set, element: &[u8]) -> Option<Element> {
     // As it is: the set may be another version's, from which nothing else would be deleted.
     let value = |kind| Some(Tuple(find(find(element, kind)?, NFTA_DATA_VALUE)?.to_vec()));
-    let comment = find(element, NFTA_SET_ELEM_USERDATA).and_then(|data| match data {
-        [ELEMENT_COMMENT, _, comment @ ..] => Some(attribute::text(comment)),
-        _ => None,
-    });
     Some(Element {
         set: *set,
         key: value(NFTA_SET_ELEM_KEY)?,
         end: value(NFTA_SET_ELEM_KEY_END),
         data: value(NFTA_SET_ELEM_DATA),
-        comment: comment.unwrap_or_default(),
+        comment: comment_of(element),
         text: "an element".to_owned(),
     })
+}
+
+fn comment_of(element: &[u8]) -> String {
+    match find(element, NFTA_SET_ELEM_USERDATA) {
+        Some([ELEMENT_COMMENT, _, comment @ ..]) => attribute::text(comment),
+        _ => String::new(),
+    }
 }

@@ -1,0 +1,75 @@
+//! What somebody takes out of a set of the rules that stays.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::layouts::{Attached, attach};
+use super::*;
+
+/// The elements of all sets and maps, by what the `nft` command calls these.
+fn sets(node: &Node) -> BTreeMap<String, BTreeSet<String>> {
+    let ruleset: Value = serde_json::from_str(&node.command("nft -j list ruleset")).expect("JSON of nft");
+    let objects = ruleset["nftables"].as_array().expect("objects");
+    let kinds =
+        ["set", "map"].map(|kind| objects.iter().filter_map(move |object| Some((kind, object.get(kind)?))));
+    let all = kinds.into_iter().flatten().map(|(kind, set)| {
+        let text = |key: &str| set[key].as_str().expect("a text").to_owned();
+        let elements = set["elem"].as_array().into_iter().flatten().map(Value::to_string);
+        (format!("{kind} {} weft {}", text("family"), text("name")), elements.collect())
+    });
+    all.collect()
+}
+
+fn heals(agent: &Weftd) -> Option<f64> {
+    agent.metric(r#"weft_heals_total{network="",object="rules"}"#)
+}
+
+fn check((pod, network, result): &Attached, node: &Node) -> bool {
+    network.check_call(pod, result).on(node).run().succeeded()
+}
+
+#[test]
+fn elements_come_back() {
+    let cluster = Cluster::new(1);
+    let node = cluster.node(0);
+    let attached = attach(|network, pod| network.add_call(pod).on(node).run().result());
+    let agent = Weftd::with(node, &json!({ "networks": [] }));
+    agent.ready();
+    let made = sets(node);
+    let filled: Vec<_> = made.iter().filter(|(_, elements)| !elements.is_empty()).collect();
+    assert!(filled.len() >= 20, "{filled:?}");
+    for (set, _) in &filled {
+        node.command(&format!("nft flush {set}"));
+        eventually(REPAIR, set, || (sets(node) == made).then_some(()));
+    }
+    let one_by_one =
+        ["inet weft hostport-v4 { tcp . 8080 }", "inet weft inside-v4 { 10.88.0.0/24 . 10.88.0.0/24 }"];
+    for element in one_by_one {
+        node.command(&format!("nft delete element {element}"));
+        eventually(REPAIR, element, || (sets(node) == made).then_some(()));
+    }
+    assert!(attached.iter().all(|attached| check(attached, node)));
+
+    // With nobody there to see it.
+    assert!(agent.daemon().stop().success());
+    node.command("nft delete element inet weft hostport-v4 { tcp . 8080 }");
+    let agent = Weftd::with(node, &json!({ "networks": [] }));
+    eventually(REPAIR, "it looks when it starts", || (sets(node) == made).then_some(()));
+    eventually(REPAIR, "once", || (heals(&agent) == Some(1.0)).then_some(()));
+}
+
+#[test]
+fn what_a_del_takes_out_stays_out() {
+    let cluster = Cluster::new(1);
+    let node = cluster.node(0);
+    let agent = Weftd::with(node, &json!({ "networks": [] }));
+    agent.ready();
+    let before = heals(&agent);
+    let [(web, of_web, _), stays] = attach(|network, pod| network.add_call(pod).on(node).run().result());
+    of_web.call("DEL").pod(&web).on(node).run().done();
+    let left = sets(node);
+    // What comes later has been looked at when it is back.
+    node.command("nft delete element inet weft hostport-v4 { tcp . 9080 }");
+    eventually(REPAIR, "the other's port", || (sets(node) == left).then_some(()));
+    assert!(check(&stays, node));
+    eventually(REPAIR, "once", || (heals(&agent) == Some(before.unwrap_or_default() + 1.0)).then_some(()));
+}
