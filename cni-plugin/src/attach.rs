@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use cni_protocol::{AddArgs, AddResult, Error, Interface, IpConfig, MacAddr, Outcome};
 
+use crate::bridge::membership::Membership;
 use crate::conf::names::Names;
 use crate::conf::{Asked, Network, chooses_addresses, requested_mac};
 use crate::fault::{Change, Fault, failed};
@@ -25,7 +26,7 @@ use crate::step::{Journal, Shared, Step};
 use crate::{begin, bridge, overlay, tuning};
 use links::{container_end, explain, present};
 use result::{describe, merged};
-use weft_net::{Entry, Link, NetError, Netlink, NewVeth, index_of};
+use weft_net::{BridgePort, Entry, Link, NetError, Netlink, NewVeth, index_of};
 
 /// The MTU of a veth pair that is given none (linux/if_ether.h, and `ether_setup` of net/ethernet/eth.c).
 const ETH_DATA_LEN: u32 = 1500;
@@ -132,6 +133,7 @@ impl Attachment {
         self.forget_neighbours(&bridge, &plan)?;
         self.configure(&plan, container.index)?;
         let veth = self.host_end()?;
+        self.journal.membership = Some(Membership::new(&bridge, &plan, self.port()));
         self.settle(&bridge)?;
         self.await_addresses(&plan, container.index)?;
         if self.announces {
@@ -264,10 +266,14 @@ impl Attachment {
     /// The port as it ought to be, and up.
     fn open_port(&mut self) -> Result<(), Error> {
         let name = self.key.host_veth();
-        let port = self.network.port(!self.asked.mappings.is_empty());
+        let port = self.port();
         self.journal.within(Step::Port(name.clone()), || {
             self.host.configure_port(&name, self.key.alias().as_deref(), port)
         })
+    }
+
+    fn port(&self) -> BridgePort {
+        self.network.port(!self.asked.mappings.is_empty())
     }
 
     /// The limits on the container's traffic. Returns the links that some of it takes a detour through.

@@ -1,6 +1,9 @@
 //! The network's bridge and the gateway addresses on it: shared by all attachments of the host, so every
 //! function here is idempotent and tells whether it changed anything.
 
+pub mod membership;
+pub mod restore;
+
 use std::fs::File;
 use std::io::{self, Read};
 
@@ -43,18 +46,7 @@ pub fn adopt(netlink: &mut Netlink, network: &Network, found: Option<Link>) -> R
     let link = match found {
         Some(link) => link,
         None => {
-            // A container's router advertisement must not configure the host (CVE-2020-10749).
-            Sysctl::ipv6_of(name, "accept_ra").ensure("0")?;
-            // While its own address is being looked for elsewhere, the host cannot ask for containers on it.
-            Sysctl::ipv6_of(name, "accept_dad").ensure("0")?;
-            // Of a gateway it is the host's to say whether it routes, not what that has for new links.
-            for family in [Family::V4, Family::V6] {
-                let routes = network.gateway != Gateway::None
-                    && Sysctl::forwarding(family).get()?.as_deref() == Some("1");
-                if routes {
-                    Sysctl::forwarding_at(family, name).ensure("1")?;
-                }
-            }
+            prepare(name, network.gateway != Gateway::None)?;
             netlink.link(name)?.ok_or_else(|| {
                 Error::new(Code::TryAgain, "somebody else deleted it as soon as it was made: call ADD again")
             })?
@@ -66,6 +58,21 @@ pub fn adopt(netlink: &mut Netlink, network: &Network, found: Option<Link>) -> R
     }
     netlink.set_up(name)?;
     Ok((Link { up: true, ..link }, Change::Made))
+}
+
+/// The settings of a bridge that was just made.
+fn prepare(name: &str, is_gateway: bool) -> Result<(), Fault> {
+    // A container's router advertisement must not configure the host (CVE-2020-10749).
+    Sysctl::ipv6_of(name, "accept_ra").ensure("0")?;
+    // While its own address is being looked for elsewhere, the host cannot ask for containers on it.
+    Sysctl::ipv6_of(name, "accept_dad").ensure("0")?;
+    // Of a gateway it is the host's to say whether it routes, not what that has for new links.
+    for family in [Family::V4, Family::V6] {
+        if is_gateway && Sysctl::forwarding(family).get()?.as_deref() == Some("1") {
+            Sysctl::forwarding_at(family, name).ensure("1")?;
+        }
+    }
+    Ok(())
 }
 
 /// Sets a bridge down, if it is there. It keeps its IPv6 addresses, which the kernel takes from a link that goes down.

@@ -19,6 +19,11 @@ pub const HASH_LEN: usize = 11;
 /// `IFALIASZ` of linux/if.h, less the terminating zero.
 pub const ALIAS_MAX: usize = 255;
 
+/// Whether a text can be an attachment's hash.
+pub fn is_hash(text: &str) -> bool {
+    text.len() == HASH_LEN && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
 /// One interface of one container on one network. DEL and GC need nothing else to find all that is
 /// the attachment's: not its namespace, no previous result, no record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -38,6 +38,7 @@ pub mod ruleset;
 pub mod shaping;
 pub mod status;
 pub mod step;
+pub mod suspects;
 pub mod tuning;
 pub mod veth;
 

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use weft_state::{Lock, boot_dir, boot_path, monotonic};
 
+use crate::bridge::membership::Membership;
 use crate::conf::names::Names;
 use crate::conf::shaping::Shaping;
 use crate::holdings::Holdings;
@@ -50,6 +51,9 @@ pub struct Content {
     /// What its network has masqueraded, once all is done.
     #[serde(default, skip_serializing_if = "Masquerade::is_nothing")]
     pub masquerade: Masquerade,
+    /// Of which bridge its host end is a port, once all is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub membership: Option<Membership>,
     /// How its traffic is limited, once all is done.
     #[serde(default, skip_serializing_if = "Shaping::is_none")]
     pub shaping: Shaping,
@@ -78,6 +82,7 @@ impl Content {
             attached,
             holdings: Holdings::default(),
             masquerade: Masquerade::default(),
+            membership: None,
             shaping: Shaping::default(),
             limited: None,
             names: Names::default(),

@@ -15,7 +15,7 @@ use weft_net::nft::{ATTEMPTS, Change, Element, Nft, Set, Type, retry};
 use weft_net::{NetError, NlResult};
 
 use crate::fault::Fault;
-use crate::key::AttachmentKey;
+use crate::key::{AttachmentKey, is_hash};
 use crate::{guard, hostport, isolation};
 
 mod check;
@@ -354,10 +354,6 @@ fn hash_in(comment: &str) -> &str {
 /// The hash of the attachment of which an element with this comment is.
 pub fn owner_in(comment: &str) -> Option<&str> {
     Some(hash_in(comment)).filter(|hash| is_hash(hash))
-}
-
-fn is_hash(text: &str) -> bool {
-    text.len() == crate::key::HASH_LEN && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
 fn one_by_one(nft: &mut Nft, elements: &[Element]) {

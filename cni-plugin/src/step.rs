@@ -13,6 +13,7 @@ use ipnetwork::IpNetwork;
 use log::{debug, warn};
 use weft_state::{Lock, monotonic};
 
+use crate::bridge::membership::Membership;
 use crate::conf::Traces;
 use crate::conf::shaping::Shaping;
 use crate::conf::{self, names::Names};
@@ -155,6 +156,8 @@ pub struct Journal {
     pub holdings: Holdings,
     /// … and what its network has masqueraded.
     pub masquerade: Masquerade,
+    /// … and of which bridge it is a port.
+    pub membership: Option<Membership>,
     /// … and how its traffic is limited.
     pub shaping: Shaping,
     /// … and at which link of another plugin.
@@ -182,6 +185,7 @@ impl Journal {
             began: monotonic(),
             holdings: Holdings::default(),
             masquerade: Masquerade::default(),
+            membership: None,
             shaping: Shaping::default(),
             limited: None,
             names: Names::default(),
@@ -244,6 +248,7 @@ impl Journal {
         if attached {
             content.holdings.clone_from(&self.holdings);
             content.masquerade.clone_from(&self.masquerade);
+            content.membership.clone_from(&self.membership);
             content.shaping.clone_from(&self.shaping);
             content.names.clone_from(&self.names);
         }

@@ -8,6 +8,7 @@ pub(crate) mod addresses;
 mod backoff;
 pub mod cli;
 pub mod conf;
+mod containers;
 mod heal;
 mod hosts;
 mod http;
@@ -15,7 +16,6 @@ mod kernel;
 mod log_once;
 mod metrics;
 mod network;
-mod rules;
 mod service;
 mod store;
 mod subnet_env;
@@ -73,13 +73,13 @@ async fn serve(mut conf: Conf) -> Result<(), Error> {
         networks.spawn_local(network.run(stopped.clone()));
     }
     let truths = Rc::new(truths);
-    let rules = rules::keep(conf.state_dir.clone(), Rc::clone(&metrics));
+    let containers = containers::keep(conf.state_dir.clone(), Rc::clone(&metrics));
     let pages = pages(Rc::clone(&truths), metrics, conf);
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         ended = networks.join_next(), if !networks.is_empty() => return ended.map_or(Ok(()), join),
-        ended = rules => return ended,
+        ended = containers => return ended,
         () = server.run(pages) => {}
         () = service::watchdog() => {}
         () = tell_systemd(truths) => {}

@@ -189,6 +189,12 @@ impl Netlink {
         }
     }
 
+    /// `ip link set NAME master BRIDGE`; `nomaster` without one.
+    pub fn set_master(&mut self, name: &str, bridge: Option<u32>) -> NlResult<()> {
+        let link = LinkUnspec::new_with_name(name).controller(bridge.unwrap_or_default()).build();
+        self.request(RouteNetlinkMessage::SetLink(link), 0)
+    }
+
     /// `ip link set NAME up`.
     pub fn set_up(&mut self, name: &str) -> NlResult<()> {
         let link = LinkUnspec::new_with_name(name).up().build();

@@ -1,6 +1,6 @@
 //! The agent's part: how what attachments hold is put back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use cni_protocol::{Deadline, Error, NetworkName};
@@ -14,41 +14,7 @@ use crate::key::AttachmentKey;
 use crate::masquerade::{self, Ensured, Masquerade};
 use crate::record::{self, Content, Found, Record};
 use crate::ruleset::{self, Elements};
-
-/// Whose elements may be missing in sets that are there.
-#[derive(Debug)]
-pub enum Suspects {
-    All,
-    /// Of attachments, by their hashes.
-    These(BTreeSet<String>),
-}
-
-impl Default for Suspects {
-    fn default() -> Self {
-        Self::These(BTreeSet::new())
-    }
-}
-
-impl Suspects {
-    /// Adds those of whom elements with these comments were.
-    pub fn add(&mut self, comments: &[String]) {
-        for comment in comments {
-            match (ruleset::owner_in(comment), &mut *self) {
-                (_, Self::All) => return,
-                (Some(hash), Self::These(hashes)) => drop(hashes.insert(hash.to_owned())),
-                // A network's, or of several attachments.
-                (None, Self::These(_)) => *self = Self::All,
-            }
-        }
-    }
-
-    fn has(&self, hash: &str) -> bool {
-        match self {
-            Self::All => true,
-            Self::These(hashes) => hashes.contains(hash),
-        }
-    }
-}
+use crate::suspects::Suspects;
 
 /// Puts back what attachments hold in rules that were flushed or altered, and what is missing of the suspects'; whether there was
 /// anything to put back. For whoever looks after the host while no container comes.

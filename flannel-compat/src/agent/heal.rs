@@ -7,10 +7,11 @@ use std::time::Duration;
 use cni_protocol::{Code, Deadline, NetworkName};
 use flannel_records::parse_key;
 use weft::holdings::network::announce;
-use weft::holdings::restore::{Suspects, end_masquerade, restore};
+use weft::holdings::restore::{end_masquerade, restore};
 use weft::isolation::Policy;
 use weft::masquerade::{self, Ensured, Masquerade};
 use weft::overlay::{self, Changes, Exit, Overlay, Unreached};
+use weft::suspects::Suspects;
 use weft_ipam::lease::overlap;
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
@@ -65,9 +66,9 @@ impl Report {
         Owned {
             names: links.iter().map(|(_, name)| name.clone()).chain(devices).collect(),
             indices: links.iter().map(|(index, _)| *index).collect(),
-            forwarding: self.bridges.iter().copied().collect(),
+            bridges: self.bridges.iter().copied().collect(),
             prefixes: overlay.networks.clone(),
-            bridge_rules: false,
+            containers: false,
             incomplete: !self.failures.is_empty(),
         }
     }

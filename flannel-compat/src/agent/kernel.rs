@@ -7,7 +7,7 @@ use cni_protocol::{Code, Error};
 use ipnetwork::IpNetwork;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
-use weft::holdings::restore::Suspects;
+use weft::suspects::Suspects;
 use weft_net::events::{Event, Events};
 use weft_net::nft::{TABLE, Table};
 use weft_net::{NetError, NlResult};
@@ -19,17 +19,17 @@ const SETTLE: Duration = Duration::from_millis(50);
 const SETTLE_MAX: Duration = Duration::from_secs(1);
 
 /// What a network has in the kernel.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Owned {
     /// Names and indices of its devices and of those that these stand on. A link that is made again has another index.
     pub(super) names: HashSet<String>,
     pub(super) indices: HashSet<u32>,
-    /// Links of which it only matters whether they forward: containers' coming and going changes the rest of a bridge.
-    pub(super) forwarding: HashSet<u32>,
+    /// Links of which only addresses matter, and whether they forward: containers' coming and going changes the rest of a bridge.
+    pub(super) bridges: HashSet<u32>,
     /// Routes into these are its own.
     pub(super) prefixes: Vec<IpNetwork>,
-    /// The rules for frames on bridges, which each container's coming and going changes.
-    pub(super) bridge_rules: bool,
+    /// Host ends of containers, and the rules for frames on bridges, which each container's coming and going changes.
+    pub(super) containers: bool,
     /// Something could not be set up: whatever changes may be what it waits for.
     pub(super) incomplete: bool,
 }
@@ -42,19 +42,54 @@ impl Owned {
     fn has_object(&self, event: &Event) -> bool {
         match event {
             Event::Link { index, name } => self.indices.contains(index) || self.names.contains(name),
-            Event::Address { index } | Event::Neighbour { index } => self.indices.contains(index),
+            Event::Address { index } => self.indices.contains(index) || self.bridges.contains(index),
+            Event::Neighbour { index } => self.indices.contains(index),
             Event::Route { destination, index } => {
                 index.is_some_and(|index| self.indices.contains(&index))
                     || destination.is_some_and(|ip| self.prefixes.iter().any(|prefix| prefix.contains(ip)))
             }
             Event::Table(table, name) | Event::Elements(table, name, _) => {
-                name == TABLE && (*table == Table::Inet || self.bridge_rules)
+                name == TABLE && (*table == Table::Inet || self.containers)
             }
             Event::Forwarding { index: Some(index) } => {
-                self.indices.contains(index) || self.forwarding.contains(index)
+                self.indices.contains(index) || self.bridges.contains(index)
             }
             Event::Forwarding { index: None } | Event::Lost => true,
         }
+    }
+}
+
+/// Of which containers something may be missing.
+#[derive(Debug, Default)]
+pub(super) struct Suspicion {
+    /// Elements that were taken out of rules.
+    pub(super) elements: Suspects,
+    /// What they are attached by.
+    pub(super) ports: Suspects,
+}
+
+impl Suspicion {
+    fn of_all() -> Self {
+        Self { elements: Suspects::All, ports: Suspects::All }
+    }
+
+    /// Whether an event is about what is owned; of whom something may be missing after it is noted.
+    fn note(&mut self, owned: &Owned, event: &Event) -> bool {
+        let is_owned = owned.has(event);
+        match event {
+            Event::Lost => *self = Self::of_all(),
+            Event::Elements(_, _, comments) if is_owned => self.elements.add_owners(comments),
+            Event::Link { name, .. } if owned.containers => {
+                let is_host_end = self.ports.add_host_end(name);
+                if is_owned && !is_host_end {
+                    self.ports = Suspects::All;
+                }
+                return is_owned || is_host_end;
+            }
+            Event::Address { .. } if is_owned => self.ports = Suspects::All,
+            _ => {}
+        }
+        is_owned
     }
 }
 
@@ -86,8 +121,7 @@ pub(super) struct Kernel {
     interfaces: AsyncFd<Events>,
     tables: AsyncFd<Events>,
     owned: Owned,
-    /// Whose elements were taken out of rules that are watched.
-    suspects: Suspects,
+    suspicion: Suspicion,
     /// When to report a change that was seen.
     due: Option<Instant>,
     settle: Duration,
@@ -103,7 +137,7 @@ impl Kernel {
                 tables: asynchronous(Events::of_tables()?)?,
                 owned: Owned::default(),
                 // What happened before.
-                suspects: Suspects::All,
+                suspicion: Suspicion::of_all(),
                 due: None,
                 settle: SETTLE,
             })
@@ -122,9 +156,14 @@ impl Kernel {
         self.settle = cost.pause();
     }
 
-    /// Whose elements may be missing since this was asked before.
-    pub(super) fn take_suspects(&mut self) -> Suspects {
-        std::mem::take(&mut self.suspects)
+    /// Of whom something may be missing since this was asked before.
+    pub(super) fn take_suspicion(&mut self) -> Suspicion {
+        std::mem::take(&mut self.suspicion)
+    }
+
+    /// Something could not be put back: next time all are looked at.
+    pub(super) fn suspect_all(&mut self) {
+        self.suspicion = Suspicion::of_all();
     }
 
     /// Returns once something has changed and the events that came along were taken. May be dropped and called again.
@@ -141,32 +180,20 @@ impl Kernel {
                     None => std::future::pending().await,
                 }
             };
-            let touched = tokio::select! {
+            let events = tokio::select! {
                 () = settled => {
                     self.due = None;
                     return Ok(());
                 }
-                touched = touched(&mut self.interfaces, |event| self.owned.has(event)) => touched.map_err(broken)?,
-                touched = touched(&mut self.tables, |event| note(&self.owned, &mut self.suspects, event)) => {
-                    touched.map_err(broken)?
-                }
+                events = taken(&mut self.interfaces) => events.map_err(broken)?,
+                events = taken(&mut self.tables) => events.map_err(broken)?,
             };
-            if touched {
+            // Each is to be noted.
+            if events.iter().filter(|event| self.suspicion.note(&self.owned, event)).count() > 0 {
                 self.due.get_or_insert(Instant::now() + self.settle);
             }
         }
     }
-}
-
-/// Whether an event is about what is owned; whose elements may be missing after it is noted.
-fn note(owned: &Owned, suspects: &mut Suspects, event: &Event) -> bool {
-    let is_owned = owned.has(event);
-    match event {
-        Event::Elements(_, _, comments) if is_owned => suspects.add(comments),
-        Event::Lost => *suspects = Suspects::All,
-        _ => {}
-    }
-    is_owned
 }
 
 fn asynchronous(events: Events) -> NlResult<AsyncFd<Events>> {
@@ -176,21 +203,21 @@ fn asynchronous(events: Events) -> NlResult<AsyncFd<Events>> {
     registered.map_err(|error| std::io::Error::from(error).into())
 }
 
-/// Takes the events that are there, once there are any; whether one of them is about what is owned.
-async fn touched(events: &mut AsyncFd<Events>, mut is_owned: impl FnMut(&Event) -> bool) -> NlResult<bool> {
+/// The events that are there, once there are any.
+async fn taken(events: &mut AsyncFd<Events>) -> NlResult<Vec<Event>> {
     let mut ready = events.readable_mut().await?;
-    let mut touched = false;
+    let mut taken = Vec::new();
     // Bounded, so that a flood of events keeps nothing else from its turn.
     for _ in 0..1024 {
         match ready.get_inner_mut().take()? {
-            Some(found) => touched |= found.iter().filter(|event| is_owned(event)).count() > 0,
+            Some(found) => taken.extend(found),
             None => {
                 ready.clear_ready();
                 break;
             }
         }
     }
-    Ok(touched)
+    Ok(taken)
 }
 
 #[cfg(test)]
@@ -205,9 +232,9 @@ mod tests {
         let owned = Owned {
             names: HashSet::from(["weft.1".to_owned()]),
             indices: HashSet::from([7]),
-            forwarding: HashSet::from([8]),
+            bridges: HashSet::from([8]),
             prefixes: vec!["10.1.0.0/16".parse().unwrap()],
-            bridge_rules: false,
+            containers: false,
             incomplete: false,
         };
         let route = |destination: &str, index| Event::Route { destination: destination.parse().ok(), index };
@@ -221,7 +248,8 @@ mod tests {
             (route("10.2.2.0", Some(9)), false),
             (route("10.2.2.0", Some(7)), true),
             (Event::Route { destination: None, index: None }, false),
-            (Event::Address { index: 8 }, false),
+            (Event::Address { index: 8 }, true),
+            (Event::Neighbour { index: 8 }, false),
             (Event::Forwarding { index: None }, true),
             (Event::Forwarding { index: Some(7) }, true),
             (Event::Forwarding { index: Some(8) }, true),
@@ -233,7 +261,7 @@ mod tests {
         ] {
             assert_eq!(owned.has(&event), expected, "{event:?}");
         }
-        let of_bridges = Owned { bridge_rules: true, ..Owned::default() };
+        let of_bridges = Owned { containers: true, ..Owned::default() };
         assert!(of_bridges.has(&Event::Table(Table::Bridge, "weft".into())));
         assert!(Owned { incomplete: true, ..owned }.has(&Event::Address { index: 9 }));
     }

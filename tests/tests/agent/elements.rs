@@ -35,11 +35,16 @@ fn elements_come_back() {
     let agent = Weftd::with(node, &json!({ "networks": [] }));
     agent.ready();
     let made = sets(node);
-    let filled: Vec<_> = made.iter().filter(|(_, elements)| !elements.is_empty()).collect();
-    assert!(filled.len() >= 20, "{filled:?}");
-    for (set, _) in &filled {
-        node.command(&format!("nft flush {set}"));
-        eventually(REPAIR, set, || (sets(node) == made).then_some(()));
+    let mut of_features: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for set in made.iter().filter(|(_, elements)| !elements.is_empty()).map(|(set, _)| set) {
+        let name = set.rsplit(' ').next().expect("a name");
+        let feature = name.split('-').next().expect("a feature");
+        of_features.entry(feature).or_default().push(format!("flush {set};"));
+    }
+    assert!(of_features.values().flatten().count() >= 20, "{of_features:?}");
+    for (feature, flush) in of_features {
+        node.command(&format!("nft {}", flush.concat()));
+        eventually(REPAIR, feature, || (sets(node) == made).then_some(()));
     }
     let one_by_one =
         ["inet weft hostport-v4 { tcp . 8080 }", "inet weft inside-v4 { 10.88.0.0/24 . 10.88.0.0/24 }"];

@@ -1,0 +1,75 @@
+//! What containers of all networks of the host are attached by, and hold in its rules, also of networks that no agent has to look
+//! after otherwise: put back when it was deleted, flushed or altered.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use cni_protocol::{Deadline, Error};
+use tokio::time::{MissedTickBehavior, interval};
+use weft::{bridge, holdings};
+
+use super::kernel::{Cost, Kernel, Owned, Suspicion};
+use super::metrics::Metrics;
+
+/// How long it may take until a change is noticed of which the kernel does not tell.
+const LOOK: Duration = Duration::from_secs(10);
+/// How long the kernel may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Looks after them for ever.
+///
+/// # Errors
+/// The kernel gives no events.
+pub(super) async fn keep(state_dir: PathBuf, metrics: Rc<Metrics>) -> Result<(), Error> {
+    let mut kernel = Kernel::open()?;
+    let mut timer = interval(LOOK);
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut said = BTreeSet::new();
+    let mut owned = Owned { containers: true, ..Owned::default() };
+    loop {
+        let meter = Cost::meter();
+        let suspicion = kernel.take_suspicion();
+        let ports = look_at_ports(&state_dir, &suspicion, &metrics, &mut owned);
+        let rules = look_at_rules(&state_dir, &suspicion, &metrics);
+        let trouble: BTreeSet<String> =
+            [ports, rules].into_iter().filter_map(Result::err).map(|error| error.msg).collect();
+        if !trouble.is_empty() {
+            kernel.suspect_all();
+        }
+        trouble.difference(&said).for_each(|new| log::error!("{new}"));
+        said = trouble;
+        kernel.watch(owned.clone(), meter());
+        tokio::select! {
+            changed = kernel.changed() => changed?,
+            _ = timer.tick() => {}
+        }
+    }
+}
+
+fn look_at_ports(
+    state_dir: &Path,
+    suspicion: &Suspicion,
+    metrics: &Metrics,
+    owned: &mut Owned,
+) -> Result<(), Error> {
+    let restored = bridge::restore::restore(state_dir, &suspicion.ports, Deadline::after(PATIENCE));
+    for (object, count) in [("bridge", restored.bridges), ("port", restored.ports)] {
+        if count > 0 {
+            log::warn!("what containers are attached by was altered: repaired {count} of kind {object}");
+            metrics.healed("", object, count);
+        }
+    }
+    owned.names.extend(restored.names);
+    owned.bridges.extend(restored.indices);
+    restored.trouble.map_or(Ok(()), Err)
+}
+
+fn look_at_rules(state_dir: &Path, suspicion: &Suspicion, metrics: &Metrics) -> Result<(), Error> {
+    if holdings::restore::restore(state_dir, &suspicion.elements, Deadline::after(PATIENCE))? {
+        log::warn!("rules of containers were flushed or altered, and are back");
+        metrics.healed("", "rules", 1);
+    }
+    Ok(())
+}
