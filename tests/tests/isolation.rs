@@ -7,6 +7,8 @@ mod allow;
 mod egress;
 #[path = "isolation/moment.rs"]
 mod moment;
+#[path = "isolation/prefixes.rs"]
+mod prefixes;
 #[path = "isolation/subnets.rs"]
 mod subnets;
 

@@ -1,7 +1,6 @@
 //! What rules of the key `allow` come to between containers.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -11,10 +10,14 @@ use weft_net::nft::{Element, FIELD_ALIGN, Nft, Set, Tuple, ends, retry};
 
 use super::is_wide;
 use super::rules::{ALL, FROM, HOLDERS, PARTNERS, PORT, PORTS, TO};
-use crate::conf::isolation::{Allow, Peer, Service};
+use crate::conf::isolation::{Allow, Peer};
 use crate::conf::names::Names;
 use crate::record::Content;
 use crate::ruleset::{self, Elements, by_address};
+
+mod services;
+
+use services::Services;
 
 /// One direction that is open; one of its sides is a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,75 +25,42 @@ pub struct Grant {
     from: IpNetwork,
     to: IpNetwork,
     services: Services,
+    /// As [`Grant::open_side`] tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prefix: Option<Side>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Side {
+    From,
+    To,
 }
 
 impl Grant {
-    fn covers(&self, other: &Self) -> bool {
-        contains(self.from, other.from) && contains(self.to, other.to) && self.services.cover(other.services)
+    /// The side that is a prefix in the rule: it is open to whoever has the addresses, also a single one, and the container on the other
+    /// side holds it. `None`: it is between two containers, and one of them holds it for both.
+    fn open_side(&self) -> Option<Side> {
+        // What is on file since before an upgrade tells it by the length alone.
+        let wide = [(self.from, Side::From), (self.to, Side::To)].into_iter().find(|(side, _)| is_wide(side));
+        self.prefix.or(wide.map(|(_, side)| side))
     }
-}
 
-/// Protocols by number and their ports, the first and the last of each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Services {
-    protocols: (u16, u16),
-    ports: (u16, u16),
-}
+    fn is_between_two(&self) -> bool {
+        self.open_side().is_none()
+    }
 
-impl Services {
-    const ALL: Self = Self { protocols: (0, u8::MAX as u16), ports: (0, u16::MAX) };
-
-    fn new(service: Option<Service>) -> Self {
-        service.map_or(Self::ALL, |service| {
-            let protocol = service.protocol as u16;
-            Self { protocols: (protocol, protocol), ports: service.ports }
+    /// What others leave of its services.
+    fn without<'a>(&self, others: impl IntoIterator<Item = &'a Self>) -> Vec<Services> {
+        let is_wider = |other: &&Self| contains(other.from, self.from) && contains(other.to, self.to);
+        others.into_iter().filter(is_wider).fold(vec![self.services], |left, other| {
+            left.into_iter().flat_map(|services| services.without(other.services)).collect()
         })
     }
 
-    fn cover(self, others: Self) -> bool {
-        let covers = |(first, last): (u16, u16), (from, to): (u16, u16)| first <= from && to <= last;
-        covers(self.protocols, others.protocols) && covers(self.ports, others.ports)
+    fn covers(&self, other: &Self) -> bool {
+        contains(self.from, other.from) && contains(self.to, other.to) && self.services.cover(other.services)
     }
-
-    fn is_one(self) -> bool {
-        self.protocols.0 == self.protocols.1 && self.ports.0 == self.ports.1
-    }
-
-    /// What is left of these without others.
-    fn without(self, others: Self) -> Vec<Self> {
-        let [below, common, above] = split(self.protocols, others.protocols);
-        let mut left: Vec<Self> =
-            below.into_iter().chain(above).map(|protocols| Self { protocols, ..self }).collect();
-        if let Some(protocols) = common {
-            let [below, _, above] = split(self.ports, others.ports);
-            left.extend(below.into_iter().chain(above).map(|ports| Self { protocols, ports }));
-        }
-        left
-    }
-
-    /// The first or the last of them, after the addresses of a key.
-    fn end(self, key: Tuple, end: impl Fn((u16, u16)) -> u16) -> Tuple {
-        // A protocol's number has eight bits.
-        let [_, protocol] = end(self.protocols).to_be_bytes();
-        key.protocol(protocol).port(end(self.ports))
-    }
-}
-
-impl fmt::Display for Services {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ((protocol, last_protocol), (port, last_port)) = (self.protocols, self.ports);
-        write!(f, "protocols {protocol}-{last_protocol}, ports {port}-{last_port}")
-    }
-}
-
-/// The parts of a range before, within and after another.
-fn split((first, last): (u16, u16), (from, to): (u16, u16)) -> [Option<(u16, u16)>; 3] {
-    if to < first || last < from {
-        return [Some((first, last)), None, None];
-    }
-    let below = from.checked_sub(1).filter(|below| first <= *below).map(|below| (first, below));
-    let above = to.checked_add(1).filter(|above| *above <= last).map(|above| (above, last));
-    [below, Some((first.max(from), last.min(to))), above]
 }
 
 /// A container of a network, as rules see it.
@@ -195,8 +165,9 @@ pub(super) fn current(content: &Content, others: &[&Content]) -> Vec<Grant> {
         let is_side = |address: &IpAddr| [grant.from, grant.to].contains(&IpNetwork::from(*address));
         let is_there = |other: &&&Content| addresses_of(other).iter().any(is_side);
         let other = others.iter().find(is_there);
-        let is_its =
-            other.is_some_and(|other| other.since() > content.since() && grants_of(other).contains(grant));
+        let is_its = other.is_some_and(|other| {
+            other.since() > content.since() && grant.without(grants_of(other)).is_empty()
+        });
         let other = other.and_then(|other| Member::of(other));
         !is_its && meant(&own, other.as_slice()).iter().any(|whole| whole.covers(grant))
     };
@@ -219,15 +190,16 @@ fn with_prefixes(all: &mut Vec<Grant>, rule: &Allow, own: &Member) {
             Peer::Prefix(prefix) => prefix.contains(*address),
             other => own.is_meant(other, own),
         };
+        let prefix = |side: &Peer| match side {
+            Peer::Prefix(prefix) if prefix.is_ipv4() == address.is_ipv4() => Some(*prefix),
+            _ => None,
+        };
         let services = Services::new(rule.service);
-        match (&rule.from, &rule.to) {
-            (Peer::Prefix(from), to) if is_own(to) && from.is_ipv4() == address.is_ipv4() => {
-                all.push(Grant { from: *from, to: host, services });
-            }
-            (from, Peer::Prefix(to)) if is_own(from) && to.is_ipv4() == address.is_ipv4() => {
-                all.push(Grant { from: host, to: *to, services });
-            }
-            _ => {}
+        if let Some(from) = prefix(&rule.from).filter(|_| is_own(&rule.to)) {
+            all.push(Grant { from, to: host, services, prefix: Some(Side::From) });
+        }
+        if let Some(to) = prefix(&rule.to).filter(|_| is_own(&rule.from)) {
+            all.push(Grant { from: host, to, services, prefix: Some(Side::To) });
         }
     }
 }
@@ -235,23 +207,18 @@ fn with_prefixes(all: &mut Vec<Grant>, rule: &Allow, own: &Member) {
 fn between(all: &mut Vec<Grant>, services: Services, from: &Member, to: &Member) {
     for from in &from.addresses {
         for to in to.addresses.iter().filter(|to| to.is_ipv4() == from.is_ipv4()) {
-            all.push(Grant { from: (*from).into(), to: (*to).into(), services });
+            all.push(Grant { from: (*from).into(), to: (*to).into(), services, prefix: None });
         }
     }
 }
 
 /// The same without what another grant has too: the kernel takes no two intervals that overlap. The widest come first, and
-/// of the others what is left.
+/// of the others what is left. What is between two containers comes last, as it goes with either of them.
 fn without_overlaps(mut all: Vec<Grant>) -> Vec<Grant> {
-    all.sort_by_key(|grant| (grant.from.prefix(), grant.to.prefix()));
+    all.sort_by_key(|grant| (grant.is_between_two(), grant.from.prefix(), grant.to.prefix()));
     let mut kept: Vec<Grant> = Vec::new();
     for grant in all {
-        let mut left = vec![grant.services];
-        for other in
-            kept.iter().filter(|other| contains(other.from, grant.from) && contains(other.to, grant.to))
-        {
-            left = left.into_iter().flat_map(|services| services.without(other.services)).collect();
-        }
+        let left = grant.without(&kept);
         kept.extend(left.into_iter().map(|services| Grant { services, ..grant.clone() }));
     }
     kept
@@ -263,9 +230,11 @@ fn contains(prefix: IpNetwork, other: IpNetwork) -> bool {
 
 /// The elements that stand for grants of a container with these addresses.
 pub(super) fn elements(grants: &[Grant], own: &[IpAddr]) -> Elements {
-    let sides = || grants.iter().flat_map(|grant| [grant.from, grant.to]);
-    let is_there = |address: &&IpAddr| sides().any(|side| side == IpNetwork::from(**address));
-    let others = sides().filter(|side| !is_wide(side)).map(|side| side.ip());
+    let sides = |grant: &Grant| [grant.from, grant.to];
+    let is_there =
+        |address: &&IpAddr| grants.iter().flat_map(sides).any(|side| side == IpNetwork::from(**address));
+    let between_two = grants.iter().filter(|grant| grant.is_between_two());
+    let others = between_two.flat_map(sides).map(|side| side.ip());
     let partners: BTreeSet<IpAddr> = others.filter(|address| !own.contains(address)).collect();
     let holders = own.iter().filter(is_there).map(|address| noted(&HOLDERS, *address));
     Elements {
@@ -281,12 +250,12 @@ fn noted(sets: &'static [Set; 2], address: IpAddr) -> Element {
 
 fn element(grant: &Grant) -> Element {
     let services = grant.services;
-    let sets = match (is_wide(&grant.from), is_wide(&grant.to)) {
-        (true, _) => &FROM,
-        (false, true) => &TO,
-        (false, false) if services == Services::ALL => &ALL,
-        (false, false) if services.is_one() => &PORT,
-        (false, false) => &PORTS,
+    let sets = match grant.open_side() {
+        Some(Side::From) => &FROM,
+        Some(Side::To) => &TO,
+        None if services == Services::ALL => &ALL,
+        None if services.is_one() => &PORT,
+        None => &PORTS,
     };
     let set = by_address(sets, grant.from.ip());
     let ((from, last_from), (to, last_to)) = (ends(grant.from), ends(grant.to));
@@ -305,14 +274,14 @@ fn element(grant: &Grant) -> Element {
 
 /// Whether a container holds elements with another's address.
 pub fn holds_with_others(content: &Content) -> bool {
-    grants_of(content).iter().any(|grant| !is_wide(&grant.from) && !is_wide(&grant.to))
+    grants_of(content).iter().any(Grant::is_between_two)
 }
 
 /// What containers hold by which they talk with one of these addresses.
 pub(super) fn held(by: &[Content], addresses: &[IpAddr]) -> Vec<Element> {
-    let is_meant = |side: &IpNetwork| !is_wide(side) && addresses.contains(&side.ip());
-    let grants = by.iter().flat_map(grants_of);
-    grants.filter(|grant| is_meant(&grant.from) || is_meant(&grant.to)).map(element).collect()
+    let is_meant = |side: IpNetwork| addresses.contains(&side.ip());
+    let grants = by.iter().flat_map(grants_of).filter(|grant| grant.is_between_two());
+    grants.filter(|grant| is_meant(grant.from) || is_meant(grant.to)).map(element).collect()
 }
 
 /// Removes what others were allowed with addresses that are somebody else's from now on. Only where it is noted that there is
@@ -328,8 +297,10 @@ pub fn forget(nft: &mut Nft, addresses: &[IpAddr], beside: bool) -> NlResult<()>
             if notes.is_empty() {
                 continue;
             }
-            for sets in [&ALL, &PORT, &PORTS, &FROM, &TO] {
-                found.extend(with(nft, by_address(sets, *address), *address)?);
+            // Those of a container on the other side of a prefix are that one's.
+            let sets = [(&ALL, None), (&PORT, None), (&PORTS, None), (&FROM, Some(0)), (&TO, Some(1))];
+            for (sets, open_field) in sets {
+                found.extend(with(nft, by_address(sets, *address), *address, open_field)?);
             }
             found.extend(notes.into_iter().filter(|_| !beside));
         }
@@ -348,7 +319,9 @@ pub fn notes(nft: &mut Nft, addresses: &[IpAddr]) -> NlResult<Vec<Element>> {
             let note = noted(sets, *address);
             match nft.element(&note) {
                 // Another version's notes say more than the address.
-                Err(error) if ruleset::is_misfit(&error) => found.extend(with(nft, &note.set, *address)?),
+                Err(error) if ruleset::is_misfit(&error) => {
+                    found.extend(with(nft, &note.set, *address, None)?)
+                }
                 known => found.extend(known?),
             }
         }
@@ -356,14 +329,15 @@ pub fn notes(nft: &mut Nft, addresses: &[IpAddr]) -> NlResult<Vec<Element>> {
     Ok(found)
 }
 
-/// The elements of a set one field of which is this address: which one, another version may have seen otherwise.
-fn with(nft: &mut Nft, set: &Set, address: IpAddr) -> NlResult<Vec<Element>> {
+/// The elements of a set one field of which, but for one, is this address: which one, another version may have seen otherwise.
+fn with(nft: &mut Nft, set: &Set, address: IpAddr, but: Option<usize>) -> NlResult<Vec<Element>> {
     let own = Tuple::default().address(address);
     let own = own.bytes();
     let is_at = |key: &Tuple, at: usize| key.bytes().get(at..).is_some_and(|rest| rest.starts_with(own));
     let has_it = |element: &Element| {
         (0..element.key.bytes().len())
             .step_by(FIELD_ALIGN)
+            .filter(|at| but != Some(at / own.len()))
             .any(|at| is_at(&element.key, at) && element.end.as_ref().is_none_or(|last| is_at(last, at)))
     };
     Ok(nft.elements(set)?.into_iter().filter(has_it).collect())

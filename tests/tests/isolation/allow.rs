@@ -11,7 +11,7 @@ use crate::{PATIENCE, PORT, one, private, serve};
 
 const SILENCE: Duration = Duration::from_millis(200);
 
-fn with_labels(network: Network, labels: &[(&str, &str)]) -> Network {
+pub(crate) fn with_labels(network: Network, labels: &[(&str, &str)]) -> Network {
     let labels: Vec<Value> =
         labels.iter().map(|(key, value)| json!({ "key": key, "value": value })).collect();
     network.with(&json!({ "args": { "cni": { "labels": labels } } }))

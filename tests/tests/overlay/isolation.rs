@@ -74,12 +74,15 @@ fn without_icc_containers_of_two_hosts_reach_each_other_as_they_are_allowed() {
         &|of| json!({ "from": { "prefix": here[of] }, "to": { "container": "db" }, "port": PORT, "protocol": "tcp" }),
     );
     let by_names = [leave, arrive].concat();
+    let whole = ["10.244.0.0/16", "fd00:42::/48"].map(|prefix| json!({ "prefix": prefix }));
+    let by_one = both(&|of| json!({ "from": whole[of], "to": whole[of], "port": PORT, "protocol": "tcp" }));
     let private = |rules: &[Value]| json!({ "icc": false, "allow": rules });
-    for (what, keys, web_to_db, other_to_db, anything) in [
-        ("by prefixes", private(&by_prefixes), true, true, false),
-        ("by names", private(&by_names), true, false, false),
-        ("by no rule", private(&[]), false, false, false),
-        ("with icc", json!({}), true, true, true),
+    for (what, keys, web_to_db, other_to_db, everywhere, anything) in [
+        ("by prefixes", private(&by_prefixes), true, true, false, false),
+        ("by one prefix for all", private(&by_one), true, true, true, false),
+        ("by names", private(&by_names), true, false, false, false),
+        ("by no rule", private(&[]), false, false, false, false),
+        ("with icc", json!({}), true, true, true, true),
     ] {
         let network = fleet.network.clone().with(&keys);
         let web = Server::of(&fleet, 0, &network, Pod::named("web"));
@@ -91,8 +94,8 @@ fn without_icc_containers_of_two_hosts_reach_each_other_as_they_are_allowed() {
             assert_way(web_to_db, &db.mirror, &web.pod, at_db, &format!("{what}: web to db"));
             assert_way(other_to_db, &db.mirror, &other.pod, at_db, &format!("{what}: another to db"));
             assert_way(anything, &closed, &web.pod, at_db, &format!("{what}: another port"));
-            assert_way(anything, &web.mirror, &db.pod, at_web, &format!("{what}: the other way round"));
-            assert_way(anything, &other.mirror, &web.pod, at_other, &format!("{what}: on one host"));
+            assert_way(everywhere, &web.mirror, &db.pod, at_web, &format!("{what}: the other way round"));
+            assert_way(everywhere, &other.mirror, &web.pod, at_other, &format!("{what}: on one host"));
         }
         for (node, server) in [(0, &web), (0, &other), (1, &db)] {
             network.del_call(&server.pod).on(fleet.node(node)).run().done();

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::conf::isolation::Service;
 use crate::conf::ports::Protocol;
 
 fn member(id: &str, address: [u8; 4], allow: Vec<Allow>) -> Member {
@@ -12,7 +13,16 @@ fn tcp(first: u16, last: u16) -> Service {
 }
 
 fn grant(from: &str, to: &str, service: Option<Service>) -> Grant {
-    Grant { from: from.parse().unwrap(), to: to.parse().unwrap(), services: Services::new(service) }
+    let services = Services::new(service);
+    Grant { from: from.parse().unwrap(), to: to.parse().unwrap(), services, prefix: None }
+}
+
+fn from(prefix: &str, to: &str, service: Option<Service>) -> Grant {
+    Grant { prefix: Some(Side::From), ..grant(prefix, to, service) }
+}
+
+fn to(from: &str, prefix: &str, service: Option<Service>) -> Grant {
+    Grant { prefix: Some(Side::To), ..grant(from, prefix, service) }
 }
 
 #[test]
@@ -61,13 +71,56 @@ fn a_prefix_is_allowed_without_names_either_way() {
     assert_eq!(
         grants(&own, &[]),
         [
-            grant("10.0.0.2/32", "10.9.0.0/16", Some(tcp(80, 90))),
-            grant("192.0.2.0/24", "10.0.0.2/32", Some(tcp(80, 90))),
+            from("192.0.2.0/24", "10.0.0.2/32", Some(tcp(80, 90))),
+            to("10.0.0.2/32", "10.9.0.0/16", Some(tcp(80, 90))),
         ]
-        .into_iter()
-        .rev()
-        .collect::<Vec<_>>()
     );
+}
+
+/// On another host somebody with an address of the prefix may ask or be asked.
+#[test]
+fn who_is_meant_on_both_sides_may_ask_and_be_asked() {
+    let prefix = Peer::Prefix("10.0.0.0/24".parse().unwrap());
+    let rule = Allow { from: prefix.clone(), to: prefix, service: Some(tcp(80, 80)) };
+    let own = member("a", [10, 0, 0, 2], vec![rule]);
+    let both = [
+        from("10.0.0.0/24", "10.0.0.2/32", Some(tcp(80, 80))),
+        to("10.0.0.2/32", "10.0.0.0/24", Some(tcp(80, 80))),
+    ];
+    let mut found = grants(&own, &[]);
+    found.sort_by_key(|grant| grant.to.prefix() < 32);
+    assert_eq!(found, both);
+}
+
+/// Each holds its own side of what is open to addresses, and no two hold the same.
+#[test]
+fn single_addresses_are_prefixes_like_others() {
+    let side = |last: u8| Peer::Prefix(IpAddr::from([10, 0, 0, last]).into());
+    let rule = |from: Peer, to: Peer| Allow { from, to, service: Some(tcp(80, 80)) };
+    let named = |name: &str| Peer::Container(name.into());
+    let rules = vec![rule(side(2), side(3)), rule(named("web"), named("db"))];
+    let web = member("web", [10, 0, 0, 2], rules.clone());
+    let db = member("db", [10, 0, 0, 3], rules);
+    let service = Some(tcp(80, 80));
+    let open = [to("10.0.0.2/32", "10.0.0.3/32", service), from("10.0.0.2/32", "10.0.0.3/32", service)];
+    for (own, other, at) in [(&web, &db, 0), (&db, &web, 1)] {
+        assert_eq!(grants(own, &[]), open[at..=at]);
+        assert_eq!(
+            grants(own, std::slice::from_ref(other)),
+            open[at..=at],
+            "which lasts longer than the other"
+        );
+    }
+    assert!(!element(&open[0]).overlaps(&element(&open[1])));
+}
+
+/// Who held such a grant when the records did not tell it by more than the length holds the same.
+#[test]
+fn what_is_on_file_since_before_an_upgrade_is_read() {
+    let mut file = serde_json::to_value(from("10.0.0.0/24", "10.0.0.2/32", None)).unwrap();
+    file.as_object_mut().unwrap().remove("prefix").unwrap();
+    let read: Grant = serde_json::from_value(file).unwrap();
+    assert_eq!(element(&read), element(&from("10.0.0.0/24", "10.0.0.2/32", None)));
 }
 
 proptest! {
@@ -80,6 +133,7 @@ proptest! {
                 from: crate::plan::prefix(IpNetwork::new([10, 0, 0, 7].into(), *length).unwrap()),
                 to: "10.1.0.2/32".parse().unwrap(),
                 services: Services::new(is_service.then(|| tcp(*first, first + more))),
+                prefix: (more % 2 == 0).then_some(Side::From),
             })
             .collect();
         let kept = without_overlaps(all.clone());
