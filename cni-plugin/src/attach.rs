@@ -78,6 +78,7 @@ impl Attachment {
         log::info!("ADD {key}");
         let asked = Asked::parse(&call.conf)?;
         let names = Names::parse(&call.conf, &args.args)?;
+        asked.refuse_rules_of_others(args.container_id.as_str(), &names)?;
         let mac = requested_mac(&call.conf, &args.args)?;
         let mac = mac.unwrap_or_else(|| key.mac(VethEnd::Container));
         let announces = chooses_addresses(&call.conf, &args.args) && !network.interface_down;

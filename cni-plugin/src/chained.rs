@@ -66,6 +66,7 @@ impl Attachment {
         log::info!("ADD {key}, chained");
         let asked = Asked::parse(&call.conf)?;
         let names = Names::parse(&call.conf, &args.args)?;
+        asked.refuse_rules_of_others(args.container_id.as_str(), &names)?;
         let previous = args.prev_result.clone().ok_or_else(|| {
             let why = "chained is true, but there is no prevResult: put weft behind the plugin that makes the interface, \
                        or leave chained out";

@@ -2,13 +2,14 @@
 
 use std::net::IpAddr;
 
-use cni_protocol::{Dns, Error, decode_part};
+use cni_protocol::{Code, Dns, Error, decode_part};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::guard::allowed_addresses;
 use super::isolation::{Allow, Peer, allow_rules};
+use super::names::Names;
 use super::ports::{Mapping, requested_mappings};
 use super::shaping::Shaping;
 use super::tuning::Tuning;
@@ -63,6 +64,24 @@ impl Asked {
         let sources = raw.sources.map(|sources| prefixes("args.weft.sources", &sources)).transpose()?;
         let allow = allow_rules("args.weft.allow", &raw.allow, Some(&Peer::Own))?;
         Ok(Self { sources, allow, ..asked })
+    }
+
+    /// Sees that the container's rules are about it. Whose the addresses of a prefix will be is not known yet.
+    ///
+    /// # Errors
+    /// [`Code::InvalidConfig`]: one of them would allow nothing.
+    pub fn refuse_rules_of_others(&self, container_id: &str, names: &Names) -> Result<(), Error> {
+        let may_mean_it = |side: &Peer| match side {
+            Peer::Own | Peer::Prefix(_) => true,
+            other => other.names(container_id, names),
+        };
+        let is_of_others = |rule: &Allow| !may_mean_it(&rule.from) && !may_mean_it(&rule.to);
+        let Some(at) = self.allow.iter().position(is_of_others) else { return Ok(()) };
+        let msg = format!(
+            "args.weft.allow[{at}] is about other containers only: leave out the side that is this one, or have the rule in the \
+             network's allow"
+        );
+        Err(Error::new(Code::InvalidConfig, msg))
     }
 }
 

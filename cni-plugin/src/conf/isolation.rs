@@ -8,6 +8,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::names::Names;
 use super::ports::Protocol;
 use super::{conventions, invalid, keys, prefixes};
 
@@ -62,9 +63,13 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// Whether it takes names to know who that is.
-    pub fn is_named(&self) -> bool {
-        matches!(self, Self::Container(_) | Self::Label(_))
+    /// Whether it means a container by one of its names. Whom other sides mean is not a matter of names.
+    pub fn names(&self, container_id: &str, names: &Names) -> bool {
+        match self {
+            Self::Container(name) => name == container_id || names.have(name),
+            Self::Label(label) => names.labels.contains(label),
+            Self::Own | Self::Prefix(_) => false,
+        }
     }
 }
 

@@ -41,6 +41,15 @@ impl Names {
         Ok(Self { pod: pod(args), hostname, aliases, labels: super::isolation::labels(conf)? })
     }
 
+    /// Whether a container with these goes by a name.
+    pub fn have(&self, name: &str) -> bool {
+        let pod = self.pod.as_deref();
+        pod == Some(name)
+            || pod.and_then(|pod| pod.split_once('/')).is_some_and(|(_, pod)| pod == name)
+            || self.hostname.as_deref() == Some(name)
+            || self.aliases.iter().any(|alias| alias == name)
+    }
+
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }

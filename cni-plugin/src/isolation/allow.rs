@@ -110,16 +110,7 @@ impl Member {
     fn is_meant(&self, side: &Peer, owner: &Self) -> bool {
         match side {
             Peer::Own => self.container_id == owner.container_id,
-            Peer::Container(name) => {
-                let pod = self.names.pod.as_deref();
-                *name == self.container_id
-                    || pod == Some(name)
-                    || pod.and_then(|pod| pod.split_once('/')).is_some_and(|(_, pod)| pod == name)
-                    || self.names.hostname.as_ref() == Some(name)
-                    || self.names.aliases.contains(name)
-            }
-            Peer::Label(label) => self.names.labels.contains(label),
-            Peer::Prefix(_) => false,
+            other => other.names(&self.container_id, &self.names),
         }
     }
 }

@@ -374,6 +374,11 @@ fn rules_that_cannot_work_are_refused_by_name() {
     own(one()).add_call(&pod).run().error_code(7).assert_names(&["args.weft.allow", "icc"]);
     let no_gateway = private().with(&json!({ "isGateway": false, "isDefaultGateway": false }));
     own(no_gateway).add_call(&pod).run().error_code(7).assert_names(&["allow", "isGateway"]);
+    let [web, db] = ["web", "db"].map(|name| json!({ "container": name }));
+    let of_others = json!({ "args": { "weft": { "allow": [{ "to": web }, { "from": web, "to": db }] } } });
+    let of_others = private().with(&of_others);
+    of_others.add_call(&pod).run().error_code(7).assert_names(&["args.weft.allow[1]", "other containers"]);
+    of_others.add(&Pod::named("web"));
     let unknown = one().with(&json!({ "egress": { "allowed": [] } }));
     unknown.add_call(&pod).run().error_code(2).assert_names(&["egress.allowed", "allow"]);
 }
