@@ -3,6 +3,8 @@
 
 #[path = "isolation/allow.rs"]
 mod allow;
+#[path = "isolation/arrivals.rs"]
+mod arrivals;
 #[path = "isolation/egress.rs"]
 mod egress;
 #[path = "isolation/moment.rs"]
