@@ -42,6 +42,8 @@ mod restart;
 mod service;
 #[path = "agent/watch.rs"]
 mod watch;
+#[path = "agent/ways.rs"]
+mod ways;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a repair may take, and catching up when etcd is back.
