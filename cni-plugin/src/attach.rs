@@ -86,7 +86,7 @@ impl Attachment {
         journal.names = names;
         let open = || {
             // Its process starts while other things are done, and does nothing before it is fed.
-            let plugin = network.traces.ipam.as_ref();
+            let plugin = network.ipam.as_ref();
             let reserving =
                 plugin.map(|plugin| Reserving::begin(plugin, call, journal.record())).transpose()?;
             let pod = Pod::open(&args.netns, call.deadline).map_err(|f| failed(&"open CNI_NETNS", f))?;
@@ -102,7 +102,7 @@ impl Attachment {
     /// network that spans hosts they do depend on them, as the lease says how large packets may be.
     fn attach(&mut self) -> Result<AddResult, Error> {
         self.journal.write_record(false)?;
-        let asks_by_interface = self.network.traces.ipam.as_deref() == Some(ipam::DHCP);
+        let asks_by_interface = self.network.ipam.as_deref() == Some(ipam::DHCP);
         if !asks_by_interface {
             self.reserve()?;
         }

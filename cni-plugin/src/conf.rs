@@ -114,16 +114,16 @@ pub struct Network {
     /// The parts of the guard that are on.
     pub guard: BTreeSet<Part>,
     pub shaping: Shaping,
+    /// The IPAM plugin's type; `None` for a network without addresses.
+    pub ipam: Option<String>,
     /// What is there of the network also when its configuration is wrong.
     pub traces: Traces,
 }
 
 /// The part of a configuration that DEL and GC need. It is read leniently: a mistake in the rest must
-/// not keep a container's remains on the host.
+/// not keep a container's remains on the host, and which IPAM plugin has its addresses is on record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Traces {
-    /// The IPAM plugin's type; `None` for a network without addresses.
-    pub ipam: Option<String>,
     pub state_dir: PathBuf,
 }
 
@@ -137,7 +137,8 @@ impl Network {
         keys::refuse_unknown(conf)?;
         let raw: NetConf = decode(conf)?;
         let traces = Traces::parse(conf)?;
-        refuse_contradictions(&raw, traces.ipam.as_deref())?;
+        let ipam = ipam(conf)?.map(|(plugin, _)| plugin.to_owned());
+        refuse_contradictions(&raw, ipam.as_deref())?;
         Ok(Self {
             name: name.clone(),
             bridge: bridge_name(raw.bridge.as_deref())?,
@@ -158,6 +159,7 @@ impl Network {
             dns: raw.dns.filter(|dns| *dns != Dns::default()),
             routes: routes(raw.routes)?,
             metrics: raw.interface_metrics,
+            ipam,
             data_dir: if spans_hosts(conf) { Some(data_dir(conf)?) } else { None },
             all_hosts: Vec::new(),
             ports: PortPolicy::parse(conf)?,
@@ -182,12 +184,11 @@ impl Network {
 }
 
 impl Traces {
-    /// Reads where a network's state is and who manages its addresses.
+    /// Reads where a network's state is.
     ///
     /// # Errors
-    /// [`Code::InvalidConfig`] when `ipam` or `stateDir` cannot be understood at all.
+    /// [`Code::InvalidConfig`] when `stateDir` cannot be understood at all.
     pub fn parse(conf: &Map<String, Value>) -> Result<Self, Error> {
-        let ipam = ipam(conf)?.map(|(plugin, _)| plugin.to_owned());
         let state_dir = match conf.get("stateDir") {
             None | Some(Value::Null) => std::env::var_os("WEFT_STATE_DIR")
                 .filter(|dir| !dir.is_empty())
@@ -195,7 +196,7 @@ impl Traces {
             Some(Value::String(dir)) if Path::new(dir).is_absolute() => PathBuf::from(dir),
             Some(other) => return Err(invalid("stateDir", other, "give an absolute path")),
         };
-        Ok(Self { ipam, state_dir })
+        Ok(Self { state_dir })
     }
 }
 

@@ -1,9 +1,12 @@
 //! DEL: by the attachment's key alone. No namespace, previous result or record is needed, and none that is
 //! wrong is in the way.
 
+use std::path::Path;
+
 use cni_protocol::{Call, DelArgs, Error, Outcome};
 use log::warn;
 
+use crate::conf::chained::is_chained;
 use crate::conf::{self, Traces};
 use crate::fault::{Fault, failed};
 use crate::holdings::company::Company;
@@ -13,7 +16,7 @@ use crate::key::AttachmentKey;
 use crate::localnet;
 use crate::record::{Content, Found, Record};
 use crate::shaping;
-use crate::veth::Removal;
+use crate::veth::{self, Removal};
 use weft_net::{NetError, Netlink};
 
 /// Detaches the container.
@@ -46,7 +49,7 @@ pub fn remove(
     recorded: Option<&Content>,
 ) -> Result<(), Error> {
     let call = ipam::call_as_recorded(call, recorded.and_then(|content| content.ipam.as_ref()));
-    let plugin = conf::ipam(&call.conf)?.map(|(plugin, _)| plugin);
+    let plugin = plugin(&call, recorded);
     if let Some(limited) = recorded.and_then(|content| content.limited.as_ref()) {
         let taken_off =
             Netlink::open(call.deadline).and_then(|mut host| shaping::take_off(&mut host, limited));
@@ -60,13 +63,18 @@ pub fn remove(
     let link_error = |error| failed(&format!("delete {}", links.join(", ")), Fault::Net(error));
     let rules_error = |error| failed(&"remove the attachment from the ruleset", Fault::Net(error));
     let erasure = Erasure::prepare(key, known, traces, call.deadline).map_err(rules_error)?;
+    let renamed = |host: &mut Netlink| {
+        let pair = known.filter(|_| !matches!(is_chained(&call.conf), Ok(true)))?;
+        veth::renamed(host, key, Path::new(&pair.netns), call.deadline)
+    };
     // The IPAM plugin's process starts while the kernel removes the link, and gets its input after that.
     let company = erasure.as_ref().map(|erasure| Company::join(&traces.state_dir, erasure)).transpose();
     let removal = company
         .map_err(NetError::from)
-        .and_then(|company| Removal::begin(&links, company, call.deadline))
+        .and_then(|company| Removal::begin(&links, renamed, company, call.deadline))
         .map_err(link_error);
-    let release = plugin.map(|plugin| ipam::begin_release(plugin, &call, key)).transpose();
+    let release =
+        plugin.and_then(|plugin| plugin.map(|plugin| ipam::begin_release(plugin, &call, key)).transpose());
     let removed = removal.and_then(|mut removal| {
         removal.as_mut().map_or(Ok(()), |removal| removal.wait().map_err(link_error))?;
         // Its socket is closed before the child is let go.
@@ -90,5 +98,16 @@ pub fn remove(
             warn!("{key}: {}", error.msg);
             Err(error.detail("what is left will be removed by the next DEL or GC"))
         }
+    }
+}
+
+/// The plugin that has the attachment's addresses. What is on record of one that had none says so, whatever the configuration has by now.
+fn plugin<'a>(call: &'a Call, recorded: Option<&Content>) -> Result<Option<&'a str>, Error> {
+    match conf::ipam(&call.conf) {
+        Err(error) if recorded.is_some() => {
+            warn!("{}; it is not needed", error.msg);
+            Ok(None)
+        }
+        ipam => Ok(ipam?.map(|(plugin, _)| plugin)),
     }
 }

@@ -7,7 +7,7 @@ use cni_protocol::{Call, Code, Deadline, Error, GcArgs, NetworkName, Outcome, Va
 use log::{info, warn};
 use nix::errno::Errno;
 use serde_json::{Map, Value};
-use weft_state::{Lock, started};
+use weft_state::{Lock, boot_dir, started};
 
 use crate::conf::{self, Traces};
 use crate::fault::{Fault, failed};
@@ -28,8 +28,10 @@ pub fn gc(args: &GcArgs) -> Result<Outcome, Error> {
     let mut problems = Vec::new();
     let traces = Traces::parse(&args.call.conf)?;
     let collector = Collector { args, traces };
-    if let Err(error) = collector.run(&mut problems) {
-        problems.extend(error.lines());
+    match collector.run(&mut problems) {
+        Err(error) if error.code == Code::TryAgain => return Err(error),
+        Err(error) => problems.extend(error.lines()),
+        Ok(()) => {}
     }
     if problems.is_empty() {
         return Ok(Outcome::Done);
@@ -57,6 +59,9 @@ struct Stale {
     ipam: Option<Map<String, Value>>,
 }
 
+/// What is to be removed, by hashes, and what is kept although the runtime does not list it.
+type Findings = (BTreeMap<String, Stale>, Vec<ValidAttachment>);
+
 /// What is on record of an attachment that the runtime does not list.
 enum Recorded {
     Stale(Stale),
@@ -65,15 +70,11 @@ enum Recorded {
 }
 
 impl Collector<'_> {
+    /// # Errors
+    /// [`Code::TryAgain`] when an ADD is under way until the deadline: nothing was done then.
     fn run(&self, problems: &mut Vec<String>) -> Result<(), Error> {
-        // An ADD under way is not in the runtime's list; with this lock there is none.
-        let lock = record::network_lock(&self.traces.state_dir, self.network());
-        let _no_add = match lock.exists() {
-            true => Some(Lock::exclusive(&lock, self.args.call.deadline)?),
-            false => None,
-        };
         let mut netlink = open(self.args.call.deadline)?;
-        let (mut stale, kept) = self.find(&mut netlink, problems)?;
+        let (_no_add, (mut stale, kept)) = self.find_alone(&mut netlink, problems)?;
         // An address is given back after its link is gone, or not at all.
         let left = remove_links(&mut netlink, &stale, problems);
         stale.retain(|hash, _| !left.contains(hash));
@@ -89,15 +90,39 @@ impl Collector<'_> {
         if let Err(error) = self.sweep_index(&mut netlink) {
             problems.extend(error.lines());
         }
-        if let Some(plugin) = &self.traces.ipam
-            && let Err(error) = ipam::collect_garbage(plugin, &self.call_with(&kept))
-        {
+        let plugin = conf::ipam(&self.args.call.conf);
+        let collected = plugin.and_then(|plugin| {
+            plugin.map_or(Ok(()), |(plugin, _)| ipam::collect_garbage(plugin, &self.call_with(&kept)))
+        });
+        if let Err(error) = collected {
             problems.extend(error.lines());
         }
-        if self.args.valid.is_empty() {
+        // One that came meanwhile is in need of them.
+        if self.args.valid.is_empty() && record::hashes(&self.traces.state_dir, self.network())?.is_empty() {
             self.remove_rules()?;
         }
         Ok(())
+    }
+
+    /// What [`Self::find`] finds while no ADD is under way: such a one is not in the runtime's list. A host on which none ever began has no
+    /// lock, and gets none unless there is something to be removed.
+    fn find_alone(
+        &self,
+        netlink: &mut Netlink,
+        problems: &mut Vec<String>,
+    ) -> Result<(Option<Lock>, Findings), Error> {
+        let lock = record::network_lock(&self.traces.state_dir, self.network());
+        if !lock.exists() {
+            let found = self.find(netlink, problems)?;
+            if found.0.is_empty() {
+                return Ok((None, found));
+            }
+            // It may be what the first ADD since boot has made meanwhile.
+            problems.clear();
+            boot_dir(&self.traces.state_dir, self.network())?;
+        }
+        let no_add = Lock::exclusive(&lock, self.args.call.deadline)?;
+        Ok((Some(no_add), self.find(netlink, problems)?))
     }
 
     fn network(&self) -> &NetworkName {
@@ -107,11 +132,7 @@ impl Collector<'_> {
     /// All that is not valid, by what the records say and by what the kernel's links say of themselves; and what
     /// is kept although it is not in the list: attached after the runtime wrote that, or in somebody's hands.
     /// An attachment of which nothing can be learned is kept, and a problem.
-    fn find(
-        &self,
-        netlink: &mut Netlink,
-        problems: &mut Vec<String>,
-    ) -> Result<(BTreeMap<String, Stale>, Vec<ValidAttachment>), Error> {
+    fn find(&self, netlink: &mut Netlink, problems: &mut Vec<String>) -> Result<Findings, Error> {
         let mut kept = Vec::new();
         let hash_of = |valid: &ValidAttachment| {
             AttachmentKey::new(self.network(), &valid.container_id, &valid.ifname).hash().to_owned()
@@ -137,17 +158,16 @@ impl Collector<'_> {
             }
         }
         let links = netlink.links(None).map_err(|error| failed(&"list links", error.into()))?;
-        for link in links.iter().filter(|link| is_host_veth(link)) {
+        for link in links.iter().filter(|link| link.kind.as_deref() == Some("veth")) {
+            // Somebody may have given it another name.
             let key =
                 link.alias.as_deref().and_then(|alias| AttachmentKey::from_alias(self.network(), alias));
-            let hash = link.name[VETH_PREFIX.len()..].to_owned();
+            let by_name = || is_host_veth(link).then(|| link.name[VETH_PREFIX.len()..].to_owned());
+            let Some(hash) = key.as_ref().map(|key| key.hash().to_owned()).or_else(by_name) else { continue };
             if let Some(known) = stale.get_mut(&hash) {
                 known.links.push(link.name.clone());
-            } else if let Some(key) = key.filter(|key| key.hash() == hash && !keep.contains(&hash)) {
-                let links = vec![link.name.clone()];
-                stale.insert(hash, Stale { key: Some(key), links, ..Stale::default() });
-            } else if is_nameless(link, self.network()) && !keep.contains(&hash) {
-                stale.insert(hash, Stale { links: vec![link.name.clone()], ..Stale::default() });
+            } else if !keep.contains(&hash) && (key.is_some() || is_nameless(link, self.network())) {
+                stale.insert(hash, Stale { key, links: vec![link.name.clone()], ..Stale::default() });
             }
         }
         self.find_detours(&links, &mut stale);
@@ -156,7 +176,7 @@ impl Collector<'_> {
 
     /// What a record that is not listed says.
     fn of_record(&self, hash: &str) -> Result<Recorded, Error> {
-        if !record::is_there(&self.traces.state_dir, self.network(), hash)? {
+        if !record::find_or_clear_place(&self.traces.state_dir, self.network(), hash)? {
             return Ok(Recorded::Stale(Stale::default()));
         }
         let Some(record) = record::try_lock(&self.traces.state_dir, self.network(), hash)? else {

@@ -53,7 +53,7 @@ impl Holdings {
                 &asked.allow,
                 plan,
             )?,
-            guard: Guard::new(&network.guard, network.traces.ipam.as_deref(), asked, plan, container)?,
+            guard: Guard::new(&network.guard, network.ipam.as_deref(), asked, plan, container)?,
             port: None,
         })
     }
@@ -74,7 +74,7 @@ impl Holdings {
     /// The groups that an attachment will need, whatever its addresses are.
     pub fn expected(network: &Network, asked: &Asked) -> Vec<&'static Group> {
         let ports = (!asked.mappings.is_empty()).then_some(&hostport::GROUP);
-        let has_addresses = network.traces.ipam.is_some();
+        let has_addresses = network.ipam.is_some();
         let isolation = isolation::GROUPS.into_iter().filter(|_| has_addresses);
         let guard = (!network.guard.is_empty()).then_some(&guard::GROUP);
         ports.into_iter().chain(isolation).chain(guard).collect()

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use cni_protocol::{AddResult, Call, Code, Deadline, Delegate, Error, Running, Verb};
+use cni_protocol::{AddResult, Call, Code, Deadline, Delegate, Error, Running, STDIN_TIMEOUT_ENV, Verb};
 use serde_json::{Map, Value};
 use weft_state::{BOOT_ID_ENV, STARTED_ENV, boot_id, started};
 
@@ -102,12 +102,14 @@ pub fn release(plugin: &str, call: &Call, key: &AttachmentKey, deadline: Deadlin
     begin_release(plugin, call, key)?.finish(&call.stdin, deadline).map(drop)
 }
 
-/// Starts the plugin for a DEL; it does nothing before it gets its input.
+/// Starts the plugin for a DEL; it does nothing before it gets its input, for which it waits as long as the DEL may take.
 pub fn begin_release(plugin: &str, call: &Call, key: &AttachmentKey) -> Result<Running, Error> {
+    let patience = (call.deadline.remaining().as_secs() + 1).to_string();
     let env = [
         ("CNI_CONTAINERID", key.container_id.as_str()),
         ("CNI_IFNAME", key.ifname.as_str()),
         (BOOT_ID_ENV, boot_id()?),
+        (STDIN_TIMEOUT_ENV, &patience),
     ];
     Delegate::find(plugin, &call.cni_path)?.start(Verb::Del, &env)
 }

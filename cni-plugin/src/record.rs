@@ -167,7 +167,12 @@ impl Record {
             fs::create_dir_all(&dir).map_err(|error| io_error("create", &dir, &error))?;
         }
         let path = dir.join(key.hash());
-        Ok(Self { lock: Lock::exclusive(&path, deadline)?, path })
+        let lock = Lock::exclusive(&path, deadline).or_else(|error| match error.code {
+            // What is no file cannot be opened as one. Looked at only then: mostly it is, or nothing is there.
+            Code::Io if !find_or_clear(&path)? => Lock::exclusive(&path, deadline),
+            _ => Err(error),
+        })?;
+        Ok(Self { lock, path })
     }
 
     /// The same where there is a record; a host without one gets none.
@@ -177,7 +182,7 @@ impl Record {
         deadline: Deadline,
     ) -> Result<Option<Self>, Error> {
         let path = boot_path(state_dir, &key.network)?.join(RECORDS).join(key.hash());
-        if !is_file(&path)? {
+        if !find_or_clear(&path)? {
             return Ok(None);
         }
         Ok(Some(Self { lock: Lock::exclusive(&path, deadline)?, path }))
@@ -265,7 +270,10 @@ pub fn network_lock(state_dir: &Path, network: &NetworkName) -> PathBuf {
 pub fn hashes(state_dir: &Path, network: &NetworkName) -> Result<Vec<String>, Error> {
     let dir = boot_path(state_dir, network)?.join(RECORDS);
     let entries = match fs::read_dir(&dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        // What is no directory has no record in it.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
         other => other.map_err(|error| io_error("list", &dir, &error))?,
     };
     entries
@@ -274,12 +282,12 @@ pub fn hashes(state_dir: &Path, network: &NetworkName) -> Result<Vec<String>, Er
         .map_err(|error| io_error("list", &dir, &error))
 }
 
-/// Whether the record of a hash is one. What else is at its place gives way, or nobody could work there.
-pub fn is_there(state_dir: &Path, network: &NetworkName, hash: &str) -> Result<bool, Error> {
-    is_file(&boot_path(state_dir, network)?.join(RECORDS).join(hash))
+/// Whether the record of a hash is there. What is no file is moved away from its place, or nobody could work there.
+pub fn find_or_clear_place(state_dir: &Path, network: &NetworkName, hash: &str) -> Result<bool, Error> {
+    find_or_clear(&boot_path(state_dir, network)?.join(RECORDS).join(hash))
 }
 
-fn is_file(path: &Path) -> Result<bool, Error> {
+fn find_or_clear(path: &Path) -> Result<bool, Error> {
     match fs::symlink_metadata(path) {
         Err(_) => return Ok(false),
         Ok(found) if found.is_file() => return Ok(true),
@@ -289,7 +297,7 @@ fn is_file(path: &Path) -> Result<bool, Error> {
     let name = format!("no-record-{}", monotonic().as_nanos());
     let aside = path.parent().and_then(Path::parent).unwrap_or(path).join(name);
     log::warn!(
-        "{} is no file, and becomes {}; what the attachment has is searched for",
+        "{} is no file, and becomes {}: it says nothing of its attachment",
         path.display(),
         aside.display()
     );
@@ -299,7 +307,7 @@ fn is_file(path: &Path) -> Result<bool, Error> {
     }
 }
 
-/// The record of a hash that [`hashes`] gave; `None` while an ADD or DEL holds it.
+/// The record of a hash that [`hashes`] gave; `None` while an ADD or DEL holds it, and when it is gone by now.
 pub fn try_lock(state_dir: &Path, network: &NetworkName, hash: &str) -> Result<Option<Record>, Error> {
     let path = boot_path(state_dir, network)?.join(RECORDS).join(hash);
     Ok(Lock::try_exclusive(&path)?.map(|lock| Record { lock, path }))

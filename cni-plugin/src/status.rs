@@ -57,7 +57,7 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
         Code::NotAvailable | Code::LimitedConnectivity => error,
         _ => not_available(error),
     };
-    if let Some(plugin) = &network.traces.ipam {
+    if let Some(plugin) = &network.ipam {
         ipam::forward(Verb::Status, plugin, call).map_err(unless_told)?;
     }
     if network.gateway != Gateway::None {
@@ -76,7 +76,7 @@ fn check_rules(args: &StatusArgs, network: &Network, isolation: Option<&Isolatio
         masquerade::rehearse(&mut nft, &network.name, &wanted)
             .map_err(|error| refused("rehearse the rules of ipMasq", error))?;
     }
-    if network.traces.ipam.is_some() {
+    if network.ipam.is_some() {
         rehearse_isolation(&mut nft, network)
             .map_err(|error| refused("rehearse the rules of isolation", error))?;
     }
@@ -158,7 +158,7 @@ fn check_bridge(args: &StatusArgs, network: &Network, plan: &Plan) -> Result<(),
         failed(&format!("give bridge {} the gateway address {gateway}", network.bridge), fault)
     };
     let found = netlink.link(network.bridge.as_str()).map_err(read)?;
-    if found.is_none() || network.traces.ipam.is_some() {
+    if found.is_none() || network.ipam.is_some() {
         Sysctl::forwarding(Family::V4)
             .is_writable()
             .map_err(|error| failed(&"write kernel settings", error.into()))?;

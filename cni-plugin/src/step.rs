@@ -59,7 +59,6 @@ pub enum Step {
     /// A kernel setting of the container, and the value that it had.
     Sysctl(Sysctl, String),
     Tune(IfName),
-    Loopback,
     Address(IpNetwork),
     Up(IfName),
     Detection(IfName),
@@ -87,6 +86,8 @@ pub enum Shared {
     Ruleset(Vec<&'static Group>),
     /// What the network has in the ruleset, in place of this.
     NetworkRules(Vec<Element>),
+    /// Other attachments may be the same container's.
+    Loopback,
 }
 
 impl fmt::Display for Step {
@@ -106,7 +107,6 @@ impl fmt::Display for Step {
             Self::Settings(name) => write!(f, "set IPv6 settings of {name} in the container"),
             Self::Sysctl(key, _) => write!(f, "set {key} in the container"),
             Self::Tune(name) => write!(f, "set flags and queue of {name} in the container"),
-            Self::Loopback => f.write_str("set lo up in the container"),
             Self::Address(address) => write!(f, "add address {address} in the container"),
             Self::Up(name) => write!(f, "set {name} up in the container"),
             Self::Detection(name) => write!(f, "wait for duplicate address detection on {name}"),
@@ -134,6 +134,7 @@ impl fmt::Display for Shared {
             Self::Overlay(_) => f.write_str("connect with the other hosts"),
             Self::Ruleset(_) => f.write_str("ensure the static rules"),
             Self::NetworkRules(_) => f.write_str("add the network to the ruleset"),
+            Self::Loopback => f.write_str("set lo up in the container"),
         }
     }
 }
@@ -316,9 +317,6 @@ impl Journal {
             Step::Queue(link) => {
                 shaping::undo(link, deadline, Netlink::delete_token_bucket).map_err(Fault::from)
             }
-            Step::Loopback => {
-                Pod::open(&self.args.netns, deadline).and_then(|mut pod| Ok(pod.netlink.set_down("lo")?))
-            }
             Step::Sysctl(key, before) => {
                 Pod::open(&self.args.netns, deadline).and_then(|pod| tuning::restore(&pod, key, before))
             }
@@ -354,6 +352,7 @@ impl Journal {
             Shared::NetworkRules(before) => {
                 Ok(ruleset::network::restore(&mut Nft::open(deadline)?, &self.key.network, before)?)
             }
+            Shared::Loopback => Ok(Pod::open(&self.args.netns, deadline)?.netlink.set_down("lo")?),
         }
     }
 

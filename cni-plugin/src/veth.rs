@@ -7,9 +7,10 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
-use cni_protocol::{Deadline, move_away};
+use cni_protocol::{ContainerNetns, Deadline, move_away};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -19,7 +20,10 @@ use nix::unistd::pipe2;
 use weft_net::{Link, NetError, Netlink, NlResult, Socket};
 
 use crate::child::{self, Child, Forked};
+use crate::fault::failed;
 use crate::holdings::company::{Company, Rest};
+use crate::key::{AttachmentKey, VethEnd};
+use crate::pod::Pod;
 
 /// `RTNLGRP_LINK` of linux/rtnetlink.h.
 const RTNLGRP_LINK: u32 = 1;
@@ -38,12 +42,21 @@ pub struct Removal {
 }
 
 impl Removal {
-    /// Begins to delete the links and their peers. `None`: there is no such link, and nobody to keep a socket open for.
-    pub fn begin(names: &[String], company: Option<Company>, deadline: Deadline) -> NlResult<Option<Self>> {
+    /// Begins to delete the links and their peers. `renamed` looks for the first where there is none of its name. `None`: there is no
+    /// such link, and nobody to keep a socket open for.
+    pub fn begin(
+        names: &[String],
+        renamed: impl FnOnce(&mut Netlink) -> Option<Link>,
+        company: Option<Company>,
+        deadline: Deadline,
+    ) -> NlResult<Option<Self>> {
         let mut netlink = Netlink::open(deadline)?;
         let mut links = Vec::new();
         for name in names {
             links.extend(netlink.link(name)?);
+        }
+        if links.first().map(|link| &link.name) != names.first() {
+            links.extend(renamed(&mut netlink));
         }
         if links.is_empty() && company.is_none() {
             return Ok(None);
@@ -123,7 +136,26 @@ impl Removal {
 
 /// Deletes a link and waits until it is gone; a link that is not there is gone.
 pub fn remove(name: &str, deadline: Deadline) -> NlResult<()> {
-    Removal::begin(&[name.to_owned()], None, deadline)?.map_or(Ok(()), |mut removal| removal.wait())
+    Removal::begin(&[name.to_owned()], |_| None, None, deadline)?.map_or(Ok(()), |mut removal| removal.wait())
+}
+
+/// The host end to which somebody gave another name: a link of the container leads to it, and its MAC address says that it is the one.
+pub fn renamed(host: &mut Netlink, key: &AttachmentKey, netns: &Path, deadline: Deadline) -> Option<Link> {
+    let container = ContainerNetns::open(netns).ok()?;
+    let mut find = || {
+        let mut pod = Pod::open(&container, deadline)?;
+        for peer in pod.netlink.links(None)?.iter().filter_map(|link| link.peer) {
+            let found = host.link_at(peer)?.filter(|link| link.mac == Some(key.mac(VethEnd::Host)));
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    };
+    find().unwrap_or_else(|fault| {
+        log::warn!("{}", failed(&format!("look for {} under another name", key.host_veth()), fault).msg);
+        None
+    })
 }
 
 /// Several at once wait for RCU once; one alone needs no group.

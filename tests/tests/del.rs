@@ -138,6 +138,28 @@ fn poor_configurations() {
     });
 }
 
+/// What cannot be read is not needed: what ADD had is on record.
+#[test]
+fn an_ipam_that_cannot_be_read() {
+    let used = Used::new();
+    for ipam in [json!("x"), json!({ "tpye": "weft-ipam" }), json!({ "type": 7 })] {
+        let mut network = used.network.clone();
+        network.conf["ipam"] = ipam.clone();
+        let pod = Pod::new();
+        used.network.add(&pod);
+        network.del(&pod);
+        used.world.assert_unchanged(&used.host, &[], &format!("ipam is {ipam}"));
+        // Without a record nobody knows who has the address; all else goes.
+        used.network.add(&pod);
+        let record = weft_tests::command("find /run/weft -path */attachments/* -type f");
+        fs::remove_file(record.trim()).unwrap();
+        network.del_call(&pod).run().error_code(7).assert_names(&["ipam"]);
+        assert!(pod.link("eth0").is_none(), "ipam is {ipam}, and there is no record");
+        used.network.del(&pod);
+        used.world.assert_unchanged(&used.host, &[], &format!("ipam was {ipam}, and there is no record"));
+    }
+}
+
 /// The address goes back to where it came from.
 #[test]
 fn another_ipam_since_the_container_came() {
@@ -231,6 +253,22 @@ fn poor_state() {
     used.survives("all state is missing", all, |pod| used.network.del_call(pod));
 }
 
+/// Whoever looks into it learns that there was something to look for.
+#[test]
+fn a_damaged_record_is_told() {
+    let used = Used::new();
+    let pod = Pod::new();
+    for spoil in [b"{\"containerID\":".as_slice(), b"\xff\xfe{]nonsense"] {
+        used.network.add(&pod);
+        let record = weft_tests::command("find /run/weft -path */attachments/* -type f");
+        fs::write(record.trim(), spoil).unwrap();
+        let reply = used.network.del_call(&pod).run();
+        reply.done();
+        let told = format!("interface eth0 of container {} on network dual: its record is damaged", pod.id);
+        assert!(reply.stderr.contains(&told), "{}", reply.stderr);
+    }
+}
+
 /// All files below the state directory but locks, in a stable order.
 fn files() -> Vec<PathBuf> {
     let list =
@@ -244,9 +282,22 @@ fn files() -> Vec<PathBuf> {
 fn half_of_an_attachment() {
     let used = Used::new();
     let del = |pod: &Pod| used.network.del_call(pod);
+    let host_end = |result: &Value| result["interfaces"][1]["name"].as_str().unwrap().to_owned();
     used.survives("eth0 deleted", |pod, _| drop(pod.command("ip link delete eth0")), del);
     used.survives("eth0 renamed", |pod, _| drop(pod.command("ip link set eth0 down name other0")), del);
-    let host_end = |result: &Value| result["interfaces"][1]["name"].as_str().unwrap().to_owned();
+    let rename = |_: &mut Pod, result: &Value| {
+        weft_tests::command(&format!("ip link set {} down name renamed0", host_end(result)));
+    };
+    used.survives("host end renamed", rename, del);
+    used.survives("host end renamed, no CNI_NETNS", rename, |pod| del(pod).unset("CNI_NETNS"));
+    used.survives(
+        "both ends renamed",
+        |pod, result| {
+            rename(pod, result);
+            pod.command("ip link set eth0 down name other0");
+        },
+        del,
+    );
     used.survives(
         "host end off its bridge",
         |_, result| {

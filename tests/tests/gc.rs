@@ -7,6 +7,9 @@ use std::fs;
 use serde_json::{Value, json};
 use weft_tests::{Host, Network, Pod, Running, World, command, ip, script};
 
+#[path = "gc/circumstances.rs"]
+mod circumstances;
+
 fn network() -> Network {
     Network::dual().with(&json!({ "ipMasq": true }))
 }
@@ -47,7 +50,7 @@ fn remains_of_every_kind() {
     let alive = Pod::new();
     network.add(&alive);
     let before = World::of(&host, &[&alive]);
-    let spoils: [Spoil; 4] = [
+    let spoils: [Spoil; 5] = [
         ("a veth without a record", |_| {
             command("find /run/weft -path *attachments* -type f -newer /run/marker -delete");
         }),
@@ -56,6 +59,10 @@ fn remains_of_every_kind() {
         }),
         ("a record without a veth", |result| {
             command(&format!("ip link delete {}", result["interfaces"][1]["name"].as_str().unwrap()));
+        }),
+        ("a veth with another name", |result| {
+            let name = result["interfaces"][1]["name"].as_str().unwrap();
+            command(&format!("ip link set {name} down name renamed0"));
         }),
         ("a veth off its bridge", |result| {
             command(&format!("ip link set {} nomaster", result["interfaces"][1]["name"].as_str().unwrap()));

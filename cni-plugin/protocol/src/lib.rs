@@ -48,7 +48,7 @@ pub use keys::canonicalize_keys;
 pub use mac::MacAddr;
 pub use netns::{ContainerNetns, own as own_netns};
 pub use processor::move_away;
-pub use request::VALID_ATTACHMENTS;
+pub use request::{STDIN_TIMEOUT_ENV, VALID_ATTACHMENTS};
 pub use result::{AddResult, Dns, Interface, IpConfig, Route};
 pub use run::{Plugin, run};
 pub use running::Running;

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The environment variable with the time for stdin in seconds.
-const STDIN_TIMEOUT_ENV: &str = "WEFT_STDIN_TIMEOUT";
+pub const STDIN_TIMEOUT_ENV: &str = "WEFT_STDIN_TIMEOUT";
 const STDIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The time for a whole command unless the configuration's `timeout` says otherwise, and the most it may say.

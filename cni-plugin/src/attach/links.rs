@@ -7,7 +7,7 @@ use crate::conf::Network;
 use crate::fault::{Change, Fault};
 use crate::key::AttachmentKey;
 use crate::pod::Pod;
-use crate::step::{Journal, Step};
+use crate::step::{Journal, Shared, Step};
 use weft_net::{Link, NetError, is_bridge_full};
 
 /// Why the pair could not be made.
@@ -52,7 +52,8 @@ pub(super) fn container_end(
     let mut take = |name: &str| links.extract_if(.., |link| link.name == name).next();
     let (lo, own) = (take("lo"), take(name));
     if !lo.is_some_and(|lo| lo.up) {
-        journal.run(Step::Loopback, || pod.netlink.set_up("lo").map(|()| ((), Change::Made)))?;
+        journal
+            .run(Step::Shared(Shared::Loopback), || pod.netlink.set_up("lo").map(|()| ((), Change::Made)))?;
     }
     Ok((present(own, name)?, links))
 }

@@ -25,7 +25,7 @@ fn defaults_are_the_reference_bridges_but_for_its_name() {
     assert_eq!(network.bridge.as_str(), "weft0");
     assert_eq!(network.gateway, Gateway::None);
     assert_eq!((network.mtu, network.masquerade, network.hairpin), (None, false, false));
-    assert_eq!(network.traces.ipam, None);
+    assert_eq!(network.ipam, None);
     assert_eq!(network.dns, None);
 }
 
@@ -99,7 +99,7 @@ fn a_wrong_type_names_its_path() {
 #[test]
 fn an_empty_ipam_is_a_network_of_layer_2() {
     for ipam in [json!({}), json!(null), json!({"type": ""})] {
-        assert_eq!(parse(&json!({"ipam": ipam})).unwrap().traces.ipam, None);
+        assert_eq!(parse(&json!({"ipam": ipam})).unwrap().ipam, None);
     }
 }
 
@@ -107,7 +107,7 @@ fn an_empty_ipam_is_a_network_of_layer_2() {
 fn traces_are_read_from_a_configuration_that_is_wrong_elsewhere() {
     let conf = json!({"mtu": "big", "nonsense": 1, "stateDir": "/s", "ipam": {"type": "weft-ipam"}});
     let traces = Traces::parse(conf.as_object().unwrap()).unwrap();
-    assert_eq!(traces, Traces { ipam: Some("weft-ipam".into()), state_dir: "/s".into() });
+    assert_eq!(traces, Traces { state_dir: "/s".into() });
 }
 
 #[test]

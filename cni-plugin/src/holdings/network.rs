@@ -197,7 +197,7 @@ fn lives(state_dir: &Path, network: &NetworkName, wanted: &[Element]) -> Result<
                 }
             }
             // One that was killed left nobody's lock.
-            Found::Begun(content) if record::try_lock(state_dir, network, &hash)?.is_none() => {
+            Found::Begun(content) if is_held(state_dir, network, &hash)? => {
                 return Ok(Some(format!("of which container {} is on its way", content.container_id)));
             }
             Found::Damaged => return Ok(Some(format!("of which attachment {hash} has a damaged record"))),
@@ -205,6 +205,12 @@ fn lives(state_dir: &Path, network: &NetworkName, wanted: &[Element]) -> Result<
         }
     }
     Ok(None)
+}
+
+/// Whether somebody is at work on a record, which may be gone by now.
+fn is_held(state_dir: &Path, network: &NetworkName, hash: &str) -> Result<bool, Error> {
+    Ok(record::try_lock(state_dir, network, hash)?.is_none()
+        && record::peek(state_dir, network, hash)? != Found::Nothing)
 }
 
 /// What attachments hold, as it is to be put back: what a network says is what it said last, for the subnets of all.

@@ -73,7 +73,7 @@ impl Lock {
         Self::acquire(path, Mode::Shared, deadline)
     }
 
-    /// The lock if it is to be had at once, `None` if somebody holds it.
+    /// The lock if it is to be had at once, `None` if somebody holds it or there is no such file: none is made.
     ///
     /// # Errors
     /// [`Code::Io`] when the file cannot be opened.
@@ -95,7 +95,10 @@ impl Lock {
 
     fn try_acquire(path: &Path, mode: Mode) -> Result<Option<Self>, Error> {
         loop {
-            let file = open(path)?;
+            let file = match open(path, false) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+                opened => opened.map_err(|e| failed(path, &e))?,
+            };
             if !try_flock(&file, mode).map_err(|e| failed(path, &e.into()))? {
                 return Ok(None);
             }
@@ -107,7 +110,7 @@ impl Lock {
 
     fn acquire(path: &Path, mode: Mode, deadline: Deadline) -> Result<Self, Error> {
         loop {
-            let file = open(path)?;
+            let file = open(path, true).map_err(|e| failed(path, &e))?;
             if !flock_until(&file, mode, deadline).map_err(|e| failed(path, &e.into()))? {
                 return Err(held(path, &file));
             }
@@ -209,10 +212,11 @@ impl Drop for Lock {
     }
 }
 
-fn open(path: &Path) -> Result<File, Error> {
-    let opened =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
-    opened.map_err(|e| failed(path, &e))
+fn open(path: &Path, create: bool) -> io::Result<File> {
+    // The file behind a symbolic link would never be the one at the path.
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(create).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options.open(path)
 }
 
 fn failed(path: &Path, cause: &io::Error) -> Error {
@@ -313,6 +317,15 @@ mod tests {
     }
 
     #[test]
+    fn a_try_makes_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        assert!(Lock::try_exclusive(&path).unwrap().is_none());
+        assert!(Lock::try_shared(&path).unwrap().is_none());
+        assert!(!path.exists());
+    }
+
+    #[test]
     fn an_upgrade_needs_to_be_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
@@ -356,7 +369,7 @@ mod tests {
         let path = dir.path().join("lock");
         let lock = Lock::exclusive(&path, soon()).unwrap();
         // One who opened the file before it was removed has it locked in the end, and must notice.
-        let old = open(&path).unwrap();
+        let old = open(&path, false).unwrap();
         lock.remove_file().unwrap();
         assert!(!path.exists());
         assert!(try_flock(&old, Mode::Exclusive).unwrap());

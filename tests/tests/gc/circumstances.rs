@@ -1,0 +1,99 @@
+//! GC beside others at work, and beside what somebody did to what it needs.
+
+use std::fs;
+use std::time::Duration;
+
+use serde_json::json;
+use weft_tests::{Host, Network, Pod, World, command, eventually};
+
+use super::{live, network};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Outside of what [`World`] looks at.
+const TRACE: &str = "/run/netns/.trace";
+
+/// The directory of the network's records, which is not there yet.
+fn future_records(network: &Network) -> String {
+    let pod = Pod::new();
+    network.add(&pod);
+    network.del(&pod);
+    let records = command("find /run/weft -name attachments").trim().to_owned();
+    fs::remove_dir_all("/run/weft").unwrap();
+    records
+}
+
+/// It comes after GC has looked for the network's lock and for records, and before it looks at the links.
+#[test]
+fn racing_the_first_add_since_boot() {
+    let _host = Host::new();
+    let network = network();
+    let records = future_records(&network);
+    let pod = Pod::new();
+    fs::write(TRACE, "").unwrap();
+    let stop = "inject=open,openat:signal=SIGSTOP:when=1";
+    let strace = ["strace", "-qq", "-o", TRACE, "-P", &records, "-e", "trace=open,openat", "-e", stop];
+    let gc = network.gc_call(&[]).through(strace).start();
+    eventually(PATIENCE, "GC looks for records", || {
+        fs::read_to_string(TRACE).unwrap().contains("stopped by SIGSTOP").then_some(())
+    });
+    let result = network.add(&pod);
+    command(&format!("kill -CONT -- -{}", gc.pid()));
+    gc.finish().done();
+    network.check(&pod, &result).done();
+    // The next one is not of that moment.
+    network.gc(&[]);
+    assert!(pod.link("eth0").is_none());
+}
+
+/// It has not begun then, and says so.
+#[test]
+fn while_an_add_is_under_way() {
+    let _host = Host::new();
+    let network = network().with(&json!({ "timeout": 1 }));
+    let (alive, dead) = (Pod::new(), Pod::new());
+    let result = network.add(&alive);
+    network.add(&dead);
+    let lock = fs::File::open("/run/weft/dual/lock").unwrap();
+    lock.lock_shared().unwrap();
+    let error = network.gc_call(&[live(&alive)]).run().error_code(11);
+    error.assert_names(&["/run/weft/dual/lock", &format!("pid {} ", std::process::id())]);
+    assert!(dead.link("eth0").is_some());
+    drop(lock);
+    network.gc(&[live(&alive)]);
+    assert!(dead.link("eth0").is_none());
+    network.check(&alive, &result).done();
+}
+
+/// No record can be in it, so nothing is known but what the links say.
+#[test]
+fn a_file_in_place_of_the_records() {
+    let _host = Host::new();
+    let network = network();
+    let dead = Pod::new();
+    network.add(&dead);
+    let records = command("find /run/weft -name attachments").trim().to_owned();
+    fs::remove_dir_all(&records).unwrap();
+    fs::write(&records, "").unwrap();
+    network.gc(&[]);
+    assert!(dead.link("eth0").is_none());
+    assert_eq!(command("find /run/weft -type f -path */ipam/owner/*"), "", "addresses are held");
+}
+
+/// Addresses go back by what is on record; that the plugin's own GC was not called is told.
+#[test]
+fn an_ipam_that_cannot_be_read() {
+    let host = Host::new();
+    let network = network();
+    let alive = Pod::new();
+    network.add(&alive);
+    let before = World::of(&host, &[&alive]);
+    for ipam in [json!("x"), json!({ "tpye": "weft-ipam" }), json!({ "type": 7 })] {
+        let dead = Pod::new();
+        network.add(&dead);
+        let mut slip = network.clone();
+        slip.conf["ipam"] = ipam.clone();
+        slip.gc_call(&[live(&alive)]).run().error_code(106).assert_names(&["ipam"]);
+        assert!(dead.link("eth0").is_none());
+        before.assert_unchanged(&host, &[&alive], &format!("GC with ipam {ipam}"));
+    }
+}
