@@ -212,13 +212,18 @@ impl Attachment {
                     host.take_away(&other).map(|was_there| ((), Change::from(was_there)))
                 })?;
             }
+            if gateway.is_ipv6() {
+                let ipv6 = Step::Shared(Shared::Ipv6(network.bridge.clone()));
+                self.journal.run(ipv6, || bridge::ensure_ipv6(&network.bridge).map(|change| ((), change)))?;
+            }
             self.journal
                 .run(step, || bridge::ensure_gateway(host, bridge, gateway).map(|change| ((), change)))?;
         }
-        for family in &plan.forwarding {
-            self.journal.run(Step::Shared(Shared::Forwarding(*family)), || {
-                bridge::ensure_forwarding(host, *family).map(|change| ((), change))
-            })?;
+        for &family in &plan.forwarding {
+            let step = |alone| Step::Shared(Shared::Forwarding(family, alone));
+            let ensure = || bridge::ensure_forwarding(host, family).map(|alone| (alone, Change::Found));
+            let alone = self.journal.run(step(Vec::new()), ensure)?;
+            alone.into_iter().for_each(|alone| self.journal.note(step(alone)));
         }
         if !plan.masquerade.is_nothing() {
             let ensured = self.journal.run(Step::Shared(Shared::Masquerade(Ensured::Nothing)), || {

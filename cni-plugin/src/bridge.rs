@@ -184,30 +184,39 @@ pub fn ensure_gateway(netlink: &mut Netlink, bridge: &Link, gateway: IpNetwork) 
     if let Some(mac) = bridge.mac {
         netlink.set_mac(&bridge.name, mac)?;
     }
-    let added = match netlink.add_address(bridge.index, gateway, true) {
-        // The host has IPv6 switched off, for new links or for all that it had.
-        Err(error) if error.errno == Errno::EACCES && gateway.is_ipv6() => {
-            Sysctl::ipv6_of(&bridge.name, "disable_ipv6").set("0")?;
-            netlink.add_address(bridge.index, gateway, true)
-        }
-        added => added,
-    };
-    match added {
+    match netlink.add_address(bridge.index, gateway, true) {
         Ok(()) => Ok(Change::Made),
         Err(error) if error.exists() => Ok(Change::Found),
         Err(error) => Err(error),
     }
 }
 
-/// Sees to it that the host routes packets.
-pub fn ensure_forwarding(netlink: &mut Netlink, family: Family) -> Result<Change, Fault> {
+/// Sees to it that a bridge that is to have a gateway's address of IPv6 takes one: the host has that switched off, for new links or for all
+/// that it had.
+pub fn ensure_ipv6(name: &IfName) -> NlResult<Change> {
+    Ok(Sysctl::ipv6_of(name.as_str(), "disable_ipv6").ensure("0")?.into())
+}
+
+/// Sees to it that the host routes packets. If it did not, returns the settings of interfaces that were on all the same.
+pub fn ensure_forwarding(netlink: &mut Netlink, family: Family) -> Result<Option<Vec<Sysctl>>, Fault> {
     match netlink.forwards(family) {
-        Ok(true) => return Ok(Change::Found),
+        Ok(true) => return Ok(None),
         // A kernel without the family has no such setting either.
         Err(error) if error.errno != Errno::EOPNOTSUPP => return Err(error.into()),
         _ => {}
     }
-    Ok(Sysctl::forwarding(family).ensure("1")?.into())
+    if Sysctl::forwarding(family).get()?.is_none_or(|value| value == "1") {
+        return Ok(None);
+    }
+    let alone = Sysctl::all_forwarding_at(family)?;
+    Sysctl::forwarding(family).set("1")?;
+    Ok(Some(alone))
+}
+
+/// Has the host route packets no more, but between interfaces where it did before.
+pub fn stop_forwarding(family: Family, alone: &[Sysctl]) -> NlResult<()> {
+    Sysctl::forwarding(family).set("0")?;
+    alone.iter().try_for_each(|setting| setting.set("1"))
 }
 
 /// Takes a gateway's address from a bridge, if both are there.

@@ -77,8 +77,11 @@ pub enum Shared {
     Promiscuous(IfName),
     /// Another address of the gateway's subnet gives way to it.
     ReplaceAddress(IfName, Box<WholeAddress>),
+    /// The bridge gets IPv6.
+    Ipv6(IfName),
     Gateway(IfName, IpNetwork),
-    Forwarding(Family),
+    /// Switched on, and the settings of interfaces that were so before.
+    Forwarding(Family, Vec<Sysctl>),
     Masquerade(Ensured),
     /// Device and routes to the network's other hosts.
     Overlay(Overlay),
@@ -129,7 +132,8 @@ impl fmt::Display for Shared {
                 write!(f, "remove address {} from bridge {name}", whole.address)
             }
             Self::Gateway(name, address) => write!(f, "add gateway address {address} to bridge {name}"),
-            Self::Forwarding(family) => write!(f, "enable {family} forwarding"),
+            Self::Ipv6(name) => write!(f, "switch IPv6 of bridge {name} on"),
+            Self::Forwarding(family, _) => write!(f, "enable {family} forwarding"),
             Self::Masquerade(_) => f.write_str("masquerade the network"),
             Self::Overlay(_) => f.write_str("connect with the other hosts"),
             Self::Ruleset(_) => f.write_str("ensure the static rules"),
@@ -343,7 +347,8 @@ impl Journal {
             Shared::Promiscuous(name) => Ok(Netlink::open(deadline)?.set_promiscuous(name.as_str(), false)?),
             Shared::ReplaceAddress(_, whole) => Ok(Netlink::open(deadline)?.put_back(whole)?),
             Shared::Gateway(name, address) => bridge::remove_gateway(name, *address, deadline),
-            Shared::Forwarding(family) => Ok(Sysctl::forwarding(*family).set("0")?),
+            Shared::Ipv6(name) => Ok(Sysctl::ipv6_of(name.as_str(), "disable_ipv6").set("1")?),
+            Shared::Forwarding(family, alone) => Ok(bridge::stop_forwarding(*family, alone)?),
             Shared::Masquerade(ensured) => {
                 Ok(masquerade::undo(&mut Nft::open(deadline)?, &self.key.network, ensured)?)
             }

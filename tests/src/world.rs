@@ -11,7 +11,7 @@ use crate::host::Host;
 use crate::pod::Pod;
 use crate::tools;
 
-/// Links, addresses, routes, permanent neighbours, queueing disciplines, forwarding, rules of the host and of containers, and
+/// Links, addresses, routes, permanent neighbours, queueing disciplines, forwarding and IPv6 of each link, rules of the host and of containers, and
 /// the host's files below `/run` and `/var/lib`, each as a line.
 ///
 /// Left out, as nobody's promise: what the kernel makes by itself and in its own time (link-local and loopback addresses, local
@@ -79,6 +79,18 @@ fn namespace(label: &str, lines: &mut BTreeSet<String>) {
     for setting in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/core/somaxconn"] {
         let value = fs::read_to_string(Path::new("/proc/sys").join(setting)).expect("read a kernel setting");
         lines.insert(format!("{label} sysctl {setting} {}", value.trim()));
+    }
+    for (family, keys) in [("ipv4", &["forwarding"][..]), ("ipv6", &["forwarding", "disable_ipv6"])] {
+        let all = Path::new("/proc/sys/net").join(family).join("conf");
+        let links = fs::read_dir(&all).expect("list settings of links");
+        for link in links.map(|link| link.expect("a link's settings").path()) {
+            for key in keys {
+                // A link may go away meanwhile, as after a DEL.
+                if let Ok(value) = fs::read_to_string(link.join(key)) {
+                    lines.insert(format!("{label} sysctl {} {}", link.join(key).display(), value.trim()));
+                }
+            }
+        }
     }
     let ruleset = tools::json("nft -j list ruleset");
     for object in list(&ruleset["nftables"]) {

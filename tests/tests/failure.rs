@@ -73,11 +73,12 @@ const OF_THE_HOST: &[&str] = &[
 /// strace does not decode what goes to another namespace's socket: this is `RTM_NEWROUTE`.
 const NEW_ROUTE_IN_THE_POD: &str = "nlmsg_type=0x18 ";
 
-/// Steps that only [`Stage::forced`], [`Stage::spanning`] and [`Stage::chained`] come to, or where only there is something to be
+/// Steps that only [`Stage::forced`], [`Stage::spanning`], [`Stage::chained`] and [`Stage::without_ipv6`] come to, or where only there is something to be
 /// taken back. All others are those of [`Stage::fresh`].
 const FORCED: &[&str] = &["Promiscuous", "ReplaceAddress", "Detection"];
 const SPANNING: &[&str] = &["Overlay", "BridgeUp"];
 const CHAINED: &[&str] = &["Hooks", "Queue"];
+const WITHOUT_IPV6: &[&str] = &["Ipv6"];
 /// Steps whose every trace goes with the veth pair.
 const WITH_THE_PAIR: &[&str] = &[
     "Port", "Shape", "Settings", "Tune", "Address", "Up", "Detection", "Answering", "Route", "ReadBack",
@@ -193,7 +194,7 @@ fn of_weft_as_the_first_on_a_host() {
         "NFNL_SUBSYS_NFTABLES", "NETLINK_NETFILTER", "NETLINK_ROUTE", "ip_forward", "/proc/sys/net/ipv6",
         "attachments", "ipam", "setns(", "flock(",
     ]);
-    failed.assert_steps(|step| ![FORCED, SPANNING, CHAINED].concat().contains(&step));
+    failed.assert_steps(|step| ![FORCED, SPANNING, CHAINED, WITHOUT_IPV6].concat().contains(&step));
 }
 
 #[test]
@@ -236,6 +237,15 @@ fn of_weft_on_a_bridge_with_other_addresses() {
     }
     assert!(announcing, "{:#?}", failed.messages);
     failed.assert_steps(|step| FORCED.contains(&step));
+}
+
+#[test]
+fn of_weft_on_a_bridge_without_ipv6() {
+    let failed = Failed::some(Tampered::Weft, Stage::without_ipv6, |syscall| {
+        ["open", "openat", "setns"].contains(&syscall)
+    });
+    failed.assert_hits(&["weft0/disable_ipv6", "/forwarding"]);
+    failed.assert_steps(|step| WITHOUT_IPV6.contains(&step) || step == "Forwarding");
 }
 
 #[test]

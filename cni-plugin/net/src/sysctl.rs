@@ -35,6 +35,23 @@ impl Sysctl {
         }
     }
 
+    /// Those of interfaces, and that of new ones, that are 1: the kernel overwrites all with [`Sysctl::forwarding`].
+    pub fn all_forwarding_at(family: Family) -> NlResult<Vec<Self>> {
+        let Self(all) = Self::at(match family {
+            Family::V4 => "ipv4/conf",
+            Family::V6 => "ipv6/conf",
+        });
+        let mut found = Vec::new();
+        for interface in fs::read_dir(&all).map_err(|error| refused(&all, error))? {
+            let interface = interface.map_err(|error| refused(&all, error))?;
+            let setting = Self::forwarding_at(family, &interface.file_name().to_string_lossy());
+            if setting.get()?.as_deref() == Some("1") {
+                found.push(setting);
+            }
+        }
+        Ok(found)
+    }
+
     /// `net.ipv4.conf.IFNAME.route_localnet`: whether packets from and to 127.0.0.0/8 may pass the interface.
     pub fn route_localnet(ifname: &str) -> Self {
         Self::ipv4_of(ifname, "route_localnet")

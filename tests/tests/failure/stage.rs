@@ -119,6 +119,20 @@ impl Stage {
         Self { host, pod, neighbour: None, network, before, _others: None }
     }
 
+    /// The bridge is somebody else's and has no IPv6, and another link is routed from although the host does not route.
+    pub(crate) fn without_ipv6() -> Self {
+        let (host, pod) = (Host::new(), Pod::new());
+        command("ip link add weft0 up address 02:00:00:00:00:77 type bridge");
+        command("ip link add routed0 up type bridge");
+        host.set_sysctl("net/ipv6/conf/weft0/disable_ipv6", "1");
+        for family in ["ipv4", "ipv6"] {
+            host.set_sysctl(&format!("net/{family}/conf/routed0/forwarding"), "1");
+        }
+        let network = Network::dual().with(&json!({ "guard": false, "isolation": "none" }));
+        let before = World::of(&host, &[&pod]);
+        Self { host, pod, neighbour: None, network, before, _others: None }
+    }
+
     /// This host has a lease, but knows no way to others yet, and its bridge is down.
     pub(crate) fn spanning() -> Self {
         let (host, pod) = (Host::new(), Pod::new());
