@@ -69,6 +69,10 @@ impl Row {
         }
     }
 
+    fn name(&self) -> String {
+        format!("{} (against {})", self.what, self.peer)
+    }
+
     fn markdown(&self) -> String {
         let value = |spread: &Spread| {
             format!("{} ({}–{}) {}", digits(spread.median), digits(spread.min), digits(spread.max), self.unit)
@@ -163,6 +167,8 @@ pub(crate) fn write(directory: &Path, about: &About, rows: &[Row]) {
     fs::write(directory.join("bench.json"), json + "\n").expect("write the JSON");
     print!("{table}");
     let judged = rows.iter().filter(|row| row.met.is_some()).count();
-    let met = rows.iter().filter(|row| row.met == Some(true)).count();
-    println!("\n{met} of {judged} targets met");
+    let missed: Vec<_> = rows.iter().filter(|row| row.met == Some(false)).map(Row::name).collect();
+    let met = judged - missed.len();
+    let list = if missed.is_empty() { String::new() } else { format!("; missed: {}", missed.join(", ")) };
+    println!("\n{met} of {judged} targets met{list}");
 }

@@ -172,7 +172,7 @@ fn memory(peers: &Peers) -> Vec<Row> {
         |_| theirs.add_peak_memory(&containers[1]) / 1024.0,
     );
     vec![Row::new(
-        "peak memory of an ADD's processes",
+        "peak memory of an ADD's largest process",
         "bridge + host-local",
         "MiB",
         Target::Ratio(0.6),
