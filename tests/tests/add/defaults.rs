@@ -1,5 +1,6 @@
 //! What a host has set for links that are made, or for all that it has, where a network needs something else.
 
+use std::fs;
 use std::net::IpAddr;
 
 use serde_json::json;
@@ -42,6 +43,26 @@ fn forwarding_is_off_for_new_links() {
         host.set_sysctl(new, "0");
     }
     assert_usable(&Network::dual().with(&json!({ "ipMasq": true })), &Outside::PEER);
+}
+
+/// Whoever gives the addresses of a network without `ipam` may do so by router advertisements.
+#[test]
+fn ipv6_of_a_network_without_ipam_is_left_alone() {
+    for (disabled, accept_ra) in [("0", "1"), ("1", "2")] {
+        let _host = Host::new();
+        let pod = Pod::new();
+        let of = |link: &str, key: &str| format!("/proc/sys/net/ipv6/conf/{link}/{key}");
+        pod.inside(|| {
+            fs::write(of("default", "disable_ipv6"), disabled).unwrap();
+            fs::write(of("default", "accept_ra"), accept_ra).unwrap();
+        });
+        let network = Network::new("flat", &[]);
+        let result = network.add(&pod);
+        let found = pod
+            .inside(|| ["disable_ipv6", "accept_ra"].map(|key| fs::read_to_string(of("eth0", key)).unwrap()));
+        assert_eq!(found, [format!("{disabled}\n"), format!("{accept_ra}\n")]);
+        network.check(&pod, &result).done();
+    }
 }
 
 /// The setting is named, and what helps.
