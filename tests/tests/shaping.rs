@@ -7,9 +7,13 @@ mod rates;
 use serde_json::{Value, json};
 use weft_tests::{Host, Injection, Network, Pod, Tampered, World, command};
 
-/// 10 Mbit/s both ways, as Kubernetes' annotations ask for it: by runtimes that write a burst of 4 Gbit beside it.
+/// 10 Mbit/s both ways.
 fn limited() -> Network {
-    let rate = 10_000_000;
+    limited_to(10_000_000)
+}
+
+/// As Kubernetes' annotations ask for it: by runtimes that write a burst of 4 Gbit beside it.
+fn limited_to(rate: u32) -> Network {
     let bandwidth = json!({
         "ingressRate": rate, "ingressBurst": 4_294_967_295_u32, "egressRate": rate, "egressBurst": 4_294_967_295_u32,
     });
