@@ -107,7 +107,7 @@ fn commands_that_a_version_does_not_have() {
 #[test]
 fn versions_of_both_plugins() {
     let _host = Host::new();
-    for plugin in ["weft", "weft-ipam"] {
+    for plugin in ["weft", "weft-ipam", "loopback", "flannel"] {
         for asked in VERSIONS {
             let conf = json!({ "cniVersion": asked }).to_string();
             let answer = Call::new(plugin, "VERSION", conf).run().result();
@@ -120,7 +120,9 @@ fn versions_of_both_plugins() {
             let reply = help.clone().through(["sh", "-c", &script]).run();
             assert!(reply.succeeded());
             let text = String::from_utf8(reply.stdout).unwrap();
-            assert!(text.contains(plugin) && text.contains("1.1.0") && text.contains("0.1.0"), "{text}");
+            let mut lines = text.lines();
+            assert_eq!(lines.next(), Some(&*format!("{plugin} {}", env!("CARGO_PKG_VERSION"))));
+            assert_eq!(lines.next(), Some(&*format!("CNI versions {}", VERSIONS.join(", "))), "{text}");
         }
     }
 }
