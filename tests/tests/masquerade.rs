@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use weft_tests::{Host, Network, Outside, Pod, World, command, ips};
 
 fn network() -> Network {
@@ -57,19 +57,27 @@ fn without_the_key_the_outside_sees_the_container() {
 #[test]
 fn within_the_network_addresses_stay() {
     let host = Host::new();
-    let two_subnets =
-        Network::new("wide", &["10.88.0.0/24", "10.89.0.0/24"]).with(&json!({ "ipMasq": true }));
+    let subnets = ["10.88.0.0/24", "10.89.0.0/24", "fd00:88::/64", "fd00:89::/64"];
+    let two_subnets = Network::new("wide", &subnets).with(&json!({ "ipMasq": true }));
     let (one, two) = (Pod::new(), Pod::new());
     let first = two_subnets.add(&one);
     let second = two_subnets.add(&two);
     // Routed by the host from one subnet to the other.
-    one.command("ip addr del 10.89.0.2/24 dev eth0");
-    one.command("ip route add 10.89.0.0/24 via 10.88.0.1");
-    two.command("ip addr del 10.88.0.3/24 dev eth0");
-    two.command("ip route add 10.88.0.0/24 via 10.89.0.1");
-    let listener = two.listen(ips(&second)[1]);
-    let _connection = one.connect(listener.local_addr().unwrap()).unwrap();
-    assert_eq!(listener.accept().unwrap().1.ip(), ips(&first)[0]);
+    for line in ["addr del 10.89.0.2/24 dev eth0", "addr del fd00:89::2/64 dev eth0"] {
+        one.command(&format!("ip {line}"));
+    }
+    for line in ["addr del 10.88.0.3/24 dev eth0", "addr del fd00:88::3/64 dev eth0"] {
+        two.command(&format!("ip {line}"));
+    }
+    for (near, far) in [(0, 1), (2, 3)] {
+        let gateway =
+            |result: &Value, number: usize| result["ips"][number]["gateway"].as_str().unwrap().to_owned();
+        one.command(&format!("ip route add {} via {}", subnets[far], gateway(&first, near)));
+        two.command(&format!("ip route add {} via {}", subnets[near], gateway(&second, far)));
+        let listener = two.listen(ips(&second)[far]);
+        let _connection = one.connect(listener.local_addr().unwrap()).unwrap();
+        assert_eq!(listener.accept().unwrap().1.ip(), ips(&first)[near]);
+    }
     drop(host);
 }
 

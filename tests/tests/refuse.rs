@@ -50,19 +50,23 @@ fn a_bridge_name_taken_by_another_kind() {
 
 #[test]
 fn a_foreign_address_on_the_bridge() {
-    let host = Host::new();
-    let pod = Pod::new();
-    command("ip link add weft0 address 02:00:00:00:00:77 type bridge");
-    command("ip addr add 10.88.0.254/24 dev weft0");
-    let before = World::of(&host, &[&pod]);
-    let error = Network::v4().add_call(&pod).run().error_code(103);
-    error.assert_names(&["weft0", "10.88.0.254", "forceAddress"]);
-    before.assert_unchanged(&host, &[&pod], "ADD beside a foreign address");
+    for foreign in ["10.88.0.254/24", "fd00:88::fe/64"] {
+        let host = Host::new();
+        let pod = Pod::new();
+        command("ip link add weft0 address 02:00:00:00:00:77 type bridge");
+        command(&format!("ip addr add {foreign} dev weft0 nodad"));
+        let before = World::of(&host, &[&pod]);
+        let error = Network::dual().add_call(&pod).run().error_code(103);
+        error.assert_names(&["weft0", foreign, "forceAddress"]);
+        before.assert_unchanged(&host, &[&pod], &format!("ADD beside {foreign}"));
 
-    let forced = Network::v4().with(&json!({ "forceAddress": true }));
-    forced.add(&pod);
-    assert_eq!(host.addresses("weft0"), ["10.88.0.1/24"]);
-    pod.assert_reaches([10, 88, 0, 1]);
+        let forced = Network::dual().with(&json!({ "forceAddress": true }));
+        forced.add(&pod);
+        assert_eq!(host.addresses("weft0"), ["10.88.0.1/24", "fd00:88::1/64"]);
+        for gateway in ["10.88.0.1", "fd00:88::1"] {
+            pod.assert_reaches(gateway.parse::<IpAddr>().unwrap());
+        }
+    }
 }
 
 /// What is for containers would leave there, without a word. What leads nowhere, or to others, is no obstacle.

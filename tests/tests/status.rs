@@ -105,18 +105,23 @@ fn a_bridge_of_another_kind() {
 fn another_address_of_the_bridge() {
     let _host = Host::new();
     command("ip link add weft0 type bridge");
-    command("ip addr add 10.88.0.9/24 dev weft0");
-    let network = Network::v4();
-    network.status().error_code(50).assert_names(&["weft0", "10.88.0.1/24", "10.88.0.9/24", "forceAddress"]);
-    network.clone().with(&json!({ "forceAddress": true })).status().done();
-    network.clone().with(&json!({ "isGateway": false, "isDefaultGateway": false })).status().done();
-    // The gateway's own is none, nor is one of another network.
-    command("ip addr del 10.88.0.9/24 dev weft0");
-    command("ip addr add 10.88.0.1/24 dev weft0");
-    command("ip addr add 192.0.2.1/24 dev weft0");
-    network.status().done();
-    let other = json!({ "ipam": { "ranges": [[{ "subnet": "10.88.0.0/24", "gateway": "10.88.0.254" }]] } });
-    network.with(&other).status().error_code(50).assert_names(&["10.88.0.254/24", "10.88.0.1/24"]);
+    let network = Network::dual();
+    for (subnet, foreign, gateway, of_another, moved) in [
+        ("10.88.0.0/24", "10.88.0.9/24", "10.88.0.1/24", "192.0.2.1/24", "10.88.0.254"),
+        ("fd00:88::/64", "fd00:88::9/64", "fd00:88::1/64", "2001:db8::1/64", "fd00:88::fe"),
+    ] {
+        command(&format!("ip addr add {foreign} dev weft0"));
+        network.status().error_code(50).assert_names(&["weft0", gateway, foreign, "forceAddress"]);
+        network.clone().with(&json!({ "forceAddress": true })).status().done();
+        network.clone().with(&json!({ "isGateway": false, "isDefaultGateway": false })).status().done();
+        // The gateway's own is none, nor is one of another network.
+        command(&format!("ip addr del {foreign} dev weft0"));
+        command(&format!("ip addr add {gateway} dev weft0"));
+        command(&format!("ip addr add {of_another} dev weft0"));
+        network.status().done();
+        let other = json!({ "ipam": { "ranges": [[{ "subnet": subnet, "gateway": moved }]] } });
+        network.clone().with(&other).status().error_code(50).assert_names(&[moved, gateway]);
+    }
 }
 
 #[test]
