@@ -212,6 +212,6 @@ mod tests {
     #[test]
     fn an_ipam_plugin_is_never_called() {
         let conf = json!({"chained": true, "ipam": {"type": "host-local"}});
-        assert_eq!(ipam(conf.as_object().unwrap()).unwrap(), None);
+        assert_eq!(crate::conf::ipam(conf.as_object().unwrap()).unwrap(), None);
     }
 }
