@@ -311,7 +311,7 @@ pub fn notes(nft: &mut Nft, addresses: &[IpAddr]) -> NlResult<Vec<Element>> {
             match nft.element(&note) {
                 // Another version's notes say more than the address.
                 Err(error) if ruleset::is_misfit(&error) => {
-                    found.extend(with(nft, &note.set, *address, None)?)
+                    found.extend(with(nft, &note.set, *address, None)?);
                 }
                 known => found.extend(known?),
             }
