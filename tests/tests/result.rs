@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
 
 use serde_json::{Value, json};
-use weft_tests::{Call, Host, Network, Pod};
+use weft_tests::{Call, Host, Network, Pod, command, dist};
 
 const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
@@ -124,6 +124,15 @@ fn versions_of_both_plugins() {
             assert_eq!(lines.next(), Some(&*format!("{plugin} {}", env!("CARGO_PKG_VERSION"))));
             assert_eq!(lines.next(), Some(&*format!("CNI versions {}", VERSIONS.join(", "))), "{text}");
         }
+    }
+}
+
+/// What is no plugin speaks no version of the specification.
+#[test]
+fn versions_of_agent_and_tool() {
+    for program in ["weftd", "weftctl"] {
+        let text = command(&format!("{} --version", dist().join(program).display()));
+        assert_eq!(text, format!("{program} {}\n", env!("CARGO_PKG_VERSION")));
     }
 }
 

@@ -161,16 +161,32 @@ fn containers_that_come_and_go_at_once() {
 
 /// The kernel joins the group in which an IPv6 address is asked for in its own time. A question that comes before that is lost,
 /// and repeated after a second.
+fn assert_answers(address: IpAddr) {
+    const REPEATED: Duration = Duration::from_secs(1);
+    let answer = TcpStream::connect_timeout(&SocketAddr::new(address, 9), REPEATED);
+    assert_eq!(answer.unwrap_err().kind(), ErrorKind::ConnectionRefused, "{address}");
+}
+
 #[test]
 fn ipv6_answers_from_the_first_question_on() {
-    const REPEATED: Duration = Duration::from_secs(1);
     let _host = Host::new();
     let pods: Vec<Pod> = (0..STORM).map(|_| Pod::new()).collect();
-    let ask = |pod: &Pod| {
-        for address in ips(&network().add(pod)).into_iter().filter(IpAddr::is_ipv6) {
-            let answer = TcpStream::connect_timeout(&SocketAddr::new(address, 9), REPEATED);
-            assert_eq!(answer.unwrap_err().kind(), ErrorKind::ConnectionRefused, "{address}");
-        }
-    };
+    let ask = |pod: &Pod| ips(&network().add(pod)).into_iter().for_each(assert_answers);
     thread::scope(|scope| pods.iter().for_each(|pod| drop(scope.spawn(move || ask(pod)))));
+}
+
+/// Those that come first, all at once, find the gateway at once, whoever of them made its address.
+#[test]
+fn a_new_gateway_answers_from_the_first_question_on() {
+    for _ in 0..STORM / 5 {
+        let _host = Host::new();
+        let pods: [Pod; 5] = std::array::from_fn(|_| Pod::new());
+        let ask = |pod: &Pod| {
+            network().add(pod);
+            pod.inside(|| {
+                ["fd00:88::1", "10.88.0.1"].iter().for_each(|ip| assert_answers(ip.parse().unwrap()))
+            });
+        };
+        thread::scope(|scope| pods.iter().for_each(|pod| drop(scope.spawn(move || ask(pod)))));
+    }
 }
