@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::guard::allowed_addresses;
-use super::isolation::{Allow, Peer, allow_rules};
+use super::isolation::{Allow, Peer, allow_rules, reduced};
 use super::names::Names;
 use super::ports::{Mapping, requested_mappings};
 use super::shaping::Shaping;
@@ -62,6 +62,7 @@ impl Asked {
         keys::refuse_others("args.weft", own, KEYS)?;
         let raw: Raw = decode_part("args.weft", own)?;
         let sources = raw.sources.map(|sources| prefixes("args.weft.sources", &sources)).transpose()?;
+        let sources = sources.map(reduced);
         let allow = allow_rules("args.weft.allow", &raw.allow, Some(&Peer::Own))?;
         Ok(Self { sources, allow, ..asked })
     }

@@ -8,6 +8,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::isolation::reduced;
 use super::{invalid, prefixes};
 
 /// A transport protocol with ports, by its IP protocol number.
@@ -101,7 +102,7 @@ impl PortPolicy {
         Ok(Self {
             snat: raw.snat.unwrap_or(true),
             masquerade_all: raw.masq_all,
-            sources: prefixes("sources", raw.sources.as_deref().unwrap_or_default())?,
+            sources: reduced(prefixes("sources", raw.sources.as_deref().unwrap_or_default())?),
         })
     }
 }

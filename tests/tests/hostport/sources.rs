@@ -55,6 +55,35 @@ fn of_a_network_and_of_one_container() {
     }
 }
 
+/// A prefix within another one adds nothing, nor does one that is there twice.
+#[test]
+fn prefixes_may_cover_each_other() {
+    let host = Host::new();
+    let outside = host.outside();
+    outside.inside(second_addresses);
+    let sources = json!([
+        "10.0.0.0/8", "10.1.0.0/16", "198.51.100.2", "198.51.100.2/32", "fd00::/8", "fd00:1::/32",
+        "2001:db8:ffff::2", "2001:db8:ffff::2/128",
+    ]);
+    for keys in [json!({ "sources": sources }), json!({ "args": { "weft": { "sources": sources } } })] {
+        let web = Pod::new();
+        let limited = with(&network().with(&keys), &[mapping(8080, 80)]);
+        let result = limited.add(&web);
+        limited.check(&web, &result).done();
+        let mirror = Mirror::on(&web, 80);
+        for (own, is_named) in [(Outside::PEER, true), (STRANGER, false)] {
+            outside.inside(|| speak_as(own));
+            for at in Outside::HOST.map(addr) {
+                match is_named {
+                    true => assert!(mirror.seen(&outside, (at, 8080)).is_some(), "{own:?} at {at}, {keys}"),
+                    false => assert!(mirror.is_closed_to(&outside, (at, 8080)), "{own:?} at {at}, {keys}"),
+                }
+            }
+        }
+        limited.del(&web);
+    }
+}
+
 #[test]
 fn a_neighbour_is_served_where_it_is_named() {
     let host = Host::new();
