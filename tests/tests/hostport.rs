@@ -2,6 +2,8 @@
 
 #[path = "hostport/addresses.rs"]
 mod addresses;
+#[path = "hostport/conflicts.rs"]
+mod conflicts;
 #[path = "hostport/listeners.rs"]
 mod listeners;
 #[path = "hostport/loopback.rs"]
@@ -16,14 +18,16 @@ mod sctp;
 mod several;
 #[path = "hostport/sources.rs"]
 mod sources;
+#[path = "hostport/transit.rs"]
+mod transit;
 #[path = "hostport/udp.rs"]
 mod udp;
 
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_tests::{Host, Injection, Mirror, Network, Outside, Pod, command, ips};
+use weft_tests::{Host, Injection, Mirror, Network, Outside, Pod, answered_as, command, ips};
 
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -75,20 +79,6 @@ fn from_everywhere_in_both_families() {
     }
 }
 
-/// A packet that only passes the host is none of its ports' (CVE-2025-67499).
-#[test]
-fn ports_of_other_machines_pass() {
-    let host = Host::new();
-    let outside = host.outside();
-    let (web, client) = (Pod::new(), Pod::new());
-    with(&network(), &[mapping(8080, 80)]).add(&web);
-    network().add(&client);
-    let theirs = Mirror::on(&outside, 8080);
-    for (at, host) in Outside::PEER.iter().zip(Outside::HOST) {
-        assert_eq!(theirs.seen(&client, (addr(at), 8080)), Some(addr(host)), "masqueraded, not redirected");
-    }
-}
-
 /// Rules that the host has for its own services come first (CVE-2019-9946).
 #[test]
 fn the_hosts_own_services_come_first() {
@@ -110,66 +100,6 @@ fn the_hosts_own_services_come_first() {
         assert_eq!(theirs.seen(&outside, (addr(at), 8080)), Some(addr(peer)), "from outside at {at}");
         assert!(theirs.seen(host.netns(), (addr(at), 8080)).is_some(), "from the host itself at {at}");
     }
-}
-
-#[test]
-fn a_second_claimant_hears_who_has_the_port() {
-    let _host = Host::new();
-    let holder = Pod::new();
-    let at = |ip: &str, port: u16| json!({ "hostPort": port, "containerPort": 80, "protocol": "tcp", "hostIP": ip });
-    let range: Vec<Value> = (9000..9100).map(|port| mapping(port, port)).collect();
-    let mut held = vec![mapping(8080, 80), at("10.88.0.1", 8081)];
-    held.extend(range);
-    with(&network(), &held).add(&holder);
-    for wanted in [
-        mapping(8080, 81),
-        at("10.88.0.1", 8080),
-        at("10.88.0.1", 8081),
-        mapping(8081, 80),
-        mapping(9050, 80),
-        at("127.0.0.1", 9099),
-    ] {
-        let pod = Pod::new();
-        let error = with(&network(), std::slice::from_ref(&wanted)).add_call(&pod).run().error_code(103);
-        error.assert_names(&[&holder.id, &wanted["hostPort"].to_string()]);
-    }
-    // A range meets single ports of every address and of one, and other ranges that it is in or that are in it.
-    let from_to =
-        |first: u16, last: u16| -> Vec<Value> { (first..=last).map(|port| mapping(port, port)).collect() };
-    let of_one = |first: u16, last: u16| -> Vec<Value> {
-        let at_one = |port| json!({ "hostPort": port, "containerPort": port, "hostIP": "10.88.0.1", "protocol": "tcp" });
-        (first..=last).map(at_one).collect()
-    };
-    let at_one = Pod::new();
-    with(&network(), &of_one(9200, 9299)).add(&at_one);
-    for (wanted, held_by) in [
-        (from_to(8075, 8085), &holder),
-        (from_to(8081, 8090), &holder),
-        (from_to(8000, 8100), &holder),
-        (of_one(8075, 8085), &holder),
-        (of_one(8000, 8200), &holder),
-        (of_one(9050, 9300), &holder),
-        (from_to(8990, 9110), &holder),
-        (from_to(9020, 9030), &holder),
-        (from_to(9190, 9310), &at_one),
-        (from_to(9290, 9310), &at_one),
-        (of_one(9290, 9310), &at_one),
-        (vec![mapping(9250, 80)], &at_one),
-        (vec![at("10.88.0.1", 9299)], &at_one),
-    ] {
-        let error = with(&network(), &wanted).add_call(&Pod::new()).run().error_code(103);
-        error.assert_names(&[&held_by.id]);
-    }
-    // What does not meet, and what is free again.
-    let pod = Pod::new();
-    let udp = json!({ "hostPort": 8080, "containerPort": 80, "protocol": "udp" });
-    let free = [udp, at("127.0.0.1", 8081), mapping(8999, 80), mapping(9100, 80), at("127.0.0.1", 9250)];
-    with(&network(), &free).add(&pod);
-    with(&network(), &from_to(9101, 9199)).add(&Pod::new());
-    with(&network(), &held).del(&holder);
-    with(&network(), &from_to(9000, 9099)).add(&Pod::new());
-    let next = Pod::new();
-    with(&network(), &[mapping(8080, 80)]).add(&next);
 }
 
 /// Whether others with ports are 3 or 100.
@@ -200,19 +130,29 @@ fn a_port_costs_the_same_however_many_others_have_one() {
     assert_eq!(count(), before);
 }
 
-/// A thousand ports are one element of the map, in each family.
+/// A thousand ports of a protocol are one element of the map, in each family.
 #[test]
 fn a_range_is_one_element() {
     let host = Host::new();
     let outside = host.outside();
     let pod = Pod::new();
-    let range: Vec<Value> = (20_000..21_000).map(|port| mapping(port, port)).collect();
-    with(&network(), &range).add(&pod);
-    let elements = command("nft list map inet weft hostport-range-v4");
-    assert_eq!(elements.matches("comment").count(), 1, "{elements}");
+    let of = |protocol: &str| -> Vec<Value> {
+        let one = |port| json!({ "hostPort": port, "containerPort": port, "protocol": protocol });
+        (20_000..21_000).map(one).collect()
+    };
+    with(&network(), &[of("tcp"), of("udp")].concat()).add(&pod);
+    for map in ["hostport-range-v4", "hostport-range-v6"] {
+        let elements = command(&format!("nft list map inet weft {map}"));
+        assert_eq!(elements.matches("comment").count(), 2, "{elements}");
+    }
     for port in [20_000, 20_500, 20_999] {
-        let mirror = Mirror::on(&pod, port);
-        assert!(mirror.seen(&outside, (addr(Outside::HOST[0]), port)).is_some(), "port {port}");
+        let by_tcp = Mirror::on(&pod, port);
+        let by_udp = pod.inside(|| UdpSocket::bind(("::", port)).expect("a socket"));
+        by_udp.set_read_timeout(Some(PATIENCE)).expect("a limit");
+        for (at, peer) in Outside::HOST.map(addr).into_iter().zip(Outside::PEER.map(addr)) {
+            assert_eq!(by_tcp.seen(&outside, (at, port)), Some(peer), "TCP at {at}, port {port}");
+            assert_eq!(answered_as(&outside, &by_udp, (at, port)), Some(peer), "UDP at {at}, port {port}");
+        }
     }
 }
 
