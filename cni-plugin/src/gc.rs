@@ -12,6 +12,7 @@ use weft_state::{Lock, boot_dir, started};
 use crate::conf::{self, Traces};
 use crate::fault::{Fault, failed};
 use crate::holdings::erasure;
+use crate::hostport;
 use crate::ipam;
 use crate::isolation;
 use crate::key::{AttachmentKey, VETH_PREFIX, group, hash_of_ifb, is_host_veth};
@@ -252,7 +253,8 @@ impl Collector<'_> {
             erasure::sweep(&mut nft, is_gone)?;
             let mut holders = localnet::holders(&self.traces.state_dir)?;
             holders.retain(|hash| is_gone(hash));
-            localnet::close(&self.traces.state_dir, &holders, self.args.call.deadline)
+            localnet::close(&self.traces.state_dir, &holders, self.args.call.deadline)?;
+            hostport::tidy(&mut nft, &self.traces.state_dir)
         };
         remove(netlink).map_err(|fault| failed(&"remove stale elements from the ruleset", fault))
     }

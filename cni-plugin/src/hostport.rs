@@ -29,13 +29,16 @@ use crate::ruleset::{self, Elements, by_address, of_family};
 
 mod claim;
 mod rules;
+mod shared;
 mod sources;
 #[cfg(test)]
 mod tests;
 
 use claim::{Claim, claim, meets, single_ports};
-use rules::{ADDRESSES, ANY, AT, LOCALNET, MASQUERADED, RANGES, SAME};
+use rules::{ADDRESSES, ANY, AT, HAIRPIN, LOCALNET, MASQUERADED, RANGES, SAME};
 pub use rules::{GROUP, SOURCES_GROUP};
+pub use shared::tidy;
+use sources::targets;
 
 /// How many ports are tried for a listener at most, one socket each.
 const PROBES: usize = 64;
@@ -136,6 +139,12 @@ impl Ports {
             ));
         }
         own.extend(sources::elements(&self.claims, &self.sources, &self.neighbours));
+        let has_neighbours = |to: &IpAddr| self.same.iter().any(|prefix| prefix.contains(*to));
+        own.extend(
+            targets(&self.claims).into_iter().filter(has_neighbours).map(|to| {
+                Element::new(by_address(&HAIRPIN, to), Tuple::default().address(to), to.to_string())
+            }),
+        );
         let mut shared: Vec<Element> = self.same.iter().map(|prefix| same(*prefix)).collect();
         let places: BTreeSet<IpAddr> = self.claims.iter().filter_map(|claim| claim.at).collect();
         shared.extend(places.into_iter().map(|at| {

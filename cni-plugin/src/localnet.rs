@@ -37,6 +37,13 @@ pub fn open(state_dir: &Path, interface: &IfName, hash: &str) -> Result<(), Faul
     Ok(())
 }
 
+/// Whether an interface is open, or ought to be.
+pub fn is_open(state_dir: &Path, interface: &str) -> Result<bool, Fault> {
+    let Ok(interface) = interface.parse::<IfName>() else { return Ok(false) };
+    let is_noted = notes(state_dir).join(interface.as_str()).is_dir();
+    Ok(is_noted || Sysctl::route_localnet(interface.as_str()).get()?.as_deref() == Some("1"))
+}
+
 /// Takes away the notes of attachments, and closes the interfaces of which none is left.
 pub fn close(state_dir: &Path, hashes: &[impl AsRef<Path>], deadline: Deadline) -> Result<(), Fault> {
     let dir = notes(state_dir);

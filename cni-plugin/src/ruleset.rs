@@ -23,6 +23,7 @@ mod group;
 mod idle;
 pub mod network;
 mod rules;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -43,7 +44,7 @@ pub static GROUPS: [&Group; 5] =
 pub struct Elements {
     /// Its own: added, or another has them.
     pub own: Vec<Element>,
-    /// Those that attachments share and none takes back.
+    /// Those that attachments share and none takes back: that is for GC.
     pub shared: Vec<Element>,
     /// Those of its network, which go when the network's configuration does not have them any more.
     pub network: Vec<Element>,
@@ -140,14 +141,15 @@ fn remake(nft: &mut Nft, group: &Group, elements: &[Element], needed: &Elements)
 
 /// What attachments have in a group, everything once.
 fn of_group(group: &Group, all: &[Elements]) -> Vec<Element> {
+    let within = |element: &&Element| group.sets.contains(&element.set);
+    let shared = all.iter().flat_map(|elements| &elements.shared).filter(within);
+    let mut found = shared::widest(shared.cloned());
     let mut networks = BTreeSet::new();
-    let mut found: Vec<Element> = Vec::new();
     for elements in all {
         let mark = elements.network.first().map(|first| first.comment.as_str());
         let is_new = mark.is_some_and(|mark| networks.insert(mark));
         let network = elements.network.iter().filter(|_| is_new);
-        let within = |element: &&Element| group.sets.contains(&element.set);
-        found.extend(elements.own.iter().chain(&elements.shared).chain(network).filter(within).cloned());
+        found.extend(elements.own.iter().chain(network).filter(within).cloned());
     }
     found
 }
@@ -163,13 +165,13 @@ pub fn add(
     elements: &Elements,
     alive: &dyn Fn(&str) -> bool,
 ) -> Result<Vec<Element>, Fault> {
-    let mut changes = Change::for_elements(&elements.own, Change::create_elements);
-    changes.extend(Change::for_elements(&elements.shared, Change::ensure_elements));
-    if changes.is_empty() {
+    let own = Change::for_elements(&elements.own, Change::create_elements);
+    let mut shared = Change::for_elements(&elements.shared, Change::ensure_elements);
+    if own.is_empty() && shared.is_empty() {
         return Ok(Vec::new());
     }
     for _ in 0..ATTEMPTS {
-        let refusal = match nft.batch(changes.clone()) {
+        let refusal = match nft.batch(own.iter().chain(&shared).cloned().collect()) {
             Ok(()) => return Ok(Vec::new()),
             Err(refusal) => refusal,
         };
@@ -183,7 +185,8 @@ pub fn add(
             }
         }
         if holders.is_empty() {
-            return Err(refusal.into());
+            shared = shared::make_way(nft, &elements.shared)?.ok_or(refusal)?;
+            continue;
         }
         let mut of_the_same = Vec::new();
         for (element, holder) in holders {
@@ -254,10 +257,12 @@ pub fn put_back(nft: &mut Nft, held: &[Elements]) -> NlResult<bool> {
             if wanted.is_empty() {
                 continue;
             }
-            let places = nft.elements(set)?.into_iter().map(|element| (element.key, element.end));
-            let present: BTreeSet<_> = places.collect();
-            let is_missing =
-                |element: &&&Element| !present.contains(&(element.key.clone(), element.end.clone()));
+            let present = nft.elements(set)?;
+            let places: BTreeSet<_> = present.iter().map(|element| (&element.key, &element.end)).collect();
+            let is_missing = |element: &&&Element| {
+                !places.contains(&(&element.key, &element.end))
+                    && !(element.comment.is_empty() && present.iter().any(|present| present.covers(element)))
+            };
             missing.extend(wanted.iter().filter(is_missing).map(|element| (*element).clone()));
         }
     }

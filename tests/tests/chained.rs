@@ -64,6 +64,11 @@ fn port_alone() -> Value {
     wishes
 }
 
+/// A port besides: what several containers need of ports stays with who has it.
+fn other_port() -> Value {
+    json!({ "runtimeConfig": { "portMappings": [{ "hostPort": 8081, "containerPort": 81, "protocol": "tcp" }] } })
+}
+
 /// The host's end of the container's pair.
 fn host_end(previous: &Value) -> &str {
     previous["interfaces"][1]["name"].as_str().unwrap()
@@ -224,7 +229,7 @@ fn gc_takes_off_what_is_on_no_valid_container() {
     let (stale, alive) = (Pod::new(), Pod::new());
     let (of_stale, of_alive) = (bridged(&stale, "1.1.0"), bridged(&alive, "1.1.0"));
     let limits = json!({ "egressRate": 8_000_000 });
-    let kept = behind(&of_alive, &limits).add(&alive);
+    let kept = behind(&of_alive, &limits).with(&other_port()).add(&alive);
     let before = World::of(&host, &[&stale, &alive]);
     let network = behind(&of_stale, &wishes());
     network.add(&stale);

@@ -45,7 +45,10 @@ pub(super) static RANGES: [Set; 2] = [
 /// The host's addresses of which one alone has or had a port: where to look for who wants a port of every address. No rule asks it.
 pub(super) static ADDRESSES: [Set; 2] =
     [set("hostport-addresses-v4", &[V4], &[], false), set("hostport-addresses-v6", &[V6], &[], false)];
-/// Pairs of a prefix with itself: who talks within it would be answered directly.
+/// Containers whose clients are masqueraded where they would be answered directly.
+pub(super) static HAIRPIN: [Set; 2] =
+    [set("hostport-hairpin-v4", &[V4], &[], false), set("hostport-hairpin-v6", &[V6], &[], false)];
+/// Pairs of a prefix with itself: who talks within it would be.
 pub(super) static SAME: [Set; 2] =
     [set("hostport-same-v4", &[V4, V4], &[], true), set("hostport-same-v6", &[V6, V6], &[], true)];
 /// Containers all of whose clients are masqueraded.
@@ -73,8 +76,8 @@ pub static GROUP: Group = Group {
     name: "host port",
     table: Table::Inet,
     sets: &[
-        ANY[0], ANY[1], AT[0], AT[1], RANGES[0], RANGES[1], ADDRESSES[0], ADDRESSES[1], SAME[0], SAME[1],
-        MASQUERADED[0], MASQUERADED[1], LOCALNET,
+        ANY[0], ANY[1], AT[0], AT[1], RANGES[0], RANGES[1], ADDRESSES[0], ADDRESSES[1], HAIRPIN[0],
+        HAIRPIN[1], SAME[0], SAME[1], MASQUERADED[0], MASQUERADED[1], LOCALNET,
     ],
     chains: &[
         Chain { name: "hostport", kind: ChainKind::Regular, rules: to_containers, uses: 9 },
@@ -156,7 +159,10 @@ fn masqueraded() -> Vec<Rule> {
     let rules = FAMILIES.iter().flat_map(|&(family, at)| {
         let begin = || Rule::any().dnatted().and_of(family);
         [
-            begin().found(&[Load::Source(family), Load::Destination(family)], &SAME[at]).masquerade(),
+            begin()
+                .found(&[Load::Destination(family)], &HAIRPIN[at])
+                .found(&[Load::Source(family), Load::Destination(family)], &SAME[at])
+                .masquerade(),
             begin().found(&[Load::Destination(family)], &MASQUERADED[at]).masquerade(),
         ]
     });

@@ -14,8 +14,6 @@ pub(super) fn elements(claims: &[Claim], sources: &[IpNetwork], neighbours: &[Ip
     if sources.is_empty() {
         return Vec::new();
     }
-    let mut targets: Vec<IpAddr> = claims.iter().map(|claim| claim.to).collect();
-    targets.dedup();
     let limited = |to: &IpAddr| {
         let limited = Element::new(by_address(&LIMITED, *to), Tuple::default().address(*to), to.to_string());
         std::iter::once(limited)
@@ -25,7 +23,14 @@ pub(super) fn elements(claims: &[Claim], sources: &[IpNetwork], neighbours: &[Ip
     };
     // A record of a version that limited nobody who asks the container itself names no neighbours.
     let ports = if neighbours.is_empty() { Vec::new() } else { ports(claims) };
-    targets.iter().flat_map(limited).chain(ports).collect()
+    targets(claims).iter().flat_map(limited).chain(ports).collect()
+}
+
+/// The container's addresses to which ports of the host lead: one of a family.
+pub(super) fn targets(claims: &[Claim]) -> Vec<IpAddr> {
+    let mut targets: Vec<IpAddr> = claims.iter().map(|claim| claim.to).collect();
+    targets.dedup();
+    targets
 }
 
 /// A container with each of the prefixes of its family.

@@ -33,6 +33,7 @@ pub fn check(nft: &mut Nft, elements: &Elements) -> Result<(), String> {
                     wanted.set.name, wanted.set.table, wanted.text
                 ));
             }
+            Some(found) if wanted.comment.is_empty() && found.covers(wanted) => {}
             Some(found)
                 if found.data != wanted.data || found.key != wanted.key || found.end != wanted.end =>
             {

@@ -13,7 +13,7 @@ struct Layout {
     without: &'static [&'static str],
 }
 
-const LAYOUTS: [Layout; 8] = [
+const LAYOUTS: [Layout; 9] = [
     Layout {
         what: "the guard knows ports by their names",
         instead: &[
@@ -91,9 +91,20 @@ const LAYOUTS: [Layout; 8] = [
         what: "ports of private networks are nothing special, and the flow to a port is nobody's",
         instead: &[
             ("\t\tiifname @private-ports oifname @private-ports drop\n", ""),
-            ("\t\tct status dnat ip saddr . ip daddr @hostport-same-v4 masquerade fully-random\n", ""),
+            (
+                "\t\tct status dnat ip daddr @hostport-hairpin-v4 ip saddr . ip daddr @hostport-same-v4 masquerade fully-random\n",
+                "",
+            ),
         ],
         without: &["private-ports", "hostport-same-v4"],
+    },
+    Layout {
+        what: "whose neighbours are masqueraded is told by prefixes alone",
+        instead: &[(
+            "ip daddr @hostport-hairpin-v4 ip saddr . ip daddr @hostport-same-v4",
+            "ip saddr . ip daddr @hostport-same-v4",
+        )],
+        without: &["hostport-hairpin-v4"],
     },
 ];
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use weft_tests::{Call, Pod, Random, World};
 
-use crate::{behind, bridged, used_host, wishes};
+use crate::{behind, bridged, other_port, used_host, wishes};
 
 const KILLS: u32 = 60;
 
@@ -23,7 +23,8 @@ fn kill(call: Call, usual: Duration, random: &mut Random) {
 fn add_and_del_then_add_or_del_or_gc() {
     let mut random = Random::new();
     let host = used_host();
-    let pod = Pod::new();
+    let (pod, stays) = (Pod::new(), Pod::new());
+    behind(&bridged(&stays, "1.1.0"), &other_port()).add(&stays);
     let previous = bridged(&pod, "1.1.0");
     let network = behind(&previous, &wishes());
     let start = Instant::now();
@@ -45,7 +46,7 @@ fn add_and_del_then_add_or_del_or_gc() {
                 network.del(&pod);
             }
             1 => network.del(&pod),
-            _ => network.gc(&[("another", "eth0")]),
+            _ => network.gc(&[("another", "eth0"), (&stays.id, "eth0")]),
         }
         before.assert_unchanged(&host, &[&pod], &format!("ADD killed, number {number}"));
     }

@@ -1,7 +1,10 @@
 //! Whom a container sees as its client: the client itself, unless every client is masqueraded.
 
+use std::net::{IpAddr, UdpSocket};
+use std::time::Duration;
+
 use serde_json::{Value, json};
-use weft_tests::{Host, Mirror, Network, Outside, Pod, ips};
+use weft_tests::{Host, Mirror, Network, Outside, Place, Pod, ips};
 
 use crate::{addr, mapping, network, with};
 
@@ -71,4 +74,45 @@ fn a_client_of_another_network_is_seen_as_its_network_says() {
         other.del(&client);
         other.gc(&[]);
     }
+}
+
+/// Whom a server sees as the sender of a datagram.
+fn sender_seen(server: &UdpSocket, from: &Pod, target: (IpAddr, u16)) -> IpAddr {
+    let any = if target.0.is_ipv4() { "0.0.0.0" } else { "::" };
+    let client = from.there(|| UdpSocket::bind((any, 0)).expect("a socket"));
+    client.send_to(b"hello", target).expect("send");
+    let (_, seen) = server.recv_from(&mut [0; 8]).unwrap_or_else(|error| panic!("at {target:?}: {error}"));
+    seen.ip().to_canonical()
+}
+
+/// Each container's clients are masqueraded as its network said when it came. Of who is answered directly, as without `snat`,
+/// a datagram arrives.
+#[test]
+fn whom_a_neighbour_is_seen_as_is_for_snat_to_say() {
+    let host = Host::new();
+    let _outside = host.outside();
+    let (neighbour, former, later) = (Pod::new(), Pod::new(), Pod::new());
+    let own = ips(&network().add(&neighbour));
+    let udp = |port: u16| json!({ "hostPort": port, "containerPort": 53, "protocol": "udp" });
+    let with_snat = with(&network(), &[udp(5353)]);
+    let without = with(&network().with(&json!({ "snat": false })), &[udp(5354)]);
+    let server = |pod: &Pod| {
+        let server = pod.inside(|| UdpSocket::bind("[::]:53").expect("a socket"));
+        server.set_read_timeout(Some(Duration::from_secs(3))).expect("a limit");
+        server
+    };
+    with_snat.add(&former);
+    without.add(&later);
+    let (of_former, of_later) = (server(&former), server(&later));
+    let assert_seen_itself = |when: &str| {
+        for (at, own) in Outside::HOST.map(addr).into_iter().zip(&own) {
+            assert_eq!(sender_seen(&of_later, &neighbour, (at, 5354)), *own, "at {at}, {when}");
+        }
+    };
+    for (at, gateway) in Outside::HOST.map(addr).into_iter().zip(GATEWAY) {
+        assert_eq!(sender_seen(&of_former, &neighbour, (at, 5353)), addr(gateway), "at {at}");
+    }
+    assert_seen_itself("while one of before is there");
+    with_snat.del(&former);
+    assert_seen_itself("when it is gone");
 }

@@ -82,6 +82,11 @@ impl Tuple {
         from_octets(&self.0)
     }
 
+    /// The interface's name, where it is the only field.
+    pub fn as_ifname(&self) -> String {
+        attribute::text(&self.0)
+    }
+
     /// The fields' bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.0
@@ -108,6 +113,9 @@ pub struct Element {
     /// For errors: the values as text.
     pub text: String,
 }
+
+/// The first and the last value of a field.
+type Ends<'a> = (Option<&'a [u8]>, Option<&'a [u8]>);
 
 impl Element {
     /// An element of a set of single keys.
@@ -139,14 +147,27 @@ impl Element {
 
     /// Whether two elements of a set have a key in common.
     pub fn overlaps(&self, other: &Self) -> bool {
+        self.all_fields(other, |(first, last), (other_first, other_last)| {
+            first <= other_last && other_first <= last
+        })
+    }
+
+    /// Whether it has all keys of another element of its set.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.all_fields(other, |(first, last), (other_first, other_last)| {
+            first <= other_first && other_last <= last
+        })
+    }
+
+    /// Whether this holds for the first and last values of all fields of two elements of a set.
+    fn all_fields(&self, other: &Self, holds: impl Fn(Ends<'_>, Ends<'_>) -> bool) -> bool {
         let mut offset = 0;
         self.set == other.set
             && self.set.key.iter().all(|field| {
                 let at = offset..offset + field.len();
                 offset = padded(at.end);
-                let (first, last) = (self.key.0.get(at.clone()), self.last().get(at.clone()));
-                let (other_first, other_last) = (other.key.0.get(at.clone()), other.last().get(at));
-                first <= other_last && other_first <= last
+                let own = (self.key.0.get(at.clone()), self.last().get(at.clone()));
+                holds(own, (other.key.0.get(at.clone()), other.last().get(at)))
             })
     }
 

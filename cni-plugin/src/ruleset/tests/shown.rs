@@ -42,9 +42,9 @@ fn nft_shows_the_host_ports_as_they_are_meant() {
         rules_of("inet", "hostport-masq"),
         [
             "type nat hook postrouting priority srcnat; policy accept;",
-            "ct status dnat ip saddr . ip daddr @hostport-same-v4 masquerade fully-random",
+            "ct status dnat ip daddr @hostport-hairpin-v4 ip saddr . ip daddr @hostport-same-v4 masquerade fully-random",
             "ct status dnat ip daddr @hostport-masq-v4 masquerade fully-random",
-            "ct status dnat ip6 saddr . ip6 daddr @hostport-same-v6 masquerade fully-random",
+            "ct status dnat ip6 daddr @hostport-hairpin-v6 ip6 saddr . ip6 daddr @hostport-same-v6 masquerade fully-random",
             "ct status dnat ip6 daddr @hostport-masq-v6 masquerade fully-random",
             "ct status dnat ip saddr 127.0.0.0/8 masquerade fully-random",
         ]
