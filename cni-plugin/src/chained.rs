@@ -3,26 +3,29 @@
 //! Only what concerns an interface whoever made it is done here: host ports, guard, isolation and limits. The result is that of the plugin
 //! before. DEL and GC go by key and record and are those of all attachments, in [`crate::detach`] and [`crate::gc`].
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use cni_protocol::{AddArgs, AddResult, Call, CheckArgs, Code, ContainerNetns, Error, Outcome, StatusArgs};
 use serde_json::Value;
 use weft_net::nft::Nft;
-use weft_net::{NetError, Netlink};
+use weft_net::{Family, NetError, Netlink};
 
 use crate::begin;
 use crate::check;
-use crate::conf::Asked;
 use crate::conf::chained::Chained;
 use crate::conf::names::Names;
+use crate::conf::{Asked, Traces};
 use crate::fault::failed;
+use crate::firewalls::{self, Traffic};
 use crate::guard;
 use crate::holdings::hold::hold;
+use crate::hostport;
 use crate::isolation;
 use crate::key::AttachmentKey;
 use crate::pod::Pod;
 use crate::record::{self, Found};
-use crate::ruleset;
+use crate::ruleset::{self, Group};
 use crate::shaping::{self, HostEnd, Limited};
 use crate::status;
 use crate::step::Journal;
@@ -173,23 +176,55 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
     status::check_capabilities().map_err(refuse)?;
     status::check_state_dir(&conf.traces).map_err(refuse)?;
     let has_ports = status::can_have_ports(&args.call);
-    // Which interface will come is not known, so only what is asked for is sure to be needed.
-    let isolates = !conf.isolation_wishes.is_empty();
-    let guards = conf.guard_wish.is_some() && !conf.guard.is_empty();
-    if has_ports || isolates || guards {
+    let groups = needed(&conf, has_ports);
+    if !groups.is_empty() {
         let rehearse = || {
             let mut nft = Nft::open(args.call.deadline)?;
             nft.available()?;
-            let groups = [(isolates, isolation::GROUPS.as_slice()), (guards, &[&guard::GROUP])];
-            groups
-                .iter()
-                .filter(|(needed, _)| *needed)
-                .try_for_each(|(_, groups)| ruleset::rehearse(&mut nft, groups))
+            ruleset::rehearse(&mut nft, &groups)
         };
         rehearse().map_err(|error: NetError| refuse(failed(&"rehearse the rules", error.into())))?;
     }
     status::rehearse_limits(&args.call, &conf.shaping).map_err(refuse)?;
+    if has_ports {
+        check_firewalls(&args.call, &conf.traces).map_err(status::unless_told)?;
+    }
     Ok(Outcome::Done)
+}
+
+/// The groups of rules that are sure to be needed: which interface will come is not known, so it is what is asked for.
+fn needed(conf: &Chained, has_ports: bool) -> Vec<&'static Group> {
+    let mut groups = if has_ports { hostport::groups(&conf.ports) } else { Vec::new() };
+    if !conf.isolation_wishes.is_empty() {
+        groups.extend(isolation::GROUPS);
+    }
+    if conf.guard_wish.is_some() && !conf.guard.is_empty() {
+        groups.push(&guard::GROUP);
+    }
+    groups
+}
+
+/// Whether firewalls of others let pass what comes to host ports. By which bridge that goes is for the plugin before to choose, and told by
+/// the containers that are there; what else it forwards is its own affair.
+fn check_firewalls(call: &Call, traces: &Traces) -> Result<(), Error> {
+    let mut bridges: BTreeMap<String, BTreeSet<Family>> = BTreeMap::new();
+    for hash in record::hashes(&traces.state_dir, &call.network)? {
+        if let Found::Attached(content) = record::peek(&traces.state_dir, &call.network, &hash)?
+            && let Some(isolation) = &content.holdings.isolation
+            && let Some(bridge) = isolation.policy.bridge()
+        {
+            let families = isolation.addresses.iter().copied().map(Family::of);
+            bridges.entry(bridge.to_owned()).or_default().extend(families);
+        }
+    }
+    for (bridge, families) in &bridges {
+        let families: Vec<Family> = families.iter().copied().collect();
+        let ports = Traffic { bridge, families: &families, goes_out: false, has_ports: true, exits: &[] };
+        let nft = Nft::open(call.deadline);
+        let mut nft = nft.map_err(|error| failed(&"look at firewalls of others", error.into()))?;
+        firewalls::check(&mut nft, &ports)?;
+    }
+    Ok(())
 }
 
 fn open_host(call: &Call) -> Result<Netlink, Error> {

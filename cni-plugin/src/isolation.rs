@@ -233,6 +233,11 @@ impl Policy {
         }
     }
 
+    /// The bridge whose ports the containers are, as far as it is one.
+    pub fn bridge(&self) -> Option<&str> {
+        self.bridge.as_deref()
+    }
+
     /// What the network has in the rules.
     pub fn of_network(&self, name: &NetworkName) -> Vec<Element> {
         let mut elements = self.elements(name);

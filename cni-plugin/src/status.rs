@@ -16,6 +16,7 @@ use crate::fault::{Fault, failed};
 use crate::firewalls::{self, Traffic};
 use crate::guard;
 use crate::holdings::network::refuse_rivals;
+use crate::hostport;
 use crate::ipam;
 use crate::isolation::{self, Isolation};
 use crate::key::AttachmentKey;
@@ -53,10 +54,6 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
     check_bridge(args, &network, &plan).map_err(not_available)?;
     check_rules(args, &network, isolation.as_ref()).map_err(not_available)?;
     rehearse_limits(call, &network.shaping).map_err(not_available)?;
-    let unless_told = |error: Error| match error.code {
-        Code::NotAvailable | Code::LimitedConnectivity => error,
-        _ => not_available(error),
-    };
     if let Some(plugin) = &network.ipam {
         ipam::forward(Verb::Status, plugin, call).map_err(unless_told)?;
     }
@@ -85,6 +82,10 @@ fn check_rules(args: &StatusArgs, network: &Network, isolation: Option<&Isolatio
         refuse_rivals(&mut nft, &network.traces.state_dir, &network.name, &wanted)
             .map_err(|fault| failed(&"add the network to the ruleset", fault))?;
     }
+    if can_have_ports(&args.call) && network.gateway != Gateway::None {
+        ruleset::rehearse(&mut nft, &hostport::groups(&network.ports))
+            .map_err(|error| refused("rehearse the rules of host ports", error))?;
+    }
     if !network.guard.is_empty() {
         ruleset::rehearse(&mut nft, &[&guard::GROUP])
             .map_err(|error| refused("rehearse the rules of the guard", error))?;
@@ -100,6 +101,14 @@ fn rehearse_isolation(nft: &mut Nft, network: &Network) -> NlResult<()> {
         }
     }
     Ok(())
+}
+
+/// As STATUS says it, unless that is said already.
+pub fn unless_told(error: Error) -> Error {
+    match error.code {
+        Code::NotAvailable | Code::LimitedConnectivity => error,
+        _ => not_available(error),
+    }
 }
 
 /// What ADD would say, as STATUS says it.

@@ -11,6 +11,8 @@ mod isolation;
 mod kill;
 #[path = "chained/kinds.rs"]
 mod kinds;
+#[path = "chained/ports.rs"]
+mod ports;
 
 use std::fs;
 use std::io::{Read, Write};

@@ -20,6 +20,8 @@ mod sctp;
 mod several;
 #[path = "hostport/sources.rs"]
 mod sources;
+#[path = "hostport/status.rs"]
+mod status;
 #[path = "hostport/transit.rs"]
 mod transit;
 #[path = "hostport/udp.rs"]

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use weft_net::Family;
 use weft_net::nft::{ChainKind, Field, InetHookNumber, Load, Rule, Set, Table, Type};
 
+use crate::conf::ports::PortPolicy;
 use crate::ruleset::{Chain, FAMILIES, Group, V4, V6};
 
 /// `NF_IP_PRI_NAT_DST` of linux/netfilter_ipv4.h, `dstnat`, and then some: rules of the host's own services, like
@@ -123,6 +124,12 @@ pub static SOURCES_GROUP: Group = Group {
         uses: 5,
     }],
 };
+
+/// What ports of a network need.
+pub fn groups(policy: &PortPolicy) -> Vec<&'static Group> {
+    let limited = (!policy.sources.is_empty()).then_some(&SOURCES_GROUP);
+    std::iter::once(&GROUP).chain(limited).collect()
+}
 
 /// The kernel forwards nothing from a link-local address, and who sends to one of the host's does it from such: that is for the host.
 fn to_containers() -> Vec<Rule> {
