@@ -24,7 +24,7 @@ use crate::ruleset::Rules;
 use crate::shaping::{self, HostEnd};
 use crate::step::{Journal, Shared, Step};
 use crate::{begin, bridge, overlay, tuning};
-use links::{container_end, explain, present};
+use links::{container_end, explain, present, warn_of_mtu};
 use result::{describe, merged};
 use weft_net::{BridgePort, Entry, Link, NetError, Netlink, NewVeth, index_of};
 
@@ -173,6 +173,7 @@ impl Attachment {
         let dirs = (self.network.traces.state_dir.as_path(), data_dir.as_path());
         let joined = overlay::join(&mut self.host, dirs, &self.network.name, self.args.call.deadline)?;
         self.network.all_hosts.clone_from(&joined.overlay.networks);
+        warn_of_mtu(&self.network, &self.asked, joined.mtu);
         self.network.mtu = self.network.mtu.or(Some(joined.mtu));
         if joined.made {
             self.journal.note(Step::Shared(Shared::Overlay(joined.overlay)));

@@ -15,6 +15,8 @@ use weft_tests::{Access, Cluster, Etcd, Family, Network, Node, Pod, Random, Weft
 mod device;
 #[path = "overlay/isolation.rs"]
 mod isolation;
+#[path = "overlay/mtu.rs"]
+mod mtu;
 #[path = "overlay/networks.rs"]
 mod networks;
 #[path = "overlay/refresh.rs"]

@@ -3,7 +3,7 @@
 use cni_protocol::{Code, Error, IfName};
 
 use crate::bridge;
-use crate::conf::Network;
+use crate::conf::{Asked, Network};
 use crate::fault::{Change, Fault};
 use crate::key::AttachmentKey;
 use crate::pod::Pod;
@@ -27,6 +27,18 @@ pub(super) fn explain(error: &NetError, network: &Network, key: &AttachmentKey, 
         format!("the link exists, so {key} is attached although its record is lost: call DEL for it first")
     };
     Error::new(Code::Conflict, conflict).into()
+}
+
+/// Tells in the log of an MTU with which packets to other hosts are too large. Within the host they are not, so it is done as asked.
+pub(super) fn warn_of_mtu(network: &Network, asked: &Asked, fits: u32) {
+    let wishes = [("args.cni.mtu", asked.tuning.mtu), ("mtu", network.mtu)];
+    let wish = wishes.into_iter().find_map(|(key, mtu)| Some((key, mtu?)));
+    if let Some((key, mtu)) = wish.filter(|(_, mtu)| *mtu > fits) {
+        log::warn!(
+            "{key} is {mtu}, but {fits} fits between hosts: what is larger is refused or lost on the way to another host; leave {key} out, or \
+             give {fits} at most"
+        );
+    }
 }
 
 /// A link that has to be there.
