@@ -13,7 +13,7 @@ struct Layout {
     without: &'static [&'static str],
 }
 
-const LAYOUTS: [Layout; 9] = [
+const LAYOUTS: [Layout; 8] = [
     Layout {
         what: "the guard knows ports by their names",
         instead: &[
@@ -68,8 +68,12 @@ const LAYOUTS: [Layout; 9] = [
         without: &["hostport-addresses-v4", "hostport-addresses-v6", "allow-holders-v4", "allow-holders-v6"],
     },
     Layout {
-        what: "it is noted of whom by which interface others hold something",
+        what: "it is noted of whom by which interface others hold something, and prefixes alone tell who is masqueraded",
         instead: &[
+            (
+                "ip daddr @hostport-hairpin-v4 ip saddr . ip daddr @hostport-same-v4",
+                "ip saddr . ip daddr @hostport-same-v4",
+            ),
             (
                 "set allow-holders-v4 {\n\t\ttype ipv4_addr",
                 "set allow-holders-v4 {\n\t\ttype ifname . ipv4_addr",
@@ -77,7 +81,7 @@ const LAYOUTS: [Layout; 9] = [
             ("\n10.88.0.2 comment", "\n\"eth0\" . 10.88.0.2 comment"),
             ("\n10.88.0.3 comment", "\n\"eth0\" . 10.88.0.3 comment"),
         ],
-        without: &[],
+        without: &["hostport-hairpin-v4"],
     },
     Layout {
         what: "a part of the guard is off by the port's name",
@@ -97,14 +101,6 @@ const LAYOUTS: [Layout; 9] = [
             ),
         ],
         without: &["private-ports", "hostport-same-v4"],
-    },
-    Layout {
-        what: "whose neighbours are masqueraded is told by prefixes alone",
-        instead: &[(
-            "ip daddr @hostport-hairpin-v4 ip saddr . ip daddr @hostport-same-v4",
-            "ip saddr . ip daddr @hostport-same-v4",
-        )],
-        without: &["hostport-hairpin-v4"],
     },
 ];
 
