@@ -99,20 +99,19 @@ fn join(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(), 
     ended.unwrap_or_else(|panic| Err(Error::new(Code::Internal, format!("a network's loop: {panic}"))))
 }
 
-/// READY once all networks are ready, and a line of status whenever it changes.
+/// READY once of every network all is set up that can be, and a line of status whenever it changes. Whether that is enough is left to
+/// `/readyz`: what is missing may come only with what starts later.
 async fn tell_systemd(truths: Truths) {
     let mut timer = tokio::time::interval(Duration::from_millis(20));
     let (mut ready, mut said) = (false, String::new());
     loop {
         timer.tick().await;
         let text = summary(&truths).1.trim_end().replace('\n', "; ");
-        // Its seconds make an outage's line another one each time.
-        let now: String = text.split("; trouble with etcd").next().unwrap_or_default().to_owned();
-        if now != said {
+        if text != said {
             service::status(&text);
-            said = now;
+            said = text;
         }
-        if !ready && truths.iter().all(|truth| truth.borrow().ready().is_ok()) {
+        if !ready && truths.iter().all(|truth| truth.borrow().settled) {
             ready = true;
             service::ready();
             timer = tokio::time::interval(Duration::from_secs(2));

@@ -48,8 +48,12 @@ impl Weftd {
 
     /// Starts it with a configuration.
     pub fn with(node: &Node, conf: &Value) -> Self {
-        let daemon = node.start(Self::command(node, conf));
-        Self { daemon, netns: node.netns().clone() }
+        Self::by(node, Self::command(node, conf))
+    }
+
+    /// Starts it by a command that [`Weftd::command`] gave, or by one that executes that.
+    pub fn by(node: &Node, command: Command) -> Self {
+        Self { daemon: node.start(command), netns: node.netns().clone() }
     }
 
     /// The command that starts it with a configuration.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use weft_tests::{
-    Access, Call, Cluster, Etcd, Family, Network, Node, Pod, Weftd, assert_all_reach, command, eventually,
-    ips,
+    Access, Call, Cluster, Daemon, Etcd, Family, Network, Node, Pod, Weftd, assert_all_reach, command,
+    eventually, ips,
 };
 
 #[path = "agent/access.rs"]

@@ -96,10 +96,17 @@ impl Network {
         let (sender, news) = mpsc::channel(1024);
         let unused = unused(&conf, all)?;
         let wish = if lease.is_none() { subnet_env::key_in(&conf.subnet_file) } else { None };
-        let (network, data_dir) = (conf.name.clone(), all.data_dir.clone());
-        tokio::task::spawn_local(
-            Store { network, data_dir, conf: etcd, lease: lease.clone(), wish, unused, news: sender }.run(),
-        );
+        let store = Store {
+            network: conf.name.clone(),
+            data_dir: all.data_dir.clone(),
+            state_dir: all.state_dir.clone(),
+            conf: etcd,
+            lease: lease.clone(),
+            wish,
+            unused,
+            news: sender,
+        };
+        tokio::task::spawn_local(store.run());
         let network = Self {
             data_dir: all.data_dir.clone(),
             state_dir: all.state_dir.clone(),
@@ -174,6 +181,7 @@ impl Network {
         if all.into_iter().fold(false, |changed, news| self.take(news) | changed) {
             self.sync(if is_of_hosts { Cause::Hosts } else { Cause::Desire });
         }
+        self.truth.borrow_mut().settled = self.settled;
     }
 
     /// Whether anything ought to be different now.

@@ -2,7 +2,7 @@
 
 use sd_notify::NotifyState;
 
-/// Everything is set up: what needs the network may start.
+/// All is set up that can be: what needs the network may start.
 pub(super) fn ready() {
     tell(&[NotifyState::Ready]);
 }

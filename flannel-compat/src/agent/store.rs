@@ -10,6 +10,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use weft_ipam::etcd_conf::EtcdConf;
 use weft_ipam::lease::{self, Claimant, Keeper, Lease};
 use weft_ipam::registry::{Registry, Watched};
+use weft_ipam::store::glance;
 use weft_state::lease::{HostLease, Peers};
 
 use super::backoff::Backoff;
@@ -49,12 +50,13 @@ pub(super) enum News {
 pub(super) struct Store {
     pub(super) network: NetworkName,
     pub(super) data_dir: PathBuf,
+    pub(super) state_dir: PathBuf,
     pub(super) conf: EtcdConf,
     /// The last lease that is known of.
     pub(super) lease: Option<HostLease>,
     /// Without one: the key of the subnets that subnet.env names, where flanneld was here before.
     pub(super) wish: Option<String>,
-    /// Whether no container can have an address of that lease's subnet, so that any other one will do.
+    /// Whether no container could have an address of that lease's subnet at the start.
     pub(super) unused: bool,
     pub(super) news: mpsc::Sender<News>,
 }
@@ -119,7 +121,7 @@ impl Store {
         let claimant = Claimant {
             before: self.lease.as_ref(),
             wish: self.wish.as_deref(),
-            unused: self.unused,
+            unused: self.is_unused(),
             keeper: Keeper::Agent,
             others: &others,
         };
@@ -127,8 +129,13 @@ impl Store {
             Lease::Held(lease) => Ok(lease),
             Lease::Taken { key, owner } => Err(News::Taken { key, owner }),
             Lease::Unconfigured(error) => Err(News::Refused { why: error.msg, unused: false }),
-            Lease::Refused(error) => Err(News::Refused { why: error.msg, unused: self.unused }),
+            Lease::Refused(error) => Err(News::Refused { why: error.msg, unused: self.is_unused() }),
         })
+    }
+
+    /// Whether no container has an address of the lease's subnet, so that any other one will do: some may have come since the start.
+    fn is_unused(&self) -> bool {
+        self.unused && glance(&self.state_dir, &self.network).is_ok_and(|held| held.is_empty())
     }
 
     /// Follows hosts and lease.

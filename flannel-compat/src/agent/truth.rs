@@ -20,6 +20,8 @@ pub(super) struct Truth {
     pub(super) refused: Option<String>,
     /// Why the kernel's objects are not as they ought to be; `None` when they are, `Some` until they were looked at.
     pub(super) damage: Option<String>,
+    /// Whether etcd was heard, or known to be silent, and what could be set up with that is.
+    pub(super) settled: bool,
     pub(super) store: Store,
     /// How many other hosts are connected.
     pub(super) peers: usize,
@@ -58,6 +60,7 @@ impl Truth {
             lease: Held::Nothing,
             refused: None,
             damage: Some("nothing was set up yet".into()),
+            settled: false,
             store: Store::default(),
             peers: 0,
             rejected: BTreeMap::new(),

@@ -8,7 +8,7 @@ use super::*;
 mod plain_routes;
 
 /// How something is damaged, and how it looks when it is whole.
-struct Damage {
+pub(super) struct Damage {
     /// The metric that counts the repair.
     object: &'static str,
     /// What is run on the node.
@@ -38,7 +38,7 @@ fn foreign(family: Family) -> &'static str {
 }
 
 /// A family's device and settings, deleted or altered.
-fn damages_of_the_device(node: &Node, family: Family) -> Vec<Damage> {
+pub(super) fn damages_of_the_device(node: &Node, family: Family) -> Vec<Damage> {
     let (device, alone, foreign) = (family.device(), family.alone(), foreign(family));
     let (mac, address) = (family.mac(node), family.subnet(node).network());
     let name = format!("{device}: ");
@@ -102,7 +102,12 @@ pub(super) fn reaches_in(limit: Duration, from: &Pod, to: IpAddr, after: &str) {
 
 /// Damages something of host 0: it is repaired in time and counted, and traffic flows.
 #[track_caller]
-fn assert_repaired(fleet: &Fleet, Damage { object, line, look, says }: &Damage, from: &Pod, to: IpAddr) {
+pub(super) fn assert_repaired(
+    fleet: &Fleet,
+    Damage { object, line, look, says }: &Damage,
+    from: &Pod,
+    to: IpAddr,
+) {
     let (node, agent) = (fleet.node(0), &fleet.agents[0]);
     let heals =
         || agent.metric(&format!(r#"weft_heals_total{{network="pods",object="{object}"}}"#)).unwrap_or(0.0);

@@ -86,6 +86,30 @@ fn the_agent_starts_while_etcd_is_away() {
     });
 }
 
+/// Runtimes do not wait for it: a container that came before etcd could be asked has an address of the subnet on file, and another host has
+/// that by now.
+#[test]
+fn a_container_that_comes_before_etcd_does_is_not_left_in_a_subnet_that_the_host_leaves() {
+    let mut fleet = Fleet::new(1);
+    let own = subnet(fleet.node(0));
+    fleet.agents[0].daemon().stop();
+    fleet.etcd.put(&format!("{SUBNETS}{own}"), record("172.30.0.99", "8e:00:00:00:00:01"));
+    fleet.etcd.stop();
+    // As after a boot.
+    fs::remove_file(fleet.node(0).subnet_file()).expect("remove subnet.env");
+    fleet.agents[0] = Weftd::start(fleet.node(0), &fleet.etcd, &json!({}));
+    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
+    agent.ready();
+    let (_pod, result) = node.attach(&Weftd::network(&fleet.etcd));
+    assert!(ips(&result)[0].to_string().starts_with(own.trim_end_matches("0-24")), "{result}");
+    fleet.etcd.restart();
+    eventually(PATIENCE, "it is told, and nothing is changed", || {
+        let (status, text) = readiness(agent);
+        (status == 503 && text.contains("172.30.0.99") && text.contains(&own)).then_some(())
+    });
+    assert_eq!(fleet.etcd.keys(SUBNETS).len(), 1);
+}
+
 /// Before it ever had a subnet it waits, says for what, and begins when etcd is there.
 #[test]
 fn the_first_start_waits_for_etcd() {

@@ -1,11 +1,13 @@
 //! The agent as a service: one per network, its configuration, its unit, and what it tells systemd.
 
+use std::ffi::OsString;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Output};
 
 use weft_tests::dist;
 
+use super::heal::{assert_repaired, damages_of_the_device};
 use super::*;
 
 fn conf(file: &str) -> std::path::PathBuf {
@@ -72,23 +74,91 @@ fn the_documentation_has_every_flag_and_key() {
     }
 }
 
-/// systemd finds nothing to complain about in the unit.
-#[test]
-fn the_unit_is_valid() {
-    let unit = fs::read_to_string(conf("weftd.service")).expect("the unit");
+fn unit() -> String {
+    fs::read_to_string(conf("weftd.service")).expect("the unit")
+}
+
+/// What systemd says of the unit on a host with these other ones.
+#[track_caller]
+fn assert_valid(others: &[(&str, &str)]) {
     let program = "/usr/local/bin/weftd";
-    assert!(unit.contains(program));
+    assert!(unit().contains(program));
     let directory = tempfile::tempdir().expect("a directory");
-    let file = directory.path().join("weftd.service");
     let here = dist().join("weftd");
-    fs::write(&file, unit.replace(program, here.to_str().expect("a path"))).expect("write the unit");
+    let unit = unit().replace(program, here.to_str().expect("a path"));
+    let units = others.iter().copied().chain([("weftd.service", unit.as_str())]);
+    let files = units.map(|(name, text)| {
+        let file = directory.path().join(name);
+        fs::write(&file, text).expect("write a unit");
+        file
+    });
+    let mut path = OsString::from(directory.path());
+    // The machine's own come after these.
+    path.push(":");
     let output = Command::new("systemd-analyze")
         .args(["verify", "--man=no"])
-        .arg(&file)
+        .args(files)
+        .env("SYSTEMD_UNIT_PATH", path)
         .output()
         .unwrap_or_else(|error| panic!("systemd-analyze: {error}: apt-get install systemd"));
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && !text.contains("weftd.service"), "{text}");
+}
+
+/// systemd finds nothing to complain about in the unit.
+#[test]
+fn the_unit_is_valid() {
+    assert_valid(&[]);
+}
+
+/// Of whatever runtime: nothing that etcd needs waits for the agent.
+#[test]
+fn etcd_may_be_a_container_of_the_host() {
+    let runtime = "[Service]\nExecStart=/bin/true\n";
+    for name in ["containerd", "crio", "docker", "kubelet"].map(|name| format!("{name}.service")) {
+        let etcd = format!("[Unit]\nRequires={name}\nAfter={name}\n{runtime}");
+        let boot = format!("[Unit]\nWants={name} etcd.service weftd.service\n");
+        assert_valid(&[(&name, runtime), ("etcd.service", &etcd), ("boot.target", &boot)]);
+    }
+}
+
+/// With what the unit leaves it.
+#[test]
+fn its_capabilities_are_enough() {
+    let mut fleet = Fleet::of(2, CONFIG, &json!({ "ipMasq": true }));
+    fleet.acquainted();
+    let (one, _) = fleet.pod(0);
+    let (_other, address) = fleet.pod(1);
+    let unit = unit();
+    let names = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).expect("a set");
+    let names: Vec<&str> = names.split_whitespace().collect();
+    let bounds = names
+        .iter()
+        .fold("-all".to_owned(), |set, name| set + ",+" + &name.trim_start_matches("CAP_").to_lowercase());
+    assert!(unit.contains("NoNewPrivileges=yes"));
+    fleet.agents[0].daemon().stop();
+    let node = fleet.node(0);
+    // Nothing that it needs is there yet.
+    for line in ["nft flush ruleset", "sysctl -q -w net.ipv4.ip_forward=0"] {
+        node.command(line);
+    }
+    node.command(&format!("ip link del {DEVICE}"));
+    fs::remove_file(node.subnet_file()).expect("remove subnet.env");
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set", &bounds, "--no-new-privs", "--"]).arg(dist().join("weftd"));
+    command.arg("--config").arg(node.directory().join("weftd.json"));
+    fleet.agents[0] = Weftd::by(node, command);
+    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
+    agent.ready();
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.daemon().pid())).expect("a process");
+    let has = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).expect("its capabilities");
+    let has = u64::from_str_radix(has, 16).expect("a number");
+    assert_eq!(has.count_ones() as usize, names.len(), "{status}");
+    assert!(status.contains("NoNewPrivs:\t1\n"), "{status}");
+    assert!(node.subnet_file().is_file());
+    for damage in damages_of_the_device(node, Family::V4) {
+        assert_repaired(&fleet, &damage, &one, address);
+    }
 }
 
 /// A second agent for the same network ends, naming the first; a plugin sees that one lives.
@@ -105,27 +175,31 @@ fn one_agent_per_network() {
     fleet.agents[0].ready();
 }
 
-#[test]
-fn systemd_is_told() {
-    let cluster = Cluster::new(1);
-    let node = cluster.node(0);
-    let etcd = cluster.etcd(1, Access::Open);
-    fs::create_dir_all(node.directory()).expect("make a node's directory");
-    let path = node.directory().join("notify");
-    let socket = UnixDatagram::bind(&path).expect("a socket");
-    socket.set_read_timeout(Some(PATIENCE)).expect("set a limit");
-    let network = json!({
-        "name": "pods",
-        "etcd": { "endpoints": etcd.endpoints(), "prefix": Weftd::PREFIX },
-        "subnetFile": node.subnet_file(),
-    });
-    let mut command = Weftd::command(node, &json!({ "networks": [network] }));
-    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
-    let agent = node.start(command);
-    let next = || {
+/// What systemd is told.
+struct Told(UnixDatagram);
+
+impl Told {
+    /// Starts the agent with somebody who listens.
+    fn by(node: &Node, etcd: &Etcd) -> (Self, Daemon) {
+        fs::create_dir_all(node.directory()).expect("make a node's directory");
+        let path = node.directory().join("notify");
+        drop(fs::remove_file(&path));
+        let socket = UnixDatagram::bind(&path).expect("a socket");
+        socket.set_read_timeout(Some(PATIENCE)).expect("set a limit");
+        let network = json!({
+            "name": "pods",
+            "etcd": { "endpoints": etcd.endpoints(), "prefix": Weftd::PREFIX },
+            "subnetFile": node.subnet_file(),
+        });
+        let mut command = Weftd::command(node, &json!({ "networks": [network] }));
+        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
+        (Self(socket), node.start(command))
+    }
+
+    fn next(&self) -> String {
         let mut buffer = [0; 4096];
         loop {
-            match socket.recv(&mut buffer) {
+            match self.0.recv(&mut buffer) {
                 // A signal of this process, like that of a child of another test.
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 told => {
@@ -134,31 +208,58 @@ fn systemd_is_told() {
                 }
             }
         }
-    };
-    let until = |wanted: &str, never: &str| {
+    }
+
+    /// Waits for this, before which `never` is not told.
+    #[track_caller]
+    fn until(&self, wanted: &str, never: &str) {
         for _ in 0..200 {
-            let told = next();
+            let told = self.next();
             assert!(never.is_empty() || !told.contains(never), "{told}");
             if told.contains(wanted) {
-                return told;
+                return;
             }
         }
         panic!("{wanted} was not told");
-    };
-    // Without a configuration in etcd it lives, but is not ready, and says why.
-    until("STATUS=pods: no subnet", "READY=1");
-    until("WATCHDOG=1", "READY=1");
+    }
+}
+
+#[test]
+fn systemd_is_told() {
+    let cluster = Cluster::new(1);
+    let etcd = cluster.etcd(1, Access::Open);
+    let (told, agent) = Told::by(cluster.node(0), &etcd);
+    // Without a configuration in etcd there is nothing to wait for, and it says why there is no subnet.
+    told.until("READY=1", "STOPPING=1");
+    told.until("/coreos.com/network/config is not in etcd", "STOPPING=1");
     etcd.put("/coreos.com/network/config", CONFIG);
-    until("STATUS=pods: subnet 10.", "STOPPING=1");
-    until("READY=1", "STOPPING=1");
+    told.until("STATUS=pods: subnet 10.", "READY=1");
     let began = Instant::now();
     for _ in 0..3 {
-        until("WATCHDOG=1", "STOPPING=1");
+        told.until("WATCHDOG=1", "STOPPING=1");
     }
     assert!(began.elapsed() < Duration::from_millis(1200), "{:?}", began.elapsed());
     agent.signal(nix::sys::signal::Signal::SIGTERM);
-    until("STOPPING=1", "");
+    told.until("STOPPING=1", "");
     assert!(agent.wait().success());
+}
+
+/// Whoever starts after it finds what could be had: all of it with etcd, without etcd what is on file.
+#[test]
+fn systemd_hears_that_it_has_started_once_all_is_set_up_that_can_be() {
+    let cluster = Cluster::new(1);
+    let node = cluster.node(0);
+    let etcd = cluster.etcd(1, Access::Open);
+    etcd.put("/coreos.com/network/config", CONFIG);
+    for _ in 0..2 {
+        let (told, agent) = Told::by(node, &etcd);
+        told.until("READY=1", "STOPPING=1");
+        assert!(node.link(DEVICE).is_some() && node.subnet_file().is_file());
+        agent.stop();
+        node.command(&format!("ip link del {DEVICE}"));
+        fs::remove_file(node.subnet_file()).expect("remove subnet.env");
+        etcd.stop();
+    }
 }
 
 #[test]
