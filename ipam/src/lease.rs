@@ -124,12 +124,15 @@ pub async fn rehearse(
     }
 }
 
-/// Renews it; `None` when it is gone.
+/// Renews it, or sees that the record is there where that has no lease; `None` when it is gone.
 ///
 /// # Errors
 /// [`Code::TryAgain`].
 pub async fn keep(registry: &mut Registry, lease: &HostLease) -> Result<Option<HostLease>, Error> {
-    let there = lease.lease_id == 0 || registry.keep_alive(lease.lease_id).await?;
+    let there = match lease.lease_id {
+        0 => registry.has(&lease.key, &lease.value).await?,
+        id => registry.keep_alive(id).await?,
+    };
     Ok(there.then(|| HostLease { renewed: since_1970().as_secs(), ..lease.clone() }))
 }
 

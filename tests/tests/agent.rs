@@ -32,6 +32,8 @@ mod masquerade;
 mod networks;
 #[path = "agent/outage.rs"]
 mod outage;
+#[path = "agent/pinned.rs"]
+mod pinned;
 #[path = "agent/records.rs"]
 mod records;
 #[path = "agent/renumbered.rs"]

@@ -26,7 +26,7 @@ use super::truth::{Held, REMEDY, Truth};
 const LOOK: Duration = Duration::from_secs(10);
 /// How often peers are put on file at most: a thousand hosts that come at once are one or two files.
 const SAVE: Duration = Duration::from_secs(1);
-/// A lease is on file as renewed so long ago at most: for whoever looks at it without the agent.
+/// A lease that ends is on file as renewed so long ago at most: for whoever looks at it without the agent.
 const LEASE_AGE: u64 = 60;
 
 pub(super) struct Network {
@@ -226,7 +226,8 @@ impl Network {
         let on_file = self.on_file.as_ref().is_some_and(|known| {
             same(known)
                 && known.lease_id == lease.lease_id
-                && lease.renewed.saturating_sub(known.renewed) < LEASE_AGE.min(lease.ttl / 10)
+                && (lease.ttl == 0
+                    || lease.renewed.saturating_sub(known.renewed) < LEASE_AGE.min(lease.ttl / 10))
         });
         // A lease that ended before its time went with the store's data.
         if self.lease.as_ref().is_some_and(|known| {
