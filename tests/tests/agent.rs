@@ -42,6 +42,8 @@ mod renumbered;
 mod restart;
 #[path = "agent/service.rs"]
 mod service;
+#[path = "agent/stopped.rs"]
+mod stopped;
 #[path = "agent/watch.rs"]
 mod watch;
 #[path = "agent/ways.rs"]

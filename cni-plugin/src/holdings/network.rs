@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use cni_protocol::{Code, Deadline, Error, NetworkName};
 use ipnetwork::IpNetwork;
@@ -24,6 +25,8 @@ use crate::step::{Journal, Step};
 
 /// The directory of the lock that an ADD holds while it changes what its network has in the rules.
 const NETWORKS_DIR: &str = ".networks";
+/// How long the agent waits for it. An ADD has it for a moment, but may be stopped then, and all that the agent does is on one thread.
+const AGENT_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Has the network's policy name the subnets of all its containers, where the rules do not have what this one's alone tells. Returns the
 /// lock under which the rules can be changed then.
@@ -76,7 +79,7 @@ pub(super) fn agree(
 /// on other hosts, and the other way round. Whether there was anything to do; what containers brought is left alone.
 ///
 /// # Errors
-/// [`Code::Conflict`] when another network has addresses in common, [`Code::TryAgain`], [`Code::Kernel`].
+/// [`Code::Conflict`] when another network has addresses in common, [`Code::TryAgain`] while an ADD is at it, [`Code::Kernel`].
 pub fn announce(
     state_dir: &Path,
     name: &NetworkName,
@@ -96,7 +99,7 @@ pub fn announce(
     if is_seen_to(&mut nft)? {
         return Ok(false);
     }
-    let _changing = lock_beside_networks(state_dir, NETWORKS_DIR, deadline)?;
+    let _changing = lock_beside_networks(state_dir, NETWORKS_DIR, Deadline::after(AGENT_PATIENCE))?;
     if is_seen_to(&mut nft)? {
         return Ok(false);
     }
