@@ -13,6 +13,7 @@ mod heal;
 mod hosts;
 mod http;
 mod kernel;
+pub(crate) mod lock;
 mod log_once;
 mod metrics;
 mod network;
@@ -57,7 +58,10 @@ async fn serve(mut conf: Conf) -> Result<(), Error> {
         (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
     let mut locked = Vec::new();
     for network in std::mem::take(&mut conf.networks) {
-        let lock = network::lock(&conf, &network)?;
+        let lock = lock::take(&conf.state_dir, &network.name).map_err(|error| {
+            let remedy = "one agent looks after a network: end the other one";
+            Error::new(error.code, format!("network {}: {}: {remedy}", network.name, error.msg))
+        })?;
         locked.push((network, lock));
     }
     heal::end_masquerades(&conf, &locked.iter().map(|(network, _)| network).collect::<Vec<_>>());

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use weft::overlay::{Overlay, Rejected, Unreached};
 use weft_state::Lock;
-use weft_state::lease::{HostLease, Peers, Taken, agent_lock, since_1970};
+use weft_state::lease::{HostLease, Peers, Taken, since_1970};
 
 use super::conf::{Conf, NetworkConf};
 use super::heal::{Extent, heal, retire};
@@ -373,23 +373,6 @@ impl Network {
 /// consumers is gone, and `weft-ipam` has given nothing.
 fn unused(conf: &NetworkConf, all: &Conf) -> Result<bool, Error> {
     Ok(!conf.subnet_file.exists() && weft_ipam::store::glance(&all.state_dir, &conf.name)?.is_empty())
-}
-
-/// Says that this agent looks after the network: plugins leave lease and peers to it, and no second agent starts.
-///
-/// # Errors
-/// [`Code::TryAgain`] naming the process that does already, [`Code::Io`] when there is no place for the lock.
-pub(super) fn lock(all: &Conf, conf: &NetworkConf) -> Result<Lock, Error> {
-    let path = agent_lock(&all.state_dir, &conf.name);
-    let dir = path.parent().unwrap_or(&path);
-    std::fs::create_dir_all(dir).map_err(|error| {
-        let remedy = "make it writable or choose another stateDir";
-        Error::new(Code::Io, format!("create {}: {error}: {remedy}", dir.display()))
-    })?;
-    Lock::exclusive(&path, cni_protocol::Deadline::after(Duration::ZERO)).map_err(|error| {
-        let remedy = "one agent looks after a network: end the other one";
-        Error::new(error.code, format!("network {}: {}: {remedy}", conf.name, error.msg))
-    })
 }
 
 /// It ends only when this loop does, or by a panic.
