@@ -1,7 +1,7 @@
 //! `weftctl` on hosts of a network, with and without the agent.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -33,10 +33,15 @@ impl Fleet {
     fn weftctl(&self, node: usize, words: &str) -> Output {
         let node = self.node(node);
         let mut command = Command::new(dist().join("weftctl"));
+        let mut command = self.command(node, words);
+        self.node(node).inside(|| command.output().expect("run weftctl"))
+    }
+
+    fn command(&self, node: usize, words: &str) -> Command {
         command.args(["--name", Weftd::NETWORK, "--etcd-endpoints", &self.etcd.endpoints()[0]]);
         command.arg("--subnet-file").arg(node.subnet_file());
         command.args(words.split_whitespace()).envs(node.env());
-        node.inside(|| command.output().expect("run weftctl"))
+        command
     }
 
     #[track_caller]
@@ -190,6 +195,47 @@ fn a_host_leaves() {
 
 /// Containers of whose addresses `weft-ipam` does not know by the network's name: of `host-local`, as on a host that changed over from flanneld,
 /// and of a conflist with another name.
+/// While etcd takes its time: an agent or a container that comes meanwhile finds the host in the network, or out of it.
+#[test]
+fn nobody_comes_while_a_host_leaves() {
+    let fleet = Fleet::new(1);
+    let (node, network) = (fleet.node(0), Weftd::network(&fleet.etcd));
+    for with_agent in [false, true] {
+        let (pod, _result) = node.attach(&network);
+        network.del_call(&pod).on(node).run().done();
+        fleet.etcd.freeze();
+        let mut leave = fleet.command(0, "leave");
+        leave.env("WEFT_ETCD_TIMEOUT", "30").stdout(Stdio::piped()).stderr(Stdio::piped());
+        let leave = node.inside(|| leave.spawn().expect("run weftctl"));
+        let descriptors = format!("/proc/{}/fd", leave.id());
+        eventually(PATIENCE, "it talks with etcd", || {
+            let mut files = std::fs::read_dir(&descriptors).ok()?.filter_map(Result::ok);
+            let is_event_loop = |path: &Path| path.to_string_lossy().contains("[eventpoll]");
+            files.any(|file| std::fs::read_link(file.path()).is_ok_and(|to| is_event_loop(&to))).then_some(())
+        });
+        let agent = with_agent.then(|| Weftd::start(node, &fleet.etcd, &json!({})));
+        if let Some(agent) = &agent {
+            assert!(!agent.daemon().wait().success());
+            let log = agent.daemon().log();
+            assert!(log.contains("agent.lock") && log.contains(&format!("pid {}", leave.id())), "{log}");
+        }
+        let late = Pod::new();
+        let add = network.add_call(&late).on(node).start();
+        fleet.etcd.thaw();
+        let left = leave.wait_with_output().expect("wait for weftctl");
+        assert!(left.status.success(), "{}", String::from_utf8_lossy(&left.stderr));
+        let result = add.finish().result();
+        let address = result["ips"][0]["address"].as_str().expect("an address");
+        let (subnet, _) = address.rsplit_once('.').expect("an IPv4 address");
+        assert_eq!(
+            fleet.etcd.keys(SUBNETS),
+            [format!("{SUBNETS}{subnet}.0-24")],
+            "the container's subnet is leased"
+        );
+        network.del_call(&late).on(node).run().done();
+    }
+}
+
 #[test]
 fn a_host_with_containers_of_other_books_does_not_leave() {
     for (name, ipam) in [(Weftd::NETWORK, "host-local"), ("cbr0", "weft-ipam")] {

@@ -2,28 +2,28 @@
 
 use std::collections::BTreeSet;
 
-use cni_protocol::{Code, Deadline, Error};
+use cni_protocol::{Code, Deadline, Error, NetworkName};
 use weft::holdings::network::forget;
 use weft::masquerade;
 use weft::overlay::{self, Overlay};
+use weft::record::network_lock;
 use weft_ipam::lease::release;
 use weft_ipam::registry::{Registry, in_event_loop};
 use weft_net::Netlink;
 use weft_net::nft::Nft;
-use weft_state::lease::{HostLease, Peers, agent_lives};
+use weft_state::Lock;
+use weft_state::lease::{HostLease, Peers};
 
 use super::printable;
 use crate::agent::conf::{Conf, NetworkConf};
+use crate::agent::lock;
 
-/// How long the kernel may take.
+/// How long the kernel may take, and a container that is on its way.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
 pub(super) fn leave(conf: &Conf, network: &NetworkConf, force: bool) -> Result<String, Error> {
     let name = &network.name;
-    if agent_lives(&conf.state_dir, name)? {
-        let msg = format!("leave network {name}: weftd looks after it and would lease anew: end weftd first");
-        return Err(Error::new(Code::Conflict, msg));
-    }
+    let _locks = keep_out(conf, name)?;
     let held = weft_ipam::store::list(&conf.state_dir, name)?;
     if !held.is_empty() && !force {
         let containers: Vec<String> =
@@ -75,6 +75,22 @@ pub(super) fn leave(conf: &Conf, network: &NetworkConf, force: bool) -> Result<S
     let key = &lease.key;
     let what = if released { "is given up" } else { "stays with another host that has this one's address" };
     Ok(format!("network {name}: subnet {key} {what}; device, routes and rules are gone\n"))
+}
+
+/// Keeps agent and ADDs out until the locks are dropped: they would lose what they lease or attach meanwhile.
+fn keep_out(conf: &Conf, name: &NetworkName) -> Result<[Lock; 2], Error> {
+    let refused = |why: &str, error: Error| Error {
+        msg: format!("leave network {name}: {why}: {}", error.msg),
+        ..error
+    };
+    let agent = lock::take(&conf.state_dir, name).map_err(|error| match error.code {
+        Code::TryAgain => refused("weftd looks after it and would lease anew: end weftd first", error),
+        _ => refused("keep weftd out", error),
+    })?;
+    let adds = Lock::exclusive(&network_lock(&conf.state_dir, name), Deadline::after(PATIENCE))
+        .map_err(|error| refused("a container comes, try again when it is there", error))?;
+    // An ADD that waited finds no agent.
+    Ok([agent, adds])
 }
 
 /// The links of containers in the host's subnets, whoever gave them their addresses.
