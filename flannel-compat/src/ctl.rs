@@ -57,10 +57,10 @@ enum Action {
 enum ConfigAction {
     /// Prints it
     Get,
-    /// Checks a file (or - for standard input) and puts it, unless hosts have subnets that it has not
+    /// Checks a file (or - for standard input) and puts it, unless hosts have subnets that do not fit it
     Put {
         file: PathBuf,
-        /// Also when hosts have subnets that it has not
+        /// Also when hosts have subnets that do not fit it
         #[arg(long)]
         force: bool,
     },

@@ -29,6 +29,7 @@ pub(crate) use former::{is_here, published};
 use holder::Holder;
 pub(crate) use holder::holds;
 pub use holder::{Keeper, is_undisputed};
+pub use place::fits;
 use place::{Place, free, shares};
 pub use sibling::overlap;
 

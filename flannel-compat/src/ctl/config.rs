@@ -4,8 +4,8 @@ use std::io::Read as _;
 use std::path::Path;
 
 use cni_protocol::{Code, Error};
-use flannel_records::{NetworkConfig, parse_key};
-use weft_ipam::lease::parse_config;
+use flannel_records::parse_key;
+use weft_ipam::lease::{fits, parse_config};
 use weft_ipam::registry::{Registry, in_event_loop};
 
 use super::printable;
@@ -29,11 +29,13 @@ pub(super) fn put(network: &NetworkConf, file: &Path, force: bool) -> Result<Str
             Err(error) => return Err(error),
         };
         let hosts = registry.hosts().await?;
-        let lost: Vec<String> =
-            hosts.records.keys().filter(|key| !has(&config, key)).map(|key| printable(key)).collect();
+        // What is no record is nobody's loss.
+        let is_lost = |key: &&String| parse_key(key).is_some() && !fits(&config, key);
+        let lost: Vec<String> = hosts.records.keys().filter(is_lost).map(|key| printable(key)).collect();
         if !lost.is_empty() && !force {
             let msg = format!(
-                "put {prefix}/config: hosts have subnets that it has not, and would be cut off: {}: keep them in it, or --force",
+                "put {prefix}/config: hosts have subnets that it has not, or not in the same families, and would be cut off or could not \
+                 follow it: {}: keep them in it, or --force",
                 lost.join(", ")
             );
             return Err(Error::new(Code::Conflict, msg));
@@ -43,7 +45,7 @@ pub(super) fn put(network: &NetworkConf, file: &Path, force: bool) -> Result<Str
                 format!("put {prefix}/config: somebody has changed it meanwhile: look at it and try again");
             return Err(Error::new(Code::TryAgain, msg));
         }
-        Ok(format!("{prefix}/config is put; hosts with weftd look at it within a minute\n"))
+        Ok(format!("{prefix}/config is put; hosts with weftd see it at once, others with an ADD\n"))
     })
 }
 
@@ -57,10 +59,4 @@ fn read(file: &Path) -> Result<String, Error> {
     let remedy = "name a file with the configuration, or - for standard input";
     read.map(|()| text)
         .map_err(|error| Error::new(Code::Io, format!("read {}: {error}: {remedy}", file.display())))
-}
-
-/// Whether the network has the subnets of a record; what is no record is nobody's loss.
-fn has(config: &NetworkConfig, key: &str) -> bool {
-    let Some(subnets) = parse_key(key) else { return true };
-    subnets.iter().all(|subnet| config.pool_of(subnet.ip()).is_some_and(|pool| pool.has(*subnet)))
 }

@@ -124,11 +124,8 @@ impl Search<'_> {
         Error::new(Code::Conflict, msg)
     }
 
-    /// Whether the network, as it is configured now, has these subnets, one of each of its families.
     fn fits(&self, key: &str) -> bool {
-        let subnets = parse_key(key).unwrap_or_default();
-        let pools = self.config.pools();
-        subnets.len() == pools.len() && pools.iter().zip(&subnets).all(|(pool, subnet)| pool.has(*subnet))
+        fits(&self.config, key)
     }
 
     fn misfit(&self, key: &str) -> Error {
@@ -147,6 +144,14 @@ impl Search<'_> {
         );
         Error::new(Code::InvalidConfig, msg)
     }
+}
+
+/// Whether a network, as it is configured, has a key's subnets, one of each of its families.
+#[must_use]
+pub fn fits(config: &NetworkConfig, key: &str) -> bool {
+    let subnets = parse_key(key).unwrap_or_default();
+    let pools = config.pools();
+    subnets.len() == pools.len() && pools.iter().zip(&subnets).all(|(pool, subnet)| pool.has(*subnet))
 }
 
 /// Those of the networks, for people.
