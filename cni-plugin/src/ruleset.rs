@@ -261,7 +261,8 @@ pub fn put_back(nft: &mut Nft, held: &[Elements]) -> NlResult<bool> {
             let places: BTreeSet<_> = present.iter().map(|element| (&element.key, &element.end)).collect();
             let is_missing = |element: &&&Element| {
                 !places.contains(&(&element.key, &element.end))
-                    && !(element.comment.is_empty() && present.iter().any(|present| present.covers(element)))
+                    && !(owner_in(&element.comment).is_none()
+                        && present.iter().any(|present| present.covers(element)))
             };
             missing.extend(wanted.iter().filter(is_missing).map(|element| (*element).clone()));
         }

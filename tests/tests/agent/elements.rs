@@ -62,6 +62,22 @@ fn elements_come_back() {
     eventually(REPAIR, "once", || (heals(&agent) == Some(1.0)).then_some(()));
 }
 
+/// What the agent knows of the network covers what its containers have on file.
+#[test]
+fn a_network_of_hosts_is_whole_with_a_container_that_knows_its_hosts_subnet_alone() {
+    let mut fleet = Fleet::new(1);
+    let network = Network::leased(fleet.node(0), "weft");
+    let (_pod, _) = fleet.node(0).attach(&network);
+    assert!(fleet.agents[0].daemon().stop().success());
+    fleet.agents[0] = Weftd::up(fleet.node(0), &fleet.etcd);
+    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
+    let made = sets(node);
+    node.command("nft flush set bridge weft guard-v4");
+    eventually(REPAIR, "the guard", || (sets(node) == made).then_some(()));
+    eventually(REPAIR, "it is counted", || heals(agent));
+    assert_eq!(heals(agent), Some(1.0), "{}", agent.daemon().log());
+}
+
 #[test]
 fn what_a_del_takes_out_stays_out() {
     let cluster = Cluster::new(1);
