@@ -40,11 +40,8 @@ fn an_attachment_that_another_call_has() {
 /// Holds a lock for a while, without the test's own doing.
 fn hold(path: &str, seconds: &str) -> Child {
     let holder = Command::new("flock").args([path, "sleep", seconds]).spawn().unwrap();
-    let lock = File::open(path).unwrap();
-    eventually(PATIENCE, "the lock is held", || match lock.try_lock() {
-        Ok(()) => lock.unlock().ok().and(None),
-        Err(_) => Some(()),
-    });
+    let is_free = || Command::new("flock").args(["-n", path, "true"]).status().unwrap().success();
+    eventually(PATIENCE, "the lock is held", || (!is_free()).then_some(()));
     holder
 }
 
