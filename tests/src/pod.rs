@@ -13,11 +13,11 @@ use serde_json::Value;
 use crate::netns::NetNs;
 use crate::tools;
 
-/// How long a connection may take within one machine: generous for a busy one, short enough to notice silence.
+/// How long a packet may take within one machine: generous for a busy one, short enough to notice silence.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How long an answer to a packet may take, in seconds. Less than one: by then the kernel asks once more for a neighbour whose first
-/// answer was lost, and the packet waits for that.
-const ANSWER: f32 = 0.9;
+/// How long one of IPv6 may take. After a second the kernel asks once more for a neighbour that did not answer, and the packet waits for
+/// that: so an address would pass for one that is usable at once.
+const UNREPEATED: Duration = Duration::from_millis(900);
 
 /// A container's identity and network namespace. The namespace is mounted below `/run/netns`, as runtimes do it, so
 /// it can vanish, be replaced by another one, or leave its empty mount point behind.
@@ -102,7 +102,14 @@ impl Pod {
     /// One echo request, no second chance: an address that works at ADD's return answers the first one.
     pub fn ping(&self, target: impl Into<IpAddr>) -> Output {
         let target = target.into();
-        self.inside(|| tools::attempt(&format!("ping -n -c 1 -W {ANSWER} {target}")))
+        let patience = if target.is_ipv6() { UNREPEATED } else { PATIENCE };
+        self.inside(|| tools::attempt(&format!("ping -n -c 1 -W {} {target}", patience.as_secs_f32())))
+    }
+
+    /// Whether `target` answers one of several echo requests. With plugins of others addresses of IPv6 may be silent at first.
+    pub fn reaches_soon(&self, target: impl Into<IpAddr>) -> bool {
+        let target = target.into();
+        (0..3).any(|_| self.ping(target).status.success())
     }
 
     /// Panics unless `target` answers the first echo request.

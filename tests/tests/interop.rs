@@ -3,9 +3,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
 
 use serde_json::{Value, json};
-use weft_tests::{Call, CniTool, Host, Pod, Reply, World, ip, ips, merge};
+use weft_tests::{Call, CniTool, Host, Pod, Reply, World, command, ip, ips, merge};
 
 /// Those that have CHECK, each with its own shape of result or conflist.
 const VERSIONS: [&str; 3] = ["0.4.0", "1.0.0", "1.1.0"];
@@ -24,11 +25,12 @@ fn with(conf: &Value, changes: &Value) -> Value {
     conf
 }
 
-/// An IPAM plugin with the keys that host-local and weft-ipam share: two addresses to give.
+/// An IPAM plugin with the keys that host-local and weft-ipam share: two addresses of each family to give.
 fn two_addresses(kind: &str) -> Value {
-    json!({ "type": kind, "ranges": [[
-        { "subnet": "10.97.0.0/24", "rangeStart": "10.97.0.10", "rangeEnd": "10.97.0.11", "gateway": "10.97.0.1" }
-    ]] })
+    json!({ "type": kind, "ranges": [
+        [{ "subnet": "10.97.0.0/24", "rangeStart": "10.97.0.10", "rangeEnd": "10.97.0.11", "gateway": "10.97.0.1" }],
+        [{ "subnet": "fd00:97::/64", "rangeStart": "fd00:97::10", "rangeEnd": "fd00:97::11", "gateway": "fd00:97::1" }],
+    ] })
 }
 
 /// A call of the plugin that the configuration names.
@@ -72,10 +74,16 @@ fn live_and_leave(host: &Host, conf_of: impl Fn(u8) -> Value) {
 
     let (result_of_a, result_of_b) = (add(&conf_of_a, &a), add(&conf_of_b, &b));
     assert_eq!(result_of_a["cniVersion"], conf_of_a["cniVersion"]);
-    assert_ne!(ip(&result_of_a), ip(&result_of_b));
-    assert_eq!(a.addresses("eth0"), [format!("{}/24", ip(&result_of_a))]);
-    a.assert_reaches(ip(&result_of_b));
-    b.assert_reaches(ip(&result_of_a));
+    let (ips_of_a, ips_of_b) = (ips(&result_of_a), ips(&result_of_b));
+    assert_eq!(a.addresses("eth0"), [format!("{}/24", ips_of_a[0]), format!("{}/64", ips_of_a[1])]);
+    for (of_a, of_b) in ips_of_a.into_iter().zip(ips_of_b) {
+        assert_ne!(of_a, of_b);
+        if conf_of_a["type"] == "bridge" {
+            assert!(a.reaches_soon(of_b), "{of_b}");
+        }
+        a.assert_reaches(of_b);
+        b.assert_reaches(of_a);
+    }
     check(&conf_of_a, &a, &result_of_a).done();
     check(&conf_of_b, &b, &result_of_b).done();
     del(&conf_of_a, &a, &result_of_a);
@@ -111,8 +119,10 @@ fn weft_over_static() {
         let host = Host::new();
         live_and_leave(&host, |last_byte| {
             let address = format!("10.97.0.{last_byte}/24");
-            let ipam =
-                json!({ "type": "static", "addresses": [{ "address": address, "gateway": "10.97.0.1" }] });
+            let ipv6 = format!("fd00:97::{last_byte}/64");
+            let ipam = json!({ "type": "static", "addresses": [
+                { "address": address, "gateway": "10.97.0.1" }, { "address": ipv6, "gateway": "fd00:97::1" },
+            ] });
             with(&network("weft", &ipam), &json!({ "cniVersion": version }))
         });
     }
@@ -225,20 +235,52 @@ fn a_conflist_migrates_by_its_type_alone() {
             "promiscMode": false, "dns": { "nameservers": ["10.97.0.1"], "search": ["example.test"] },
         }),
     );
-    let of_bridge = what_comes_out(&conf);
-    let of_weft = what_comes_out(&with(&conf, &json!({ "type": "weft" })));
-    assert_eq!(of_bridge, of_weft);
+    let flat =
+        json!({ "isGateway": false, "isDefaultGateway": false, "ipMasq": false, "ipam": null, "dns": null });
+    let by_runtime = json!({ "runtimeConfig": {
+        "mac": "02:00:00:00:00:77", "ips": ["10.97.0.11/24", "fd00:97::11/64"],
+    } });
+    thread::scope(|scope| {
+        for changes in [
+            json!({}),
+            json!({ "ipam": { "ranges": [[{ "subnet": "10.97.0.0/24" }]] } }),
+            json!({ "hairpinMode": false, "promiscMode": true }),
+            json!({ "portIsolation": true }),
+            json!({ "enabledad": true }),
+            json!({ "forceAddress": true }),
+            flat,
+            by_runtime,
+        ] {
+            let conf = with(&conf, &changes);
+            scope.spawn(move || {
+                let of_bridge = what_comes_out(&conf);
+                let of_weft = what_comes_out(&with(&conf, &json!({ "type": "weft" })));
+                assert_eq!(of_bridge, of_weft, "{changes}");
+            });
+        }
+    });
 }
 
 /// Result and kernel, without what is each plugin's own: names and MACs of veths, and the 1.1.0 MTU that the
 /// reference does not report.
 fn what_comes_out(conf: &Value) -> Value {
     let host = Host::new();
+    if conf["forceAddress"] == true {
+        // Which has to give way.
+        command("ip link add br0 type bridge");
+        command("ip addr add 10.97.0.254/24 dev br0");
+        command("ip addr add fd00:97::fe/64 dev br0 nodad");
+    }
     let pod = Pod::named("migrated");
     let mut result = add(conf, &pod);
-    check(conf, &pod, &result).done();
+    // The reference has no CHECK of a network without addresses.
+    if conf["type"] == "weft" || conf.get("ipam").is_some() {
+        check(conf, &pod, &result).done();
+    }
     let neighbour = Pod::named("neighbour");
-    pod.assert_reaches(ip(&add(conf, &neighbour)));
+    // What the runtime asked for is for one.
+    let others = ips(&add(&with(conf, &json!({ "runtimeConfig": null })), &neighbour));
+    let reached: Vec<bool> = others.iter().map(|address| pod.reaches_soon(*address)).collect();
     for interface in result["interfaces"].as_array_mut().expect("interfaces") {
         let is_bridge = interface["name"] == "br0";
         let interface = interface.as_object_mut().expect("an interface");
@@ -246,24 +288,31 @@ fn what_comes_out(conf: &Value) -> Value {
     }
     let ports = host.ports("br0");
     let port = host.link(&ports[0]).expect("a port");
-    let gateway = host.addresses("br0");
+    let (bridge, eth0) = (host.link("br0").expect("br0"), pod.link("eth0").expect("eth0"));
+    let flags = &port["linkinfo"]["info_slave_data"];
+    let forwarding = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"].map(|key| host.sysctl(key));
+    let mac = conf["runtimeConfig"]["mac"].as_str().map(|_| eth0["address"].clone());
     json!({
         "result": result,
         "addresses": pod.addresses("eth0"),
-        "routes": routes(&pod),
-        "mtu": [pod.link("eth0").expect("eth0")["mtu"], host.link("br0").expect("br0")["mtu"], port["mtu"]],
-        "hairpin": port["linkinfo"]["info_slave_data"]["hairpin"],
-        "gateway": gateway,
-        "forwarding": host.sysctl("net/ipv4/ip_forward"),
+        "routes": [routes(&pod, "-4"), routes(&pod, "-6")],
+        "mac": mac,
+        "mtu": [eth0["mtu"], bridge["mtu"], port["mtu"]],
+        "port": [flags["hairpin"], flags["isolated"]],
+        "promiscuous": bridge["promiscuity"],
+        "gateway": host.addresses("br0"),
+        "forwarding": forwarding,
         "masquerades": host.ruleset().contains("masquerade"),
+        "reaches": reached,
     })
 }
 
-fn routes(pod: &Pod) -> Vec<String> {
-    let text = pod.command("ip -4 route show");
-    // Who made a route is a label: the reference leaves it out.
+fn routes(pod: &Pod, family: &str) -> Vec<String> {
+    let text = pod.command(&format!("ip {family} route show"));
+    // Who made a route is a label: the reference leaves it out. Link-local ones are the kernel's.
+    let lines = text.lines().filter(|line| !line.starts_with("fe80:"));
     let mut routes: Vec<String> =
-        text.lines().map(|line| line.replace(" proto static", "").trim().to_owned()).collect();
+        lines.map(|line| line.replace(" proto static", "").trim().to_owned()).collect();
     routes.sort();
     routes
 }
