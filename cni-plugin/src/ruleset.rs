@@ -259,12 +259,12 @@ pub fn put_back(nft: &mut Nft, held: &[Elements]) -> NlResult<bool> {
             }
             let present = nft.elements(set)?;
             let places: BTreeSet<_> = present.iter().map(|element| (&element.key, &element.end)).collect();
-            let is_missing = |element: &&&Element| {
-                !places.contains(&(&element.key, &element.end))
-                    && !(owner_in(&element.comment).is_none()
-                        && present.iter().any(|present| present.covers(element)))
+            let is_there = |element: &Element| {
+                places.contains(&(&element.key, &element.end))
+                    || owner_in(&element.comment).is_none()
+                        && present.iter().any(|present| present.covers(element))
             };
-            missing.extend(wanted.iter().filter(is_missing).map(|element| (*element).clone()));
+            missing.extend(wanted.into_iter().filter(|element| !is_there(element)).cloned());
         }
     }
     if missing.is_empty() {
