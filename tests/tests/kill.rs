@@ -202,7 +202,7 @@ fn add_then_gc() {
     let without_port = network().with(&json!({ "runtimeConfig": { "portMappings": null } }));
     let result = without_port.add(&alive);
     network().add(&pod);
-    network().del(&pod);
+    network().gc(&[(&alive.id, "eth0")]);
     let before = World::of(&used.host, &[&pod, &alive]);
     let mut of_add = Killer::new(KILLS / 2, used.usual[0]);
     let mut of_gc = Killer::new(KILLS / 4, used.usual[1]);
