@@ -245,7 +245,7 @@ impl Attachment {
         let known = plan.ips.iter().map(|ip| Entry::Neighbour { index, address: ip.address.ip(), mac });
         let known: Vec<Entry> = known.collect();
         self.journal.within(Step::Neighbours(self.network.bridge.clone()), || {
-            self.host.remove_entries(&known)?.into_iter().collect()
+            self.host.remove_entries(&known)?.into_iter().try_for_each(|removed| removed.map(drop))
         })
     }
 

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use netlink_packet_route::AddressFamily;
+
 /// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
@@ -22,5 +24,14 @@ impl fmt::Display for Family {
 impl Family {
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+impl From<Family> for AddressFamily {
+    fn from(family: Family) -> Self {
+        match family {
+            Family::V4 => Self::Inet,
+            Family::V6 => Self::Inet6,
+        }
     }
 }

@@ -31,7 +31,7 @@ pub use addr::{Detection, WholeAddress};
 pub use error::{NetError, NlResult};
 pub use family::Family;
 pub use link::{BridgePort, Link, NewVeth, index_of, is_bridge_full};
-pub use neigh::Entry;
+pub use neigh::{Detour, Entry};
 pub use route::{KernelRoute, ROUTE_PROTOCOL, RT_TABLE_MAIN, Way, default_priority};
 pub use socket::{Netlink, Socket};
 pub use tc::{Filter, FoundBucket, Hook, TokenBucket};

@@ -16,7 +16,7 @@ use rtnetlink::RouteMessageBuilder;
 
 use super::Family;
 use super::error::{NetError, NlResult};
-use super::route::{IPV6_METRIC, ROUTE_PROTOCOL};
+use super::route::{IPV6_METRIC, KernelRoute, ROUTE_PROTOCOL};
 use super::socket::Netlink;
 
 /// A change of one object.
@@ -24,22 +24,62 @@ use super::socket::Netlink;
 pub enum Entry {
     /// `ip neigh … ADDRESS lladdr MAC nud permanent dev INDEX`
     Neighbour { index: u32, address: IpAddr, mac: MacAddr },
-    /// `bridge fdb … MAC dst ADDRESS dev INDEX self permanent`
-    Forward { index: u32, mac: MacAddr, remote: IpAddr },
+    /// `bridge fdb … MAC dst ADDRESS [port … vni … via …] dev INDEX self permanent`
+    Forward { index: u32, mac: MacAddr, remote: IpAddr, detour: Detour },
     /// `ip route … DST via GATEWAY dev INDEX onlink`
     Route { index: u32, dst: IpNetwork, gateway: IpAddr },
     /// `ip route … DST via GATEWAY dev INDEX proto 119`
     Direct { index: u32, dst: IpNetwork, gateway: IpAddr },
+    /// `ip route … DST tos TOS via GATEWAY dev INDEX metric METRIC onlink`: as nobody of Weft makes it.
+    Altered { index: u32, dst: IpNetwork, gateway: IpAddr, tos: u8, metric: u32 },
+}
+
+/// How packets of a forwarding entry leave, where that is not the device's own way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Detour {
+    pub port: Option<u16>,
+    pub vni: Option<u32>,
+    /// The index of an interface.
+    pub via: Option<u32>,
+}
+
+impl Entry {
+    /// What a route of the kernel's with a gateway is: `wanted`, if it is as that would be made.
+    #[must_use]
+    pub fn of_route(
+        index: u32,
+        route: &KernelRoute,
+        wanted: impl Fn(IpNetwork, IpAddr) -> Self,
+    ) -> Option<Self> {
+        let dst = route.dst;
+        let gateway = route.gateway.filter(|gateway| gateway.is_ipv4() == dst.is_ipv4())?;
+        Some(match route.is_plain() {
+            true => wanted(dst, gateway),
+            false => Self::Altered { index, dst, gateway, tos: route.tos, metric: route.priority },
+        })
+    }
 }
 
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Neighbour { address, mac, .. } => write!(f, "neighbour {address} lladdr {mac}"),
-            Self::Forward { mac, remote, .. } => write!(f, "forwarding entry {mac} dst {remote}"),
+            Self::Forward { mac, remote, detour, .. } => {
+                write!(f, "forwarding entry {mac} dst {remote}{detour}")
+            }
             Self::Route { dst, gateway, .. } => write!(f, "route {dst} via {gateway} onlink"),
             Self::Direct { dst, gateway, .. } => write!(f, "route {dst} via {gateway}"),
+            Self::Altered { dst, gateway, tos, metric, .. } => {
+                write!(f, "route {dst} tos {tos} via {gateway} metric {metric} that somebody altered")
+            }
         }
+    }
+}
+
+impl fmt::Display for Detour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [("port", self.port.map(u32::from)), ("vni", self.vni), ("via interface", self.via)];
+        parts.iter().try_for_each(|(name, value)| value.map_or(Ok(()), |value| write!(f, " {name} {value}")))
     }
 }
 
@@ -55,8 +95,10 @@ impl Netlink {
     ) -> NlResult<Vec<NlResult<()>>> {
         let entries: Vec<&Entry> = entries.into_iter().collect();
         let set = |entry: &&Entry| match entry {
-            Entry::Route { .. } | Entry::Direct { .. } => Ok(RouteNetlinkMessage::NewRoute(route(entry)?)),
-            _ => Ok(RouteNetlinkMessage::NewNeighbour(neighbour(entry))),
+            Entry::Neighbour { .. } | Entry::Forward { .. } => {
+                Ok(RouteNetlinkMessage::NewNeighbour(neighbour(entry)))
+            }
+            _ => Ok(RouteNetlinkMessage::NewRoute(route(entry)?)),
         };
         let messages = entries.iter().map(set).collect::<NlResult<_>>()?;
         let mut outcomes = self.request_each(messages, NLM_F_CREATE | NLM_F_REPLACE)?;
@@ -82,37 +124,33 @@ impl Netlink {
             .priority(IPV6_METRIC)
             .build();
         let outcome = self.request(RouteNetlinkMessage::DelRoute(whatever_made_it(route)), 0);
-        outcome.or_else(unless_gone)
+        was_there(outcome).map(drop)
     }
 
-    /// Removes them (`ip neigh del`, `bridge fdb del`, `ip route del`), as far as the kernel lets it: what came of each, in
-    /// their order. What is gone already is no error.
+    /// Removes them (`ip neigh del`, `bridge fdb del`, `ip route del`), as far as the kernel lets it: whether each was there, in
+    /// their order.
     ///
     /// # Errors
     /// `ETIMEDOUT` at the command's deadline.
     pub fn remove_entries<'e>(
         &mut self,
         entries: impl IntoIterator<Item = &'e Entry>,
-    ) -> NlResult<Vec<NlResult<()>>> {
+    ) -> NlResult<Vec<NlResult<bool>>> {
         let remove = |entry: &Entry| match entry {
-            Entry::Route { .. } | Entry::Direct { .. } => {
-                Ok(RouteNetlinkMessage::DelRoute(whatever_made_it(route(entry)?)))
+            Entry::Neighbour { .. } | Entry::Forward { .. } => {
+                Ok(RouteNetlinkMessage::DelNeighbour(neighbour(entry)))
             }
-            _ => Ok(RouteNetlinkMessage::DelNeighbour(neighbour(entry))),
+            _ => Ok(RouteNetlinkMessage::DelRoute(whatever_made_it(route(entry)?))),
         };
         let messages = entries.into_iter().map(remove).collect::<NlResult<_>>()?;
         let outcomes = self.request_each(messages, 0)?;
-        Ok(outcomes.into_iter().map(|outcome| outcome.or_else(unless_gone)).collect())
+        Ok(outcomes.into_iter().map(was_there).collect())
     }
 
     /// `ip neigh show dev INDEX nud permanent` and `bridge fdb show dev INDEX`.
     pub fn neighbours(&mut self, index: u32, family: Family) -> NlResult<Vec<Entry>> {
         let mut found = Vec::new();
-        let inet = match family {
-            Family::V4 => AddressFamily::Inet,
-            Family::V6 => AddressFamily::Inet6,
-        };
-        for family in [inet, AddressFamily::Bridge] {
+        for family in [family.into(), AddressFamily::Bridge] {
             let mut query = NeighbourMessage::default();
             query.header.family = family;
             if family == AddressFamily::Bridge {
@@ -131,9 +169,12 @@ fn neighbour(entry: &Entry) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.state = NeighbourState::Permanent;
     let (index, address, mac) = match entry {
-        Entry::Forward { index, mac, remote } => {
+        Entry::Forward { index, mac, remote, detour } => {
             message.header.family = AddressFamily::Bridge;
             message.header.flags = NeighbourFlags::Own;
+            message.attributes.extend(detour.port.map(NeighbourAttribute::Port));
+            message.attributes.extend(detour.vni.map(NeighbourAttribute::Vni));
+            message.attributes.extend(detour.via.map(NeighbourAttribute::IfIndex));
             (index, remote, mac)
         }
         Entry::Neighbour { index, address, mac } => {
@@ -141,18 +182,21 @@ fn neighbour(entry: &Entry) -> NeighbourMessage {
                 if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
             (index, address, mac)
         }
-        Entry::Route { .. } | Entry::Direct { .. } => return message,
+        Entry::Route { .. } | Entry::Direct { .. } | Entry::Altered { .. } => return message,
     };
     message.header.ifindex = *index;
-    message.attributes = vec![
+    message.attributes.extend([
         NeighbourAttribute::Destination((*address).into()),
         NeighbourAttribute::LinkLayerAddress(mac.octets().to_vec()),
-    ];
+    ]);
     message
 }
 
 fn route(entry: &Entry) -> NlResult<RouteMessage> {
-    let (Entry::Route { index, dst, gateway } | Entry::Direct { index, dst, gateway }) = entry else {
+    let (Entry::Route { index, dst, gateway }
+    | Entry::Direct { index, dst, gateway }
+    | Entry::Altered { index, dst, gateway, .. }) = entry
+    else {
         return Err(Errno::EINVAL.into());
     };
     let route = RouteMessageBuilder::<IpAddr>::new()
@@ -163,6 +207,11 @@ fn route(entry: &Entry) -> NlResult<RouteMessage> {
         .map_err(|error| invalid(&error))?;
     Ok(match entry {
         Entry::Direct { .. } => route.protocol(RouteProtocol::from(ROUTE_PROTOCOL)).build(),
+        Entry::Altered { tos, metric, .. } => {
+            let mut message = route.priority(*metric).onlink().build();
+            message.header.tos = *tos;
+            message
+        }
         _ => route.onlink().build(),
     })
 }
@@ -175,8 +224,12 @@ fn whatever_made_it(mut route: RouteMessage) -> RouteMessage {
     route
 }
 
-fn unless_gone(error: NetError) -> NlResult<()> {
-    if error.not_found() { Ok(()) } else { Err(error) }
+/// By what came of its removal.
+fn was_there(outcome: NlResult<()>) -> NlResult<bool> {
+    match outcome {
+        Err(error) if error.not_found() => Ok(false),
+        other => other.map(|()| true),
+    }
 }
 
 fn invalid(error: &impl std::error::Error) -> NetError {
@@ -192,8 +245,7 @@ fn as_entry(answer: RouteNetlinkMessage, index: u32) -> Option<Entry> {
     if header.ifindex != index || !there {
         return None;
     }
-    let mut address = None;
-    let mut mac = None;
+    let (mut address, mut mac, mut detour) = (None, None, Detour::default());
     for attribute in attributes {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some(IpAddr::V4(ip)),
@@ -208,12 +260,16 @@ fn as_entry(answer: RouteNetlinkMessage, index: u32) -> Option<Entry> {
             NeighbourAttribute::LinkLayerAddress(bytes) => {
                 mac = <[u8; 6]>::try_from(bytes).ok().map(MacAddr::from);
             }
+            // Only where they are not the device's.
+            NeighbourAttribute::Port(port) => detour.port = Some(port),
+            NeighbourAttribute::Vni(vni) => detour.vni = Some(vni),
+            NeighbourAttribute::IfIndex(via) => detour.via = Some(via),
             _ => {}
         }
     }
     let (address, mac) = (address?, mac?);
     if header.family == AddressFamily::Bridge {
-        return Some(Entry::Forward { index, mac, remote: address });
+        return Some(Entry::Forward { index, mac, remote: address, detour });
     }
     Some(Entry::Neighbour { index, address, mac })
 }

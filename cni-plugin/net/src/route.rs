@@ -12,6 +12,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use rtnetlink::RouteMessageBuilder;
 
+use super::Family;
 use super::error::{NetError, NlResult};
 use super::socket::Netlink;
 
@@ -40,6 +41,19 @@ pub struct KernelRoute {
     /// As in [`Route::scope`].
     pub scope: u8,
     pub protocol: u8,
+    /// Of the packets that it is for; 0: all.
+    pub tos: u8,
+    /// Whether more was said of it than all this, as a source or several hops.
+    pub has_more: bool,
+}
+
+impl KernelRoute {
+    /// Whether nothing was said of it but where it leads.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        let said = self.mtu.is_some() || self.advmss.is_some() || self.has_more;
+        !said && self.tos == 0 && self.priority == default_priority(self.dst)
+    }
 }
 
 /// What becomes of packets to an address.
@@ -71,14 +85,33 @@ impl Netlink {
     /// `ip route show table all dev INDEX`.
     pub fn routes(&mut self, index: u32) -> NlResult<Vec<KernelRoute>> {
         let mut found = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut query = RouteMessage::default();
-            query.header.address_family = family;
-            query.attributes = vec![RouteAttribute::Oif(index)];
-            let answers = self.socket.dump(&RouteNetlinkMessage::GetRoute(query))?;
-            found.extend(answers.into_iter().filter_map(|answer| as_route(answer, index)));
+        for family in [Family::V4, Family::V6] {
+            found.extend(self.routes_of(index, family, None)?);
         }
         Ok(found)
+    }
+
+    /// `ip -FAMILY route show dev INDEX`: what policy routing has in other tables decides about other packets.
+    pub fn main_routes(&mut self, index: u32, family: Family) -> NlResult<Vec<KernelRoute>> {
+        match self.routes_of(index, family, Some(RT_TABLE_MAIN)) {
+            // The kernel makes the table with its first route.
+            Err(error) if error.not_found() => Ok(Vec::new()),
+            Err(error) => Err(error),
+            // Kernels before 4.20 ignore the filter.
+            Ok(mut found) => {
+                found.retain(|route| route.table == RT_TABLE_MAIN);
+                Ok(found)
+            }
+        }
+    }
+
+    fn routes_of(&mut self, index: u32, family: Family, table: Option<u32>) -> NlResult<Vec<KernelRoute>> {
+        let mut query = RouteMessage::default();
+        query.header.address_family = family.into();
+        query.attributes = vec![RouteAttribute::Oif(index)];
+        query.attributes.extend(table.map(RouteAttribute::Table));
+        let answers = self.socket.dump(&RouteNetlinkMessage::GetRoute(query))?;
+        Ok(answers.into_iter().filter_map(|answer| as_route(answer, index)).collect())
     }
 
     /// Whether the kernel takes in what is for an address.
@@ -173,6 +206,8 @@ fn as_route(answer: RouteNetlinkMessage, index: u32) -> Option<KernelRoute> {
         advmss: None,
         scope: header.scope.into(),
         protocol: header.protocol.into(),
+        tos: header.tos,
+        has_more: false,
     };
     let mut through = None;
     for attribute in attributes {
@@ -191,6 +226,7 @@ fn as_route(answer: RouteNetlinkMessage, index: u32) -> Option<KernelRoute> {
             RouteAttribute::Oif(oif) => through = Some(oif),
             // IPv6 routes to one destination through several interfaces are one route with several hops.
             RouteAttribute::MultiPath(hops) => {
+                route.has_more |= hops.len() > 1;
                 let hop = hops.into_iter().find(|hop| hop.interface_index == index)?;
                 through = Some(index);
                 route.gateway = hop.attributes.into_iter().find_map(|attribute| match attribute {
@@ -202,7 +238,9 @@ fn as_route(answer: RouteNetlinkMessage, index: u32) -> Option<KernelRoute> {
             RouteAttribute::Table(table) => route.table = table,
             RouteAttribute::Priority(priority) => route.priority = priority,
             RouteAttribute::Metrics(metrics) => read_metrics(metrics, &mut route),
-            _ => {}
+            // Every route of IPv6 has these.
+            RouteAttribute::CacheInfo(_) | RouteAttribute::Preference(_) => {}
+            _ => route.has_more = true,
         }
     }
     (through == Some(index) && route.table != RT_TABLE_LOCAL).then_some(route)
@@ -213,7 +251,7 @@ fn read_metrics(metrics: Vec<RouteMetric>, route: &mut KernelRoute) {
         match metric {
             RouteMetric::Mtu(mtu) => route.mtu = Some(mtu),
             RouteMetric::Advmss(advmss) => route.advmss = Some(advmss),
-            _ => {}
+            _ => route.has_more = true,
         }
     }
 }

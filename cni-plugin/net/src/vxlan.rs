@@ -49,9 +49,10 @@ impl Netlink {
         }
     }
 
-    /// `ip link set NAME address MAC mtu MTU up alias TEXT`. The kernel takes no alias when it makes a link.
+    /// `ip link set NAME address MAC mtu MTU up nomaster alias TEXT`. The kernel takes no alias when it makes a link.
     pub fn set_vxlan(&mut self, name: &str, mac: MacAddr, mtu: u32, alias: &str) -> NlResult<()> {
-        let link = LinkUnspec::new_with_name(name).address(mac.octets().to_vec()).mtu(mtu).up().alias(alias);
+        let link = LinkUnspec::new_with_name(name).address(mac.octets().to_vec()).mtu(mtu).up();
+        let link = link.nocontroller().alias(alias);
         self.request(RouteNetlinkMessage::SetLink(link.build()), 0).map(drop)
     }
 }

@@ -71,11 +71,12 @@ impl Device {
             }
         };
         let is_marked = link.alias.as_ref() == Some(&self.owner);
-        if link.mac != Some(self.mac) || link.mtu != mtu || !link.up || !is_marked {
+        let is_link_right = link.up && link.master.is_none();
+        if link.mac != Some(self.mac) || link.mtu != mtu || !is_link_right || !is_marked {
             netlink.set_vxlan(&self.name, self.mac, mtu, &self.owner)?;
             changes.macs += usize::from(link.mac != Some(self.mac));
             changes.mtus += usize::from(link.mtu != mtu);
-            changes.links += usize::from(!link.up);
+            changes.links += usize::from(!is_link_right);
         }
         let (missing, foreign) = self.addresses(netlink, link.index)?;
         for other in foreign {
@@ -166,6 +167,8 @@ impl Device {
         require(link.mac == Some(self.mac), format!("device {name} has MAC {mac} instead of {}", self.mac));
         require(link.mtu == mtu, format!("device {name} has MTU {} instead of {mtu}", link.mtu));
         require(link.up, format!("device {name} is down"));
+        // Which takes in all that comes from other hosts.
+        require(link.master.is_none(), format!("device {name} is a port of another link"));
         let (missing, foreign) = self.addresses(netlink, link.index)?;
         require(!missing, format!("device {name} has not the address {}", self.address));
         require(foreign.is_empty(), format!("device {name} has addresses that are not Weft's: {foreign:?}"));

@@ -204,14 +204,16 @@ pub fn on_file(network: &Network) -> Result<Option<Overlay>, Error> {
     Overlay::new(&lease, &peers).map(|(overlay, _)| Some(overlay))
 }
 
-/// The MTUs of the devices, if all of them are there and up. Without any, hosts are reached by plain routes,
+/// The MTUs of the devices, if all of them are there, up and nobody's port. Without any, hosts are reached by plain routes,
 /// of which only a look at all of them tells.
 fn mtus(netlink: &mut Netlink, overlay: &Overlay) -> Result<Option<Vec<u32>>, Error> {
     let mut found = Vec::new();
     for side in &overlay.sides {
         let Some(device) = &side.device else { return Ok(None) };
         match netlink.link(&device.name).map_err(unlooked)? {
-            Some(link) if link.up && link.mac == Some(device.mac) => found.push(link.mtu),
+            Some(link) if link.up && link.master.is_none() && link.mac == Some(device.mac) => {
+                found.push(link.mtu);
+            }
             _ => return Ok(None),
         }
     }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use flannel_records::Segment;
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
-use weft_net::{Entry, Family, Link, NetError, Netlink, NlResult};
+use weft_net::{Detour, Entry, Family, Link, NetError, Netlink, NlResult};
 
 use super::{Direct, Overlay, Side};
 
@@ -127,7 +127,7 @@ pub fn remove(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<()> {
                 Err(error) if error.errno == Errno::EADDRNOTAVAIL => {}
                 underlay => {
                     let routes = side.direct_routes(netlink, underlay?.link.index)?;
-                    netlink.remove_entries(&routes)?.into_iter().collect::<NlResult<()>>()?;
+                    netlink.remove_entries(&routes)?.into_iter().try_for_each(|removed| removed.map(drop))?;
                 }
             }
         }
@@ -188,7 +188,8 @@ impl Plan {
         let mut outcome = Ok(());
         for (entry, removed) in self.remove.iter().zip(netlink.remove_entries(&self.remove)?) {
             match removed {
-                Ok(()) => changes.count(entry),
+                Ok(true) => changes.count(entry),
+                Ok(false) => {}
                 Err(error) => outcome = outcome.and(Err(error)),
             }
         }
@@ -217,7 +218,7 @@ impl Changes {
         match entry {
             Entry::Neighbour { .. } => self.neighbours += 1,
             Entry::Forward { .. } => self.fdb += 1,
-            Entry::Route { .. } | Entry::Direct { .. } => self.routes += 1,
+            Entry::Route { .. } | Entry::Direct { .. } | Entry::Altered { .. } => self.routes += 1,
         }
     }
 }
@@ -264,13 +265,9 @@ impl Side {
         let mut found = Vec::new();
         if let Some(index) = index {
             found = netlink.neighbours(index, family)?;
-            for route in netlink.routes(index)? {
-                if let Some(gateway) = route.gateway
-                    && Family::of(gateway) == family
-                {
-                    found.push(Entry::Route { index, dst: route.dst, gateway });
-                }
-            }
+            let routes = netlink.main_routes(index, family)?;
+            let by_device = |dst, gateway| Entry::Route { index, dst, gateway };
+            found.extend(routes.iter().filter_map(|route| Entry::of_route(index, route, by_device)));
         }
         if self.direct != Direct::None {
             found.extend(self.direct_routes(netlink, underlay.link.index)?);
@@ -298,7 +295,7 @@ impl Side {
                 let address = peer.subnet.network();
                 Ok(vec![
                     Entry::Neighbour { index, address, mac },
-                    Entry::Forward { index, mac, remote: peer.public },
+                    Entry::Forward { index, mac, remote: peer.public, detour: Detour::default() },
                     Entry::Route { index, dst: peer.subnet, gateway: address },
                 ])
             }
@@ -310,10 +307,10 @@ impl Side {
     fn direct_routes(&self, netlink: &mut Netlink, index: u32) -> NlResult<Vec<Entry>> {
         let within =
             |dst: IpNetwork| self.network.contains(dst.ip()) && dst.prefix() >= self.network.prefix();
-        let routes = netlink.routes(index)?.into_iter();
-        let own = routes.filter(|route| route.protocol == weft_net::ROUTE_PROTOCOL && within(route.dst));
-        Ok(own
-            .filter_map(|route| Some(Entry::Direct { index, dst: route.dst, gateway: route.gateway? }))
-            .collect())
+        let routes = netlink.main_routes(index, Family::of(self.local))?;
+        let own =
+            routes.iter().filter(|route| route.protocol == weft_net::ROUTE_PROTOCOL && within(route.dst));
+        let plain = |dst, gateway| Entry::Direct { index, dst, gateway };
+        Ok(own.filter_map(|route| Entry::of_route(index, route, plain)).collect())
     }
 }

@@ -78,6 +78,8 @@ fn elsewhere(dst: &str, priority: u32) -> KernelRoute {
         advmss: None,
         scope: 0,
         protocol: 3,
+        tos: 0,
+        has_more: false,
     }
 }
 

@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use super::*;
 
+mod altered;
 mod plain_routes;
 
 /// How something is damaged, and how it looks when it is whole.
