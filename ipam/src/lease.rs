@@ -30,7 +30,7 @@ use holder::Holder;
 pub(crate) use holder::holds;
 pub use holder::{Keeper, is_undisputed};
 pub use place::fits;
-use place::{Place, free, shares};
+use place::{Place, shares};
 pub use sibling::overlap;
 
 /// How often others may be faster, one after the other, until it is an error.
@@ -119,7 +119,7 @@ pub async fn rehearse(
         Place::Taken { key, owner } => Ok(Some(Lease::Taken { key, owner })),
         Place::Anywhere => {
             let records = &snapshot.hosts.records;
-            free(&search.config, records.keys(), records).map(|_| None)
+            search.free(records.keys(), records).map(|_| None)
         }
         _ => Ok(None),
     }
@@ -313,7 +313,7 @@ impl<'a> Search<'a> {
         let records = &snapshot.hosts.records;
         let mut keys: Vec<String> = records.keys().cloned().collect();
         for _ in 0..ATTEMPTS {
-            let subnets = free(&self.config, &keys, records)?;
+            let subnets = self.free(&keys, records)?;
             match self.take(registry, &subnets).await? {
                 Take::Held(lease) => return Ok(Some(lease)),
                 Take::Lost(taken) => keys = taken,

@@ -5,7 +5,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use cni_protocol::{Code, Error, MacAddr};
-use nix::ifaddrs::getifaddrs;
+use ipnetwork::IpNetwork;
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
+use nix::sys::socket::SockaddrStorage;
 use regex_lite::Regex;
 
 /// What was configured about it.
@@ -243,6 +245,30 @@ pub fn hardware_of(ip: IpAddr) -> Option<MacAddr> {
     let mut links = getifaddrs().ok()?.filter(|interface| interface.interface_name == name);
     let bytes = links.find_map(|interface| interface.address?.as_link_addr()?.addr())?;
     (bytes != [0; 6]).then(|| MacAddr::from(bytes))
+}
+
+/// The addresses of the interface that has this one, of its family, with their prefix lengths.
+///
+/// # Errors
+/// [`Code::Io`] when the kernel lists none.
+pub(crate) fn of_interface(ip: IpAddr) -> Result<Vec<IpNetwork>, Error> {
+    let address = |interface: &InterfaceAddress| {
+        let ip = |address: &SockaddrStorage| match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+            (Some(v4), _) => Some(IpAddr::V4(v4.ip())),
+            (_, v6) => v6.map(|v6| IpAddr::V6(v6.ip())),
+        };
+        let found = IpNetwork::with_netmask(ip(&interface.address?)?, ip(&interface.netmask?)?).ok()?;
+        Some((interface.interface_name.clone(), found))
+    };
+    let listed = getifaddrs().map_err(|errno| Error::new(Code::Io, unlisted(&errno.into())))?;
+    let all: Vec<_> = listed.filter_map(|interface| address(&interface)).collect();
+    let name = all.iter().find(|(_, own)| own.ip() == ip).map(|(name, _)| name.as_str());
+    let same = |own: IpNetwork| own.is_ipv4() == ip.is_ipv4();
+    Ok(all
+        .iter()
+        .filter(|(other, own)| Some(other.as_str()) == name && same(*own))
+        .map(|(_, own)| *own)
+        .collect())
 }
 
 /// An address that only the default route leads to: one of those for documentation (RFC 5737, RFC 3849).

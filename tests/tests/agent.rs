@@ -44,6 +44,8 @@ mod restart;
 mod service;
 #[path = "agent/stopped.rs"]
 mod stopped;
+#[path = "agent/underlay.rs"]
+mod underlay;
 #[path = "agent/watch.rs"]
 mod watch;
 #[path = "agent/ways.rs"]

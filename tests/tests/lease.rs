@@ -5,6 +5,7 @@ mod lease {
     mod duplicates;
     mod failures;
     mod identity;
+    mod link;
     mod many;
     mod renumbered;
     mod siblings;

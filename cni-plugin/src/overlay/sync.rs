@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use flannel_records::Segment;
+use flannel_records::{Segment, kept_by_link, overlap};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use weft_net::{Detour, Entry, Family, Link, NetError, Netlink, NlResult};
@@ -140,6 +140,8 @@ pub(super) struct Underlay {
     pub(super) link: Link,
     /// The address with the prefix length of the link.
     pub(super) address: IpNetwork,
+    /// The same of all that the interface has.
+    addresses: Vec<IpNetwork>,
 }
 
 impl Underlay {
@@ -149,7 +151,7 @@ impl Underlay {
             explanation: Some(format!("no interface has {local}, by which other hosts know this one")),
         })?;
         let link = netlink.link_at(index)?.ok_or(Errno::ENODEV)?;
-        Ok(Self { link, address })
+        Ok(Self { link, address, addresses: netlink.addresses(index)? })
     }
 
     /// Why no host can have an address, if none can: a packet to it would stay here, or go to everybody on the link.
@@ -249,7 +251,7 @@ impl Side {
         for peer in self.peers.values() {
             match self.way(peer, underlay, index, &own) {
                 Ok(entries) => wanted.extend(entries.into_iter().map(|entry| (*peer, entry))),
-                Err(kind) => unreached.push(Unreached::new(peer, kind)),
+                Err(reason) => unreached.push(reason),
             }
         }
         let there: HashSet<&Entry> = found.iter().collect();
@@ -275,16 +277,22 @@ impl Side {
         Ok(found)
     }
 
-    /// What leads to a host, or in a few words why nothing can.
+    /// What leads to a host, or why nothing can.
     fn way(
         &self,
         peer: &Segment,
         underlay: &Underlay,
         index: Option<u32>,
         own: &[IpAddr],
-    ) -> Result<Vec<Entry>, &'static str> {
+    ) -> Result<Vec<Entry>, Unreached> {
         if let Some(kind) = underlay.excludes(peer.public, own) {
-            return Err(kind);
+            return Err(Unreached::new(peer, kind));
+        }
+        // Its route would take the place of the link's, or go before it: also what leads to etcd would be lost.
+        let kept = |address: &IpNetwork| kept_by_link(self.network, *address);
+        if let Some(kept) = underlay.addresses.iter().map(kept).find(|kept| overlap(*kept, peer.subnet)) {
+            let reason = format!("{} has {kept}", underlay.link.name);
+            return Err(Unreached { reason, ..Unreached::new(peer, "has addresses of the link") });
         }
         let on_link = underlay.address.contains(peer.public);
         match (self.direct, index, peer.vtep) {
@@ -299,7 +307,7 @@ impl Side {
                     Entry::Route { index, dst: peer.subnet, gateway: address },
                 ])
             }
-            _ => Err("not on the link"),
+            _ => Err(Unreached::new(peer, "not on the link")),
         }
     }
 

@@ -232,6 +232,20 @@ impl RawPool {
     }
 }
 
+/// What no subnet of a network may have of the link of an interface with this address: all of the link's. Of one that has the whole network,
+/// which was carved out of it then, only the interface's own.
+#[must_use]
+pub fn kept_by_link(network: IpNetwork, address: IpNetwork) -> IpNetwork {
+    let is_carved_out = address.prefix() < network.prefix() && address.contains(network.ip());
+    if is_carved_out { address.ip().into() } else { address }
+}
+
+/// Whether two prefixes have addresses in common.
+#[must_use]
+pub fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
+    one.contains(other.network()) || other.contains(one.network())
+}
+
 impl Pool {
     /// All hosts' addresses.
     #[must_use]

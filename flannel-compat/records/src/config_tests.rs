@@ -21,6 +21,27 @@ fn flannels_defaults() {
 }
 
 #[test]
+fn a_link_keeps_its_addresses_unless_the_network_was_carved_out_of_them() {
+    let kept = |network: &str, address: &str| {
+        kept_by_link(network.parse().unwrap(), address.parse().unwrap()).to_string()
+    };
+    assert_eq!(kept("10.0.0.0/8", "10.0.5.2/24"), "10.0.5.2/24");
+    assert_eq!(kept("10.0.5.0/24", "10.0.5.2/24"), "10.0.5.2/24");
+    assert_eq!(kept("10.244.0.0/16", "10.0.5.2/8"), "10.0.5.2/32");
+    assert_eq!(kept("10.244.0.0/16", "192.0.2.2/8"), "192.0.2.2/8");
+    assert_eq!(kept("fd00:42::/48", "fd00::2/16"), "fd00::2/128");
+    for (one, other, expected) in [
+        ("10.0.5.2/24", "10.0.4.0/22", true),
+        ("10.0.5.2/24", "10.0.5.128/25", true),
+        ("10.0.5.2/24", "10.0.6.0/24", false),
+        ("fd30::2/64", "10.0.5.0/24", false),
+    ] {
+        let [one, other] = [one, other].map(|text| text.parse().unwrap());
+        assert_eq!([overlap(one, other), overlap(other, one)], [expected; 2], "{one} {other}");
+    }
+}
+
+#[test]
 fn small_networks_are_cut_in_four() {
     let config = parse(r#"{"Network":"10.1.2.0/23","Backend":{"Type":"host-gw"}}"#);
     assert_eq!(config.pools()[0].subnet_len(), 25);

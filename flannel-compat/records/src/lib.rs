@@ -11,7 +11,7 @@ mod host;
 mod subnet_env;
 
 pub use backend::{Backend, Vni, Vxlan};
-pub use config::{ConfigError, NetworkConfig, Pool};
+pub use config::{ConfigError, NetworkConfig, Pool, kept_by_link, overlap};
 pub use correction::corrected;
 pub use host::{HostRecord, RecordError, Segment, Transport, parse_key};
 pub use subnet_env::{Leased, ParseError, SubnetEnv};

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use cni_protocol::{Code, Error};
-use flannel_records::{HostRecord, NetworkConfig, Pool, parse_key};
+use flannel_records::{HostRecord, Pool, kept_by_link, parse_key};
 use ipnetwork::IpNetwork;
 use weft_state::lease::Peers;
 
@@ -144,6 +144,35 @@ impl Search<'_> {
         );
         Error::new(Code::InvalidConfig, msg)
     }
+
+    /// A subnet of each pool that none of the keys has and the link to other hosts neither, the first behind a random one: hosts that
+    /// start at once do not all want the same. A key of another size, from before the network was configured anew, counts unless its
+    /// value, where that is known, is no host's: anybody can put one that has the whole network.
+    ///
+    /// # Errors
+    /// [`Code::Exhausted`] when a pool has none; [`Code::Io`] when the link's addresses cannot be found out.
+    pub(super) fn free<'k>(
+        &self,
+        keys: impl IntoIterator<Item = &'k String>,
+        known: &BTreeMap<String, String>,
+    ) -> Result<Vec<IpNetwork>, Error> {
+        let named = |key: &'k String| Some((key.as_str(), parse_key(key)?));
+        let taken: Vec<(&str, Vec<IpNetwork>)> = keys.into_iter().filter_map(named).collect();
+        let is_hosts = |key: &str| known.get(key).is_none_or(|value| HostRecord::parse(key, value).is_ok());
+        let of_hosts = |pool: &Pool| {
+            let subnets = taken.iter().flat_map(|(key, subnets)| subnets.iter().map(move |one| (*key, *one)));
+            let counting = subnets.filter(|(key, subnet)| pool.has(*subnet) || is_hosts(key));
+            counting.filter_map(|(key, subnet)| Some((pool.places(subnet)?, key))).collect::<Vec<_>>()
+        };
+        let free = |(pool, own): (&Pool, &Found)| {
+            let mut blocks = of_hosts(pool);
+            let kept = underlay::of_interface(own.local)?.into_iter();
+            let kept = kept.filter_map(|address| pool.places(kept_by_link(pool.network(), address)));
+            blocks.extend(kept.map(|places| (places, LINK)));
+            free_in(pool, blocks)
+        };
+        self.config.pools().iter().zip(&self.addresses).map(free).collect()
+    }
 }
 
 /// Whether a network, as it is configured, has a key's subnets, one of each of its families.
@@ -182,30 +211,10 @@ fn owner(key: &str, value: &str) -> String {
     }
 }
 
-/// A subnet of each pool that none of the keys has, the first behind a random one: hosts that start at once do not all
-/// want the same. A key of another size, from before the network was configured anew, counts unless its value, where
-/// that is known, is no host's: anybody can put one that has the whole network.
-///
-/// # Errors
-/// [`Code::Exhausted`] when a pool has none.
-pub(super) fn free<'k>(
-    config: &NetworkConfig,
-    keys: impl IntoIterator<Item = &'k String>,
-    known: &BTreeMap<String, String>,
-) -> Result<Vec<IpNetwork>, Error> {
-    let named = |key: &'k String| Some((key.as_str(), parse_key(key)?));
-    let taken: Vec<(&str, Vec<IpNetwork>)> = keys.into_iter().filter_map(named).collect();
-    let is_hosts = |key: &str| known.get(key).is_none_or(|value| HostRecord::parse(key, value).is_ok());
-    let blocks = |pool: &Pool| {
-        let subnets = taken.iter().flat_map(|(key, subnets)| subnets.iter().map(move |one| (*key, *one)));
-        let counting = subnets.filter(|(key, subnet)| pool.has(*subnet) || is_hosts(key));
-        counting.filter_map(|(key, subnet)| Some((pool.places(subnet)?, key))).collect()
-    };
-    config.pools().iter().map(|pool| free_in(pool, blocks(pool))).collect()
-}
-
-/// The places of a pool that a key has.
+/// The places of a pool that a key has, or the link.
 type Block<'k> = (RangeInclusive<u128>, &'k str);
+
+const LINK: &str = "the link to other hosts";
 
 fn free_in(pool: &Pool, mut blocks: Vec<Block<'_>>) -> Result<IpNetwork, Error> {
     blocks.sort_by_key(|(places, _)| *places.start());
@@ -220,13 +229,13 @@ fn free_in(pool: &Pool, mut blocks: Vec<Block<'_>>) -> Result<IpNetwork, Error> 
 }
 
 fn exhausted(pool: &Pool, blocks: &[Block<'_>]) -> Error {
-    let largest = blocks.iter().max_by_key(|(places, _)| places.end() - places.start());
+    let largest = blocks.iter().max_by_key(|(places, whose)| (places.end() - places.start(), *whose == LINK));
     let msg = format!(
         "take a subnet: all {} subnets of {} are taken, by {} among others: widen the network's range in etcd, or remove \
          the records of hosts that are gone",
         pool.count(),
         pool.network(),
-        largest.map_or("nobody", |(_, key)| *key),
+        largest.map_or("nobody", |(_, whose)| *whose),
     );
     Error::new(Code::Exhausted, msg)
 }

@@ -66,8 +66,7 @@ pub fn overlap(networks: &[IpNetwork], prefix: &str, others: &[(PathBuf, HostLea
         let config = NetworkConfig::parse(&other.config).ok()?;
         let shared = |pool: &Pool| {
             let theirs = pool.network();
-            let overlaps = |own: &&IpNetwork| own.contains(theirs.ip()) || theirs.contains(own.ip());
-            Some((*networks.iter().find(overlaps)?, theirs))
+            Some((*networks.iter().find(|own| flannel_records::overlap(**own, theirs))?, theirs))
         };
         let (own, theirs) = config.pools().iter().find_map(shared)?;
         let (name, dir) = named(dir);
