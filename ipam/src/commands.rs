@@ -51,13 +51,25 @@ fn lock_deadline(call: &Call) -> Deadline {
 
 fn add(args: AddArgs) -> Result<Outcome, Error> {
     let AddArgs { call, container_id, ifname, args, .. } = args;
-    let leased = Host::of(&call)?.map(|host| Leased::of(&host.lease()?)).transpose()?;
-    let conf = Conf::new(&call, &args, leased.as_ref())?;
-    let root = data_dir(&call.conf)?;
-    let dns = conf.resolv_conf.as_deref().map_or(Ok(Dns::default()), dns::read)?;
+    let (host, root) = (Host::of(&call)?, data_dir(&call.conf)?);
+    let (conf, dns, store) = loop {
+        let seen = host.as_ref().map(Host::glance);
+        let lease = host.as_ref().map(Host::lease).transpose()?;
+        let leased = lease.as_ref().map(Leased::of).transpose()?;
+        let conf = Conf::new(&call, &args, leased.as_ref())?;
+        let dns = conf.resolv_conf.as_deref().map_or(Ok(Dns::default()), dns::read)?;
+        let store = Store::create(&root, &call.network, lock_deadline(&call))?;
+        // Another ADD, which held the store until now, may have found the host another subnet.
+        let is_still = match (&host, &lease) {
+            (Some(host), Some(lease)) => Some(host.glance()) == seen || host.has_still(lease)?,
+            _ => true,
+        };
+        if is_still {
+            break (conf, dns, store);
+        }
+    };
     let owner = Owner::new(container_id.as_str(), ifname.as_str());
     let name = conf.sticky.and_then(|time| Name::of(&args, &container_id, &ifname, time));
-    let store = Store::create(&root, &call.network, lock_deadline(&call))?;
     let addresses = reserve(&store, &conf, (&owner, name.as_ref()))?;
     drop(store);
     let ips =

@@ -2,6 +2,7 @@
 //! when the lease is missing, or when the other hosts have not been looked at for a while and no agent does that.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -13,14 +14,15 @@ use weft_state::lease::{HostLease, Peers, Taken, agent_lives, data_dir, lease_fi
 use crate::etcd_conf::EtcdConf;
 use crate::lease::{self, Claimant, Keeper, Lease};
 use crate::registry::{Registry, Snapshot, in_event_loop};
-use crate::store;
+use crate::store::{self, Store};
 
 /// How long an ADD waits for news of other hosts, which it can do without.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// Between two attempts to take the first lease: a member that starts, or a new leader, needs about so long.
 const PAUSE: Duration = Duration::from_millis(100);
-/// The part of the command's time in which etcd has to give the first lease.
+/// The part of the command's time in which etcd is asked again for what the command cannot go on without, and that for all calls.
 const SHARE: f32 = 0.25;
+const LIMIT: f32 = 0.5;
 
 /// A network that spans hosts, as this host knows it.
 pub(crate) struct Host<'c> {
@@ -86,18 +88,23 @@ impl<'c> Host<'c> {
                 format!("create {} for the lease: {error}: {remedy}", self.data_dir.display()),
             )
         })?;
-        let until = Deadline::after(self.deadline.remaining().mul_f32(SHARE));
+        let until = self.part(SHARE);
         let lock = format!(".lease-{:x}.lock", weft_state::hash(&[&self.etcd.prefix]));
         let _lock = Lock::exclusive(&self.data_dir.join(lock), until)?;
         match (self.on_file()?, taken) {
             (Some(lease), None) => Ok(lease),
-            (None, None) => self.take(until),
+            (None, None) => self.take(until, self.is_unused(), true),
             // Once: what is known is an answer, too.
             (_, taken) => {
-                let once = Deadline::after(Duration::ZERO);
-                self.take(once).map_err(|error| or_known(error, taken, Code::Conflict))
+                let store = self.hold_unused(until)?;
+                self.take(until, store.is_some(), false)
+                    .map_err(|error| or_known(error, taken, Code::Conflict))
             }
         }
+    }
+
+    fn part(&self, share: f32) -> Deadline {
+        Deadline::after(self.deadline.remaining().mul_f32(share))
     }
 
     /// That another host has the subnet, by what was last known: somebody may have done something about it since, of which nobody would
@@ -115,12 +122,13 @@ impl<'c> Host<'c> {
     // Not made a part of its caller, which would have room on its stack for the conversation with etcd in every ADD: seven
     // pages that the kernel fills with zeros.
     #[inline(never)]
-    fn take(&self, until: Deadline) -> Result<HostLease, Error> {
+    fn take(&self, until: Deadline, unused: bool, repeat: bool) -> Result<HostLease, Error> {
         let before = HostLease::read(&self.data_dir, self.network)?;
         let others = self.others()?;
-        let claimant = self.claimant(before.as_ref(), &others);
+        let (before, limit) = (before.as_ref(), self.part(LIMIT));
+        let claimant = Claimant { before, wish: None, unused, keeper: Keeper::Plugin, others: &others };
         let attempt = async || {
-            let mut registry = Registry::new(&self.etcd)?;
+            let mut registry = Registry::new(&self.etcd)?.within(limit);
             let lease = lease::acquire(&mut registry, &self.etcd, claimant).await?;
             Ok::<_, Error>((lease, registry.hosts().await?))
         };
@@ -128,7 +136,7 @@ impl<'c> Host<'c> {
             let mut said = String::new();
             loop {
                 match attempt().await {
-                    Err(error) if error.code == Code::TryAgain && until.remaining() > PAUSE => {
+                    Err(error) if repeat && error.code == Code::TryAgain && until.remaining() > PAUSE => {
                         if said != error.msg {
                             log::warn!("{}: trying again", error.msg);
                             said = error.msg;
@@ -142,14 +150,6 @@ impl<'c> Host<'c> {
         self.put_on_file(lease, &hosts)
     }
 
-    fn claimant<'a>(
-        &self,
-        before: Option<&'a HostLease>,
-        others: &'a [(PathBuf, HostLease)],
-    ) -> Claimant<'a> {
-        Claimant { before, wish: None, unused: self.is_unused(), keeper: Keeper::Plugin, others }
-    }
-
     fn others(&self) -> Result<Vec<(PathBuf, HostLease)>, Error> {
         HostLease::others(&self.data_dir, self.network)
     }
@@ -161,6 +161,29 @@ impl<'c> Host<'c> {
     /// Whether no container of this network is on this host.
     fn is_unused(&self) -> bool {
         store::glance(&self.reservations, self.network).is_ok_and(|held| held.is_empty())
+    }
+
+    /// The store, if nothing is reserved in it: while it is held, nobody reserves an address of a subnet that is about to be another one.
+    fn hold_unused(&self, until: Deadline) -> Result<Option<Store>, Error> {
+        if !self.is_unused() {
+            return Ok(None);
+        }
+        let store = Store::create(&self.reservations, self.network, until)?;
+        Ok(self.is_unused().then_some(store))
+    }
+
+    /// Which lease is on file, without reading it: each is a file of its own.
+    pub(crate) fn glance(&self) -> Option<(u64, i64, i64)> {
+        let [lease, _] = lease_files(&self.data_dir, self.network);
+        fs::metadata(lease).ok().map(|file| (file.ino(), file.mtime(), file.mtime_nsec()))
+    }
+
+    /// Whether the lease on file has the subnet still that this one has.
+    ///
+    /// # Errors
+    /// [`Code::Io`].
+    pub(crate) fn has_still(&self, lease: &HostLease) -> Result<bool, Error> {
+        Ok(HostLease::read(&self.data_dir, self.network)?.is_some_and(|now| now.key == lease.key))
     }
 
     /// Whether the other hosts or the lease ought to be looked at.
@@ -182,32 +205,10 @@ impl<'c> Host<'c> {
     /// [`Code::Conflict`] when another host has the subnet or the public address; [`Code::InvalidConfig`] when the
     /// network was configured anew and does not have the subnet any more.
     fn refresh(&self, lease: HostLease) -> Result<HostLease, Error> {
-        let tried = self.tried();
-        if let Err(error) = fs::write(&tried, b"") {
-            log::warn!("write {}: {error}", tried.display());
-        }
-        let late = |_elapsed| {
-            let msg = format!("look at the network: etcd gave no answer within {PATIENCE:?}");
-            Err(Error::new(Code::TryAgain, msg))
-        };
-        let news = in_event_loop(async {
-            tokio::time::timeout(PATIENCE, self.look(&lease)).await.unwrap_or_else(late)
-        });
-        match news {
-            Ok((Lease::Refused(error), _)) => {
-                // The next ADD is told the same, unless somebody has done something by then.
-                if let Err(error) = fs::remove_file(&tried) {
-                    log::warn!("remove {}: {error}", tried.display());
-                }
-                Err(error)
-            }
-            Ok((Lease::Held(kept), hosts)) if kept.key == lease.key => {
-                if let Err(error) = self.put_on_file(Lease::Held(kept.clone()), &hosts) {
-                    log::warn!("network {}: {}; going on without", self.network, error.msg);
-                }
-                Ok(kept)
-            }
-            Ok((news, hosts)) => self.put_on_file(news, &hosts),
+        self.note_attempt();
+        match in_event_loop(in_time(PATIENCE, self.look(&lease))) {
+            Ok((kept, hosts, true)) => Ok(self.go_on(kept, &hosts)),
+            Ok((kept, hosts, false)) => self.settle(kept, &hosts),
             Err(error) => {
                 log::warn!("network {}: {}; going on with what is known", self.network, error.msg);
                 Ok(lease)
@@ -215,8 +216,16 @@ impl<'c> Host<'c> {
         }
     }
 
-    /// What is this host's, by etcd: as it was, unless its record, its address or the network's configuration are not.
-    async fn look(&self, lease: &HostLease) -> Result<(Lease, Peers), Error> {
+    fn note_attempt(&self) {
+        let tried = self.tried();
+        if let Err(error) = fs::write(&tried, b"") {
+            log::warn!("write {}: {error}", tried.display());
+        }
+    }
+
+    /// The lease, renewed if it is time, the other hosts, and whether the lease is right: as it is not when its record, its address or the
+    /// network's configuration are others.
+    async fn look(&self, lease: &HostLease) -> Result<(HostLease, Peers, bool), Error> {
         let mut registry = Registry::new(&self.etcd)?;
         let Snapshot { config, hosts, held, .. } = registry.snapshot(&lease::published(lease)).await?;
         let is_ours = hosts.records.get(&lease.key) == Some(&lease.value) && lease::holds(lease, &held);
@@ -227,22 +236,53 @@ impl<'c> Host<'c> {
         } else {
             Some(lease.clone())
         };
-        let kept = match kept {
-            Some(kept) if config.as_ref().ok() == Some(&kept.config) && self.lasts_as_configured(&kept) => {
-                return Ok((Lease::Held(kept), hosts));
-            }
-            kept => kept.unwrap_or_else(|| lease.clone()),
-        };
-        let others = self.others()?;
-        let taken = lease::acquire(&mut registry, &self.etcd, self.claimant(Some(&kept), &others)).await;
-        match taken {
-            // A configuration that is none is no reason to leave the host's network.
-            Ok(Lease::Unconfigured(error)) | Err(error) if error.code == Code::InvalidConfig => {
-                log::warn!("network {}: {}; going on with the one of before", self.network, error.msg);
-                Ok((Lease::Held(kept), hosts))
-            }
-            taken => Ok((taken?, hosts)),
+        let as_configured =
+            |kept: &HostLease| config.as_ref().ok() == Some(&kept.config) && self.lasts_as_configured(kept);
+        let is_right = kept.as_ref().is_some_and(as_configured);
+        Ok((kept.unwrap_or_else(|| lease.clone()), hosts, is_right))
+    }
+
+    /// Takes what is this host's by now, in place of a lease that is not right any more.
+    fn settle(&self, kept: HostLease, hosts: &Peers) -> Result<HostLease, Error> {
+        // Who comes next looks again, unless this one finds that all can stay: it may be killed, or there may be something to do for a person.
+        let tried = self.tried();
+        if let Err(error) = fs::remove_file(&tried) {
+            log::warn!("remove {}: {error}", tried.display());
         }
+        // Who holds it for so long may do the same, which is seen when the address is reserved.
+        let Ok(store) = self.hold_unused(Deadline::after(PATIENCE)) else { return Ok(kept) };
+        if let Some(other) = self.on_file()?.filter(|other| other.key != kept.key) {
+            return Ok(other);
+        }
+        let others = self.others()?;
+        let (before, unused) = (Some(&kept), store.is_some());
+        let claimant = Claimant { before, wish: None, unused, keeper: Keeper::Plugin, others: &others };
+        // To find a subnet is no news that an ADD can do without.
+        let patience = if unused { self.part(SHARE).remaining() } else { PATIENCE };
+        let taken = in_event_loop(in_time(patience, async {
+            lease::acquire(&mut Registry::new(&self.etcd)?, &self.etcd, claimant).await
+        }));
+        let (kept, why) = match taken {
+            Ok(Lease::Held(lease)) if lease.key == kept.key => (lease, None),
+            // A configuration that is none is no reason to leave the host's network.
+            Ok(Lease::Unconfigured(error)) => (kept, Some(error)),
+            Err(error) if error.code == Code::InvalidConfig || store.is_none() => (kept, Some(error)),
+            // The subnet may be another one already.
+            taken => return self.put_on_file(taken?, hosts),
+        };
+        if let Some(error) = why {
+            log::warn!("network {}: {}; going on with what is known", self.network, error.msg);
+        }
+        self.note_attempt();
+        Ok(self.go_on(kept, hosts))
+    }
+
+    /// With a lease that is not another one. What the disk does not take is left for the next ADD.
+    fn go_on(&self, kept: HostLease, hosts: &Peers) -> HostLease {
+        if let Err(error) = self.put_on_file(Lease::Held(kept.clone()), hosts) {
+            log::warn!("network {}: {}; going on without", self.network, error.msg);
+        }
+        kept
     }
 
     fn put_on_file(&self, lease: Lease, hosts: &Peers) -> Result<HostLease, Error> {
@@ -271,8 +311,12 @@ impl<'c> Host<'c> {
         let Some(lease) = self.on_file()?.filter(|_| known.is_none()) else {
             let before = HostLease::read(&self.data_dir, self.network)?;
             let others = self.others()?;
-            let claimant = self.claimant(before.as_ref(), &others);
-            let look = async { lease::rehearse(&mut Registry::new(&self.etcd)?, &self.etcd, claimant).await };
+            let (before, unused) = (before.as_ref(), self.is_unused());
+            let claimant = Claimant { before, wish: None, unused, keeper: Keeper::Plugin, others: &others };
+            let until = self.part(LIMIT);
+            let look = async {
+                lease::rehearse(&mut Registry::new(&self.etcd)?.within(until), &self.etcd, claimant).await
+            };
             let not_available = |error: Error| match error.code {
                 Code::LimitedConnectivity => error,
                 _ => Error { code: Code::NotAvailable, ..error },
@@ -325,6 +369,11 @@ fn or_known(error: Error, taken: Option<Taken>, code: Code) -> Error {
         Some(taken) if error.code == Code::TryAgain => taken.error(code).detail(error.msg),
         _ => error,
     }
+}
+
+async fn in_time<T>(time: Duration, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let late = format!("look at the network: etcd gave no answer within {time:?}");
+    tokio::time::timeout(time, work).await.unwrap_or_else(|_elapsed| Err(Error::new(Code::TryAgain, late)))
 }
 
 /// How long ago a file was written; for ever when there is none. One from the future (the clock was set back) is old.

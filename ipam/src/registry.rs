@@ -10,7 +10,7 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use cni_protocol::{Code, Error};
+use cni_protocol::{Code, Deadline, Error};
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, GetResponse, Identity,
     LeaseGrantOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchOptions,
@@ -45,6 +45,8 @@ pub struct Registry {
     options: ConnectOptions,
     prefix: String,
     timeout: Duration,
+    /// Until when all calls together have to be done, if they have.
+    until: Option<Deadline>,
 }
 
 /// A network as etcd has it.
@@ -91,7 +93,14 @@ impl Registry {
             options,
             prefix: conf.prefix.clone(),
             timeout: conf.timeout,
+            until: None,
         })
+    }
+
+    /// For who has so much time for all calls: each endpoint gets its part, so that all are asked and can be named.
+    #[must_use]
+    pub fn within(self, until: Deadline) -> Self {
+        Self { until: Some(until), ..self }
     }
 
     /// The value of `<prefix>/config`.
@@ -239,12 +248,13 @@ impl Registry {
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         let mut failures: Vec<String> = Vec::new();
-        for _ in 0..self.endpoints.len() {
+        for left in (1..=self.endpoints.len()).rev() {
+            let limit = self.limit(left);
             let endpoint = self.endpoints[self.current].clone();
             let known = self.client.clone();
             let options = self.options.clone();
             let mut found = known.is_some();
-            let answer = tokio::time::timeout(self.timeout, async {
+            let answer = tokio::time::timeout(limit, async {
                 let client = match known {
                     Some(client) => client,
                     None => {
@@ -267,7 +277,7 @@ impl Registry {
                 }
                 Ok(Err(error)) => failures.push(explain(&endpoint, &error)),
                 Err(_elapsed) if found => {
-                    failures.push(format!("{endpoint} gave no answer within {:?}", self.timeout));
+                    failures.push(format!("{endpoint} gave no answer within {limit:?}"));
                 }
                 Err(_elapsed) => failures.push(format!("{endpoint} {NO_NAME}")),
             }
@@ -275,6 +285,14 @@ impl Registry {
             self.current = (self.current + 1) % self.endpoints.len();
         }
         Err(Error::new(Code::TryAgain, format!("{step}: {}", failures.join("; "))))
+    }
+
+    /// For one of the endpoints that are left to be asked.
+    fn limit(&self, left: usize) -> Duration {
+        let part = |until: Deadline| until.remaining() / u32::try_from(left).unwrap_or(u32::MAX);
+        // In whole milliseconds, as people are told it.
+        let whole = |part: Duration| Duration::from_millis(part.as_millis().try_into().unwrap_or(u64::MAX));
+        self.until.map_or(self.timeout, |until| self.timeout.min(whole(part(until))))
     }
 
     fn config_key(&self) -> String {

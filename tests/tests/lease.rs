@@ -7,6 +7,7 @@ mod lease {
     mod identity;
     mod link;
     mod many;
+    mod moved;
     mod renumbered;
     mod siblings;
 }

@@ -157,6 +157,27 @@ fn frozen_altogether() {
     assert!(guarded.etcd.keys(SUBNETS).is_empty());
 }
 
+/// However long one call may take: each endpoint gets its part of the command's time, and an answer that is no answer is told before the
+/// runtime, or the plugin of the interface, has ended the call.
+#[test]
+fn frozen_endpoints_are_named_within_the_commands_time() {
+    let guarded = Guarded::new(3, Access::Open);
+    guarded.etcd.freeze();
+    let (node, network) =
+        (guarded.cluster.node(0), guarded.network(&json!({})).with(&json!({ "timeout": 4 })));
+    let endpoints = guarded.etcd.endpoints();
+    let names: Vec<&str> = endpoints.iter().map(String::as_str).collect();
+    let pod = weft_tests::Pod::new();
+    let adds = network.clone().with(&json!({ "isGateway": true })).add_call(&pod).on(node);
+    for (call, code) in [(ipam("ADD", node, &network), 11), (ipam("STATUS", node, &network), 50), (adds, 11)]
+    {
+        let start = Instant::now();
+        call.run().error_code(code).assert_names(&names);
+        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    }
+    guarded.etcd.thaw();
+}
+
 #[test]
 fn a_name_that_nobody_knows() {
     let guarded = Guarded::new(1, Access::Open);

@@ -1,0 +1,59 @@
+//! A host without containers whose subnet becomes another one, as the network was configured anew, while containers come.
+
+use std::fs;
+use std::time::{Duration, SystemTime};
+
+use serde_json::json;
+use weft_tests::{Call, Pod, Relay, eventually};
+
+use super::super::{CONFIG, Fleet, addresses};
+
+const ROUNDS: u64 = 30;
+
+/// The one that finds it out takes as long as etcd does; the other one comes with it, or in the middle of that. Whoever has an address has
+/// it of the subnet that the host has then.
+#[test]
+fn containers_that_come_while_the_subnet_changes_are_in_the_new_one() {
+    let config = |number: u64| {
+        format!(r#"{{"Network": "10.{}.0.0/16", "Backend": {{"Type": "vxlan"}}}}"#, 240 + number % 2)
+    };
+    let fleet = Fleet::new(1, &config(0));
+    let node = fleet.node(0);
+    let relay = Relay::start(node, fleet.etcd.members()[0].clients().next().expect("an address"));
+    let network = fleet.conf(&json!({ "ipam": { "etcd": { "endpoints": [relay.endpoint()] } } }));
+    let call = |command: &str, pod: &Pod| {
+        Call::new("weft-ipam", command, network.conf.to_string()).on(node).pod(pod)
+    };
+    let first = Pod::new();
+    call("ADD", &first).run().result();
+    call("DEL", &first).run().done();
+    relay.delay(Duration::from_millis(10));
+    let lease = node.data_dir().join("pods");
+    for round in 1..=ROUNDS {
+        let (before, _) = fleet.record();
+        fleet.etcd.put(CONFIG, config(round));
+        // Long ago: the first to come looks.
+        let peers = fs::File::options().write(true).open(lease.join("peers.json")).expect("open a file");
+        peers.set_modified(SystemTime::UNIX_EPOCH).expect("make it old");
+        let _none_yet = fs::remove_file(lease.join("tried"));
+        let pods = [Pod::new(), Pod::new()];
+        let one = call("ADD", &pods[0]).start();
+        if round % 2 == 0 {
+            // On a busy machine etcd may be too late: then everything stays.
+            let stat = format!("/proc/{}/stat", one.pid());
+            let has_ended = || fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") Z "));
+            eventually(Duration::from_secs(5), "the former record is gone", || {
+                (!fleet.keys().contains(&before) || has_ended()).then_some(())
+            });
+        }
+        let replies = [call("ADD", &pods[1]).run(), one.finish()];
+        let (key, _) = fleet.record();
+        let subnet = key.trim_end_matches("0-24");
+        for reply in replies.iter().filter(|reply| reply.succeeded()) {
+            let given = addresses(&reply.result());
+            assert!(given[0].starts_with(subnet), "round {round}: {given:?} is not of {key}");
+        }
+        assert!(replies.iter().any(weft_tests::Reply::succeeded), "round {round}");
+        pods.iter().for_each(|pod| call("DEL", pod).run().done());
+    }
+}
