@@ -35,6 +35,7 @@ mod netns;
 mod node;
 mod pod;
 mod random;
+pub mod records;
 mod relay;
 pub mod runtime;
 pub mod sctp;

@@ -1,6 +1,7 @@
 //! docs/migrate-from-flannel.md, step by step, there and back: subnet, containers and their connections stay.
 
 mod plugins;
+mod third;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -12,6 +13,7 @@ use weft_tests::{Family, Flanneld, Node, Pod, Weftd, ips};
 
 use super::peers::{Fleet, V4, talk};
 use plugins::Plugins;
+use third::{FLUSH_FLANNELS_ROUTES, FLUSH_WEFTS_ROUTES, Third};
 
 const DUAL: &str = r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:42::/48",
     "Backend": {"Type": "vxlan"}}"#;
@@ -114,6 +116,8 @@ struct Changing {
     plugins: Plugins,
     /// Whether the daemons masquerade; else the plugin does, for the containers that it attaches.
     masquerade: bool,
+    /// Whether other hosts are reached by devices, or by plain routes.
+    has_devices: bool,
     /// How flanneld's rules are removed, if the daemons masquerade.
     remove_flannels: Vec<&'static str>,
     families: Vec<Family>,
@@ -143,6 +147,7 @@ impl Changing {
             subnets: fleet.subnets(),
             fleet,
             masquerade,
+            has_devices: config.contains("vxlan"),
             remove_flannels,
             families: families.to_vec(),
             conversations: Vec::new(),
@@ -175,19 +180,17 @@ impl Changing {
     }
 
     /// Steps 2 to 5.
-    fn to_weft(&self, flanneld: &Flanneld, pod: &Pod) -> Weftd {
+    fn to_weft(&self, flanneld: &Flanneld, pod: &Pod, third: Option<&Third>) -> Weftd {
         let before = Masquerades::on(self.node());
         flanneld.stop();
+        third.iter().for_each(|third| third.leave(self));
         self.assert_goes_on(pod);
-        for family in &self.families {
-            self.node().command(&format!(
-                "ip link delete {}",
-                family.device().replace("weft6", "flannel-v6").replace("weft", "flannel")
-            ));
-        }
+        self.delete_devices(|weft| weft.replace("weft6", "flannel-v6").replace("weft", "flannel"));
         self.assert_goes_on(pod);
         let weftd = self.weft();
         self.assert_goes_on(pod);
+        self.flush_routes(FLUSH_FLANNELS_ROUTES);
+        third.iter().for_each(|third| third.assert_is_forgotten(self));
         for line in &self.remove_flannels {
             shell(self.node(), line);
         }
@@ -198,12 +201,14 @@ impl Changing {
     }
 
     fn to_flannel(&self, weftd: &Weftd, pod: &Pod) -> Flanneld {
+        let third = Third::come(self);
         weftd.daemon().stop();
+        third.leave(self);
         self.assert_goes_on(pod);
-        for family in &self.families {
-            self.node().command(&format!("ip link delete {}", family.device()));
-        }
+        self.delete_devices(str::to_owned);
+        self.flush_routes(FLUSH_WEFTS_ROUTES);
         let flanneld = flannel(&self.fleet, 0, self.masquerade);
+        third.assert_is_forgotten(self);
         self.assert_goes_on(pod);
         if self.masquerade {
             shell(self.node(), REMOVE_WEFTS_RULES);
@@ -244,7 +249,8 @@ fn the_page_has_these_steps_and_commands() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/migrate-from-flannel.md");
     let page = std::fs::read_to_string(page).expect("docs/migrate-from-flannel.md");
     let others = [REMOVE_FLANNELS_TABLES, REMOVE_WEFTS_RULES, REMOVE_FLANNELS_BRIDGE];
-    for command in REMOVE_FLANNELS_RULES.into_iter().chain(others) {
+    let routes = FLUSH_FLANNELS_ROUTES.into_iter().chain(FLUSH_WEFTS_ROUTES);
+    for command in REMOVE_FLANNELS_RULES.into_iter().chain(others).chain(routes) {
         assert!(page.contains(command), "{command}");
     }
     // Each is done below; another one would not be.
@@ -275,7 +281,8 @@ fn there_and_back(config: &str, families: &[Family], masquerade: bool) {
     changing.assert_is_flannels(true, false);
     let file = changing.node().subnet_env();
 
-    let weftd = changing.to_weft(&flanneld, &one.0);
+    let third = Third::come(&changing);
+    let weftd = changing.to_weft(&flanneld, &one.0, Some(&third));
     let now = changing.node().subnet_env();
     for key in ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET", "FLANNEL_IPMASQ"] {
         assert_eq!(now.get(key), file.get(key), "{key}");
@@ -299,7 +306,7 @@ fn there_and_back(config: &str, families: &[Family], masquerade: bool) {
     talk(&late, &other, BYTES);
 
     // And once more: what Weft had said of the address before does not count for flanneld's record.
-    let _weftd = changing.to_weft(&flanneld, &late.0);
+    let _weftd = changing.to_weft(&flanneld, &late.0, None);
     talk(&late, &other, BYTES);
     changing.plugins.check(changing.node(), &late.0, &late_result);
     changing.conversations.clear();
@@ -333,6 +340,13 @@ fn a_host_changes_over_and_back() {
 #[test]
 fn a_host_of_both_families_changes_over_and_back() {
     there_and_back(DUAL, &[Family::V4, Family::V6], false);
+}
+
+#[test]
+fn a_host_of_plain_routes_changes_over_and_back() {
+    for (config, families) in [(V4, &[Family::V4][..]), (DUAL, &[Family::V4, Family::V6])] {
+        there_and_back(&config.replace("vxlan", "host-gw"), families, false);
+    }
 }
 
 #[test]

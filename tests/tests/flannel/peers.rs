@@ -4,12 +4,24 @@ use std::net::IpAddr;
 use std::process::Command;
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
-use weft_tests::{Access, Call, Cluster, Etcd, Flanneld, Node, Pod, Weftd, dist, eventually, ips, transfer};
+use weft_tests::{
+    Access, Call, Cluster, Etcd, Family, Flanneld, Node, Pod, Weftd, dist, eventually, ips, records, transfer,
+};
 
 const CONFIG: &str = "/coreos.com/network/config";
-const SUBNETS: &str = "/coreos.com/network/subnets/";
+pub(super) const SUBNETS: &str = "/coreos.com/network/subnets/";
 pub(super) const V4: &str = r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "vxlan"}}"#;
+/// Each backend, with one family and with both.
+const CONFIGS: [&str; 5] = [
+    V4,
+    r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:42::/48", "Backend": {"Type": "vxlan"}}"#,
+    r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "host-gw"}}"#,
+    r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:42::/48", "Backend": {"Type": "host-gw"}}"#,
+    r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:42::/48",
+        "Backend": {"Type": "vxlan", "DirectRouting": true}}"#,
+];
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) struct Fleet {
@@ -81,14 +93,7 @@ pub(super) fn talk(one: &(Pod, Vec<IpAddr>), other: &(Pod, Vec<IpAddr>), bytes: 
 /// Both see each other's lease, containers reach each other both ways, and a host that leaves is forgotten by both.
 #[test]
 fn they_make_one_overlay() {
-    for config in [
-        V4,
-        r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:42::/48", "Backend": {"Type": "vxlan"}}"#,
-        r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "host-gw"}}"#,
-        r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:42::/48", "Backend": {"Type": "host-gw"}}"#,
-        r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:42::/48",
-            "Backend": {"Type": "vxlan", "DirectRouting": true}}"#,
-    ] {
+    for config in CONFIGS {
         let fleet = Fleet::new(config);
         let _daemons = (fleet.weft(0), fleet.flannel(1));
         assert_eq!(fleet.subnets().len(), 2);
@@ -131,33 +136,51 @@ fn they_cut_the_network_alike() {
 /// Each tells the other: Weft's host by `weftctl leave`, flanneld's by its lease, which it leaves to end. And a third host tells both.
 #[test]
 fn a_host_that_leaves_is_forgotten_by_both() {
-    let fleet = Fleet::new(V4);
+    for config in CONFIGS {
+        let is_dual = config.contains("EnableIPv6");
+        forgets(config, if is_dual { &[Family::V4, Family::V6] } else { &[Family::V4] });
+    }
+}
+
+fn forgets(config: &str, families: &[Family]) {
+    let fleet = Fleet::new(config);
     let (weftd, flanneld) = (fleet.weft(0), fleet.flannel(1));
     fleet.knows(0, 1, true);
     fleet.knows(1, 0, true);
-    let other = r#"{"PublicIP":"172.30.0.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"8e:00:00:00:00:99"}}"#;
-    let key = format!("{SUBNETS}10.250.99.0-24");
-    fleet.etcd.put(&key, other);
-    let routes = |index: usize| fleet.node(index).command("ip route").contains("10.250.99.0/24");
-    eventually(PATIENCE, "both know it", || (routes(0) && routes(1)).then_some(()));
+    let (third, mut value) = records::of_a_host(families);
+    if config.contains("host-gw") {
+        value = value.replace("vxlan", "host-gw");
+    }
+    let key = format!("{SUBNETS}{third}");
+    // Plain routes are all that there is with some.
+    let looks = [
+        "ip route",
+        "ip -6 route",
+        "ip neigh show nud permanent",
+        "ip -6 neigh show nud permanent",
+        "bridge fdb",
+    ];
+    let says = |index: usize| looks.map(|look| fleet.node(index).command(look)).concat();
+    let ways: Vec<String> = third.split('&').map(|subnet| subnet.replace('-', "/")).collect();
+    let routes = |index: usize| ways.iter().filter(|way| says(index).contains(*way)).count();
+    fleet.etcd.put(&key, value);
+    eventually(PATIENCE, "both know it", || ([0, 1].map(routes) == [ways.len(); 2]).then_some(()));
     fleet.etcd.del(&key);
-    eventually(PATIENCE, "both forget it", || (!routes(0) && !routes(1)).then_some(()));
+    eventually(PATIENCE, "both forget it", || ([0, 1].map(routes) == [0; 2]).then_some(()));
 
-    weftd.daemon().stop();
-    let node = fleet.node(0);
-    let mut leave = Command::new(dist().join("weftctl"));
-    leave.args(["--name", Weftd::NETWORK, "--etcd-endpoints", &fleet.etcd.endpoints()[0], "--subnet-file"]);
-    leave.arg(node.subnet_file()).arg("leave").envs(node.env());
-    let own = node.subnet_env()["FLANNEL_SUBNET"].replace(".1/24", ".0");
-    let output = node.inside(|| leave.output().expect("run weftctl"));
-    assert!(output.status.success(), "{output:?}");
-    // Its neighbour has the subnet's first address, and its forwarding entry the host's.
-    let forgets = |index: usize, vtep: &str, public: &str| {
-        let looks = ["ip route", "ip neigh show nud permanent", "bridge fdb"];
-        let text = looks.map(|look| fleet.node(index).command(look)).concat();
-        (!text.contains(vtep) && !text.contains(&format!("dst {public} "))).then_some(())
+    // A host's neighbour has the subnet's first address, and its forwarding entry the host's.
+    let has_gone = |index: usize, subnets: &[IpNetwork], gone: usize| {
+        let text = says(index);
+        let named = |subnet: &IpNetwork| text.contains(&subnet.network().to_string());
+        let leads = |family: &Family| text.contains(&format!("dst {} ", family.address(fleet.node(gone))));
+        (!subnets.iter().any(named) && !families.iter().any(leads)).then_some(())
     };
-    eventually(PATIENCE, "flanneld forgets Weft's host", || forgets(1, &own, "172.30.0.11"));
+    let subnets =
+        |index: usize| families.iter().map(|family| family.subnet(fleet.node(index))).collect::<Vec<_>>();
+    weftd.daemon().stop();
+    let own = subnets(0);
+    leave(&fleet);
+    eventually(PATIENCE, "flanneld forgets Weft's host", || has_gone(1, &own, 0));
 
     let weftd = fleet.weft(0);
     fleet.knows(0, 1, true);
@@ -165,8 +188,18 @@ fn a_host_that_leaves_is_forgotten_by_both() {
     let other = fleet.node(1).subnet_env()["FLANNEL_SUBNET"].replace(".1/24", ".0-24");
     let lease =
         fleet.etcd.leases().into_iter().find(|lease| lease.keys.iter().any(|key| key.contains(&other)));
+    let other = subnets(1);
     fleet.etcd.revoke(&lease.expect("flanneld's lease").id);
-    let vtep = other.trim_end_matches("-24");
-    eventually(PATIENCE, "Weft's host forgets flanneld's", || forgets(0, vtep, "172.30.0.12"));
+    eventually(PATIENCE, "Weft's host forgets flanneld's", || has_gone(0, &other, 1));
     weftd.ready();
+}
+
+/// `weftctl leave` on host 0.
+fn leave(fleet: &Fleet) {
+    let node = fleet.node(0);
+    let mut leave = Command::new(dist().join("weftctl"));
+    leave.args(["--name", Weftd::NETWORK, "--etcd-endpoints", &fleet.etcd.endpoints()[0], "--subnet-file"]);
+    leave.arg(node.subnet_file()).arg("leave").envs(node.env());
+    let output = node.inside(|| leave.output().expect("run weftctl"));
+    assert!(output.status.success(), "{output:?}");
 }
