@@ -24,6 +24,8 @@ mod elements;
 mod families;
 #[path = "agent/heal.rs"]
 mod heal;
+#[path = "agent/hostile.rs"]
+mod hostile;
 #[path = "agent/layouts.rs"]
 mod layouts;
 #[path = "agent/masquerade.rs"]

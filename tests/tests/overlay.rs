@@ -13,6 +13,8 @@ use weft_tests::{Access, Cluster, Etcd, Family, Network, Node, Pod, Random, Weft
 
 #[path = "overlay/device.rs"]
 mod device;
+#[path = "overlay/hostile.rs"]
+mod hostile;
 #[path = "overlay/isolation.rs"]
 mod isolation;
 #[path = "overlay/mtu.rs"]

@@ -124,16 +124,96 @@ fn nobody_takes_what_is_anothers() {
     assert_eq!(rejected(&[two[0].clone(), ("10.240.3.0-24", record("192.0.2.2", mac))]), []);
 }
 
+const DUAL: &str = r#"{"Network": "10.240.0.0/12", "EnableIPv6": true, "IPv6Network": "fd00::/48", "Backend": {"Type": "vxlan"}}"#;
+const V6: &str =
+    r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00::/48", "Backend": {"Type": "vxlan"}}"#;
+const OF_BOTH: &str = "10.240.2.0-24&fd00:0:0:2::-64";
+
+fn data(mac: &str) -> String {
+    format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#)
+}
+
+fn dual_record(public: &str, v4: &str, public_v6: &str, v6: &str) -> String {
+    format!(
+        r#"{{"PublicIP":"{public}","PublicIPv6":{public_v6},"BackendType":"vxlan","BackendData":{v4},"BackendV6Data":{v6}}}"#
+    )
+}
+
+/// This host's in a network of both families, and in one of IPv6.
+fn own_leases() -> [HostLease; 2] {
+    let (own, public_v6) = (data("02:00:00:00:00:01"), r#""2001:db8::1""#);
+    let both = dual_record("192.0.2.1", &own, public_v6, &own);
+    let v6 = dual_record("0.0.0.0", "null", public_v6, &own);
+    [
+        HostLease { key: "10.240.1.0-24&fd00:0:0:1::-64".into(), value: both, ..lease(DUAL) },
+        HostLease { key: "0.0.0.0-0&fd00:0:0:1::-64".into(), value: v6, ..lease(V6) },
+    ]
+}
+
+/// Whether a host is followed, and why not.
+fn verdict(lease: &HostLease, key: &str, value: &str) -> (Vec<&'static str>, usize) {
+    let (overlay, rejected) = Overlay::new(lease, &peers(&[(key, value.to_owned())])).unwrap();
+    (rejected.iter().map(|record| record.kind).collect(), overlay.peers(&[]))
+}
+
+/// Alone, and beside a good half: half a host is none.
+#[test]
+fn nobody_takes_what_is_anothers_in_ipv6() {
+    let [dual, alone] = own_leases();
+    let (subnet, public, good) = ("fd00:0:0:2::-64", r#""2001:db8::2""#, data("02:00:00:00:00:02"));
+    for (subnet, public, bad, kind) in [
+        (subnet, r#""::""#, good.clone(), "unreadable"),
+        (subnet, r#""::1""#, good.clone(), "unreadable"),
+        (subnet, r#""ff02::1""#, good.clone(), "unreadable"),
+        (subnet, r#""192.0.2.2""#, good.clone(), "unreadable"),
+        (subnet, "null", good.clone(), "unreadable"),
+        (subnet, public, data("02:00:00:00:02"), "unreadable"),
+        (subnet, public, "null".into(), "unreadable"),
+        (subnet, public, data("33:33:00:00:00:01"), "unreadable"),
+        (subnet, r#""2001:db8::1""#, good.clone(), "this host's address"),
+        (subnet, public, data("02:00:00:00:00:01"), "this host's VTEP"),
+        ("fd01:0:0:2::-64", public, good.clone(), "outside of the network"),
+        ("fd00:0:0:2::-60", public, good.clone(), "unreadable"),
+        ("fd00:0:0:100::-56", public, good.clone(), "outside of the network"),
+        (subnet, public, good.replace(":1,", ":2,"), "another backend"),
+    ] {
+        let record = dual_record("0.0.0.0", "null", public, &bad);
+        assert_eq!(verdict(&alone, &format!("0.0.0.0-0&{subnet}"), &record), (vec![kind], 0), "{record}");
+        let record = dual_record("192.0.2.2", &good, public, &bad);
+        // One VNI in both families is another one; two are no record.
+        let kind = if kind == "another backend" { "unreadable" } else { kind };
+        assert_eq!(verdict(&dual, &format!("10.240.2.0-24&{subnet}"), &record), (vec![kind], 0), "{record}");
+    }
+}
+
+#[test]
+fn nobody_takes_what_is_anothers_beside_a_good_half_of_ipv6() {
+    let [dual, _] = own_leases();
+    let (public, good) = ("192.0.2.2", data("02:00:00:00:00:02"));
+    for (key, public, bad, kind) in [
+        (OF_BOTH, "0.0.0.0", good.clone(), "unreadable"),
+        (OF_BOTH, "192.0.2.1", good.clone(), "this host's address"),
+        (OF_BOTH, public, data("02:00:00:00:02"), "unreadable"),
+        (OF_BOTH, public, data("02:00:00:00:00:01"), "this host's VTEP"),
+        ("10.96.2.0-24&fd00:0:0:2::-64", public, good.clone(), "outside of the network"),
+        ("10.240.2.0-24&fd00:0:0:1::-64", public, good.clone(), "this host's subnet"),
+    ] {
+        let record = dual_record(public, &bad, r#""2001:db8::2""#, &good);
+        assert_eq!(verdict(&dual, key, &record), (vec![kind], 0), "{record}");
+    }
+    let record = dual_record(public, &good, r#""2001:db8::2""#, &good);
+    assert_eq!(verdict(&dual, OF_BOTH, &record), (Vec::new(), 1));
+}
+
 #[test]
 fn who_comes_later_takes_nothing_from_who_is_there() {
-    let dual = r#"{"Network": "10.240.0.0/12", "EnableIPv6": true, "IPv6Network": "fd00::/48", "Backend": {"Type": "vxlan"}}"#;
     let both = |host: u8, mac: u8| {
         let data = format!(r#"{{"VNI":1,"VtepMAC":"02:00:00:00:00:0{mac}"}}"#);
         format!(
             r#"{{"PublicIP":"192.0.2.{host}","PublicIPv6":"2001:db8::{host}","BackendType":"vxlan","BackendData":{data},"BackendV6Data":{data}}}"#
         )
     };
-    let own = HostLease { key: "10.240.1.0-24&fd00:0:0:1::-64".into(), value: both(1, 1), ..lease(dual) };
+    let own = HostLease { key: "10.240.1.0-24&fd00:0:0:1::-64".into(), value: both(1, 1), ..lease(DUAL) };
     for (one, other, kind) in [
         (("10.240.2.0-24&fd00:0:0:2::-64", 2), ("10.240.3.0-24&fd00:0:0:3::-64", 2), "another host's VTEP"),
         (("10.240.2.0-24&fd00:0:0:2::-64", 2), ("10.240.2.0-24&fd00:0:0:3::-64", 3), "another host's subnet"),
