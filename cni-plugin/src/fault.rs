@@ -57,6 +57,11 @@ pub fn failed(step: &dyn fmt::Display, fault: Fault) -> Error {
             "mount it read-write where the container runtime runs: `mount -o remount,rw /proc/sys`"
         }
         Some(Errno::ENOMEM | Errno::ENOBUFS) => "the kernel has no memory for it: free some and try again",
+        Some(Errno::EMFILE | Errno::ENFILE) => {
+            "too many files are open: raise the limit of the container runtime (LimitNOFILE) or of the host (fs.file-max)"
+        }
+        Some(Errno::ENOSPC) => "the file system or a table of the kernel is full: make room and try again",
+        Some(Errno::EIO) => "a device of the host has failed: repair what `dmesg` names and try again",
         Some(Errno::ETIMEDOUT) => "the kernel did not answer in the command's time: raise the key timeout",
         _ => "see the kernel log for more; nothing was left behind unless the details say so",
     };

@@ -79,7 +79,8 @@ impl Delegate {
     pub fn start(&self, verb: Verb, env: &[(&str, &str)]) -> Result<Running, Error> {
         let env = [&[("CNI_COMMAND", verb.as_str())], env].concat();
         let process = Process::start(&self.program, &env).map_err(|error| {
-            Error::new(Code::Io, format!("no process for {}: {error}", self.program.display()))
+            let remedy = "see that the container runtime's limits on processes, open files and memory leave room for one";
+            Error::new(Code::Io, format!("no process for {}: {error}; {remedy}", self.program.display()))
         })?;
         Ok(Running::new(self.clone(), verb, process))
     }

@@ -144,7 +144,8 @@ impl Running {
     }
 
     fn talking(&self, error: &io::Error) -> Error {
-        Error::new(Code::Io, format!("talking to {} failed: {error}", self.name))
+        let remedy = "its messages on stderr may tell why; call again";
+        Error::new(Code::Io, format!("talking to {} failed: {error}; {remedy}", self.name))
     }
 }
 
@@ -265,5 +266,10 @@ fn failure(name: &str, status: ExitStatus, output: &[u8]) -> Error {
     let shown = output.trim_ascii();
     let head = String::from_utf8_lossy(shown.get(..HEAD).unwrap_or(shown)).into_owned();
     let wrote = if head.is_empty() { "nothing".to_owned() } else { format!("{head:?}") };
-    Error::new(Code::Decode, format!("{name} failed ({end}) without a CNI error; on stdout it wrote {wrote}"))
+    Error::new(
+        Code::Decode,
+        format!(
+            "{name} failed ({end}) without a CNI error; on stdout it wrote {wrote}; see its messages on stderr"
+        ),
+    )
 }

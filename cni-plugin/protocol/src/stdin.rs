@@ -33,7 +33,9 @@ pub(crate) fn read_all(input: impl AsFd, deadline: Deadline) -> Result<Vec<u8>, 
             Err(errno) => {
                 return Err(Error::new(
                     Code::Io,
-                    format!("reading the configuration from stdin failed: {errno}"),
+                    format!(
+                        "reading the configuration from stdin failed: {errno}; call again with a pipe or a file"
+                    ),
                 ));
             }
         }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use cni_protocol::{Code, Error};
-use flannel_records::{HostRecord, Pool, kept_by_link, parse_key};
+use flannel_records::{HostRecord, NetworkConfig, Pool, kept_by_link, parse_key};
 use ipnetwork::IpNetwork;
 use weft_state::lease::Peers;
 
