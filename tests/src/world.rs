@@ -15,8 +15,8 @@ use crate::tools;
 /// the host's files below `/run` and `/var/lib`, each as a line.
 ///
 /// Left out, as nobody's promise: what the kernel makes by itself and in its own time (link-local and loopback addresses, local
-/// and multicast routes, learned neighbours, carrier), the inodes and numbers of things, lock files, empty
-/// directories, and which address was the last given: addresses are not soon reused, not even after a failed ADD.
+/// and multicast routes, learned neighbours, carrier), the inodes and numbers of things, lock files, directories that are kept for whoever
+/// comes next, and which address was the last given: addresses are not soon reused, not even after a failed ADD.
 #[derive(Clone, PartialEq, Eq)]
 pub struct World {
     lines: BTreeSet<String>,
@@ -160,10 +160,11 @@ fn route_line(route: &Value) -> Option<String> {
 }
 
 fn files(directory: &Path, lines: &mut BTreeSet<String>) {
+    let mut is_empty = true;
     for entry in fs::read_dir(directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display())) {
         let entry = entry.expect("read a directory");
         let path = entry.path();
-        let name = entry.file_name();
+        is_empty = false;
         // Namespaces are mounted below /run/netns; they have no content. The testbed's own files are no state.
         if [Path::new("/run/netns"), Path::new("/run/boot_id"), Path::new(tools::OWN)]
             .contains(&path.as_path())
@@ -174,7 +175,7 @@ fn files(directory: &Path, lines: &mut BTreeSet<String>) {
         match entry.file_type() {
             Ok(kind) if kind.is_dir() => files(&path, lines),
             // A FIFO holds nothing, and to open it would wait for somebody to write.
-            Ok(kind) if kind.is_fifo() || is_no_promise(&name.to_string_lossy()) => {}
+            Ok(kind) if kind.is_fifo() || is_no_promise(&path) => {}
             Ok(_) => {
                 let content = fs::read(&path).unwrap_or_default();
                 lines.insert(format!("file {} {:?}", path.display(), String::from_utf8_lossy(&content)));
@@ -182,11 +183,46 @@ fn files(directory: &Path, lines: &mut BTreeSet<String>) {
             Err(error) => panic!("{}: {error}", path.display()),
         }
     }
+    if is_empty && !stays_empty(directory) {
+        lines.insert(format!("directory {}", directory.display()));
+    }
+}
+
+/// The names below the state directory of Weft, or of others. What else is there is none of a plugin's.
+fn below<'p>(path: &'p Path, directory: &str) -> Option<Vec<&'p str>> {
+    let mut names = path.iter().filter_map(|name| name.to_str());
+    names.find(|name| *name == directory).map(|_| names.collect())
 }
 
 /// A lock, or which address was the last given.
-fn is_no_promise(name: &str) -> bool {
-    name == "lock" || name.ends_with(".lock") || name.starts_with("last")
+fn is_no_promise(path: &Path) -> bool {
+    let of_weft = match below(path, "weft").as_deref() {
+        Some([".lock"] | [_, "lock" | "overlay.lock" | "agent.lock"]) => true,
+        Some([_, _, "meeting.lock"] | [_, _, "ipam", "lock"]) => true,
+        Some([name]) => name.starts_with(".lease-") && name.ends_with(".lock"),
+        Some([_, _, "ipam", name]) => name.starts_with("last."),
+        _ => false,
+    };
+    let of_others = match below(path, "cni").as_deref() {
+        Some(["networks", _, name]) => *name == "lock" || name.starts_with("last_reserved_ip."),
+        Some(["flannel", name]) => name.ends_with(".lock"),
+        _ => path == Path::new("/run/xtables.lock"),
+    };
+    of_weft || of_others
+}
+
+/// A directory that stays for whoever comes next, also when nothing is in it.
+fn stays_empty(directory: &Path) -> bool {
+    match below(directory, "weft").as_deref() {
+        None | Some([] | [_] | [_, _] | [".hostport" | ".networks", ..]) => true,
+        Some([_, _, "attachments" | "allow" | "ipam"]) => true,
+        Some([_, _, "ipam", part]) => ["addr", "owner", "pending", "full", "name", "kept"].contains(part),
+        // Of names and labels that rules are about.
+        Some([_, _, "allow", _]) => true,
+        // Which was found in place of a record.
+        Some([_, _, name]) => name.starts_with("no-record-"),
+        _ => false,
+    }
 }
 
 fn forget(value: &mut Value, keys: &[&str]) {

@@ -281,6 +281,8 @@ fn what_comes_out(conf: &Value) -> Value {
     // What the runtime asked for is for one.
     let others = ips(&add(&with(conf, &json!({ "runtimeConfig": null })), &neighbour));
     let reached: Vec<bool> = others.iter().map(|address| pod.reaches_soon(*address)).collect();
+    // What is empty may as well be left out.
+    result.as_object_mut().expect("an object").retain(|_, part| *part != json!({}) && *part != json!([]));
     for interface in result["interfaces"].as_array_mut().expect("interfaces") {
         let is_bridge = interface["name"] == "br0";
         let interface = interface.as_object_mut().expect("an interface");
