@@ -6,7 +6,7 @@ mod result;
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use cni_protocol::{AddArgs, AddResult, Error, Interface, IpConfig, MacAddr, Outcome};
+use cni_protocol::{AddArgs, AddResult, Error, IpConfig, MacAddr, Outcome};
 
 use crate::bridge::membership::Membership;
 use crate::conf::names::Names;
@@ -25,7 +25,6 @@ use crate::shaping::{self, HostEnd};
 use crate::step::{Journal, Shared, Step};
 use crate::{begin, bridge, overlay, tuning};
 use links::{container_end, explain, present, warn_of_mtu};
-use result::{describe, merged};
 use weft_net::{BridgePort, Entry, Link, NetError, Netlink, NewVeth, index_of};
 
 /// The MTU of a veth pair that is given none (linux/if_ether.h, and `ether_setup` of net/ethernet/eth.c).
@@ -382,26 +381,5 @@ impl Attachment {
     fn announce(&mut self) -> Result<(), Error> {
         let (pod, mac, ifname) = (&mut self.pod, self.mac, &self.key.ifname);
         self.journal.within(Step::Neighbours(ifname.clone()), || pod.netlink.set_mac(ifname.as_str(), mac))
-    }
-
-    /// The result, with the interfaces as the kernel has them.
-    fn result(
-        &self,
-        plan: &Plan,
-        given: AddResult,
-        [bridge, veth, container]: [Link; 3],
-        detours: Vec<Link>,
-    ) -> AddResult {
-        let sandbox = Some(self.args.netns.path().display().to_string());
-        let container = Interface { sandbox, ..describe(container) };
-        let mut interfaces = vec![describe(bridge), describe(veth), container];
-        let of_container = Some(interfaces.len() - 1);
-        interfaces.extend(detours.into_iter().map(describe));
-        AddResult {
-            interfaces,
-            ips: plan.ips.iter().map(|ip| IpConfig { interface: of_container, ..ip.clone() }).collect(),
-            routes: plan.routes.clone(),
-            dns: merged(self.network.dns.clone().unwrap_or(given.dns), &self.asked.dns),
-        }
     }
 }
