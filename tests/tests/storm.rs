@@ -183,9 +183,9 @@ fn a_new_gateway_answers_from_the_first_question_on() {
         let pods: [Pod; 5] = std::array::from_fn(|_| Pod::new());
         let ask = |pod: &Pod| {
             network().add(pod);
-            pod.inside(|| {
-                ["fd00:88::1", "10.88.0.1"].iter().for_each(|ip| assert_answers(ip.parse().unwrap()))
-            });
+            for gateway in ["fd00:88::1", "10.88.0.1"] {
+                pod.inside(|| assert_answers(gateway.parse().unwrap()));
+            }
         };
         thread::scope(|scope| pods.iter().for_each(|pod| drop(scope.spawn(move || ask(pod)))));
     }
