@@ -133,7 +133,7 @@ impl Attachment {
         self.forget_neighbours(&bridge, &plan)?;
         self.configure(&plan, container.index)?;
         let veth = self.host_end()?;
-        self.journal.membership = Some(Membership::new(&bridge, &plan, self.port()));
+        self.journal.membership = Some(Membership::new(&self.network, &bridge, &plan, self.port()));
         self.settle(&bridge)?;
         self.await_addresses(&plan, container.index)?;
         if self.announces {
@@ -214,7 +214,8 @@ impl Attachment {
             }
             if gateway.is_ipv6() {
                 let ipv6 = Step::Shared(Shared::Ipv6(network.bridge.clone()));
-                self.journal.run(ipv6, || bridge::ensure_ipv6(&network.bridge).map(|change| ((), change)))?;
+                self.journal
+                    .run(ipv6, || bridge::ensure_ipv6(network.bridge.as_str()).map(|change| ((), change)))?;
             }
             self.journal
                 .run(step, || bridge::ensure_gateway(host, bridge, gateway).map(|change| ((), change)))?;

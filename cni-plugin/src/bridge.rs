@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Read};
 
 use cni_protocol::{Code, Deadline, Error, IfName, MacAddr};
+use flannel_records::overlap;
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
@@ -17,7 +18,7 @@ use weft_net::sysctl::Sysctl;
 use weft_net::{Link, Netlink, NlResult, Way, WholeAddress};
 
 use crate::fault::{Change, Fault};
-use crate::plan::{Plan, overlap, prefix};
+use crate::plan::{Plan, prefix};
 
 /// The most ports that the kernel gives a bridge: `BR_MAX_PORTS` of net/bridge/br_private.h, less port 0.
 pub const MAX_PORTS: usize = 1023;
@@ -193,8 +194,8 @@ pub fn ensure_gateway(netlink: &mut Netlink, bridge: &Link, gateway: IpNetwork) 
 
 /// Sees to it that a bridge that is to have a gateway's address of IPv6 takes one: the host has that switched off, for new links or for all
 /// that it had.
-pub fn ensure_ipv6(name: &IfName) -> NlResult<Change> {
-    Ok(Sysctl::ipv6_of(name.as_str(), "disable_ipv6").ensure("0")?.into())
+pub fn ensure_ipv6(name: &str) -> NlResult<Change> {
+    Ok(Sysctl::ipv6_of(name, "disable_ipv6").ensure("0")?.into())
 }
 
 /// Sees to it that the host routes packets. If it did not, returns the settings of interfaces that were on all the same.
@@ -216,7 +217,8 @@ pub fn ensure_forwarding(netlink: &mut Netlink, family: Family) -> Result<Option
 /// Has the host route packets no more, but between interfaces where it did before.
 pub fn stop_forwarding(family: Family, alone: &[Sysctl]) -> NlResult<()> {
     Sysctl::forwarding(family).set("0")?;
-    alone.iter().try_for_each(|setting| setting.set("1"))
+    // One that cannot be written is no reason to leave out the others.
+    alone.iter().map(|setting| setting.set("1")).fold(Ok(()), Result::and)
 }
 
 /// Takes a gateway's address from a bridge, if both are there.

@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use cni_protocol::{Deadline, Error, IfName};
 use weft_net::sysctl::Sysctl;
@@ -16,6 +17,8 @@ use crate::fault::Fault;
 
 /// The directory of the host's ports. No network has such a name.
 const PORTS_DIR: &str = ".hostport";
+/// How long the agent waits for the lock, as it has one thread for all that it does.
+const PATIENCE: Duration = Duration::from_millis(100);
 /// In there: a directory for each interface.
 const NOTES: &str = "localnet";
 
@@ -35,6 +38,16 @@ pub fn open(state_dir: &Path, interface: &IfName, hash: &str) -> Result<(), Faul
     File::create(notes.join(hash))?;
     setting.ensure("1")?;
     Ok(())
+}
+
+/// Opens an interface once more that was closed, or made anew, while attachments have notes of it; whether that was needed.
+pub fn reopen(state_dir: &Path, interface: &str) -> Result<bool, Fault> {
+    let (notes, setting) = (notes(state_dir).join(interface), Sysctl::route_localnet(interface));
+    if !notes.is_dir() || setting.get()?.as_deref() == Some("1") {
+        return Ok(false);
+    }
+    let _lock = lock_ports(state_dir, Deadline::after(PATIENCE))?;
+    Ok(notes.is_dir() && setting.ensure("1")?)
 }
 
 /// Whether an interface is open, or ought to be.

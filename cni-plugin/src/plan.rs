@@ -284,10 +284,5 @@ pub fn prefix(address: IpNetwork) -> IpNetwork {
     IpNetwork::new(address.network(), address.prefix()).unwrap_or(address)
 }
 
-/// Whether two addresses with their prefixes share an address.
-pub fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
-    one.is_ipv4() == other.is_ipv4() && (prefix(one).contains(other.ip()) || prefix(other).contains(one.ip()))
-}
-
 #[cfg(test)]
 mod tests;

@@ -21,6 +21,7 @@ use crate::{guard, hostport, isolation};
 mod check;
 mod group;
 mod idle;
+mod missing;
 pub mod network;
 mod rules;
 mod shared;
@@ -30,6 +31,7 @@ mod tests;
 pub use check::{asleep, check};
 pub use group::{Chain, Group, is_whole, mend, rehearse, renew_others, undo};
 pub use idle::{Idle, is_settled};
+pub use missing::put_back;
 pub use rules::Rules;
 
 use group::{build, explain, has_all_sets};
@@ -244,38 +246,6 @@ pub fn find(nft: &mut Nft, is_chosen: impl Fn(&str) -> bool) -> NlResult<Vec<Ele
     Ok(found)
 }
 
-/// Puts back elements that are not in their sets, as far as the kernel takes them; whether there were any.
-///
-/// # Errors
-/// What the kernel says to the queries.
-pub fn put_back(nft: &mut Nft, held: &[Elements]) -> NlResult<bool> {
-    let mut missing = Vec::new();
-    for group in GROUPS {
-        let wanted = of_group(group, held);
-        for set in group.sets {
-            let wanted: Vec<&Element> = wanted.iter().filter(|element| element.set == *set).collect();
-            if wanted.is_empty() {
-                continue;
-            }
-            let present = nft.elements(set)?;
-            let places: BTreeSet<_> = present.iter().map(|element| (&element.key, &element.end)).collect();
-            let is_there = |element: &Element| {
-                places.contains(&(&element.key, &element.end))
-                    || owner_in(&element.comment).is_none()
-                        && present.iter().any(|present| present.covers(element))
-            };
-            missing.extend(wanted.into_iter().filter(|element| !is_there(element)).cloned());
-        }
-    }
-    if missing.is_empty() {
-        return Ok(false);
-    }
-    if nft.batch(Change::for_elements(&missing, Change::ensure_elements)).is_err() {
-        one_by_one(nft, &missing);
-    }
-    Ok(true)
-}
-
 /// Deletes elements that are there.
 ///
 /// # Errors
@@ -362,15 +332,19 @@ pub fn owner_in(comment: &str) -> Option<&str> {
     Some(hash_in(comment)).filter(|hash| is_hash(hash))
 }
 
-fn one_by_one(nft: &mut Nft, elements: &[Element]) {
+/// Puts elements in as far as the kernel takes them; whether it took all.
+fn one_by_one(nft: &mut Nft, elements: &[Element]) -> bool {
     let mut told = BTreeSet::new();
+    let mut are_all_in = true;
     for element in elements {
-        if let Err(error) = nft.batch(Change::ensure_elements(&[element]).into_iter().collect())
-            && told.insert(element.comment.clone())
-        {
-            log::warn!("cannot put back {element} of attachment {}: {error}", element.comment);
+        if let Err(error) = nft.batch(Change::ensure_elements(&[element]).into_iter().collect()) {
+            are_all_in = false;
+            if told.insert(element.comment.clone()) {
+                log::warn!("cannot put back {element} of attachment {}: {error}", element.comment);
+            }
         }
     }
+    are_all_in
 }
 
 /// An address as a field of a set.

@@ -1,8 +1,10 @@
 //! Whom the agent looks at, as something has happened to them.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use crate::key::{VETH_PREFIX, is_hash};
+use crate::record;
 use crate::ruleset;
 
 /// Attachments of which something may be missing.
@@ -39,6 +41,30 @@ impl Suspects {
             hashes.insert(hash.to_owned());
         }
         hash.is_some()
+    }
+
+    /// Those of them at whom somebody is at work: to be looked at when that is over, of which the kernel does not tell. All, where all are
+    /// suspects: it matters to what their networks have, too.
+    #[must_use]
+    pub fn busy(&self, state_dir: &Path) -> Self {
+        let mut busy = BTreeSet::new();
+        for network in record::networks(state_dir) {
+            let is_held = |hash: &String| matches!(record::try_lock(state_dir, &network, hash), Ok(None));
+            let all = record::hashes(state_dir, &network).unwrap_or_default();
+            busy.extend(all.into_iter().filter(|hash| self.has(hash) && is_held(hash)));
+        }
+        match self {
+            Self::All if !busy.is_empty() => Self::All,
+            _ => Self::These(busy),
+        }
+    }
+
+    /// Adds others.
+    pub fn extend(&mut self, others: Self) {
+        match (&mut *self, others) {
+            (Self::These(hashes), Self::These(others)) => hashes.extend(others),
+            _ => *self = Self::All,
+        }
     }
 
     /// Whether it is one of them.

@@ -250,7 +250,10 @@ impl<'c> Host<'c> {
             log::warn!("remove {}: {error}", tried.display());
         }
         // Who holds it for so long may do the same, which is seen when the address is reserved.
-        let Ok(store) = self.hold_unused(Deadline::after(PATIENCE)) else { return Ok(kept) };
+        let store = match self.hold_unused(Deadline::after(PATIENCE)) {
+            Err(error) if error.code == Code::TryAgain => return Ok(self.go_on(kept, hosts)),
+            other => other?,
+        };
         if let Some(other) = self.on_file()?.filter(|other| other.key != kept.key) {
             return Ok(other);
         }

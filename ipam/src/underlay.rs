@@ -258,7 +258,9 @@ pub(crate) fn of_interface(ip: IpAddr) -> Result<Vec<IpNetwork>, Error> {
             (_, v6) => v6.map(|v6| IpAddr::V6(v6.ip())),
         };
         let found = IpNetwork::with_netmask(ip(&interface.address?)?, ip(&interface.netmask?)?).ok()?;
-        Some((interface.interface_name.clone(), found))
+        // Of IPv4 it is the address' label, which begins with the name.
+        let name = interface.interface_name.split(':').next()?.to_owned();
+        Some((name, found))
     };
     let listed = getifaddrs().map_err(|errno| Error::new(Code::Io, unlisted(&errno.into())))?;
     let all: Vec<_> = listed.filter_map(|interface| address(&interface)).collect();

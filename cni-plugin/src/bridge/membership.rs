@@ -5,6 +5,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use weft_net::{BridgePort, Link};
 
+use crate::conf::Network;
 use crate::plan::Plan;
 
 /// The bridge, what the attachment needs of it, and how its port is set.
@@ -13,26 +14,29 @@ use crate::plan::Plan;
 pub struct Membership {
     pub bridge: String,
     pub mac: Option<MacAddr>,
+    pub promiscuous: bool,
     pub gateways: Vec<IpNetwork>,
+    #[serde(with = "PortOnFile")]
+    pub port: BridgePort,
+}
+
+/// How [`BridgePort`], of a crate that writes nothing down, is on file.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "BridgePort", rename_all = "camelCase")]
+struct PortOnFile {
     hairpin: bool,
     isolated: bool,
     forwards_bpdus: bool,
 }
 
 impl Membership {
-    pub fn new(bridge: &Link, plan: &Plan, port: BridgePort) -> Self {
+    pub fn new(network: &Network, bridge: &Link, plan: &Plan, port: BridgePort) -> Self {
         Self {
             bridge: bridge.name.clone(),
             mac: bridge.mac,
+            promiscuous: network.promiscuous,
             gateways: plan.gateways.clone(),
-            hairpin: port.hairpin,
-            isolated: port.isolated,
-            forwards_bpdus: port.forwards_bpdus,
+            port,
         }
-    }
-
-    /// How the port is set.
-    pub fn port(&self) -> BridgePort {
-        BridgePort { hairpin: self.hairpin, isolated: self.isolated, forwards_bpdus: self.forwards_bpdus }
     }
 }

@@ -5,16 +5,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use cni_protocol::{Deadline, Error};
+use flannel_records::overlap;
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
-use weft_net::sysctl::Sysctl;
 use weft_net::{BridgePort, Link, NetError, Netlink, NlResult};
 
 use super::membership::Membership;
-use super::{ensure_gateway, prepare, random_mac, refuse_other_kind};
+use super::{ensure_gateway, ensure_ipv6, ensure_promiscuous, prepare, random_mac, refuse_other_kind};
 use crate::fault::{Change, Fault, failed};
 use crate::key::VETH_PREFIX;
-use crate::plan::overlap;
+use crate::localnet;
 use crate::record;
 use crate::suspects::Suspects;
 
@@ -29,15 +29,13 @@ pub struct Restored {
     pub names: HashSet<String>,
     pub indices: HashSet<u32>,
     /// Why not all is back.
-    pub trouble: Option<Error>,
+    pub trouble: Vec<Error>,
 }
 
 /// A container's port, as it is on file.
 struct Member {
     port: String,
     since: Duration,
-    /// Whether it has ports of the host's 127.0.0.1.
-    has_localnet: bool,
     membership: Membership,
 }
 
@@ -46,11 +44,11 @@ struct Member {
 pub fn restore(state_dir: &Path, suspects: &Suspects, deadline: Deadline) -> Restored {
     let mut restored = Restored::default();
     for (name, members) in members(state_dir, suspects) {
-        let outcome = Netlink::open(deadline)
-            .map_err(Fault::from)
-            .and_then(|mut netlink| restore_bridge(&mut netlink, &name, &members, &mut restored));
+        let outcome = Netlink::open(deadline).map_err(Fault::from).and_then(|mut netlink| {
+            restore_bridge(&mut netlink, state_dir, (&name, &members), &mut restored)
+        });
         if let Err(fault) = outcome {
-            restored.trouble = Some(failed(&format!("put back bridge {name} and its ports"), fault));
+            restored.trouble.push(failed(&format!("put back bridge {name} and its ports"), fault));
         }
         restored.names.insert(name);
     }
@@ -70,10 +68,9 @@ fn members(state_dir: &Path, suspects: &Suspects) -> BTreeMap<String, Vec<Member
                 continue;
             };
             let (since, port) = (content.since(), format!("{VETH_PREFIX}{hash}"));
-            let has_localnet = content.holdings.localnet().is_some();
             if let Some(membership) = content.membership {
                 let members = bridges.entry(membership.bridge.clone()).or_default();
-                members.push(Member { port, since, has_localnet, membership });
+                members.push(Member { port, since, membership });
             }
         }
     }
@@ -83,8 +80,8 @@ fn members(state_dir: &Path, suspects: &Suspects) -> BTreeMap<String, Vec<Member
 
 fn restore_bridge(
     netlink: &mut Netlink,
-    name: &str,
-    members: &[Member],
+    state_dir: &Path,
+    (name, members): (&str, &[Member]),
     restored: &mut Restored,
 ) -> Result<(), Fault> {
     let mut present = Vec::new();
@@ -98,25 +95,43 @@ fn restore_bridge(
     };
     refuse_other_kind(&bridge)?;
     restored.indices.insert(bridge.index);
-    if !bridge.up {
-        netlink.set_up(name)?;
-        is_changed = true;
+    let outcome =
+        restore_settings(netlink, state_dir, &bridge, &present).map(|changed| is_changed |= changed);
+    restored.bridges += usize::from(is_changed);
+    for (port, member) in &present {
+        restored.ports += usize::from(restore_port(netlink, &bridge, port, member.membership.port)?);
     }
+    // Containers that need what could not be put back are no reason to leave the others apart.
+    outcome
+}
+
+/// Whether there was anything to put back of the bridge itself, besides its being there.
+fn restore_settings(
+    netlink: &mut Netlink,
+    state_dir: &Path,
+    bridge: &Link,
+    present: &[(Link, &Member)],
+) -> Result<bool, Fault> {
+    let mut is_changed = !bridge.up;
+    if !bridge.up {
+        netlink.set_up(&bridge.name)?;
+    }
+    if present.iter().any(|(_, member)| member.membership.promiscuous) {
+        is_changed |= ensure_promiscuous(netlink, bridge)? == Change::Made;
+    }
+    is_changed |= localnet::reopen(state_dir, &bridge.name)?;
     let addresses = netlink.addresses(bridge.index)?;
     for gateway in gateways(present.iter().map(|(_, member)| &member.membership)) {
         // One that somebody gave the bridge instead is for CHECK to tell.
-        if !addresses.iter().any(|address| overlap(*address, gateway)) {
-            is_changed |= ensure_gateway(netlink, &bridge, gateway)? == Change::Made;
+        if addresses.iter().any(|address| overlap(*address, gateway)) {
+            continue;
         }
+        if gateway.is_ipv6() {
+            ensure_ipv6(&bridge.name)?;
+        }
+        is_changed |= ensure_gateway(netlink, bridge, gateway)? == Change::Made;
     }
-    if present.iter().any(|(_, member)| member.has_localnet) {
-        is_changed |= Sysctl::route_localnet(name).ensure("1")?;
-    }
-    restored.bridges += usize::from(is_changed);
-    for (port, member) in &present {
-        restored.ports += usize::from(restore_port(netlink, &bridge, port, member.membership.port())?);
-    }
-    Ok(())
+    Ok(is_changed)
 }
 
 /// The bridge, as a container found it.
@@ -150,11 +165,12 @@ fn restore_port(netlink: &mut Netlink, bridge: &Link, port: &Link, wanted: Bridg
         return Ok(false);
     }
     let restored = (|| {
-        if port.master.is_some() && !(is_member && port.port == Some(wanted)) {
-            // A port that joins anew has all settings off.
+        if !(is_member && port.port == Some(wanted)) {
+            // One that joins has all settings off: it passes nothing until it has its own.
+            netlink.set_down(&port.name)?;
             netlink.set_master(&port.name, None)?;
+            netlink.set_master(&port.name, Some(bridge.index))?;
         }
-        netlink.set_master(&port.name, Some(bridge.index))?;
         netlink.configure_port(&port.name, None, wanted)
     })();
     match restored {

@@ -156,7 +156,7 @@ impl Allow {
     pub fn has_sides_in(&self, key: &str, subnets: &[IpNetwork]) -> Result<(), Error> {
         let outside = [&self.from, &self.to].into_iter().find_map(|side| match side {
             Peer::Prefix(prefix) => {
-                (!subnets.iter().any(|subnet| crate::plan::overlap(*subnet, *prefix))).then_some(prefix)
+                (!subnets.iter().any(|subnet| flannel_records::overlap(*subnet, *prefix))).then_some(prefix)
             }
             Peer::Own | Peer::Container(_) | Peer::Label(_) => None,
         });

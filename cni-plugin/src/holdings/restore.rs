@@ -1,6 +1,6 @@
 //! The agent's part: how what attachments hold is put back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use cni_protocol::{Deadline, Error, NetworkName};
@@ -32,7 +32,7 @@ pub fn restore(state_dir: &Path, suspects: &Suspects, deadline: Deadline) -> Res
     }
     // Their locks are held until their elements are back: no DEL can come in between.
     let attached = record::attached(state_dir);
-    let held = held_by(&attached);
+    let mut held = held_by(&attached);
     let mut all = Elements::default();
     held.iter().cloned().for_each(|elements| all.extend(elements));
     // First: what is still missing then has whoever comes next do all of it again.
@@ -50,6 +50,7 @@ pub fn restore(state_dir: &Path, suspects: &Suspects, deadline: Deadline) -> Res
         }
         lost = true;
     }
+    leave_out_unsettled(state_dir, &attached, &mut held);
     lost |= ruleset::put_back(&mut nft, &held).map_err(refused)?;
     let renewed = ruleset::renew_others(&mut nft, &all).map_err(refused)?;
     Ok(lost || mended || renewed)
@@ -60,16 +61,30 @@ fn elements_again(nft: &mut Nft, state_dir: &Path, suspects: &Suspects) -> NlRes
     // Their locks are held until their elements are back: no DEL can come in between.
     let attached = record::attached_of(state_dir, |hash| suspects.has(hash));
     let mut held = held_by(&attached);
-    for (elements, (key, ..)) in held.iter_mut().zip(&attached) {
-        // Who is on the way may have brought another configuration of the network.
-        let is_settled = record::hashes(state_dir, &key.network).is_ok_and(|all| {
-            all.len() == attached.iter().filter(|(of, ..)| of.network == key.network).count()
-        });
-        if !is_settled {
+    leave_out_unsettled(state_dir, &attached, &mut held);
+    ruleset::put_back(nft, &held)
+}
+
+/// Leaves out what networks have at which somebody is at work: who is on the way may have brought another configuration.
+fn leave_out_unsettled(
+    state_dir: &Path,
+    attached: &[(AttachmentKey, Content, Record)],
+    held: &mut [Elements],
+) {
+    let own: BTreeSet<&str> = attached.iter().map(|(key, ..)| key.hash()).collect();
+    let networks: BTreeSet<&NetworkName> = attached.iter().map(|(key, ..)| &key.network).collect();
+    let is_settled = |network: &NetworkName| {
+        let is_held = |hash: &String| matches!(record::try_lock(state_dir, network, hash), Ok(None));
+        record::hashes(state_dir, network)
+            .is_ok_and(|all| !all.iter().filter(|hash| !own.contains(hash.as_str())).any(is_held))
+    };
+    let unsettled: BTreeSet<&NetworkName> =
+        networks.into_iter().filter(|network| !is_settled(network)).collect();
+    for (elements, (key, ..)) in held.iter_mut().zip(attached) {
+        if unsettled.contains(&key.network) {
             elements.network.clear();
         }
     }
-    ruleset::put_back(nft, &held)
 }
 
 /// Ends the masquerade of a network of which no attachment has, or may have, any on file; whether there was any. For whoever had the network

@@ -31,12 +31,14 @@ pub(super) async fn keep(state_dir: PathBuf, metrics: Rc<Metrics>) -> Result<(),
     loop {
         let meter = Cost::meter();
         let suspicion = kernel.take_suspicion();
-        let ports = look_at_ports(&state_dir, &suspicion, &metrics, &mut owned);
+        // Before: whoever ends meanwhile is looked at, and whoever begins causes events of its own.
+        kernel.suspect(suspicion.busy(&state_dir));
+        // In this order: no port is back before what keeps its container in bounds.
         let rules = look_at_rules(&state_dir, &suspicion, &metrics);
-        let trouble: BTreeSet<String> =
-            [ports, rules].into_iter().filter_map(Result::err).map(|error| error.msg).collect();
+        let ports = look_at_ports(&state_dir, &suspicion, &metrics, &mut owned);
+        let trouble: BTreeSet<String> = rules.err().into_iter().chain(ports).map(|error| error.msg).collect();
         if !trouble.is_empty() {
-            kernel.suspect_all();
+            kernel.suspect(Suspicion::of_all());
         }
         trouble.difference(&said).for_each(|new| log::error!("{new}"));
         said = trouble;
@@ -53,7 +55,7 @@ fn look_at_ports(
     suspicion: &Suspicion,
     metrics: &Metrics,
     owned: &mut Owned,
-) -> Result<(), Error> {
+) -> Vec<Error> {
     let restored = bridge::restore::restore(state_dir, &suspicion.ports, Deadline::after(PATIENCE));
     for (object, count) in [("bridge", restored.bridges), ("port", restored.ports)] {
         if count > 0 {
@@ -63,7 +65,7 @@ fn look_at_ports(
     }
     owned.names.extend(restored.names);
     owned.bridges.extend(restored.indices);
-    restored.trouble.map_or(Ok(()), Err)
+    restored.trouble
 }
 
 fn look_at_rules(state_dir: &Path, suspicion: &Suspicion, metrics: &Metrics) -> Result<(), Error> {

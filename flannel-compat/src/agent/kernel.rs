@@ -1,6 +1,7 @@
 //! Notices when something that is the agent's changes in the kernel.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::time::Duration;
 
 use cni_protocol::{Code, Error};
@@ -69,8 +70,13 @@ pub(super) struct Suspicion {
 }
 
 impl Suspicion {
-    fn of_all() -> Self {
+    pub(super) fn of_all() -> Self {
         Self { elements: Suspects::All, ports: Suspects::All }
+    }
+
+    /// Those of them at whom somebody is at work.
+    pub(super) fn busy(&self, state_dir: &Path) -> Self {
+        Self { elements: self.elements.busy(state_dir), ports: self.ports.busy(state_dir) }
     }
 
     /// Whether an event is about what is owned; of whom something may be missing after it is noted.
@@ -161,9 +167,10 @@ impl Kernel {
         std::mem::take(&mut self.suspicion)
     }
 
-    /// Something could not be put back: next time all are looked at.
-    pub(super) fn suspect_all(&mut self) {
-        self.suspicion = Suspicion::of_all();
+    /// Has these looked at once more, with the next ones.
+    pub(super) fn suspect(&mut self, more: Suspicion) {
+        self.suspicion.elements.extend(more.elements);
+        self.suspicion.ports.extend(more.ports);
     }
 
     /// Returns once something has changed and the events that came along were taken. May be dropped and called again.

@@ -9,6 +9,7 @@ use weft::overlay::{self, Overlay};
 use weft::record::network_lock;
 use weft_ipam::lease::release;
 use weft_ipam::registry::{Registry, in_event_loop};
+use weft_ipam::store::{Store, list};
 use weft_net::Netlink;
 use weft_net::nft::Nft;
 use weft_state::Lock;
@@ -24,7 +25,9 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 pub(super) fn leave(conf: &Conf, network: &NetworkConf, force: bool) -> Result<String, Error> {
     let name = &network.name;
     let _locks = keep_out(conf, name)?;
-    let held = weft_ipam::store::list(&conf.state_dir, name)?;
+    // Other interface plugins have none of these: what reserves an address for them looks under this one whether the lease is still there.
+    let _store = Store::open(&conf.state_dir, name, Deadline::after(PATIENCE))?;
+    let held = list(&conf.state_dir, name)?;
     if !held.is_empty() && !force {
         let containers: Vec<String> =
             held.iter().map(|held| format!("{} ({})", printable(&held.container_id), held.address)).collect();

@@ -62,10 +62,13 @@ impl Attached {
 
 #[test]
 fn a_bridge_comes_back() {
-    let attached = Attached::new([json!({ "ipMasq": true }), json!({})]);
+    let attached = Attached::new([json!({ "ipMasq": true, "promiscMode": true }), json!({})]);
+    // The host gives new links no IPv6.
+    attached.node().command("sysctl -qw net.ipv6.conf.default.disable_ipv6=1");
     for damage in [
         "ip link delete weft0",
         "ip link set weft0 down",
+        "ip link set weft0 promisc off",
         "ip address flush dev weft0 scope global",
         "ip address delete 10.88.0.1/24 dev weft0",
     ] {

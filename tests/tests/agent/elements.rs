@@ -52,6 +52,10 @@ fn elements_come_back() {
         node.command(&format!("nft delete element {element}"));
         eventually(REPAIR, element, || (sets(node) == made).then_some(()));
     }
+    node.command(
+        "nft delete element inet weft hostport-v4 { tcp . 8080 }; add element inet weft hostport-v4 { tcp . 8080 : 10.88.0.99 . 99 }",
+    );
+    eventually(REPAIR, "where a port leads to", || (sets(node) == made).then_some(()));
     assert!(attached.iter().all(|attached| check(attached, node)));
 
     // With nobody there to see it.

@@ -22,7 +22,7 @@ fn who_holds_a_lock_keeps_nothing_else_from_being_repaired() {
         eventually(REPAIR, "the device is back", || node.link(DEVICE));
     }
     drop(held);
-    eventually(Duration::from_secs(12), "the next look finds nobody at it", || {
+    eventually(Duration::from_secs(30), "the next look finds nobody at it", || {
         (agent.ask("/readyz")?.status == 200).then_some(())
     });
     assert!(node.command("nft list ruleset").contains("\"network "), "the rules know the network again");
