@@ -1,5 +1,10 @@
 //! Records of other hosts, and such that are no hosts, of either family and both.
 
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+use serde_json::{Value, json};
+
 use crate::family::Family;
 
 /// Key and value of a record.
@@ -71,6 +76,16 @@ fn record(v4: Option<&Half>, v6: Option<&Half>) -> Record {
 fn halves(families: &[Family], number: usize) -> [Option<Half>; 2] {
     let of = |family: Family| families.contains(&family).then(|| good(family, number));
     [of(Family::V4), of(Family::V6)]
+}
+
+/// A network's configuration by which hosts take none of these records' subnets of IPv4, of which there are few.
+pub fn apart(config: &str) -> String {
+    let mut config: Value = serde_json::from_str(config).expect("a configuration");
+    if let Some(network) = config["Network"].as_str() {
+        let [first, second, ..] = network.parse::<Ipv4Network>().expect("a network").ip().octets();
+        config["SubnetMax"] = json!(Ipv4Addr::from([first, second, 31, 0]));
+    }
+    config.to_string()
 }
 
 /// That of a host with the number 99 in a network of these families, with VXLAN, that has 10.244.0.0/16 and fd00:42::/48.

@@ -1,6 +1,6 @@
 //! Records that are no hosts, in networks of either family and both.
 
-use weft_tests::records::{of_a_host, of_none};
+use weft_tests::records::{apart, of_a_host, of_none};
 
 use super::*;
 
@@ -23,7 +23,7 @@ fn rejected(agent: &Weftd) -> Option<f64> {
 #[test]
 fn whatever_is_wrong_with_a_record_harms_nobody() {
     for config in CONFIGS {
-        let fleet = Fleet::of(1, config, &json!({}));
+        let fleet = Fleet::of(1, &apart(config), &json!({}));
         let (node, agent) = (fleet.node(0), &fleet.agents[0]);
         let (good, mut bad) = (of_a_host(&fleet.families), of_none(&fleet.families));
         // This host's own addresses, one at a time.

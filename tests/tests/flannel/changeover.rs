@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_tests::{Family, Flanneld, Node, Pod, Weftd, ips};
+use weft_tests::{Family, Flanneld, Node, Pod, Weftd, ips, records};
 
 use super::peers::{Fleet, V4, talk};
 use plugins::Plugins;
@@ -135,7 +135,7 @@ fn flannel(fleet: &Fleet, index: usize, masquerade: bool) -> Flanneld {
 impl Changing {
     /// Both hosts are flanneld's.
     fn begin(config: &str, families: &[Family], masquerade: bool) -> (Self, [Flanneld; 2]) {
-        let fleet = Fleet::new(config);
+        let fleet = Fleet::new(&records::apart(config));
         let daemons = [0, 1].map(|index| flannel(&fleet, index, masquerade));
         let remove_flannels = match config.contains("EnableNFTables") {
             _ if !masquerade => Vec::new(),

@@ -143,7 +143,7 @@ fn a_host_that_leaves_is_forgotten_by_both() {
 }
 
 fn forgets(config: &str, families: &[Family]) {
-    let fleet = Fleet::new(config);
+    let fleet = Fleet::new(&records::apart(config));
     let (weftd, flanneld) = (fleet.weft(0), fleet.flannel(1));
     fleet.knows(0, 1, true);
     fleet.knows(1, 0, true);

@@ -1,6 +1,6 @@
 //! Records that are no hosts, in networks of either family and both, where no agent reads them.
 
-use weft_tests::records::{of_a_host, of_none};
+use weft_tests::records::{apart, of_a_host, of_none};
 
 use super::*;
 
@@ -12,7 +12,7 @@ fn whatever_is_wrong_with_a_record_harms_nobody() {
     for (config, families) in
         [(V4, &[Family::V4][..]), (V6, &[Family::V6]), (DUAL, &[Family::V4, Family::V6])]
     {
-        let fleet = Fleet::new(&[1], config);
+        let fleet = Fleet::new(&[1], &apart(config));
         let node = fleet.node(0);
         let (good, bad) = (of_a_host(families), of_none(families));
         for (key, value) in bad.iter().chain([&good]) {
