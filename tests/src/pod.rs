@@ -15,8 +15,8 @@ use crate::tools;
 
 /// How long a packet may take within one machine: generous for a busy one, short enough to notice silence.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How long one of IPv6 may take. After a second the kernel asks once more for a neighbour that did not answer, and the packet waits for
-/// that: so an address would pass for one that is usable at once.
+/// How long it may take where an address is to be usable at once: after a second the kernel asks once more for a neighbour that did not
+/// answer, and the packet waits for that.
 const UNREPEATED: Duration = Duration::from_millis(900);
 
 /// A container's identity and network namespace. The namespace is mounted below `/run/netns`, as runtimes do it, so
@@ -99,23 +99,27 @@ impl Pod {
         self.inside(|| tools::json(line))
     }
 
-    /// One echo request, no second chance: an address that works at ADD's return answers the first one.
+    /// One echo request.
     pub fn ping(&self, target: impl Into<IpAddr>) -> Output {
-        let target = target.into();
-        let patience = if target.is_ipv6() { UNREPEATED } else { PATIENCE };
+        self.echo(target.into(), PATIENCE)
+    }
+
+    fn echo(&self, target: IpAddr, patience: Duration) -> Output {
         self.inside(|| tools::attempt(&format!("ping -n -c 1 -W {} {target}", patience.as_secs_f32())))
     }
 
-    /// Whether `target` answers one of several echo requests. With plugins of others addresses of IPv6 may be silent at first.
-    pub fn reaches_soon(&self, target: impl Into<IpAddr>) -> bool {
-        let target = target.into();
-        (0..3).any(|_| self.ping(target).status.success())
+    /// Panics unless `target` answers an echo request.
+    pub fn assert_reaches(&self, target: impl Into<IpAddr>) {
+        self.assert_answers(target.into(), PATIENCE);
     }
 
-    /// Panics unless `target` answers the first echo request.
-    pub fn assert_reaches(&self, target: impl Into<IpAddr>) {
-        let target = target.into();
-        let output = self.ping(target);
+    /// Panics unless `target` answers without being looked for a second time, as what works at ADD's return does.
+    pub fn assert_reaches_at_once(&self, target: impl Into<IpAddr>) {
+        self.assert_answers(target.into(), UNREPEATED);
+    }
+
+    fn assert_answers(&self, target: IpAddr, patience: Duration) {
+        let output = self.echo(target, patience);
         assert!(
             output.status.success(),
             "{} does not reach {target}: {}\naddresses:\n{}routes:\n{}{}neighbours:\n{}",

@@ -47,11 +47,11 @@ fn dual_stack_is_usable_at_return() {
     let network = Network::dual();
     let (one, two) = (Pod::new(), Pod::new());
     network.add(&one);
-    one.assert_reaches("fd00:88::1".parse::<IpAddr>().unwrap());
+    one.assert_reaches_at_once("fd00:88::1".parse::<IpAddr>().unwrap());
     let second = network.add(&two);
 
     for address in ips(&second) {
-        one.assert_reaches(address);
+        one.assert_reaches_at_once(address);
         let listener = two.listen(address);
         one.connect(listener.local_addr().unwrap()).unwrap_or_else(|error| panic!("{address}: {error}"));
     }
@@ -71,8 +71,8 @@ fn ipv6_only() {
     network.add(&one);
     let second = network.add(&two);
 
-    one.assert_reaches("fd00:66::1".parse::<IpAddr>().unwrap());
-    one.assert_reaches(ip(&second));
+    one.assert_reaches_at_once("fd00:66::1".parse::<IpAddr>().unwrap());
+    one.assert_reaches_at_once(ip(&second));
     assert_eq!(one.json("ip -j -4 addr show dev eth0"), json!([]));
     assert_eq!(routes(&one, "-6", "default"), [json!("fd00:66::1")]);
     assert_eq!(host.sysctl("net/ipv4/ip_forward"), "0", "nothing was said of IPv4");

