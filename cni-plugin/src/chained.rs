@@ -217,11 +217,11 @@ fn check_firewalls(call: &Call, traces: &Traces) -> Result<(), Error> {
             bridges.entry(bridge.to_owned()).or_default().extend(families);
         }
     }
+    let nft = Nft::open(call.deadline);
+    let mut nft = nft.map_err(|error| failed(&"look at firewalls of others", error.into()))?;
     for (bridge, families) in &bridges {
         let families: Vec<Family> = families.iter().copied().collect();
         let ports = Traffic { bridge, families: &families, goes_out: false, has_ports: true, exits: &[] };
-        let nft = Nft::open(call.deadline);
-        let mut nft = nft.map_err(|error| failed(&"look at firewalls of others", error.into()))?;
         firewalls::check(&mut nft, &ports)?;
     }
     Ok(())

@@ -245,9 +245,8 @@ impl<'c> Host<'c> {
     /// Takes what is this host's by now, in place of a lease that is not right any more.
     fn settle(&self, kept: HostLease, hosts: &Peers) -> Result<HostLease, Error> {
         // Who comes next looks again, unless this one finds that all can stay: it may be killed, or there may be something to do for a person.
-        let tried = self.tried();
-        if let Err(error) = fs::remove_file(&tried) {
-            log::warn!("remove {}: {error}", tried.display());
+        if let Err(error) = fs::remove_file(self.tried()) {
+            log::warn!("remove {}: {error}", self.tried().display());
         }
         // Who holds it for so long may do the same, which is seen when the address is reserved.
         let store = match self.hold_unused(Deadline::after(PATIENCE)) {

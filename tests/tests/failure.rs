@@ -233,10 +233,9 @@ fn of_weft_behind_another_plugin() {
     ]);
 }
 
-/// Each ADD that comes to the end waits for duplicate address detection, so only what is new here fails; and by its name this begins while
-/// others have work for the processor.
+/// Each ADD that comes to the end waits for duplicate address detection, so only what is new here fails.
 #[test]
-fn beside_other_addresses_of_the_bridge() {
+fn of_weft_on_a_bridge_with_other_addresses() {
     let mut failed = Failed::default();
     let mut fail_from = |first| {
         let last = failed.each(Tampered::Weft, "sendto", "ENOBUFS", Stage::forced, first);
