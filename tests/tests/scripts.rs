@@ -3,7 +3,7 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use weft_tests::command;
 
@@ -18,6 +18,65 @@ fn tree(root: &Path) {
     ] {
         fs::write(root.join(file), text).unwrap_or_else(|error| panic!("write {file}: {error}"));
     }
+}
+
+/// Runs lines of bash with the scripts' functions, and with programs of these names and texts in place of the real ones.
+fn with_stubs(lines: &str, stubs: &[(&str, &str)]) -> Output {
+    let directory = tempfile::tempdir().expect("a directory");
+    for (name, text) in stubs {
+        let stub = directory.path().join(name);
+        fs::write(&stub, format!("#!/bin/sh\n{text}\n")).expect("write a stub");
+        fs::set_permissions(&stub, Permissions::from_mode(0o755)).expect("make it executable");
+    }
+    let path = std::env::var("PATH").expect("a PATH");
+    Command::new("bash")
+        .args(["-euc", &format!(". hack/lib\n{lines}")])
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+        .env("PATH", format!("{}:{path}", directory.path().display()))
+        .env_remove("SUDO_USER")
+        .output()
+        .expect("run bash")
+}
+
+#[test]
+fn where_users_may_make_no_namespaces_tests_are_run_by_sudo() {
+    let refuse = ("unshare", "exit 1");
+    let lines = "use_namespaces; declare -p $(runner_variable)";
+    let user = ("id", "echo 1000");
+    let output = with_stubs(lines, &[refuse, user, ("sudo", "exit 1")]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("=\"sudo --preserve-env"), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("NOTE: users may make no namespaces"),
+        "{output:?}"
+    );
+
+    let output = with_stubs(lines, &[refuse, ("id", "echo 0")]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("privileged"), "{output:?}");
+}
+
+/// Nobody who ran tests wants firewalld at the next boot.
+#[test]
+fn services_of_packages_do_not_start_with_the_machine() {
+    let wants = "/etc/systemd/system/multi-user.target.wants";
+    let lines = format!(
+        "mount -t tmpfs tmpfs /etc/systemd/system && mkdir -p {wants} && touch {wants}/old.service\ninstall_packages firewalld"
+    );
+    let come = format!("case \"$*\" in *install*) echo \"apt-get $*\"; touch {wants}/new.service;; esac");
+    let systemctl = ("systemctl", "echo systemctl $* >&2");
+    let output = with_stubs(&lines, &[("apt-get", &format!("{come} >&2")), systemctl]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{output:?}");
+    assert!(said.contains("DPkg::Lock::Timeout=300") && said.contains("install firewalld"), "{said}");
+    assert!(said.contains("systemctl --quiet disable new.service\n"), "{said}");
+}
+
+#[test]
+fn with_sudo_before_it_a_script_says_where_rust_is() {
+    let output = with_stubs("PATH=/usr/bin:/bin; hash -r; SUDO_USER=somebody use_toolchain", &[]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("without sudo"), "{output:?}");
 }
 
 /// Where the standard library for musl cannot be had.
