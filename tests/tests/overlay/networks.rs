@@ -71,7 +71,7 @@ fn two_networks_with_one_vni() {
     let pods = fleet.all_reach(1);
     let node = fleet.node(0);
     let device = || {
-        ["ip -d link show dev", "ip addr show dev", "bridge fdb show dev", "ip neigh show dev"]
+        ["ip -d link show dev", "ip -4 addr show dev", "bridge fdb show dev", "ip neigh show dev"]
             .map(|show| node.command(&format!("{show} weft.1")))
     };
     let before = device();
