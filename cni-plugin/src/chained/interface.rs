@@ -30,7 +30,7 @@ impl OfAnother {
     /// Finds it by what the plugin before says, and looks whether that is so.
     ///
     /// # Errors
-    /// [`Code::InvalidConfig`] when the result does not name the container's interface, [`Code::Conflict`] when there is none.
+    /// [`Code::InvalidConfig`] when the result names other interfaces of the container alone, [`Code::Conflict`] when there is none.
     pub(super) fn find(
         previous: &AddResult,
         ifname: &IfName,
@@ -40,8 +40,8 @@ impl OfAnother {
         let AddResult { interfaces, ips, routes, .. } = previous;
         let sandboxed = |link: &Interface| link.sandbox.as_deref().is_some_and(|path| !path.is_empty());
         let at = interfaces.iter().position(|link| link.name == ifname.as_str() && sandboxed(link));
-        // Results up to 0.2.0 name no interfaces.
-        if at.is_none() && !interfaces.is_empty() {
+        // Results up to 0.2.0 name no interfaces, and Calico's the host's end alone.
+        if at.is_none() && interfaces.iter().any(sandboxed) {
             let why = "put weft behind the plugin that makes it";
             let msg = format!("prevResult has no interface {ifname} with a sandbox: {why}");
             return Err(Error::new(Code::InvalidConfig, msg));

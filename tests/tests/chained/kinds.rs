@@ -32,6 +32,31 @@ pub(crate) fn routed(pod: &Pod, (subnet, number): (u8, u8)) -> Value {
     })
 }
 
+/// What Calico does, and as to the interfaces AWS' plugin for VPCs: single addresses, and default routes to a next hop that stands for the
+/// pair's other end. Their results tell of no route, and Calico's of the host's end alone.
+fn routed_to_the_pair(pod: &Pod) -> Value {
+    let (netns, mac) = (pod.path().display(), "ee:ee:ee:ee:ee:ee");
+    command(&format!("ip link add cali1 address {mac} type veth peer name eth0 netns {netns}"));
+    command(
+        "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv6.conf.cali1.accept_dad=0",
+    );
+    command("ip link set cali1 up");
+    pod.command("sysctl -qw net.ipv6.conf.eth0.accept_dad=0");
+    pod.command("ip link set eth0 up");
+    for (own, next) in [("10.94.0.2/32", "169.254.1.1"), ("fd00:94::2/128", "fe80::1")] {
+        command(&format!("ip route add {own} dev cali1"));
+        pod.command(&format!("ip addr add {own} dev eth0"));
+        pod.command(&format!("ip route add {next} dev eth0"));
+        pod.command(&format!("ip neigh add {next} lladdr {mac} dev eth0 nud permanent"));
+        pod.command(&format!("ip route add default via {next} dev eth0"));
+    }
+    json!({
+        "cniVersion": "1.0.0",
+        "interfaces": [{ "name": "cali1" }],
+        "ips": [{ "address": "10.94.0.2/32" }, { "address": "fd00:94::2/128" }],
+    })
+}
+
 /// What `macvlan` does: an interface above one of the host, which is no other end of it.
 pub(crate) fn macvlan(pod: &Pod) -> Value {
     command("ip link add parent0 type veth peer name parent1");
@@ -66,6 +91,28 @@ fn a_pair_without_a_bridge() {
     network.check(&pod, &result).done();
     network.del(&pod);
     // The link is the container's own, so nothing of it may stay.
+    before.assert_unchanged(&host, &[&pod], "DEL");
+}
+
+#[test]
+fn a_result_that_names_the_hosts_end_alone() {
+    let host = Host::new();
+    let pod = Pod::new();
+    let previous = routed_to_the_pair(&pod);
+    let network = behind(&previous, &wishes());
+    network.add(&pod);
+    network.del(&pod);
+    let before = World::of(&host, &[&pod]);
+    let result = network.add(&pod);
+    assert_eq!(result, previous);
+    let server = server(&pod);
+    command("ip addr add 198.51.100.1/32 dev lo");
+    assert!(answers(&server, host.netns(), "198.51.100.1"));
+    let queue = command("tc qdisc show dev cali1");
+    assert!(queue.contains("tbf 1: root") && queue.contains("rate 10Mbit"), "{queue}");
+    network.check(&pod, &result).done();
+    network.del(&pod);
+    command("ip addr del 198.51.100.1/32 dev lo");
     before.assert_unchanged(&host, &[&pod], "DEL");
 }
 
