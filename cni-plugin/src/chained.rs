@@ -79,7 +79,7 @@ impl Attachment {
         let mut pod = open_pod(&args.netns, call)?;
         let mut found = OfAnother::find(&previous, &args.ifname, &mut host, &mut pod)?;
         if !asked.mappings.is_empty() {
-            found.look_for_better_ways(&mut pod)?;
+            found.look_at_default_routes(&mut pod)?;
         }
         let mut journal = begin::open_journal(args, &key, &conf.traces)?;
         journal.names = names;
@@ -125,7 +125,8 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         Code::Conflict => Error { code: Code::CheckFailed, ..error },
         _ => error,
     };
-    let interface = OfAnother::find(&args.prev_result, &args.ifname, &mut host, &mut pod).map_err(gone)?;
+    let mut interface =
+        OfAnother::find(&args.prev_result, &args.ifname, &mut host, &mut pod).map_err(gone)?;
     let mut found: Vec<String> = record::damage(&conf.traces.state_dir, &key)?.into_iter().collect();
     // The record has what was asked for when the container was attached.
     let (mut holdings, limits) = match record::peek(&conf.traces.state_dir, &key.network, key.hash())? {
@@ -133,7 +134,10 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
             let content = record::up_to_date(&conf.traces.state_dir, &key.network, content)?;
             (content.holdings, content.shaping)
         }
-        _ => (interface.holdings(&conf, &asked)?, conf.shaping.or(&asked.shaping)),
+        _ => {
+            interface.look_at_default_routes(&mut pod)?;
+            (interface.holdings(&conf, &asked)?, conf.shaping.or(&asked.shaping))
+        }
     };
     let guarded = holdings.port.as_deref().filter(|_| holdings.guard.is_some());
     if let Some(port) = guarded.filter(|port| interface.port_name() != Some(port)) {

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use cni_protocol::{AddResult, Code, Error, IfName, Interface, IpConfig};
+use cni_protocol::{AddResult, Code, Error, IfName, Interface, IpConfig, Route};
 use ipnetwork::IpNetwork;
 use weft_net::{Link, Netlink, NlResult};
 
@@ -62,15 +62,20 @@ impl OfAnother {
         Ok(Self { plan, container, host_end, reach })
     }
 
-    /// Looks whether the container sends what goes elsewhere by another interface.
-    pub(super) fn look_for_better_ways(&mut self, pod: &mut Pod) -> Result<(), Error> {
+    /// Looks by which interface the container sends what goes elsewhere. Results may tell of no route that plugins have made.
+    pub(super) fn look_at_default_routes(&mut self, pod: &mut Pod) -> Result<(), Error> {
         let mut look = || {
-            let mut others = pod.netlink.links(None)?;
-            others.retain(|link| link.index != self.container.index && link.name != "lo");
-            pod.default_routes(&others)
+            let mut links = pod.netlink.links(None)?;
+            links.retain(|link| link.name != "lo");
+            let (own, others): (Vec<_>, Vec<_>) =
+                links.into_iter().partition(|link| link.index == self.container.index);
+            Ok((pod.default_routes(&own)?, pod.default_routes(&others)?))
         };
-        let defaults = look().map_err(|error| failed(&"look at the container's routes", error.into()))?;
-        self.plan = self.plan.clone().with_metric(Some(0)).behind(&defaults);
+        let (own, others) =
+            look().map_err(|error| failed(&"look at the container's routes", Fault::Net(error)))?;
+        let made = own.iter().map(|route| Route { priority: Some(route.priority), ..Route::to(route.dst) });
+        self.plan.routes.extend(made);
+        self.plan = self.plan.clone().with_metric(Some(0)).behind(&others);
         Ok(())
     }
 

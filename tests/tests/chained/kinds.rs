@@ -1,7 +1,9 @@
 //! Interfaces of other kinds than a port of the reference bridge. They are made here as those plugins make them.
 
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
-use weft_tests::{Host, Pod, World, command};
+use weft_tests::{Host, Mirror, Outside, Pod, World, command};
 
 use crate::{answers, behind, port_alone, server, wishes};
 
@@ -114,6 +116,34 @@ fn a_result_that_names_the_hosts_end_alone() {
     network.del(&pod);
     command("ip addr del 198.51.100.1/32 dev lo");
     before.assert_unchanged(&host, &[&pod], "DEL");
+}
+
+/// By which routes the container answers is asked of the container.
+#[test]
+fn a_result_without_routes_hides_no_client() {
+    let host = Host::new();
+    let outside = host.outside();
+    let pod = Pod::new();
+    let calico = routed_to_the_pair(&pod);
+    let sandboxed = json!([{ "name": "cali1" }, { "name": "eth0", "sandbox": pod.path() }, { "name": "dummy1", "sandbox": "5" }]);
+    let mut aws = calico.clone();
+    aws["interfaces"] = sandboxed;
+    for ip in aws["ips"].as_array_mut().unwrap() {
+        ip["interface"] = json!(1);
+    }
+    let mirror = Mirror::on(&pod, 80);
+    for previous in [aws, calico] {
+        let network = behind(&previous, &port_alone());
+        let result = network.add(&pod);
+        for (at, peer) in Outside::HOST.iter().zip(Outside::PEER) {
+            let peer: IpAddr = peer.parse().unwrap();
+            assert_eq!(mirror.seen(&outside, (at.parse().unwrap(), 8080)), Some(peer), "{previous}");
+        }
+        network.check(&pod, &result).done();
+        command("find /run/weft -path */attachments/* -type f -delete");
+        network.check(&pod, &result).done();
+        network.del(&pod);
+    }
 }
 
 #[test]
