@@ -2,6 +2,7 @@
 
 mod links;
 mod result;
+mod routing;
 
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -17,7 +18,6 @@ use crate::holdings::Holdings;
 use crate::holdings::hold::hold;
 use crate::ipam::{self, Reserving};
 use crate::key::{AttachmentKey, VethEnd, group};
-use crate::masquerade::{self, Ensured};
 use crate::plan::{Ipv6, Plan};
 use crate::pod::Pod;
 use crate::ruleset::Rules;
@@ -195,48 +195,6 @@ impl Attachment {
             })?;
         }
         Ok(bridge)
-    }
-
-    /// What the addresses need on the host, also shared: gateway addresses, forwarding, masquerade.
-    fn ensure_routing(&mut self, bridge: &Link, plan: &Plan) -> Result<(), Error> {
-        let (host, network) = (&mut self.host, &self.network);
-        for &gateway in &plan.gateways {
-            let step = Step::Shared(Shared::Gateway(network.bridge.clone(), gateway));
-            let in_the_way = self.journal.run(step.clone(), || {
-                bridge::in_the_way(host, network, bridge, gateway, plan).map(|others| (others, Change::Found))
-            })?;
-            let Some(in_the_way) = in_the_way else { continue };
-            for other in in_the_way {
-                let replace = Shared::ReplaceAddress(network.bridge.clone(), Box::new(other.clone()));
-                self.journal.run(Step::Shared(replace), || {
-                    host.take_away(&other).map(|was_there| ((), Change::from(was_there)))
-                })?;
-            }
-            if gateway.is_ipv6() {
-                let ipv6 = Step::Shared(Shared::Ipv6(network.bridge.clone()));
-                self.journal
-                    .run(ipv6, || bridge::ensure_ipv6(network.bridge.as_str()).map(|change| ((), change)))?;
-            }
-            self.journal
-                .run(step, || bridge::ensure_gateway(host, bridge, gateway).map(|change| ((), change)))?;
-        }
-        for &family in &plan.forwarding {
-            let step = |alone| Step::Shared(Shared::Forwarding(family, alone));
-            let ensure = || bridge::ensure_forwarding(host, family).map(|alone| (alone, Change::Found));
-            let alone = self.journal.run(step(Vec::new()), ensure)?;
-            alone.into_iter().for_each(|alone| self.journal.note(step(alone)));
-        }
-        if !plan.masquerade.is_nothing() {
-            let ensured = self.journal.run(Step::Shared(Shared::Masquerade(Ensured::Nothing)), || {
-                let opened = self.rules.take().map_or_else(|| Rules::open(self.args.call.deadline), Ok)?;
-                let nft = &mut self.rules.insert(opened).nft;
-                let ensured = masquerade::ensure(nft, &network.name, &plan.masquerade)?;
-                Ok::<_, NetError>((ensured, Change::Found))
-            })?;
-            self.journal.note(Step::Shared(Shared::Masquerade(ensured)));
-            self.journal.masquerade.clone_from(&plan.masquerade);
-        }
-        Ok(())
     }
 
     /// An address that somebody else had a moment ago is not to be looked for at that one's MAC address, for half a minute.

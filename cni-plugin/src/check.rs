@@ -58,17 +58,20 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     let mut host =
         Netlink::open(call.deadline).map_err(|error| failed(&"open a netlink socket", error.into()))?;
     let damage = record::damage(&network.traces.state_dir, &key)?;
-    let (mut holdings, limits) = match record::peek(&network.traces.state_dir, &key.network, key.hash())? {
-        // The record has what was asked for when the container was attached.
-        Found::Attached(content) => {
-            let content = record::up_to_date(&network.traces.state_dir, &key.network, content)?;
-            (content.holdings, content.shaping)
-        }
-        _ => {
-            let port = find_port(&mut host, &network, &key, promised.mac(&key))?;
-            (Holdings::new(&network, &asked, &plan, port)?, network.shaping.or(&asked.shaping))
-        }
-    };
+    let ended = masquerade::ending::ended(&network.traces.state_dir, &key.network);
+    let (mut holdings, limits, may_be_masqueraded) =
+        match record::peek(&network.traces.state_dir, &key.network, key.hash())? {
+            // The record has what was asked for when the container was attached.
+            Found::Attached(content) => {
+                let content = record::up_to_date(&network.traces.state_dir, &key.network, content)?;
+                let is_masqueraded = content.is_masqueraded(ended);
+                (content.holdings, content.shaping, is_masqueraded)
+            }
+            _ => {
+                let port = find_port(&mut host, &network, &key, promised.mac(&key))?;
+                (Holdings::new(&network, &asked, &plan, port)?, network.shaping.or(&asked.shaping), true)
+            }
+        };
     renew_policy(call, &network, &plan, &mut holdings)?;
     let mut checker = Checker {
         host,
@@ -79,6 +82,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         plan,
         holdings,
         limits,
+        may_be_masqueraded,
         tuning: asked.tuning,
         exits: Vec::new(),
         found: damage.into_iter().collect(),
@@ -145,6 +149,7 @@ struct Checker {
     plan: Plan,
     holdings: Holdings,
     limits: Shaping,
+    may_be_masqueraded: bool,
     tuning: Tuning,
     /// To other hosts.
     exits: Vec<Exit>,
@@ -320,9 +325,14 @@ impl Checker {
                 }
             }
         }
-        if !self.plan.masquerade.is_nothing() {
+        let name = &self.network.name;
+        if !self.network.masquerade && !self.may_be_masqueraded {
             let mut nft = Nft::open(args.call.deadline)?;
-            if let Err(difference) = masquerade::check(&mut nft, &self.network.name, &self.plan.masquerade) {
+            let is_left = masquerade::ending::left(&mut nft, &self.network.traces.state_dir, name)?.is_some();
+            self.require(!is_left, || "ipMasq is false, but the network is masqueraded still".to_owned());
+        } else if !self.plan.masquerade.is_nothing() {
+            let mut nft = Nft::open(args.call.deadline)?;
+            if let Err(difference) = masquerade::check(&mut nft, name, &self.plan.masquerade) {
                 self.found.push(format!("masquerade: {difference}"));
             }
         }

@@ -31,6 +31,7 @@ use weft_net::{NetError, NlResult};
 use crate::ruleset::asleep;
 use intervals::{intervals_of, of_family, overlapped, uncovered};
 
+pub mod ending;
 mod intervals;
 #[cfg(test)]
 mod tests;
@@ -113,11 +114,6 @@ pub fn put_back(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> Nl
 pub fn is_whole(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> NlResult<bool> {
     let has_rules = !matches!(state(nft, network, wanted)?, State::Absent | State::Broken(_));
     Ok(has_rules && lacking(nft, network, wanted)?.is_none())
-}
-
-/// Whether the network has anything of it.
-pub(crate) fn is_there(nft: &mut Nft, network: &NetworkName) -> NlResult<bool> {
-    Ok(nft.chain(&chain_name(network))?.is_some())
 }
 
 /// What one of the network's sets lacks.

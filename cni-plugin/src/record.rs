@@ -96,6 +96,11 @@ impl Content {
         Duration::from_nanos(self.since.parse().unwrap_or_default())
     }
 
+    /// Whether its network is masqueraded by it, where what was written before some moment counts no more.
+    pub fn is_masqueraded(&self, ended: Option<Duration>) -> bool {
+        !self.masquerade.is_nothing() && ended.is_none_or(|ended| self.since() > ended)
+    }
+
     /// The attachment that it speaks of.
     pub fn key(&self, network: &NetworkName) -> Option<AttachmentKey> {
         Some(AttachmentKey::new(network, &self.container_id.parse().ok()?, &self.ifname.parse().ok()?))

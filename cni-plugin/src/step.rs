@@ -20,6 +20,7 @@ use crate::conf::{self, names::Names};
 use crate::fault::{Change, Fault, failed};
 use crate::holdings::{Holdings, erasure};
 use crate::key::AttachmentKey;
+use crate::masquerade::ending::{self, Former};
 use crate::masquerade::{self, Ensured, Masquerade};
 use crate::overlay::{self, Overlay};
 use crate::pod::Pod;
@@ -83,6 +84,8 @@ pub enum Shared {
     /// Switched on, and the settings of interfaces that were so before.
     Forwarding(Family, Vec<Sysctl>),
     Masquerade(Ensured),
+    /// The network is masqueraded no more, and was so.
+    EndMasquerade(Option<Former>),
     /// Device and routes to the network's other hosts.
     Overlay(Overlay),
     /// The static rules that came with their first use.
@@ -135,6 +138,7 @@ impl fmt::Display for Shared {
             Self::Ipv6(name) => write!(f, "switch IPv6 of bridge {name} on"),
             Self::Forwarding(family, _) => write!(f, "enable {family} forwarding"),
             Self::Masquerade(_) => f.write_str("masquerade the network"),
+            Self::EndMasquerade(_) => f.write_str("end the network's masquerade"),
             Self::Overlay(_) => f.write_str("connect with the other hosts"),
             Self::Ruleset(_) => f.write_str("ensure the static rules"),
             Self::NetworkRules(_) => f.write_str("add the network to the ruleset"),
@@ -352,6 +356,10 @@ impl Journal {
             Shared::Masquerade(ensured) => {
                 Ok(masquerade::undo(&mut Nft::open(deadline)?, &self.key.network, ensured)?)
             }
+            Shared::EndMasquerade(former) => former.as_ref().map_or(Ok(()), |former| {
+                let state_dir = Traces::parse(&self.args.call.conf)?.state_dir;
+                ending::undo(&mut Nft::open(deadline)?, &state_dir, &self.key.network, former)
+            }),
             Shared::Overlay(made) => Ok(overlay::remove(&mut Netlink::open(deadline)?, made)?),
             Shared::Ruleset(made) => Ok(ruleset::undo(&mut Nft::open(deadline)?, made)?),
             Shared::NetworkRules(before) => {

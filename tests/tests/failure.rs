@@ -76,12 +76,13 @@ const NEW_ROUTE_IN_THE_POD: &str = "nlmsg_type=0x18 ";
 /// All answers are read in one place, which is a third of an ADD's calls: a run fails each of so many, another one in each run.
 const ANSWERS: u32 = 4;
 
-/// Steps that only [`Stage::forced`], [`Stage::spanning`], [`Stage::chained`] and [`Stage::without_ipv6`] come to, or where only there is something to be
+/// Steps that only [`Stage::forced`], [`Stage::spanning`], [`Stage::chained`], [`Stage::without_ipv6`] and [`Stage::unmasqueraded`] come to, or where only there is something to be
 /// taken back. All others are those of [`Stage::fresh`].
 const FORCED: &[&str] = &["Promiscuous", "ReplaceAddress", "Detection"];
 const SPANNING: &[&str] = &["Overlay", "BridgeUp"];
 const CHAINED: &[&str] = &["Hooks", "Queue"];
 const WITHOUT_IPV6: &[&str] = &["Ipv6"];
+const UNMASQUERADED: &[&str] = &["EndMasquerade"];
 /// Steps whose every trace goes with the veth pair.
 const WITH_THE_PAIR: &[&str] = &[
     "Port", "Shape", "Settings", "Tune", "Address", "Up", "Detection", "Answering", "Route", "ReadBack",
@@ -209,7 +210,9 @@ fn of_weft_as_the_first_on_a_host() {
         "NFNL_SUBSYS_NFTABLES", "NETLINK_NETFILTER", "NETLINK_ROUTE", "ip_forward", "/proc/sys/net/ipv6",
         "attachments", "ipam", "setns(", "flock(",
     ]);
-    failed.assert_steps(|step| ![FORCED, SPANNING, CHAINED, WITHOUT_IPV6].concat().contains(&step));
+    failed.assert_steps(|step| {
+        ![FORCED, SPANNING, CHAINED, WITHOUT_IPV6, UNMASQUERADED].concat().contains(&step)
+    });
 }
 
 #[test]
@@ -261,6 +264,15 @@ fn of_weft_on_a_bridge_without_ipv6() {
     });
     failed.assert_hits(&["weft0/disable_ipv6", "/forwarding"]);
     failed.assert_steps(|step| WITHOUT_IPV6.contains(&step) || step == "Forwarding");
+}
+
+#[test]
+fn of_weft_where_masquerade_ends() {
+    let failed = Failed::some(Tampered::Weft, Stage::unmasqueraded, |syscall| {
+        ["sendto", "rename", "renameat", "recvfrom"].contains(&syscall)
+    });
+    failed.assert_hits(&["/masquerade-ended"]);
+    failed.assert_steps(|step| UNMASQUERADED.contains(&step));
 }
 
 #[test]

@@ -246,6 +246,43 @@ fn new_exemptions_outlast_old_records() {
     now.check(&next, &result).done();
 }
 
+/// It is the network's: who comes by a configuration without it ends it for all, and nobody puts it back from what older containers have
+/// on file.
+#[test]
+fn it_ends_with_the_configuration_that_asked_for_it() {
+    let host = Host::new();
+    let outside = host.outside();
+    outside.inside(|| {
+        command(&format!("ip route add 10.88.0.0/24 via {}", Outside::HOST[0]));
+        command(&format!("ip -6 route add fd00:88::/64 via {}", Outside::HOST[1]));
+    });
+    let (old, new, third) = (Pod::new(), Pod::new(), Pod::new());
+    let flush = |beside: &str| {
+        command("nft flush ruleset");
+        let other = Network::new(beside, &["10.2.0.0/24"]).with(&json!({ "bridge": "other0" }));
+        let pod = Pod::new();
+        other.add(&pod);
+        other.del(&pod);
+    };
+    let (with, without) = (network(), Network::dual());
+    let first = with.add(&old);
+    let result = without.add(&new);
+    for (pod, result) in [(&new, &result), (&old, &first)] {
+        assert_eq!(seen(pod, &outside), ips(result));
+        without.check(pod, result).done();
+    }
+    with.check(&old, &first).error_code(105).assert_names(&["masq-dual"]);
+    flush("one");
+    assert!(!host.ruleset().contains("masq"), "{}", host.ruleset());
+    let without_it = result;
+    let result = with.add(&third);
+    assert_eq!(seen(&third, &outside), host_addresses());
+    without.check(&new, &without_it).error_code(105).assert_names(&["ipMasq is false"]);
+    flush("two");
+    with.check(&third, &result).done();
+    assert_eq!(seen(&old, &outside), host_addresses());
+}
+
 #[test]
 fn two_networks_do_not_meet() {
     let host = Host::new();

@@ -95,14 +95,15 @@ fn leave_out_unsettled(
 pub fn end_masquerade(state_dir: &Path, network: &NetworkName, deadline: Deadline) -> Result<bool, Error> {
     let refused = |error: NetError| failed(&format!("end the masquerade of network {network}"), error.into());
     let mut nft = Nft::open(deadline).map_err(refused)?;
-    if !masquerade::is_there(&mut nft, network).map_err(refused)? {
+    if !masquerade::ending::is_there(&mut nft, network).map_err(refused)? {
         return Ok(false);
     }
     // What an ADD has just made is on file when it has ended.
     let _lock = Lock::exclusive(&record::network_lock(state_dir, network), deadline)?;
+    let ended = masquerade::ending::ended(state_dir, network);
     for hash in record::hashes(state_dir, network)? {
         match record::peek(state_dir, network, &hash)? {
-            Found::Attached(content) if !content.masquerade.is_nothing() => return Ok(false),
+            Found::Attached(content) if content.is_masqueraded(ended) => return Ok(false),
             // Nobody knows whether its container has any.
             Found::Damaged => return Ok(false),
             _ => {}

@@ -8,7 +8,7 @@ use cni_protocol::{Error, NetworkName};
 use super::{Content, Found, Record, hashes, networks, peek, try_lock};
 use crate::isolation;
 use crate::key::{AttachmentKey, VETH_PREFIX};
-use crate::masquerade::Masquerade;
+use crate::masquerade::{self, Masquerade};
 
 /// What is on file of a network's containers, whoever holds the records.
 pub fn contents(state_dir: &Path, network: &NetworkName) -> Result<Vec<Content>, Error> {
@@ -66,10 +66,14 @@ pub fn attached_of(
                 damaged => warn_of_loss(&record, &hash, damaged.err()),
             }
         }
+        let ended = masquerade::ending::ended(state_dir, &network);
         let is_needed = locked.iter().any(|(_, content, _)| isolation::holds_with_others(content));
         let all = if is_needed { contents(state_dir, &network).unwrap_or_default() } else { Vec::new() };
         found.extend(locked.into_iter().map(|(key, mut content, record)| {
             isolation::leave_out_the_gone(&mut content, &all);
+            if !content.is_masqueraded(ended) {
+                content.masquerade = Masquerade::default();
+            }
             (key, content, record)
         }));
     }
@@ -89,9 +93,10 @@ fn warn_of_loss(record: &Record, hash: &str, error: Option<Error>) {
 /// many are, that is for the next ADD to find.
 pub fn any_masquerade(state_dir: &Path, network: &NetworkName) -> Option<Masquerade> {
     const FEW: usize = 16;
+    let ended = masquerade::ending::ended(state_dir, network);
     let mut hashes = hashes(state_dir, network).ok()?.into_iter().take(FEW);
     hashes.find_map(|hash| match peek(state_dir, network, &hash) {
-        Ok(Found::Attached(content)) => Some(content.masquerade).filter(|found| !found.is_nothing()),
+        Ok(Found::Attached(content)) if content.is_masqueraded(ended) => Some(content.masquerade),
         _ => None,
     })
 }

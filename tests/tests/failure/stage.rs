@@ -133,6 +133,16 @@ impl Stage {
         Self { host, pod, neighbour: None, network, before, _others: None }
     }
 
+    /// What another container has masqueraded is to end.
+    pub(crate) fn unmasqueraded() -> Self {
+        let (host, pod, neighbour) = (Host::new(), Pod::new(), Pod::new());
+        let network = Network::dual().with(&json!({ "guard": false, "isolation": "none" }));
+        let exempt = json!({ "ipMasq": true, "noMasquerade": ["203.0.113.0/24", "2001:db8:77::/48"] });
+        network.clone().with(&exempt).add(&neighbour);
+        let before = World::of(&host, &[&pod, &neighbour]);
+        Self { host, pod, neighbour: Some(neighbour), network, before, _others: None }
+    }
+
     /// This host has a lease, but knows no way to others yet, and its bridge is down.
     pub(crate) fn spanning() -> Self {
         let (host, pod) = (Host::new(), Pod::new());

@@ -289,6 +289,8 @@ impl PartialEq for Rule {
     }
 }
 
+impl Eq for Rule {}
+
 /// Whether two expressions have the same name and the same parameters.
 fn same(one: &[u8], other: &[u8]) -> bool {
     let parameters = |element| find(element, NFTA_EXPR_DATA).unwrap_or_default();

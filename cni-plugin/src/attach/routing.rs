@@ -1,0 +1,72 @@
+//! What addresses need on the host: gateways on the bridge, forwarding, masquerade. All of it is shared.
+
+use cni_protocol::Error;
+use weft_net::{Link, NetError};
+
+use super::Attachment;
+use crate::bridge;
+use crate::fault::Change;
+use crate::masquerade::{self, Ensured, ending};
+use crate::plan::Plan;
+use crate::ruleset::Rules;
+use crate::step::{Shared, Step};
+
+impl Attachment {
+    /// What the addresses need on the host, also shared: gateway addresses, forwarding, masquerade.
+    pub(super) fn ensure_routing(&mut self, bridge: &Link, plan: &Plan) -> Result<(), Error> {
+        let (host, network) = (&mut self.host, &self.network);
+        for &gateway in &plan.gateways {
+            let step = Step::Shared(Shared::Gateway(network.bridge.clone(), gateway));
+            let in_the_way = self.journal.run(step.clone(), || {
+                bridge::in_the_way(host, network, bridge, gateway, plan).map(|others| (others, Change::Found))
+            })?;
+            let Some(in_the_way) = in_the_way else { continue };
+            for other in in_the_way {
+                let replace = Shared::ReplaceAddress(network.bridge.clone(), Box::new(other.clone()));
+                self.journal.run(Step::Shared(replace), || {
+                    host.take_away(&other).map(|was_there| ((), Change::from(was_there)))
+                })?;
+            }
+            if gateway.is_ipv6() {
+                let ipv6 = Step::Shared(Shared::Ipv6(network.bridge.clone()));
+                self.journal
+                    .run(ipv6, || bridge::ensure_ipv6(network.bridge.as_str()).map(|change| ((), change)))?;
+            }
+            self.journal
+                .run(step, || bridge::ensure_gateway(host, bridge, gateway).map(|change| ((), change)))?;
+        }
+        for &family in &plan.forwarding {
+            let step = |alone| Step::Shared(Shared::Forwarding(family, alone));
+            let ensure = || bridge::ensure_forwarding(host, family).map(|alone| (alone, Change::Found));
+            let alone = self.journal.run(step(Vec::new()), ensure)?;
+            alone.into_iter().for_each(|alone| self.journal.note(step(alone)));
+        }
+        if plan.masquerade.is_nothing() { self.end_masquerade() } else { self.ensure_masquerade(plan) }
+    }
+
+    fn ensure_masquerade(&mut self, plan: &Plan) -> Result<(), Error> {
+        let network = &self.network;
+        let ensured = self.journal.run(Step::Shared(Shared::Masquerade(Ensured::Nothing)), || {
+            let opened = self.rules.take().map_or_else(|| Rules::open(self.args.call.deadline), Ok)?;
+            let nft = &mut self.rules.insert(opened).nft;
+            let ensured = masquerade::ensure(nft, &network.name, &plan.masquerade)?;
+            Ok::<_, NetError>((ensured, Change::Found))
+        })?;
+        self.journal.note(Step::Shared(Shared::Masquerade(ensured)));
+        self.journal.masquerade.clone_from(&plan.masquerade);
+        Ok(())
+    }
+
+    /// What a former configuration had masqueraded ends with the first container that comes by one without. Who has no addresses has not
+    /// asked for the rules, and leaves that to others.
+    fn end_masquerade(&mut self) -> Result<(), Error> {
+        let (Some(rules), false) = (&mut self.rules, self.network.masquerade) else { return Ok(()) };
+        let (state_dir, name) = (&self.network.traces.state_dir, &self.network.name);
+        let step = |former| Step::Shared(Shared::EndMasquerade(former));
+        let look = || ending::left(&mut rules.nft, state_dir, name).map(|former| (former, Change::Found));
+        let Some(former) = self.journal.run(step(None), look)? else { return Ok(()) };
+        log::info!("network {name}: ipMasq is false by now, so its masquerade ends");
+        self.journal.note(step(Some(former)));
+        self.journal.within(step(None), || ending::end(&mut rules.nft, state_dir, name))
+    }
+}

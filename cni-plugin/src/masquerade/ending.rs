@@ -1,0 +1,108 @@
+//! The end of a network's masquerade, when its configuration does not ask for it any more.
+//!
+//! Containers from before have on file that their network is masqueraded, and whoever puts back what a flush took goes by that. So a file
+//! says when it ended: what was written before that moment counts no more.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cni_protocol::{Error, NetworkName};
+use weft_net::NlResult;
+use weft_net::nft::{Change, Interval, Nft, Rule, SetKind, Table, retry};
+use weft_state::lease::agent_lock;
+use weft_state::{boot_dir, boot_path, monotonic, write_whole};
+
+use super::intervals::of_family;
+use super::{FAMILIES, chain, chain_name, commit, delete_sets, edit, remove, set_name};
+use crate::fault::Fault;
+
+/// In the directory of a network's boot: nanoseconds of the monotonic clock.
+const FILE: &str = "masquerade-ended";
+
+/// What a network has of masquerade, for whoever has to put it back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Former {
+    rules: Vec<Rule>,
+    elements: Vec<Interval>,
+    ended: Option<Duration>,
+}
+
+/// Whether the network has anything of it.
+pub(crate) fn is_there(nft: &mut Nft, network: &NetworkName) -> NlResult<bool> {
+    Ok(nft.chain(&chain_name(network))?.is_some())
+}
+
+/// What is left of a former configuration in a network that is not to be masqueraded. Where a node agent looks after the network, or did
+/// since the host was booted, that has a configuration of its own.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn left(nft: &mut Nft, state_dir: &Path, network: &NetworkName) -> NlResult<Option<Former>> {
+    if !is_there(nft, network)? || agent_lock(state_dir, network).exists() {
+        return Ok(None);
+    }
+    let mut former = Former {
+        rules: nft.rules(&chain_name(network))?,
+        elements: Vec::new(),
+        ended: ended(state_dir, network),
+    };
+    for family in FAMILIES {
+        former.elements.extend(nft.intervals(&set_name(network, family))?);
+    }
+    Ok(Some(former))
+}
+
+/// Ends it. On file first: nobody is to put back what was just removed.
+///
+/// # Errors
+/// What the kernel or the file system refused.
+pub fn end(nft: &mut Nft, state_dir: &Path, network: &NetworkName) -> Result<(), Fault> {
+    write(state_dir, network, monotonic())?;
+    Ok(remove(nft, network)?)
+}
+
+/// Puts back what [`end`] took, and what was on file.
+///
+/// # Errors
+/// As [`end`].
+pub fn undo(nft: &mut Nft, state_dir: &Path, network: &NetworkName, former: &Former) -> Result<(), Fault> {
+    retry(|| {
+        if is_there(nft, network)? {
+            return Ok(());
+        }
+        let mut changes = delete_sets(nft, network)?;
+        changes.push(Change::ensure_table(Table::Inet));
+        changes.push(Change::create_chain(&chain_name(network), &chain()));
+        for family in FAMILIES {
+            let set = set_name(network, family);
+            changes.push(Change::create_set(&set, SetKind::intervals_of(family)));
+            changes.extend(edit(&set, &[], &of_family(&former.elements, family)));
+        }
+        changes.extend(former.rules.iter().map(|rule| Change::add_rule(&chain_name(network), rule)));
+        commit(nft, changes)
+    })?;
+    match former.ended {
+        Some(ended) => write(state_dir, network, ended),
+        None => match fs::remove_file(path(state_dir, network)?) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        },
+    }
+}
+
+/// Since when what is on file of a network's masquerade counts, on the clock of [`weft_state::monotonic`]; `None`: always.
+pub fn ended(state_dir: &Path, network: &NetworkName) -> Option<Duration> {
+    let text = fs::read_to_string(path(state_dir, network).ok()?).ok()?;
+    text.parse().ok().map(Duration::from_nanos)
+}
+
+fn write(state_dir: &Path, network: &NetworkName, ended: Duration) -> Result<(), Fault> {
+    let path = boot_dir(state_dir, network)?.join(FILE);
+    Ok(write_whole(&path, ended.as_nanos().to_string().as_bytes())?)
+}
+
+fn path(state_dir: &Path, network: &NetworkName) -> Result<PathBuf, Error> {
+    Ok(boot_path(state_dir, network)?.join(FILE))
+}
