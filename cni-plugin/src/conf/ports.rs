@@ -115,23 +115,37 @@ impl PortPolicy {
 pub fn requested_mappings(conf: &Map<String, Value>) -> Result<Vec<Mapping>, Error> {
     let raw: Raw = decode(conf)?;
     let asked = raw.runtime_config.and_then(|config| config.port_mappings).unwrap_or_default();
-    let mut mappings =
-        asked.iter().enumerate().map(|(at, raw)| mapping(at, raw)).collect::<Result<Vec<_>, _>>()?;
+    let mappings = asked.iter().enumerate().map(|(at, raw)| mapping(at, raw)).collect::<Result<_, _>>()?;
+    distinct(mappings)
+}
+
+/// The mappings in their order, without those that others say already: runtimes may give one twice, and one of every address also as
+/// one of every address of a family.
+fn distinct(mut mappings: Vec<Mapping>) -> Result<Vec<Mapping>, Error> {
     mappings.sort_unstable();
-    for pair in mappings.windows(2) {
-        if let [one, other] = pair
-            && (one.host_ip, one.protocol, one.host_port) == (other.host_ip, other.protocol, other.host_port)
-        {
-            return Err(Error::new(
-                Code::InvalidConfig,
-                format!(
-                    "runtimeConfig.portMappings has {one} twice, for container ports {} and {}: leave one out",
-                    one.container_port, other.container_port
-                ),
-            ));
+    mappings.dedup();
+    let place = |mapping: &Mapping| (mapping.host_ip, mapping.protocol, mapping.host_port);
+    let mut kept: Vec<Mapping> = Vec::with_capacity(mappings.len());
+    for mapping in &mappings {
+        let is_wide = mapping.host_ip.is_some_and(|ip| ip.is_unspecified());
+        let wider = (None, mapping.protocol, mapping.host_port);
+        let wider = mappings.binary_search_by_key(&wider, place).ok().filter(|_| is_wide);
+        let same = kept.last().filter(|last| place(last) == place(mapping));
+        match same.or(wider.map(|at| &mappings[at])) {
+            None => kept.push(*mapping),
+            Some(other) if other.container_port == mapping.container_port => {}
+            Some(other) => {
+                return Err(Error::new(
+                    Code::InvalidConfig,
+                    format!(
+                        "runtimeConfig.portMappings has {mapping} twice, for container ports {} and {}: leave one out",
+                        other.container_port, mapping.container_port
+                    ),
+                ));
+            }
         }
     }
-    Ok(mappings)
+    Ok(kept)
 }
 
 fn mapping(at: usize, raw: &RawMapping) -> Result<Mapping, Error> {
@@ -158,4 +172,49 @@ fn mapping(at: usize, raw: &RawMapping) -> Result<Mapping, Error> {
         host_port: port("hostPort", raw.host_port)?,
         container_port: port("containerPort", raw.container_port)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Mappings of host port 81, by the host's address and the container's port.
+    fn requested(mappings: &[(&str, u16)]) -> Result<Vec<Mapping>, Error> {
+        let mapping =
+            |(ip, port): &(&str, u16)| json!({ "hostPort": 81, "hostIP": ip, "containerPort": port });
+        let mappings: Vec<Value> = mappings.iter().map(mapping).collect();
+        requested_mappings(json!({ "runtimeConfig": { "portMappings": mappings } }).as_object().unwrap())
+    }
+
+    #[test]
+    fn what_is_said_again_is_one_mapping() {
+        for (mappings, kept) in [
+            (&[("", 80), ("", 80)][..], 1),
+            (&[("0.0.0.0", 80), ("", 80), ("::", 80)], 1),
+            (&[("0.0.0.0", 80), ("::", 80), ("0.0.0.0", 80)], 2),
+            (&[("192.0.2.1", 80), ("192.0.2.1", 80), ("192.0.2.2", 81)], 2),
+        ] {
+            assert_eq!(requested(mappings).unwrap().len(), kept, "{mappings:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_leads_to_two_is_refused() {
+        for mappings in [
+            [("", 80), ("", 81)],
+            [("", 80), ("0.0.0.0", 81)],
+            [("::", 80), ("", 81)],
+            [("192.0.2.1", 80), ("192.0.2.1", 81)],
+            [("192.0.2.1", 80), ("::ffff:192.0.2.1", 81)],
+        ] {
+            let error = requested(&mappings).unwrap_err();
+            assert_eq!(error.code, Code::InvalidConfig, "{mappings:?}");
+            for word in ["host port 81", "80", "leave one out"] {
+                assert!(error.msg.contains(word), "{}", error.msg);
+            }
+        }
+        assert_eq!(requested(&[("0.0.0.0", 80), ("::", 81)]).unwrap().len(), 2);
+    }
 }
