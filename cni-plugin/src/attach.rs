@@ -77,6 +77,7 @@ impl Attachment {
         log::info!("ADD {key}");
         let asked = Asked::parse(&call.conf)?;
         let names = Names::parse(&call.conf, &args.args)?;
+        asked.tuning.refuse_unlisted()?;
         asked.refuse_rules_of_others(args.container_id.as_str(), &names)?;
         let mac = requested_mac(&call.conf, &args.args)?;
         let mac = mac.unwrap_or_else(|| key.mac(VethEnd::Container));

@@ -11,6 +11,7 @@ use weft_state::lease::HostLease;
 
 use crate::bridge;
 use crate::conf::shaping::Shaping;
+use crate::conf::tuning::Tuning;
 use crate::conf::{Gateway, Network, Traces};
 use crate::fault::{Fault, failed};
 use crate::firewalls::{self, Traffic};
@@ -44,6 +45,7 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
         network.all_hosts.clone_from(&overlay.networks);
     }
     check_capabilities().map_err(not_available)?;
+    Tuning::parse(&call.conf)?.refuse_unlisted().map_err(not_available)?;
     if let Some(overlay) = &overlay {
         Netlink::open(call.deadline)
             .and_then(|mut netlink| overlay::has_room(&mut netlink, overlay))

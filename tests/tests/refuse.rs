@@ -228,6 +228,16 @@ fn configurations() {
         (json!({ "vlanTrunk": [{ "id": 5 }] }), 2, &["vlanTrunk"]),
         (json!({ "guard": false, "macspoofchk": true }), 7, &["macspoofchk", "guard"]),
         (json!({ "bandwidth": { "ingressRate": 1 } }), 2, &["bandwidth"]),
+        (json!({ "backend": "iptables" }), 2, &["backend", "iptables", "nftables"]),
+        (json!({ "backend": "firewalld" }), 2, &["backend", "firewalld", "nftables"]),
+        (json!({ "firewalldZone": "trusted" }), 2, &["firewalldZone", "trusted", "firewall-cmd"]),
+        (json!({ "ingressPolicy": "same-bridge" }), 2, &["ingressPolicy", "same-bridge", "isolation"]),
+        (json!({ "ingressPolicy": "isolated" }), 2, &["ingressPolicy", "isolated", "icc"]),
+        (
+            json!({ "iptablesAdminChainName": "A" }),
+            2,
+            &["iptablesAdminChainName", "allow", "egress", "sources"],
+        ),
         (json!({ "ipMasqBackend": "iptables" }), 2, &["ipMasqBackend", "iptables", "nftables"]),
         (json!({ "noMasquerade": ["192.0.2.0/24"], "ipMasq": false }), 7, &["noMasquerade", "ipMasq"]),
         (json!({ "noMasquerade": ["192.0.2.1/24"], "ipMasq": true }), 7, &["192.0.2.1/24", "192.0.2.0/24"]),
@@ -297,7 +307,7 @@ fn a_rule_about_addresses_that_this_host_does_not_have() {
 #[test]
 fn unbuilt_keys_that_ask_for_nothing_are_no_obstacle() {
     let _host = Host::new();
-    let quiet = json!({ "vlan": 0, "vlanTrunk": [], "macspoofchk": false, "ipMasqBackend": "" });
+    let quiet = json!({ "vlan": 0, "vlanTrunk": [], "macspoofchk": false, "ipMasqBackend": "", "backend": "nftables" });
     Network::v4().with(&quiet).add(&Pod::new());
 }
 

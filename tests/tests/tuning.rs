@@ -105,6 +105,31 @@ fn what_cannot_be_set_takes_back_the_rest() {
     }
 }
 
+/// As for the reference tuning plugin, the administrator of the host says what may be asked for.
+#[test]
+fn an_allowlist_of_the_host_is_heeded() {
+    let host = Host::new();
+    let pod = Pod::new();
+    command("mount -t tmpfs tmpfs /etc");
+    fs::create_dir_all("/etc/cni/tuning").unwrap();
+    let list = |patterns: &str| fs::write("/etc/cni/tuning/allowlist.conf", patterns).unwrap();
+    let before = World::of(&host, &[&pod]);
+    list("^net\\.ipv4\\.conf\\.IFNAME\\.[a-z_]*$\nnet.core.somaxconn\n");
+    let words = ["sysctl.net.ipv4.tcp_rmem", "/etc/cni/tuning/allowlist.conf"];
+    tuned().add_call(&pod).run().error_code(7).assert_names(&words);
+    tuned().status().error_code(50).assert_names(&words);
+    before.assert_unchanged(&host, &[&pod], "a setting that is not allowed");
+    // Who asks for no setting is none of the list's business.
+    list("(");
+    tuned().status().error_code(50).assert_names(&["pattern (", words[1]]);
+    Network::dual().status().done();
+    list("^net\\.ipv4\\.conf\\.IFNAME\\.[a-z_]*$\nnet.core.somaxconn\n\n  tcp_rmem$\n");
+    tuned().status().done();
+    let result = tuned().add(&pod);
+    assert_eq!(sysctl(&pod, "ipv4/tcp_rmem"), "4096\t131072\t6291456");
+    tuned().check(&pod, &result).done();
+}
+
 #[test]
 fn mac_of_the_network_is_the_last_resort() {
     let _host = Host::new();

@@ -14,7 +14,7 @@ use super::{Traces, invalid};
 
 /// The keys that are about an interface whoever made it, and those of every plugin.
 const KEYS: &[&str] = &[
-    "allow", "args", "capabilities", "chained", "cniVersion", "cni.dev/attachments",
+    "allow", "args", "backend", "capabilities", "chained", "cniVersion", "cni.dev/attachments",
     "cni.dev/valid-attachments", "egress", "egressBurst", "egressRate", "guard", "hostAccess", "icc",
     "ingressBurst", "ingressRate", "internal", "isolation", "logFile", "logLevel", "macspoofchk", "masqAll",
     "name", "prevResult", "runtimeConfig", "shapedSubnets", "snat", "sources", "stateDir", "timeout", "type",

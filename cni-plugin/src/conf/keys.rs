@@ -7,14 +7,14 @@ use super::{invalid, unsupported};
 
 /// Every key that may stand in the configuration.
 const KEYS: &[&str] = &[
-    "allmulti", "allow", "args", "bridge", "capabilities", "chained", "cniVersion", "cni.dev/attachments",
-    "cni.dev/valid-attachments", "dataDir", "disableContainerInterface", "dns", "egress", "egressBurst",
-    "egressRate", "enabledad", "forceAddress", "guard", "hairpinMode", "hostAccess", "icc", "ingressBurst",
-    "ingressRate", "interfaceMetrics", "internal", "ipMasq", "ipMasqBackend", "ipam", "isDefaultGateway",
-    "isGateway", "isolation", "logFile", "logLevel", "mac", "macspoofchk", "masqAll", "mtu", "name",
-    "noMasquerade", "portIsolation", "preserveDefaultVlan", "prevResult", "promisc", "promiscMode", "routes",
-    "runtimeConfig", "shapedSubnets", "snat", "sources", "stateDir", "sysctl", "timeout", "txQLen", "type",
-    "unshapedSubnets",
+    "allmulti", "allow", "args", "backend", "bridge", "capabilities", "chained", "cniVersion",
+    "cni.dev/attachments", "cni.dev/valid-attachments", "dataDir", "disableContainerInterface", "dns",
+    "egress", "egressBurst", "egressRate", "enabledad", "forceAddress", "guard", "hairpinMode", "hostAccess",
+    "icc", "ingressBurst", "ingressRate", "interfaceMetrics", "internal", "ipMasq", "ipMasqBackend", "ipam",
+    "isDefaultGateway", "isGateway", "isolation", "logFile", "logLevel", "mac", "macspoofchk", "masqAll",
+    "mtu", "name", "noMasquerade", "portIsolation", "preserveDefaultVlan", "prevResult", "promisc",
+    "promiscMode", "routes", "runtimeConfig", "shapedSubnets", "snat", "sources", "stateDir", "sysctl",
+    "timeout", "txQLen", "type", "unshapedSubnets",
 ];
 
 /// Keys of the reference plugins that ask for what Weft does not do yet: accepted while they ask for nothing.
@@ -25,6 +25,18 @@ const INSTEAD: &[(&str, &str)] = &[
     (
         "bandwidth",
         "it comes in runtimeConfig: add \"bandwidth\": true to \"capabilities\", or set ingressRate and egressRate",
+    ),
+    (
+        "firewalldZone",
+        "add the network's bridge to the zone with firewall-cmd; STATUS names the command where it is missing",
+    ),
+    (
+        "ingressPolicy",
+        "instead of \"same-bridge\" leave the key out, as networks are closed to each other unless isolation is \"none\"; instead of \"isolated\" set icc to false, instead of \"open\" set isolation to \"none\"",
+    ),
+    (
+        "iptablesAdminChainName",
+        "Weft has no chain of iptables; say who may talk with whom in isolation, allow, egress and sources",
     ),
     ("conditionsV4", "name the source prefixes that may use the ports in the key sources"),
     ("conditionsV6", "name the source prefixes that may use the ports in the key sources"),

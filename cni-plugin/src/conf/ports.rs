@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::isolation::reduced;
-use super::{invalid, prefixes};
+use super::{invalid, prefixes, unsupported};
 
 /// A transport protocol with ports, by its IP protocol number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -73,6 +73,7 @@ impl fmt::Display for Mapping {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Raw {
+    backend: Option<String>,
     snat: Option<bool>,
     masq_all: bool,
     sources: Option<Vec<String>>,
@@ -99,6 +100,10 @@ struct RawMapping {
 impl PortPolicy {
     pub(super) fn parse(conf: &Map<String, Value>) -> Result<Self, Error> {
         let raw: Raw = decode(conf)?;
+        if let Some(other) = raw.backend.filter(|backend| !["", "nftables"].contains(&backend.as_str())) {
+            let remedy = "Weft has nftables only, for host ports and for all else; set \"nftables\" or leave the key out";
+            return Err(unsupported("backend", &other.into(), remedy));
+        }
         Ok(Self {
             snat: raw.snat.unwrap_or(true),
             masquerade_all: raw.masq_all,

@@ -1,12 +1,19 @@
 //! The container's interface and kernel settings, with the keys of the reference tuning plugin: in the configuration for
 //! all containers, in `args.cni` for one.
 
+use std::fs;
+use std::io::ErrorKind;
+
 use cni_protocol::{Code, Error, IfName, decode, decode_part};
+use regex_lite::Regex;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use weft_net::sysctl::Sysctl;
 
 use super::{conventions, invalid, mtu};
+
+/// The settings that may be asked for: patterns, one a line.
+const ALLOWLIST: &str = "/etc/cni/tuning/allowlist.conf";
 
 /// What is to be set in a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -77,6 +84,41 @@ impl Tuning {
             },
             mtu: own.mtu.map_or(Ok(None), |own| mtu("args.cni.mtu", own))?,
         })
+    }
+
+    /// Sees that the administrator of the host lets all settings be asked for, as with the reference tuning plugin: where there is no
+    /// list, everything.
+    ///
+    /// # Errors
+    /// [`Code::InvalidConfig`] naming setting and file, [`Code::Io`] when that cannot be read.
+    pub fn refuse_unlisted(&self) -> Result<(), Error> {
+        if self.sysctls.is_empty() {
+            return Ok(());
+        }
+        match fs::read_to_string(ALLOWLIST) {
+            Ok(list) => self.refuse_outside(&list),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => {
+                let why = "the list of the settings that may be asked for in sysctl; make it readable";
+                Err(Error::new(Code::Io, format!("read {ALLOWLIST}: {error}: it is {why}")))
+            }
+        }
+    }
+
+    /// A pattern means every setting that has a match anywhere.
+    fn refuse_outside(&self, list: &str) -> Result<(), Error> {
+        let lines = list.lines().map(str::trim).filter(|line| !line.is_empty());
+        let pattern = |line| {
+            Regex::new(line).map_err(|error| {
+                let msg = format!("{ALLOWLIST} has the pattern {line}: {error}: correct it");
+                Error::new(Code::InvalidConfig, msg)
+            })
+        };
+        let patterns = lines.map(pattern).collect::<Result<Vec<_>, _>>()?;
+        let is_outside = |setting: &&Setting| !patterns.iter().any(|pattern| pattern.is_match(&setting.name));
+        let Some(outside) = self.sysctls.iter().find(is_outside) else { return Ok(()) };
+        let why = "is not allowed on this host: take it out, or have its administrator add it to";
+        Err(Error::new(Code::InvalidConfig, format!("sysctl.{} {why} {ALLOWLIST}", outside.name)))
     }
 
     /// Whether the container's interface is to be as the kernel makes it.
@@ -165,6 +207,27 @@ mod tests {
             let error = parse(&json!({"sysctl": {name: "1"}})).expect_err(name);
             assert_eq!(error.code, Code::InvalidConfig, "{name}");
             assert!(error.msg.contains("below net"), "{}", error.msg);
+        }
+    }
+
+    #[test]
+    fn patterns_of_an_allowlist_mean_what_they_match_anywhere() {
+        let tuning = parse(&json!({
+            "sysctl": { "net.ipv4.conf.IFNAME.arp_filter": "1" }, "args": { "cni": { "sysctl": { "net.core.somaxconn": "5" } } },
+        }))
+        .unwrap();
+        for (list, word) in [
+            ("^net\\.ipv4\\.conf\\.IFNAME\\.[a-z_]*$\n\n  somaxconn  \n", None),
+            ("^net\\.ipv4\\.conf\\.IFNAME\\.[a-z_]*$", Some("sysctl.net.core.somaxconn")),
+            ("", Some("allowlist.conf")),
+            (".\n(", Some("pattern (")),
+        ] {
+            let refused = tuning.refuse_outside(list).map_err(|error| error.msg);
+            let is_as_expected = match word {
+                None => refused.is_ok(),
+                Some(word) => refused.as_ref().is_err_and(|msg| msg.contains(word)),
+            };
+            assert!(is_as_expected, "{list}: {refused:?}");
         }
     }
 
