@@ -25,6 +25,8 @@ use crate::record::Record;
 use crate::reservation::Reservation;
 use crate::store::{Store, addresses_in, names_in, remove_file};
 
+/// How many characters of the container ID nerdctl makes a host name of, as Docker does.
+const MADE_UP: usize = 12;
 /// How long an address is kept for a name, in seconds, unless `stickyFor` says otherwise.
 const TIME: u64 = 3600;
 const TIME_MAX: u64 = 365 * 24 * 3600;
@@ -68,12 +70,14 @@ impl Name {
     /// beginning of the container ID unless somebody chose it; to CNI it tells that ID behind its namespace and a dash.
     #[must_use]
     pub fn of(args: &CniArgs, container_id: &ContainerId, ifname: &IfName, time: Duration) -> Option<Self> {
-        let name = args.pod().or_else(|| args.hostname.clone())?;
         let id = container_id.as_str();
-        let is_made_up =
-            [Some(id), id.rsplit('-').next()].into_iter().flatten().any(|id| id.starts_with(&name));
-        let is_name = !name.is_empty() && !is_made_up;
-        is_name.then(|| Self { name, ifname: ifname.to_string(), time: time.as_secs() })
+        let is_made_up = |name: &String| {
+            name.len() >= MADE_UP
+                && [Some(id), id.rsplit('-').next()].iter().flatten().any(|id| id.starts_with(name))
+        };
+        let chosen = || args.hostname.clone().filter(|name| !is_made_up(name));
+        let name = args.pod().or_else(chosen).filter(|name| !name.is_empty())?;
+        Some(Self { name, ifname: ifname.to_string(), time: time.as_secs() })
     }
 
     fn hash(&self) -> String {
