@@ -1,6 +1,7 @@
 //! The network's bridge and the gateway addresses on it: shared by all attachments of the host, so every
 //! function here is idempotent and tells whether it changed anything.
 
+pub mod former;
 pub mod membership;
 pub mod restore;
 

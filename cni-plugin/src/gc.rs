@@ -17,7 +17,7 @@ use crate::ipam;
 use crate::isolation;
 use crate::key::{AttachmentKey, VETH_PREFIX, group, hash_of_ifb, is_host_veth};
 use crate::localnet;
-use crate::masquerade;
+use crate::masquerade::{self, Masquerade, ending};
 use crate::record::{self, Found, Record};
 use crate::ruleset;
 use crate::shaping::{self, Limited};
@@ -96,6 +96,9 @@ impl Collector<'_> {
             plugin.map_or(Ok(()), |(plugin, _)| ipam::collect_garbage(plugin, &self.call_with(&kept)))
         });
         if let Err(error) = collected {
+            problems.extend(error.lines());
+        }
+        if let Err(error) = self.retire_prefixes() {
             problems.extend(error.lines());
         }
         // One that came meanwhile is in need of them.
@@ -265,6 +268,23 @@ impl Collector<'_> {
         let has_link =
             |hash: &str| links.iter().any(|link| link.name.strip_prefix(VETH_PREFIX) == Some(hash));
         isolation::index::sweep(&self.traces.state_dir, self.network(), has_link)
+    }
+
+    /// What former subnets of the network had masqueraded ends with their last container.
+    fn retire_prefixes(&self) -> Result<(), Error> {
+        let (state_dir, of) = (&self.traces.state_dir, (self.network(), ""));
+        let retire = || {
+            let mut nft = match Nft::open(self.args.call.deadline) {
+                Err(error) if error.errno == Errno::EPROTONOSUPPORT => return Ok(()),
+                other => other?,
+            };
+            match ending::stale(&mut nft, state_dir, of, &Masquerade::default())? {
+                stale if stale.is_empty() => Ok(()),
+                stale => ending::retire(&mut nft, state_dir, of, stale),
+            }
+        };
+        retire()
+            .map_err(|error: NetError| failed(&"take prefixes out of the network's masquerade", error.into()))
     }
 
     fn remove_rules(&self) -> Result<(), Error> {

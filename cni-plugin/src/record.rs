@@ -26,7 +26,7 @@ use crate::key::AttachmentKey;
 use crate::masquerade::Masquerade;
 use crate::shaping::Limited;
 
-pub use survey::{any_masquerade, attached, attached_of, contents, has_newer, up_to_date};
+pub use survey::{any_masquerade, attached, attached_of, contents, has_newer, others, up_to_date};
 
 /// The directory of the records, below that of the boot.
 const RECORDS: &str = "attachments";

@@ -276,6 +276,14 @@ fn of_weft_where_masquerade_ends() {
 }
 
 #[test]
+fn of_weft_where_the_network_had_another_subnet() {
+    let failed = Failed::some(Tampered::Weft, Stage::renumbered, |syscall| {
+        ["sendto", "getdents64"].contains(&syscall)
+    });
+    failed.assert_steps(|step| ["ReplaceAddress", "Masquerade"].contains(&step));
+}
+
+#[test]
 fn of_weft_in_a_network_that_spans_hosts() {
     let failed = Failed::some(Tampered::Weft, Stage::spanning, |syscall| {
         ["sendto", "rename", "renameat", "flock"].contains(&syscall)

@@ -1,6 +1,9 @@
 //! Weft's two halves with the halves of others: the reference bridge over `weft-ipam`, `weft` over the reference
 //! IPAM plugins, and `weft` in chains with plugins that come after it.
 
+#[path = "interop/renumbered.rs"]
+mod renumbered;
+
 use std::fs;
 use std::path::Path;
 use std::thread;

@@ -1,10 +1,11 @@
 //! What addresses need on the host: gateways on the bridge, forwarding, masquerade. All of it is shared.
 
 use cni_protocol::Error;
+use ipnetwork::IpNetwork;
 use weft_net::{Link, NetError};
 
 use super::Attachment;
-use crate::bridge;
+use crate::bridge::{self, former};
 use crate::fault::Change;
 use crate::masquerade::{self, Ensured, ending};
 use crate::plan::Plan;
@@ -14,27 +15,10 @@ use crate::step::{Shared, Step};
 impl Attachment {
     /// What the addresses need on the host, also shared: gateway addresses, forwarding, masquerade.
     pub(super) fn ensure_routing(&mut self, bridge: &Link, plan: &Plan) -> Result<(), Error> {
-        let (host, network) = (&mut self.host, &self.network);
         for &gateway in &plan.gateways {
-            let step = Step::Shared(Shared::Gateway(network.bridge.clone(), gateway));
-            let in_the_way = self.journal.run(step.clone(), || {
-                bridge::in_the_way(host, network, bridge, gateway, plan).map(|others| (others, Change::Found))
-            })?;
-            let Some(in_the_way) = in_the_way else { continue };
-            for other in in_the_way {
-                let replace = Shared::ReplaceAddress(network.bridge.clone(), Box::new(other.clone()));
-                self.journal.run(Step::Shared(replace), || {
-                    host.take_away(&other).map(|was_there| ((), Change::from(was_there)))
-                })?;
-            }
-            if gateway.is_ipv6() {
-                let ipv6 = Step::Shared(Shared::Ipv6(network.bridge.clone()));
-                self.journal
-                    .run(ipv6, || bridge::ensure_ipv6(network.bridge.as_str()).map(|change| ((), change)))?;
-            }
-            self.journal
-                .run(step, || bridge::ensure_gateway(host, bridge, gateway).map(|change| ((), change)))?;
+            self.ensure_gateway(bridge, plan, gateway)?;
         }
+        let host = &mut self.host;
         for &family in &plan.forwarding {
             let step = |alone| Step::Shared(Shared::Forwarding(family, alone));
             let ensure = || bridge::ensure_forwarding(host, family).map(|alone| (alone, Change::Found));
@@ -42,6 +26,36 @@ impl Attachment {
             alone.into_iter().for_each(|alone| self.journal.note(step(alone)));
         }
         if plan.masquerade.is_nothing() { self.end_masquerade() } else { self.ensure_masquerade(plan) }
+    }
+
+    fn ensure_gateway(&mut self, bridge: &Link, plan: &Plan, gateway: IpNetwork) -> Result<(), Error> {
+        let (host, network, key) = (&mut self.host, &self.network, &self.key);
+        let step = Step::Shared(Shared::Gateway(network.bridge.clone(), gateway));
+        let in_the_way = self.journal.run(step.clone(), || {
+            bridge::in_the_way(host, network, bridge, gateway, plan).map(|others| (others, Change::Found))
+        })?;
+        let Some(in_the_way) = in_the_way else { return Ok(()) };
+        let mut former = Vec::new();
+        if network.force_address && gateway.is_ipv4() {
+            let find = || former::find(host, network, bridge, plan, key).map(|found| (found, Change::Found));
+            former = self.journal.run(step.clone(), find)?;
+            former.retain(|whole| !in_the_way.contains(whole));
+        }
+        for other in in_the_way.iter().chain(&former) {
+            let replace = Shared::ReplaceAddress(network.bridge.clone(), Box::new(other.clone()));
+            self.journal.run(Step::Shared(replace), || {
+                host.take_away(other).map(|was_there| ((), Change::from(was_there)))
+            })?;
+        }
+        if !former.is_empty() {
+            self.journal.within(step.clone(), || former::give_back(host, network, &former, key))?;
+        }
+        if gateway.is_ipv6() {
+            let ipv6 = Step::Shared(Shared::Ipv6(network.bridge.clone()));
+            self.journal
+                .run(ipv6, || bridge::ensure_ipv6(network.bridge.as_str()).map(|change| ((), change)))?;
+        }
+        self.journal.run(step, || bridge::ensure_gateway(host, bridge, gateway).map(|change| ((), change)))
     }
 
     fn ensure_masquerade(&mut self, plan: &Plan) -> Result<(), Error> {
@@ -52,9 +66,25 @@ impl Attachment {
             let ensured = masquerade::ensure(nft, &network.name, &plan.masquerade)?;
             Ok::<_, NetError>((ensured, Change::Found))
         })?;
+        let has_moved = matches!(&ensured, Ensured::Elements { added, .. } if !added.is_empty());
         self.journal.note(Step::Shared(Shared::Masquerade(ensured)));
         self.journal.masquerade.clone_from(&plan.masquerade);
-        Ok(())
+        if has_moved { self.retire_prefixes(plan) } else { Ok(()) }
+    }
+
+    /// Where the network has got other prefixes, those of former configurations end of which no container is left.
+    fn retire_prefixes(&mut self, plan: &Plan) -> Result<(), Error> {
+        let Some(rules) = &mut self.rules else { return Ok(()) };
+        let (state_dir, of) = (&self.network.traces.state_dir, (&self.network.name, self.key.hash()));
+        let step =
+            |replaced| Step::Shared(Shared::Masquerade(Ensured::Elements { added: Vec::new(), replaced }));
+        let mut look = || ending::stale(&mut rules.nft, state_dir, of, &plan.masquerade);
+        let stale = self.journal.run(step(Vec::new()), || look().map(|stale| (stale, Change::Found)))?;
+        if stale.is_empty() {
+            return Ok(());
+        }
+        self.journal.note(step(stale.clone()));
+        self.journal.within(step(Vec::new()), || ending::retire(&mut rules.nft, state_dir, of, stale))
     }
 
     /// What a former configuration had masqueraded ends with the first container that comes by one without. Who has no addresses has not

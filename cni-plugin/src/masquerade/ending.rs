@@ -15,8 +15,9 @@ use weft_state::lease::agent_lock;
 use weft_state::{boot_dir, boot_path, monotonic, write_whole};
 
 use super::intervals::of_family;
-use super::{FAMILIES, chain, chain_name, commit, delete_sets, edit, remove, set_name};
+use super::{Ensured, FAMILIES, Masquerade, chain, chain_name, commit, delete_sets, edit, remove, set_name};
 use crate::fault::Fault;
+use crate::record;
 
 /// In the directory of a network's boot: nanoseconds of the monotonic clock.
 const FILE: &str = "masquerade-ended";
@@ -90,6 +91,55 @@ pub fn undo(nft: &mut Nft, state_dir: &Path, network: &NetworkName, former: &For
             _ => Ok(()),
         },
     }
+}
+
+/// The prefixes in a network's sets that none of its containers needs, but for one's own, which are wanted. Who is at work may need any, so then
+/// there is none; nor is there where a node agent has them.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn stale(
+    nft: &mut Nft,
+    state_dir: &Path,
+    of: (&NetworkName, &str),
+    wanted: &Masquerade,
+) -> NlResult<Vec<Interval>> {
+    let needed = needed(state_dir, of).filter(|_| !agent_lock(state_dir, of.0).exists());
+    let Some(mut needed) = needed else { return Ok(Vec::new()) };
+    needed.extend(wanted.prefixes.iter().map(|prefix| Interval::from(*prefix)));
+    let mut stale = Vec::new();
+    for family in FAMILIES {
+        stale.extend(nft.intervals(&set_name(of.0, family))?);
+    }
+    stale.retain(|present| !needed.iter().any(|needed| present.overlaps(needed)));
+    Ok(stale)
+}
+
+/// Takes them out of the sets. Who came meanwhile may have found its own there, and has a record since before it looked: for that one they
+/// are put back.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn retire(
+    nft: &mut Nft,
+    state_dir: &Path,
+    of: (&NetworkName, &str),
+    stale: Vec<Interval>,
+) -> NlResult<()> {
+    let nothing = Vec::new;
+    super::undo(nft, of.0, &Ensured::Elements { added: stale.clone(), replaced: nothing() })?;
+    let needed = needed(state_dir, of);
+    let is_needed =
+        |prefix: &Interval| needed.as_ref().is_none_or(|all| all.iter().any(|own| prefix.overlaps(own)));
+    let replaced = stale.into_iter().filter(is_needed).collect();
+    super::undo(nft, of.0, &Ensured::Elements { added: nothing(), replaced })
+}
+
+/// What the network's other containers have masqueraded; `None` where that is not known of all.
+fn needed(state_dir: &Path, (network, own): (&NetworkName, &str)) -> Option<Vec<Interval>> {
+    let others = record::others(state_dir, std::slice::from_ref(network), own)?;
+    let prefixes = others.into_iter().flat_map(|other| other.masquerade.prefixes);
+    Some(prefixes.map(Interval::from).collect())
 }
 
 /// Since when what is on file of a network's masquerade counts, on the clock of [`weft_state::monotonic`]; `None`: always.

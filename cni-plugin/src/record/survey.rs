@@ -42,6 +42,23 @@ pub fn has_newer(state_dir: &Path, than: Duration, own: &str) -> bool {
     })
 }
 
+/// What is on file of all attachments of some networks but one; `None` where it does not tell all, as somebody is at work or a record
+/// cannot be read.
+pub fn others(state_dir: &Path, networks: &[NetworkName], own: &str) -> Option<Vec<Content>> {
+    let mut found = Vec::new();
+    for network in networks {
+        for hash in hashes(state_dir, network).ok()?.into_iter().filter(|hash| hash != own) {
+            match peek(state_dir, network, &hash).ok()? {
+                Found::Attached(content) => found.push(content),
+                Found::Damaged => return None,
+                // What a killed ADD left needs nothing.
+                Found::Nothing | Found::Begun(_) => drop(try_lock(state_dir, network, &hash).ok()??),
+            }
+        }
+    }
+    Some(found)
+}
+
 /// The attachments of all networks of the host that are attached and in nobody's hands, locked, with what they hold now.
 pub fn attached(state_dir: &Path) -> Vec<(AttachmentKey, Content, Record)> {
     attached_of(state_dir, |_| true)

@@ -143,6 +143,18 @@ impl Stage {
         Self { host, pod, neighbour: Some(neighbour), network, before, _others: None }
     }
 
+    /// The network had another subnet, of which no container is left.
+    pub(crate) fn renumbered() -> Self {
+        let (host, pod, neighbour) = (Host::new(), Pod::new(), Pod::new());
+        let keys = json!({ "guard": false, "isolation": "none", "ipMasq": true, "isDefaultGateway": true });
+        let former = Network::new("net4", &["10.97.0.0/24"]).with(&keys);
+        former.add(&neighbour);
+        former.del(&neighbour);
+        let network = Network::v4().with(&keys).with(&json!({ "forceAddress": true }));
+        let before = World::of(&host, &[&pod, &neighbour]);
+        Self { host, pod, neighbour: Some(neighbour), network, before, _others: None }
+    }
+
     /// This host has a lease, but knows no way to others yet, and its bridge is down.
     pub(crate) fn spanning() -> Self {
         let (host, pod) = (Host::new(), Pod::new());
