@@ -26,7 +26,7 @@ pub fn handle(command: Command) -> Result<Outcome, Error> {
         Command::Add(args) => {
             let facts = Facts::of_host(&conf.subnet_file)?;
             facts.check_taken(&args.call, Code::Conflict)?;
-            let delegate = conf.delegate(&args.call, &facts);
+            let delegate = conf.delegate_to_give(&args.call, &facts)?;
             // Weft alone finds all that it made by the attachment's key; others want to hear what they were told.
             if delegate::is_weft_alone(&delegate) {
                 return carry_out(command, delegate);
@@ -71,7 +71,9 @@ pub fn handle(command: Command) -> Result<Outcome, Error> {
             let facts = Facts::of_host(&conf.subnet_file)
                 .map_err(|error| Error { code: Code::NotAvailable, ..error })?;
             facts.check_taken(&args.call, Code::LimitedConnectivity)?;
-            let delegate = conf.delegate(&args.call, &facts);
+            let delegate = conf
+                .delegate_to_give(&args.call, &facts)
+                .map_err(|error| Error { code: Code::NotAvailable, ..error })?;
             carry_out(command, delegate)
         }
     }

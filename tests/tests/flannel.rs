@@ -4,6 +4,7 @@ mod flannel {
     mod changeover;
     mod delegates;
     mod peers;
+    mod stores;
 }
 
 use std::fs;

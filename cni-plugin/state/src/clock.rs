@@ -1,7 +1,7 @@
 //! When things happened, comparable between processes of one boot.
 
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::time::{ClockId, clock_gettime};
 
@@ -18,6 +18,16 @@ static STARTED: OnceLock<Duration> = OnceLock::new();
 #[must_use]
 pub fn monotonic() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
+}
+
+/// By the wall clock, the earliest time at which this boot can have begun: what a file says to be older is of another one.
+/// A clock that was set meanwhile says something else now than it did then: /proc has the time of its mount, so the earlier one counts.
+#[must_use]
+pub fn boot_began() -> SystemTime {
+    let up = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
+    let by_now = SystemTime::now().checked_sub(up).unwrap_or(SystemTime::UNIX_EPOCH);
+    let by_then = std::fs::metadata("/proc").and_then(|proc| proc.modified());
+    by_then.map_or(by_now, |then| then.min(by_now))
 }
 
 /// How long this thread has been at work on a processor: without the time in which it waited, for something or for its turn.

@@ -13,6 +13,6 @@ pub mod lease;
 mod lock;
 
 pub use boot::{BOOT_ID_ENV, boot_dir, boot_id, boot_path};
-pub use clock::{STARTED_ENV, monotonic, started, worked};
+pub use clock::{STARTED_ENV, boot_began, monotonic, started, worked};
 pub use files::{hash, short_hash, write_durable, write_public, write_whole};
 pub use lock::{Lock, holder};

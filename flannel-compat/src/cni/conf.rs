@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use cni_protocol::{Call, Code, Error, nearest};
 use serde_json::{Map, Value, json};
 
-use super::delegate::{Facts, WEFT, default_ipam};
+use super::delegate::{Facts, HOST_LOCAL, WEFT, WEFT_IPAM, default_ipam};
 
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 const DATA_DIR: &str = "/var/lib/cni/flannel";
@@ -68,12 +68,31 @@ impl FlannelConf {
         })
     }
 
-    /// What the delegate is told.
+    /// What the delegate is told that gives an address, or says whether it would.
+    ///
+    /// # Errors
+    /// As [`default_ipam`].
+    pub(super) fn delegate_to_give(&self, call: &Call, facts: &Facts) -> Result<Map<String, Value>, Error> {
+        Ok(self.told(call, facts, self.ipam(call)?))
+    }
+
+    /// What it is told of attachments that are there, for which no store has to be found.
     pub(super) fn delegate(&self, call: &Call, facts: &Facts) -> Map<String, Value> {
+        let ipam = self.ipam(call).unwrap_or_else(|_| {
+            let mut ipam = self.ipam.clone();
+            ipam.insert("type".into(), WEFT_IPAM.into());
+            ipam
+        });
+        self.told(call, facts, ipam)
+    }
+
+    fn is_weft(&self) -> bool {
+        matches!(self.delegate.get("type").and_then(Value::as_str), None | Some("bridge" | WEFT))
+    }
+
+    fn told(&self, call: &Call, facts: &Facts, mut ipam: Map<String, Value>) -> Map<String, Value> {
         let mut delegate = self.delegate.clone();
-        let kind = delegate.get("type").and_then(Value::as_str).unwrap_or("bridge").to_owned();
-        let of_weft = matches!(kind.as_str(), "bridge" | WEFT);
-        if of_weft {
+        if self.is_weft() {
             delegate.insert("type".into(), WEFT.into());
             delegate.entry("bridge").or_insert(BRIDGE.into());
             delegate.entry("isGateway").or_insert(true.into());
@@ -87,18 +106,6 @@ impl FlannelConf {
         if let Some(mtu) = facts.mtu {
             delegate.entry("mtu").or_insert(mtu.into());
         }
-        let ipam = self.ipam(call, facts, of_weft);
-        delegate.insert("ipam".into(), Value::Object(ipam));
-        delegate
-    }
-
-    fn ipam(&self, call: &Call, facts: &Facts, of_weft: bool) -> Map<String, Value> {
-        let mut ipam = self.ipam.clone();
-        if !ipam.contains_key("type") {
-            let held = self.ipam.get("dataDir").and_then(Value::as_str).map(Path::new);
-            let kind = if of_weft { default_ipam(call, held) } else { "host-local" };
-            ipam.insert("type".into(), kind.into());
-        }
         extend(
             &mut ipam,
             "ranges",
@@ -108,7 +115,19 @@ impl FlannelConf {
             }),
         );
         extend(&mut ipam, "routes", facts.networks.iter().map(|network| json!({ "dst": network })));
-        ipam
+        delegate.insert("ipam".into(), Value::Object(ipam));
+        delegate
+    }
+
+    /// Whoever gives addresses, and what it is told before it is known which the host has.
+    fn ipam(&self, call: &Call) -> Result<Map<String, Value>, Error> {
+        let mut ipam = self.ipam.clone();
+        if !ipam.contains_key("type") {
+            let (kind, taken) = if self.is_weft() { default_ipam(call)? } else { (HOST_LOCAL, Vec::new()) };
+            ipam.insert("type".into(), kind.into());
+            extend(&mut ipam, "exclude", taken.iter().map(|ip| json!(ip)));
+        }
+        Ok(ipam)
     }
 }
 

@@ -1,19 +1,22 @@
 //! What the delegate has to know, and which plugins take part.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::net::IpAddr;
+use std::path::Path;
+use std::{fs, io};
 
 use cni_protocol::{Call, Code, Delegate, Error};
 use flannel_records::{SubnetEnv, parse_key};
 use ipnetwork::IpNetwork;
 use serde_json::{Map, Value};
 use weft::conf::Traces;
+use weft_ipam::store::glance;
+use weft_state::boot_began;
 use weft_state::lease::{Taken, agent_lives, data_dir};
 
 /// The delegate that is not executed.
 pub(super) const WEFT: &str = "weft";
-const WEFT_IPAM: &str = "weft-ipam";
-const HOST_LOCAL: &str = "host-local";
+pub(super) const WEFT_IPAM: &str = "weft-ipam";
+pub(super) const HOST_LOCAL: &str = "host-local";
 /// Where host-local has its reservations unless `ipam.dataDir` says otherwise.
 const HOST_LOCAL_DIR: &str = "/var/lib/cni/networks";
 
@@ -71,13 +74,46 @@ pub(super) fn is_weft_alone(delegate: &Map<String, Value>) -> bool {
     delegate.get("type").is_some_and(|kind| kind == WEFT) && ipam.is_some_and(|kind| kind == WEFT_IPAM)
 }
 
-/// The IPAM plugin of a network that names none: Weft's, unless host-local, which flannel's plugin would take, still
-/// holds addresses of this network. Two stores would give one address twice.
-pub(super) fn default_ipam(call: &Call, data_dir: Option<&Path>) -> &'static str {
-    let directory: PathBuf = data_dir.unwrap_or(Path::new(HOST_LOCAL_DIR)).join(call.network.as_str());
-    let mut names = fs::read_dir(directory).into_iter().flatten().flatten();
-    // Its lock and its marks of what was given last are no addresses.
-    let holds = names
-        .any(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<std::net::IpAddr>().is_ok()));
-    if holds && Delegate::find(HOST_LOCAL, &call.cni_path).is_ok() { HOST_LOCAL } else { WEFT_IPAM }
+/// The IPAM plugin of a network that names none, and what it must not give. Two stores would give one address twice: it is
+/// Weft's, unless host-local, which flannel's plugin would take, holds addresses of this network and Weft's none.
+///
+/// # Errors
+/// [`Code::Conflict`] when it is host-local, and that is not there; [`Code::Io`] when it cannot be told what one of them holds.
+pub(super) fn default_ipam(call: &Call) -> Result<(&'static str, Vec<IpAddr>), Error> {
+    let moved = call.conf.get("ipam").and_then(|ipam| ipam.get("dataDir")).and_then(Value::as_str);
+    let root = Path::new(moved.filter(|path| !path.is_empty()).unwrap_or(HOST_LOCAL_DIR));
+    let directory = root.join(call.network.as_str());
+    let held = held_by_host_local(&directory).map_err(|error| {
+        Error::new(Code::Io, format!("read {}: {error}: make it readable", directory.display()))
+    })?;
+    if held.is_empty() || !glance(&weft_ipam::conf::data_dir(&call.conf)?, &call.network)?.is_empty() {
+        return Ok((WEFT_IPAM, held));
+    }
+    Delegate::find(HOST_LOCAL, &call.cni_path).map(|_| (HOST_LOCAL, Vec::new())).map_err(|missing| {
+        let (network, directory) = (&call.network, directory.display());
+        let what = format!("host-local holds addresses of network {network}, and is not there");
+        let remedy = "put host-local back until these containers are gone";
+        Error::new(Code::Conflict, format!("{what}: {remedy}, or remove {directory} if they are"))
+            .detail(missing.msg)
+    })
+}
+
+/// Whose containers can be there: none outlives a boot, though what host-local wrote of it does.
+fn held_by_host_local(directory: &Path) -> io::Result<Vec<IpAddr>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let (began, mut held) = (boot_began(), Vec::new());
+    for entry in entries {
+        let entry = entry?;
+        // Its lock and its marks of what was given last are no addresses.
+        let Some(ip) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        match entry.metadata().and_then(|file| file.modified()) {
+            Ok(made) if made < began => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            made => held.push(made.map(|_| ip)?),
+        }
+    }
+    Ok(held)
 }
