@@ -24,7 +24,7 @@ use crate::underlay::Found;
 use configuration::configured;
 pub use configuration::parse_config;
 pub use former::has_moved;
-use former::{asked, former};
+use former::{asked, former, own, tell_of_move};
 pub(crate) use former::{is_here, published};
 use holder::Holder;
 pub(crate) use holder::holds;
@@ -45,7 +45,7 @@ pub enum Lease {
         key: String,
         owner: String,
     },
-    /// The network's configuration is missing or wrong. Who has a subnet keeps it.
+    /// The network's configuration is missing or wrong, or this host has no address that it says to publish. Who has a subnet keeps it.
     Unconfigured(Error),
     /// There is none until a person has done something: another live host has this one's public address, or another network of
     /// this host its place in etcd ([`Code::Conflict`]), or the network does not have the subnet any more in which containers live
@@ -90,7 +90,10 @@ pub async fn acquire(
         let snapshot = registry.snapshot(&asked(conf, before)).await?;
         let search = match (configured(conf, &snapshot), before) {
             (Err(error), Some(_)) => return Ok(Lease::Unconfigured(error)),
-            (configured, _) => Search::new(conf, configured?, &snapshot, claimant)?,
+            (configured, _) => match Search::new(conf, configured?, &snapshot, claimant)? {
+                Ok(search) => search,
+                Err(unfound) => return Ok(Lease::Unconfigured(unfound)),
+            },
         };
         if let Some(lease) = search.once(registry, &snapshot).await? {
             return Ok(lease);
@@ -110,7 +113,10 @@ pub async fn rehearse(
 ) -> Result<Option<Lease>, Error> {
     let claimant = claimant.of(conf);
     let snapshot = registry.snapshot(&asked(conf, claimant.before)).await?;
-    let search = Search::new(conf, configured(conf, &snapshot)?, &snapshot, claimant)?;
+    let search = match Search::new(conf, configured(conf, &snapshot)?, &snapshot, claimant)? {
+        Ok(search) => search,
+        Err(unfound) => return Ok(Some(Lease::Unconfigured(unfound))),
+    };
     if let Some(bar) = search.barred(registry, &snapshot).await? {
         return Ok(Some(bar));
     }
@@ -186,20 +192,24 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
+    /// The inner error is that an address of this host's own cannot be found.
     fn new(
         conf: &'a EtcdConf,
         (config, text): (NetworkConfig, &'a str),
         snapshot: &Snapshot,
         Claimant { before, wish, unused, keeper, others }: Claimant<'a>,
-    ) -> Result<Self, Error> {
-        let of_family = |pool: &flannel_records::Pool| conf.underlay.find(pool.network().is_ipv4());
-        let addresses = config.pools().iter().map(of_family).collect::<Result<Vec<Found>, Error>>()?;
+    ) -> Result<Result<Self, Error>, Error> {
+        let of_family = |pool: &flannel_records::Pool| own(conf, before, pool.network().is_ipv4());
+        let addresses: Vec<Found> = match config.pools().iter().map(of_family).collect() {
+            Ok(addresses) => addresses,
+            Err(unfound) => return Ok(Err(unfound)),
+        };
         let me = Holder::here(before, addresses.first().map(|found| found.local), keeper)?;
         let read = |public| snapshot.held.iter().find(|(address, _)| *address == public);
         let held = |found: &Found| (found.public, read(found.public).and_then(|(_, held)| held.clone()));
         let held = addresses.iter().map(held).collect();
         let former = former(snapshot, before, &me, &addresses);
-        Ok(Self { conf, config, text, before, wish, unused, others, addresses, me, held, former })
+        Ok(Ok(Self { conf, config, text, before, wish, unused, others, addresses, me, held, former }))
     }
 
     /// One attempt; `None` when others changed something meanwhile.
@@ -332,6 +342,7 @@ impl<'a> Search<'a> {
     }
 
     fn held(&self, key: String, value: String, lease_id: i64) -> Lease {
+        tell_of_move(self.before, &self.addresses);
         Lease::Held(HostLease {
             prefix: self.conf.prefix.clone(),
             config: self.text.to_owned(),
@@ -342,6 +353,7 @@ impl<'a> Search<'a> {
             ttl: if lease_id == 0 { 0 } else { self.conf.ttl },
             renewed: since_1970().as_secs(),
             local: self.addresses.iter().map(|found| found.local).collect(),
+            underlay: self.conf.underlay.to_string(),
         })
     }
 

@@ -2,13 +2,20 @@
 //!
 //! Source: pkg/ip/match.go and pkg/ip/iface.go of flannel v0.28.
 
+use std::ffi::OsString;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
-use cni_protocol::{Code, Error, MacAddr};
+use cni_protocol::{Code, Deadline, Error, MacAddr};
 use ipnetwork::IpNetwork;
 use nix::ifaddrs::{InterfaceAddress, getifaddrs};
-use nix::sys::socket::SockaddrStorage;
+use nix::sys::socket::{SockaddrStorage, setsockopt, sockopt};
 use regex_lite::Regex;
+use weft_net::{Family, Link, Netlink, NlResult};
+
+/// How long the kernel may take to list its routes.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What was configured about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +61,13 @@ pub struct Found {
     pub local: IpAddr,
 }
 
+impl fmt::Display for Underlay {
+    /// All that was configured, so that a change of it can be told.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
 impl Underlay {
     /// This host's addresses of a family.
     ///
@@ -76,8 +90,8 @@ impl Underlay {
     }
 
     /// Whether addresses that were found before are still these, as far as can be told without a look at all
-    /// interfaces, of which there is one per container. While the way to other hosts is down nothing is said against
-    /// them.
+    /// interfaces, of which there is one per container. They are while an interface has them: where traffic to others goes, as into a
+    /// VPN, changes nothing about how other hosts reach this one. While the way to them is down nothing is said against an address.
     #[must_use]
     pub fn is_still(&self, before: Found) -> bool {
         let v4 = before.public.is_ipv4();
@@ -85,17 +99,15 @@ impl Underlay {
             return false;
         }
         let way = match &self.choice {
-            Choice::DefaultRoute if before.public != before.local => None,
-            Choice::DefaultRoute => Some(anywhere(v4)),
+            Choice::DefaultRoute if before.public == before.local => Some(anywhere(v4)),
             Choice::CanReach(target) if target.is_ipv4() == v4 => Some(*target),
-            Choice::CanReach(_) | Choice::Interface(_) | Choice::Matching(_) => None,
+            _ => None,
         };
         match way.map(source_towards) {
-            Some(Ok(source)) if self.public.is_empty() => {
-                source == before.local || lasting(source).is_ok_and(|other| other == before.local)
-            }
+            None => is_here(before.local),
             Some(Err(_)) => true,
-            _ => is_here(before.local),
+            Some(Ok(source)) if source == before.local => true,
+            Some(Ok(_)) => is_here(before.local) && lasting(before.local).is_ok_and(|ip| ip == before.local),
         }
     }
 }
@@ -106,7 +118,8 @@ impl Choice {
         let towards =
             |target| source_towards(target).map_err(|error| format!("no route to {target} ({error})"));
         match self {
-            Self::DefaultRoute => source_towards(anywhere(v4))
+            // The route to everywhere, whatever halves of that lead into a VPN; where none is in the usual table, the kernel's choice.
+            Self::DefaultRoute => source_by(default_link(v4)?, anywhere(v4))
                 .map_err(|error| format!("no default route ({error})"))
                 .and_then(lasting),
             Self::CanReach(target) if target.is_ipv4() == v4 => towards(*target).and_then(lasting),
@@ -282,11 +295,29 @@ fn anywhere(v4: bool) -> IpAddr {
     }
 }
 
-/// The address that packets to `target` leave with. Nothing is sent: connect(2) of UDP only looks the way up.
+/// The link of the default route.
+fn default_link(v4: bool) -> Result<Option<Link>, String> {
+    let look = || -> NlResult<Option<Link>> {
+        let mut netlink = Netlink::open(Deadline::after(PATIENCE))?;
+        let found = netlink.default_link(if v4 { Family::V4 } else { Family::V6 })?;
+        found.map_or(Ok(None), |index| netlink.link_at(index))
+    };
+    look().map_err(|error| format!("the kernel lists no routes ({error})"))
+}
+
 fn source_towards(target: IpAddr) -> std::io::Result<IpAddr> {
+    source_by(None, target)
+}
+
+/// The address that packets to `target` leave with, by this link if one is given. Nothing is sent: connect(2) of UDP only looks the
+/// way up.
+fn source_by(link: Option<Link>, target: IpAddr) -> std::io::Result<IpAddr> {
     let any: IpAddr =
         if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
+    if let Some(link) = link {
+        setsockopt(&socket, sockopt::BindToDevice, &OsString::from(link.name))?;
+    }
     socket.connect(SocketAddr::new(target, 9))?;
     Ok(socket.local_addr()?.ip())
 }

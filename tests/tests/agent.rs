@@ -16,6 +16,8 @@ mod access;
 mod bridges;
 #[path = "agent/chained.rs"]
 mod chained;
+#[path = "agent/default_route.rs"]
+mod default_route;
 #[path = "agent/duplicates.rs"]
 mod duplicates;
 #[path = "agent/elements.rs"]

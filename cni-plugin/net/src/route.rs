@@ -105,6 +105,23 @@ impl Netlink {
         }
     }
 
+    /// `ip -FAMILY route show default`: the link of the route that the kernel prefers.
+    pub fn default_link(&mut self, family: Family) -> NlResult<Option<u32>> {
+        let mut query = RouteMessage::default();
+        query.header.address_family = family.into();
+        query.attributes = vec![RouteAttribute::Table(RT_TABLE_MAIN)];
+        let answers = match self.socket.dump(&RouteNetlinkMessage::GetRoute(query)) {
+            Err(error) if error.not_found() => return Ok(None),
+            answers => answers?,
+        };
+        let found = answers.into_iter().filter_map(|answer| {
+            let index = first_hop(&answer)?;
+            as_route(answer, index).map(|route| (index, route))
+        });
+        let by_default = found.filter(|(_, route)| route.table == RT_TABLE_MAIN && route.dst.prefix() == 0);
+        Ok(by_default.min_by_key(|(_, route)| route.priority).map(|(index, _)| index))
+    }
+
     fn routes_of(&mut self, index: u32, family: Family, table: Option<u32>) -> NlResult<Vec<KernelRoute>> {
         let mut query = RouteMessage::default();
         query.header.address_family = family.into();
@@ -187,6 +204,17 @@ fn route_message(index: u32, route: &Route) -> NlResult<RouteMessage> {
 /// rtnetlink refused to build the message: a next hop of another family than the destination.
 fn invalid(error: &impl std::error::Error) -> NetError {
     NetError { errno: Errno::EINVAL, explanation: Some(error.to_string()) }
+}
+
+/// The link by which a route leads on, the first one of several.
+fn first_hop(answer: &RouteNetlinkMessage) -> Option<u32> {
+    let RouteNetlinkMessage::NewRoute(RouteMessage { header, attributes, .. }) = answer else { return None };
+    let link = |attribute: &RouteAttribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        RouteAttribute::MultiPath(hops) => hops.first().map(|hop| hop.interface_index),
+        _ => None,
+    };
+    attributes.iter().find_map(link).filter(|_| header.kind == RouteType::Unicast)
 }
 
 fn as_route(answer: RouteNetlinkMessage, index: u32) -> Option<KernelRoute> {

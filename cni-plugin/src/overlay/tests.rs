@@ -19,6 +19,7 @@ fn lease(config: &str) -> HostLease {
         ttl: 60,
         renewed: 0,
         local: Vec::new(),
+        underlay: String::new(),
         holder: String::new(),
     }
 }

@@ -68,6 +68,9 @@ pub struct HostLease {
     /// address of a router in front of this host, another one than the record's.
     #[serde(default)]
     pub local: Vec<IpAddr>,
+    /// By what configuration these were found, as text; empty of a lease of an earlier version.
+    #[serde(default)]
+    pub underlay: String,
     /// What this host put at its public addresses' keys, which tells it from another one with the same address; empty
     /// when it put nothing.
     #[serde(default)]
@@ -292,107 +295,5 @@ fn failed(step: &str, path: &Path, cause: &io::Error) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use cni_protocol::Deadline;
-
-    use super::*;
-
-    fn network() -> NetworkName {
-        "net".parse().unwrap()
-    }
-
-    fn lease() -> HostLease {
-        HostLease {
-            prefix: "/coreos.com/network".into(),
-            config: "{}".into(),
-            key: "10.240.34.0-24".into(),
-            value: "{}".into(),
-            lease_id: 7,
-            ttl: 60,
-            renewed: since_1970().as_secs() - 20,
-            local: Vec::new(),
-            holder: String::new(),
-        }
-    }
-
-    #[test]
-    fn a_lease_is_read_as_written_and_forgotten() {
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(HostLease::read(dir.path(), &network()).unwrap(), None);
-        let lease = lease();
-        lease.write(dir.path(), &network()).unwrap();
-        assert_eq!(HostLease::read(dir.path(), &network()).unwrap(), Some(lease));
-        HostLease::forget(dir.path(), &network()).unwrap();
-        HostLease::forget(dir.path(), &network()).unwrap();
-        assert_eq!(HostLease::read(dir.path(), &network()).unwrap(), None);
-    }
-
-    #[test]
-    fn leases_of_other_networks() {
-        let dir = tempfile::tempdir().unwrap();
-        let missing = HostLease::others(&dir.path().join("missing"), &network()).unwrap();
-        assert_eq!(missing, []);
-        for name in ["net", "other", ".hidden", "without"] {
-            std::fs::create_dir(dir.path().join(name)).unwrap();
-            let bytes = serde_json::to_vec(&lease()).unwrap();
-            if name != "without" {
-                std::fs::write(dir.path().join(name).join("lease.json"), bytes).unwrap();
-            }
-        }
-        std::fs::write(dir.path().join("file"), "").unwrap();
-        let found = HostLease::others(dir.path(), &network());
-        assert_eq!(found.unwrap(), [(dir.path().join("other"), lease())]);
-    }
-
-    #[test]
-    fn that_a_subnet_was_taken_is_remembered_until_it_is_given_back_or_up() {
-        let dir = tempfile::tempdir().unwrap();
-        let taken = Taken { key: "10.240.34.0-24".into(), owner: "192.0.2.9".into(), since: 1 };
-        for forget in [Taken::forget, HostLease::forget] {
-            assert_eq!(Taken::read(dir.path(), &network()).unwrap(), None);
-            taken.write(dir.path(), &network()).unwrap();
-            assert_eq!(Taken::read(dir.path(), &network()).unwrap(), Some(taken.clone()));
-            forget(dir.path(), &network()).unwrap();
-        }
-        assert_eq!(Taken::read(dir.path(), &network()).unwrap(), None);
-    }
-
-    #[test]
-    fn a_file_cut_anywhere_is_no_lease() {
-        let dir = tempfile::tempdir().unwrap();
-        lease().write(dir.path(), &network()).unwrap();
-        let path = file(dir.path(), &network(), "lease.json");
-        let whole = std::fs::read(&path).unwrap();
-        for length in 0..whole.len() {
-            std::fs::write(&path, &whole[..length]).unwrap();
-            assert_eq!(HostLease::read(dir.path(), &network()).unwrap(), None, "{length}");
-        }
-    }
-
-    #[test]
-    fn the_time_left() {
-        let left = lease().remaining().as_secs();
-        assert!((35..=40).contains(&left), "{left}");
-        let ended = HostLease { renewed: 0, ..lease() };
-        assert_eq!(ended.remaining(), Duration::ZERO);
-    }
-
-    #[test]
-    fn an_agent_lives_as_long_as_its_lock() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(!agent_lives(dir.path(), &network()).unwrap());
-        std::fs::create_dir(dir.path().join("net")).unwrap();
-        let path = agent_lock(dir.path(), &network());
-        let agent = Lock::exclusive(&path, Deadline::after(Duration::ZERO)).unwrap();
-        assert!(agent_lives(dir.path(), &network()).unwrap());
-        drop(agent);
-        assert!(!agent_lives(dir.path(), &network()).unwrap());
-    }
-
-    #[test]
-    fn a_relative_data_dir_is_refused() {
-        let conf = |dir: &str| Map::from_iter([("dataDir".to_owned(), dir.into())]);
-        assert_eq!(data_dir(&conf("/x")).unwrap(), Path::new("/x"));
-        assert_eq!(data_dir(&conf("x")).unwrap_err().code, Code::InvalidConfig);
-    }
-}
+#[path = "lease_tests.rs"]
+mod tests;

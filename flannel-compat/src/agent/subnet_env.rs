@@ -82,6 +82,7 @@ mod tests {
             ttl: 60,
             renewed: 0,
             local: Vec::new(),
+            underlay: String::new(),
             holder: String::new(),
         }
     }

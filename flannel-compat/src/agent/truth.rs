@@ -149,6 +149,7 @@ pub(super) mod tests {
             ttl: 60,
             renewed: since_1970().as_secs(),
             local: Vec::new(),
+            underlay: String::new(),
             holder: String::new(),
         }
     }

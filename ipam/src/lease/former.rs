@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 
+use cni_protocol::Error;
 use flannel_records::HostRecord;
 use weft_state::lease::HostLease;
 
@@ -11,7 +12,7 @@ use super::Snapshot;
 use super::holder::Holder;
 use crate::etcd_conf::EtcdConf;
 use crate::registry::Held;
-use crate::underlay::Found;
+use crate::underlay::{self, Found};
 
 /// The addresses that a host's record publishes.
 pub(crate) fn published(lease: &HostLease) -> Vec<IpAddr> {
@@ -42,9 +43,32 @@ pub fn has_moved(conf: &EtcdConf, lease: &HostLease) -> bool {
     })
 }
 
+/// This host's addresses of a family: those of before while it has them and is to find them as it did then, whatever would be found
+/// now, or nothing for want of a route; else what is found now.
+///
+/// # Errors
+/// As [`crate::underlay::Underlay::find`].
+pub(super) fn own(conf: &EtcdConf, before: Option<&HostLease>, v4: bool) -> Result<Found, Error> {
+    let known = before.filter(|lease| lease.underlay == conf.underlay.to_string());
+    let known = known.and_then(|lease| addresses(lease).find(|found| found.public.is_ipv4() == v4));
+    let is_still = |found: &Found| underlay::is_here(found.local) && conf.underlay.is_still(*found);
+    known.filter(is_still).map_or_else(|| conf.underlay.find(v4), Ok)
+}
+
+/// Says so where a lease gets other addresses than it had.
+pub(super) fn tell_of_move(before: Option<&HostLease>, now: &[Found]) {
+    for former in before.into_iter().flat_map(addresses) {
+        let of_family = |found: &&Found| found.public.is_ipv4() == former.public.is_ipv4();
+        if let Some(found) = now.iter().find(of_family).filter(|found| **found != former) {
+            let (from, to) = (former.local, found.local);
+            log::warn!("this host's address to other hosts was {from}, and is {to} from now on");
+        }
+    }
+}
+
 /// The addresses that this host would publish, in the families in which it has one, and those of before.
 pub(super) fn asked(conf: &EtcdConf, before: Option<&HostLease>) -> Vec<IpAddr> {
-    let of_family = |v4| conf.underlay.find(v4).ok().map(|found| found.public);
+    let of_family = |v4| own(conf, before, v4).ok().map(|found| found.public);
     let mut all: Vec<IpAddr> = [true, false].into_iter().filter_map(of_family).collect();
     let former = before.map(published).unwrap_or_default();
     all.extend(former.into_iter().filter(|public| !all.contains(public)).collect::<Vec<_>>());
@@ -103,6 +127,7 @@ mod tests {
             ttl: 60,
             renewed: 0,
             local: Vec::new(),
+            underlay: String::new(),
             holder: value(one),
         };
         !former(&snapshot, Some(&before), &me, &[]).is_empty()

@@ -28,6 +28,9 @@ fn a_host_keeps_its_subnet_and_containers_when_its_address_changes() {
     assert_moves(&fleet, ["172.30.0.22", "fd30::22"]);
     let log = fleet.agents[1].daemon().log();
     assert!(!log.contains("etcd has lost data") && !log.contains("belongs to"), "{log}");
+    for (from, to) in [("fd30::12", "fd30::22"), ("172.30.0.12", "172.30.0.22")] {
+        assert_eq!(log.matches(&format!("was {from}, and is {to} from now on")).count(), 1, "{log}");
+    }
     assert!(fleet.agents[1].daemon().stop().success());
     fleet.node(1).renumber("172.30.0.22", "172.30.0.32");
     fleet.node(1).renumber("fd30::22", "fd30::32");

@@ -148,7 +148,38 @@ fn each_way_of_choosing_an_interface() {
     node.command("ip route replace default via 10.9.2.1");
     node.command("ip -6 route del default");
     node.command("ip -6 route add default dev eth2");
-    attach(&same(json!({}), ("10.9.2.2", "fd09:2::2"), "eth2"));
+    let eth2 = same(json!({}), ("10.9.2.2", "fd09:2::2"), "eth2");
+    attach(&eth2);
+    // A VPN takes everything but the default route itself, by halves.
+    for half in ["0.0.0.0/1 via 10.9.1.1", "128.0.0.0/1 via 10.9.1.1", "::/1 dev eth1", "8000::/1 dev eth1"] {
+        node.command(&format!("ip route add {half}"));
+    }
+    attach(&eth2);
+}
+
+/// Its address is on file, and an interface has it: without etcd, too, it is in its network.
+#[test]
+fn a_vpn_keeps_no_container_from_a_host() {
+    let [(config, _), ..] = each_way(&json!({ "Type": "vxlan" }));
+    let fleet = Fleet::new(&[1], &config);
+    let node = fleet.node(0);
+    drop(node.attach(&fleet.network));
+    node.command("ip link add tun0 up type veth peer name tun0-server");
+    node.command("ip link set tun0-server up");
+    node.command("ip addr add 10.8.0.2/24 dev tun0");
+    for half in ["0.0.0.0/1", "128.0.0.0/1"] {
+        node.command(&format!("ip route add {half} via 10.8.0.1"));
+    }
+    fleet.etcd.freeze();
+    drop(node.attach(&fleet.network));
+    node.command("ip route replace default via 10.8.0.1 dev tun0");
+    drop(node.attach(&fleet.network));
+    fleet.etcd.thaw();
+    let before = fleet.etcd.keys(SUBNETS);
+    drop(node.attach(&fleet.network));
+    assert_eq!(fleet.etcd.keys(SUBNETS), before);
+    let record = fleet.etcd.get(&before[0]).expect("the host's record");
+    assert!(record.contains(r#""PublicIP":"172.30.0.11""#), "{record}");
 }
 
 /// The kernel sends by the temporary address, and the host is known by the lasting one, whose lease it finds again alone.

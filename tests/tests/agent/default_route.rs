@@ -1,0 +1,102 @@
+//! Where a host's traffic to others goes says nothing about how other hosts reach it.
+
+use super::*;
+
+const EVERYWHERE: [(&str, &str, [&str; 3]); 2] = [
+    ("-4", "10.8.0.1", ["0.0.0.0/1", "128.0.0.0/1", "default"]),
+    ("-6", "fd08::1", ["::/1", "8000::/1", "default"]),
+];
+
+/// A link like a VPN's, to which nothing leads yet.
+fn tunnel(node: &Node) {
+    node.command("ip link add tun0 up type veth peer name tun0-server");
+    node.command("ip link set tun0-server up");
+    node.command("ip addr add 10.8.0.2/24 dev tun0");
+    node.command("ip addr add fd08::2/64 dev tun0 nodad");
+}
+
+/// Waits until the agent has renewed the lease so many times, and looked at the host's addresses each time.
+#[track_caller]
+fn renewed(agent: &Weftd, times: u32) {
+    let (mut beats, mut last) = (0, 0.0);
+    eventually(PATIENCE * 3, "the lease is renewed", || {
+        let age = agent.metric(r#"weft_lease_age_seconds{network="pods"}"#)?;
+        beats += u32::from(age < last);
+        last = age;
+        (beats >= times).then_some(())
+    });
+}
+
+fn all_records(fleet: &Fleet) -> Vec<(String, Option<String>)> {
+    let keys = fleet.etcd.keys(SUBNETS);
+    keys.into_iter().map(|key| (key.clone(), fleet.etcd.get(&key))).collect()
+}
+
+/// By two halves of everything, as OpenVPN's `redirect-gateway def1` has it, or in place of the default route; also for an agent that
+/// starts meanwhile.
+#[test]
+fn a_vpn_moves_no_host() {
+    let mut fleet = Fleet::of(2, DUAL, &json!({}));
+    fleet.acquainted();
+    let pods = [0, 1].map(|index| fleet.pod_of_all(index));
+    let before = all_records(&fleet);
+    let assert_same = |fleet: &Fleet| {
+        renewed(&fleet.agents[0], 2);
+        fleet.agents[0].ready();
+        assert_eq!(all_records(fleet), before);
+        for family in 0..2 {
+            assert_all_reach(&[0, 1].map(|index| (&pods[index].0, pods[index].1[family])));
+        }
+    };
+    let node = fleet.node(0);
+    tunnel(node);
+    for (family, gateway, [low, high, _]) in EVERYWHERE {
+        for half in [low, high] {
+            node.command(&format!("ip {family} route add {half} via {gateway}"));
+        }
+    }
+    assert_same(&fleet);
+    for (family, gateway, [.., all]) in EVERYWHERE {
+        fleet.node(0).command(&format!("ip {family} route replace {all} via {gateway} dev tun0"));
+    }
+    assert_same(&fleet);
+    assert!(fleet.agents[0].daemon().stop().success());
+    fleet.agents[0] = Weftd::start(fleet.node(0), &fleet.etcd, &json!({}));
+    fleet.agents[0].ready();
+    assert_same(&fleet);
+}
+
+/// Its address is there, and so is etcd on the link. Twice the time of its lease passes.
+#[test]
+fn a_host_without_a_default_route_keeps_its_lease() {
+    let short = json!({ "leaseTTL": 6 });
+    let mut fleet = Fleet::of(1, CONFIG, &short);
+    let before = all_records(&fleet);
+    fleet.node(0).command("ip route del default");
+    assert!(fleet.agents[0].daemon().stop().success());
+    fleet.agents[0] = Weftd::start(fleet.node(0), &fleet.etcd, &short);
+    fleet.agents[0].ready();
+    renewed(&fleet.agents[0], 7);
+    fleet.agents[0].ready();
+    assert_eq!(all_records(&fleet), before);
+    let log = fleet.agents[0].daemon().log();
+    assert!(!log.contains("etcd:") && !log.contains("find this host"), "{log}");
+    assert_eq!(fleet.agents[0].metric(r#"weft_store_errors_total{network="pods"}"#).unwrap_or(0.0), 0.0);
+}
+
+/// What a host lacks that comes to a network without a lease is its own, and not etcd's.
+#[test]
+fn a_host_without_an_address_says_so() {
+    let cluster = Cluster::new(1);
+    let (etcd, node) = (cluster.etcd(1, Access::Open), cluster.node(0));
+    etcd.put("/coreos.com/network/config", CONFIG);
+    node.command("ip route del default");
+    let agent = Weftd::start(node, &etcd, &json!({}));
+    let told = eventually(PATIENCE, "it says what is missing", || {
+        agent.ask("/readyz").map(|answer| answer.body).filter(|body| body.contains("no default route"))
+    });
+    assert!(told.contains("IPv4") && told.contains("ifaceCanReach") && !told.contains("etcd"), "{told}");
+    assert_eq!(agent.metric(r#"weft_store_errors_total{network="pods"}"#).unwrap_or(0.0), 0.0);
+    node.command("ip route add default via 172.30.0.1");
+    agent.ready();
+}
