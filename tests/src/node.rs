@@ -87,6 +87,32 @@ impl Node {
         self.command(&format!("ip route replace default via {router} dev eth0"));
     }
 
+    /// Has the node's addresses as clouds give them: each is a prefix of its own, and a route says who else is on the link.
+    pub fn single_address(&self) {
+        let segment = self.ipv4.octets()[2];
+        for (family, own, length, link, router) in [
+            (
+                "-4",
+                self.ipv4.to_string(),
+                "24",
+                format!("172.30.{segment}.0/24"),
+                format!("172.30.{segment}.1"),
+            ),
+            (
+                "-6",
+                self.ipv6.to_string(),
+                "64",
+                format!("fd30:0:0:{segment}::/64"),
+                format!("fd30:0:0:{segment}::1"),
+            ),
+        ] {
+            self.command(&format!("ip addr del {own}/{length} dev eth0"));
+            self.command(&format!("ip addr add {own} dev eth0"));
+            self.command(&format!("ip {family} route add {link} dev eth0"));
+            self.command(&format!("ip {family} route replace default via {router} dev eth0"));
+        }
+    }
+
     /// What `ip -d link` says about an interface, or nothing when there is none of that name.
     pub fn link(&self, ifname: &str) -> Option<Value> {
         self.inside(|| pod::link(ifname))

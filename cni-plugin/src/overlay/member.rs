@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use cni_protocol::{Code, Deadline, Error, NetworkName};
 use ipnetwork::IpNetwork;
+use nix::errno::Errno;
 use weft_net::{NetError, Netlink, NlResult};
 use weft_state::lease::{HostLease, Peers, agent_lives, lease_files};
 use weft_state::{Lock, boot_dir, write_whole};
 
+use super::sync::Underlay;
 use super::{Direct, Overlay, Rejected, remove, sync};
 use crate::conf::Network;
 use crate::fault::failed;
@@ -183,10 +185,12 @@ pub fn exits(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<Vec<Exit>> {
         if side.direct == Direct::None {
             continue;
         }
-        let Some((index, underlay)) = netlink.holder_of(side.local)? else { continue };
-        let is_used = side.peers.values().any(|peer| underlay.contains(peer.public));
-        if let Some(link) = netlink.link_at(index)?.filter(|_| is_used) {
-            found.push(Exit { interface: link.name, is_own: false, network });
+        let underlay = match Underlay::find(netlink, side.local) {
+            Err(error) if error.errno == Errno::EADDRNOTAVAIL => continue,
+            underlay => underlay?,
+        };
+        if side.is_direct(netlink, &underlay)? {
+            found.push(Exit { interface: underlay.link.name, is_own: false, network });
         }
     }
     Ok(found)

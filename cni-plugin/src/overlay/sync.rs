@@ -1,12 +1,13 @@
 //! Compares the kernel with what the overlay ought to be, whole value by whole value, and changes the difference.
 
+use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::net::IpAddr;
 
 use flannel_records::{Segment, kept_by_link, overlap};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
-use weft_net::{Detour, Entry, Family, Link, NetError, Netlink, NlResult};
+use weft_net::{Detour, Entry, Family, KernelRoute, Link, NetError, Netlink, NlResult, ROUTE_PROTOCOL};
 
 use super::{Direct, Overlay, Side};
 
@@ -126,7 +127,9 @@ pub fn remove(netlink: &mut Netlink, overlay: &Overlay) -> NlResult<()> {
             match Underlay::find(netlink, side.local) {
                 Err(error) if error.errno == Errno::EADDRNOTAVAIL => {}
                 underlay => {
-                    let routes = side.direct_routes(netlink, underlay?.link.index)?;
+                    let index = underlay?.link.index;
+                    let routes = netlink.main_routes(index, Family::of(side.local))?;
+                    let routes = side.direct_routes(index, &routes);
                     netlink.remove_entries(&routes)?.into_iter().try_for_each(|removed| removed.map(drop))?;
                 }
             }
@@ -145,7 +148,7 @@ pub(super) struct Underlay {
 }
 
 impl Underlay {
-    fn find(netlink: &mut Netlink, local: IpAddr) -> NlResult<Self> {
+    pub(super) fn find(netlink: &mut Netlink, local: IpAddr) -> NlResult<Self> {
         let (index, address) = netlink.holder_of(local)?.ok_or_else(|| NetError {
             errno: Errno::EADDRNOTAVAIL,
             explanation: Some(format!("no interface has {local}, by which other hosts know this one")),
@@ -157,18 +160,26 @@ impl Underlay {
     /// Why no host can have an address, if none can: a packet to it would stay here, or go to everybody on the link.
     fn excludes(&self, public: IpAddr, own: &[IpAddr]) -> Option<&'static str> {
         let spare = if public.is_ipv4() { 31 } else { 127 };
+        // There every address is a host's (RFC 3021, RFC 6164).
+        let mut links = self.addresses.iter().filter(|own| own.prefix() < spare);
         if own.contains(&public) {
             Some("another address of this host")
-        } else if self.address.prefix() >= spare {
-            // There every address is a host's (RFC 3021, RFC 6164).
-            None
-        } else if public == self.address.network() {
+        } else if links.clone().any(|own| public == own.network()) {
             Some("the address of the link")
-        } else if public.is_ipv4() && public == self.address.broadcast() {
+        } else if public.is_ipv4() && links.any(|own| public == own.broadcast()) {
             Some("a broadcast address")
         } else {
             None
         }
+    }
+
+    /// Whether no router is on the way to an address: where one of the interface's has it in its prefix, or a route by the interface leads to
+    /// it alone, as where a host's own prefix is a single address.
+    fn is_on_link(&self, public: IpAddr, routes: &[&KernelRoute]) -> bool {
+        let there = routes.iter().filter(|route| route.dst.contains(public));
+        let used = there.max_by_key(|route| (route.dst.prefix(), Reverse(route.priority)));
+        self.addresses.iter().any(|own| own.contains(public))
+            || used.is_some_and(|route| route.gateway.is_none())
     }
 }
 
@@ -244,12 +255,14 @@ impl Side {
 
     /// `index` is the device's.
     fn plan(&self, netlink: &mut Netlink, underlay: &Underlay, index: Option<u32>) -> NlResult<Plan> {
-        let found = self.found(netlink, underlay, index)?;
-        let own = netlink.all_addresses()?;
+        let routes = self.routes_of_link(netlink, underlay)?;
+        let found = self.found(netlink, underlay, &routes, index)?;
+        let (own, others) = (netlink.all_addresses()?, others_than_wefts(&routes));
         let mut unreached = Vec::new();
         let mut wanted = Vec::with_capacity(self.peers.len() * 3);
         for peer in self.peers.values() {
-            match self.way(peer, underlay, index, &own) {
+            let on_link = self.direct != Direct::None && underlay.is_on_link(peer.public, &others);
+            match self.way(peer, underlay, on_link, index, &own) {
                 Ok(entries) => wanted.extend(entries.into_iter().map(|entry| (*peer, entry))),
                 Err(reason) => unreached.push(reason),
             }
@@ -262,17 +275,20 @@ impl Side {
     }
 
     /// What leads to other hosts now.
-    fn found(&self, netlink: &mut Netlink, underlay: &Underlay, index: Option<u32>) -> NlResult<Vec<Entry>> {
+    fn found(
+        &self,
+        netlink: &mut Netlink,
+        underlay: &Underlay,
+        routes: &[KernelRoute],
+        index: Option<u32>,
+    ) -> NlResult<Vec<Entry>> {
         let family = Family::of(self.local);
-        let mut found = Vec::new();
+        let mut found = self.direct_routes(underlay.link.index, routes);
         if let Some(index) = index {
-            found = netlink.neighbours(index, family)?;
+            found.extend(netlink.neighbours(index, family)?);
             let routes = netlink.main_routes(index, family)?;
             let by_device = |dst, gateway| Entry::Route { index, dst, gateway };
             found.extend(routes.iter().filter_map(|route| Entry::of_route(index, route, by_device)));
-        }
-        if self.direct != Direct::None {
-            found.extend(self.direct_routes(netlink, underlay.link.index)?);
         }
         Ok(found)
     }
@@ -282,6 +298,7 @@ impl Side {
         &self,
         peer: &Segment,
         underlay: &Underlay,
+        on_link: bool,
         index: Option<u32>,
         own: &[IpAddr],
     ) -> Result<Vec<Entry>, Unreached> {
@@ -294,7 +311,6 @@ impl Side {
             let reason = format!("{} has {kept}", underlay.link.name);
             return Err(Unreached { reason, ..Unreached::new(peer, "has addresses of the link") });
         }
-        let on_link = underlay.address.contains(peer.public);
         match (self.direct, index, peer.vtep) {
             (Direct::OnLink | Direct::All, ..) if on_link => {
                 Ok(vec![Entry::Direct { index: underlay.link.index, dst: peer.subnet, gateway: peer.public }])
@@ -311,14 +327,32 @@ impl Side {
         }
     }
 
-    /// The network's plain routes to other hosts, which their protocol tells from everybody else's.
-    fn direct_routes(&self, netlink: &mut Netlink, index: u32) -> NlResult<Vec<Entry>> {
+    /// Whether a host is reached without the device.
+    pub(super) fn is_direct(&self, netlink: &mut Netlink, underlay: &Underlay) -> NlResult<bool> {
+        let routes = self.routes_of_link(netlink, underlay)?;
+        let others = others_than_wefts(&routes);
+        Ok(self.peers.values().any(|peer| underlay.is_on_link(peer.public, &others)))
+    }
+
+    /// All by the interface to other hosts, where plain routes come into question.
+    fn routes_of_link(&self, netlink: &mut Netlink, underlay: &Underlay) -> NlResult<Vec<KernelRoute>> {
+        match self.direct {
+            Direct::None => Ok(Vec::new()),
+            _ => netlink.main_routes(underlay.link.index, Family::of(self.local)),
+        }
+    }
+
+    /// The network's plain routes to other hosts among those by a link, which their protocol tells from everybody else's.
+    fn direct_routes(&self, index: u32, routes: &[KernelRoute]) -> Vec<Entry> {
         let within =
             |dst: IpNetwork| self.network.contains(dst.ip()) && dst.prefix() >= self.network.prefix();
-        let routes = netlink.main_routes(index, Family::of(self.local))?;
-        let own =
-            routes.iter().filter(|route| route.protocol == weft_net::ROUTE_PROTOCOL && within(route.dst));
+        let own = routes.iter().filter(|route| route.protocol == ROUTE_PROTOCOL && within(route.dst));
         let plain = |dst, gateway| Entry::Direct { index, dst, gateway };
-        Ok(own.filter_map(|route| Entry::of_route(index, route, plain)).collect())
+        own.filter_map(|route| Entry::of_route(index, route, plain)).collect()
     }
+}
+
+/// Those that lead to a link, not to containers.
+fn others_than_wefts(routes: &[KernelRoute]) -> Vec<&KernelRoute> {
+    routes.iter().filter(|route| route.protocol != ROUTE_PROTOCOL).collect()
 }

@@ -96,6 +96,49 @@ fn plain_routes_without_a_device_are_whole_again() {
     }
 }
 
+/// Who is on the link is told by what leads there, and not by the one address that a host is known by: that may be a prefix of its own, or
+/// one of several subnets. To whom a router leads, though its route is within another one of the link, no plain route does.
+#[test]
+fn neighbours_are_told_by_all_that_leads_to_the_link() {
+    for backend in [r#"{"Type": "host-gw"}"#, r#"{"Type": "vxlan", "DirectRouting": true}"#] {
+        let cluster = Cluster::new(2);
+        cluster.nodes().iter().for_each(Node::single_address);
+        let fleet = Fleet::on(cluster, &with_backend(DUAL, backend), &json!({}));
+        acquainted(&fleet);
+        for family in &fleet.families {
+            assert_leads(&fleet, *family, "the start");
+        }
+        let pods = [0, 1].map(|index| fleet.pod_of_all(index));
+        for family in 0..2 {
+            assert_all_reach(&[0, 1].map(|index| (&pods[index].0, pods[index].1[family])));
+        }
+        if backend.contains("vxlan") {
+            let (node, subnet) = (fleet.node(0), Family::V4.subnet(fleet.node(1)));
+            node.command("ip route add 172.30.0.12 via 172.30.0.1 dev eth0");
+            eventually(PATIENCE, "the device leads there", || {
+                let routes = node.command(&format!("ip route show {subnet}"));
+                (routes.contains("dev weft.1") && !routes.contains("eth0")).then_some(())
+            });
+            pods[0].0.assert_reaches(pods[1].1[0]);
+        }
+    }
+    let cluster = Cluster::new(2);
+    let etcd = cluster.etcd(1, Access::Open);
+    etcd.put("/coreos.com/network/config", with_backend(CONFIG, r#"{"Type": "host-gw"}"#));
+    for (node, number) in cluster.nodes().iter().zip([11, 12]) {
+        node.command(&format!("ip addr add 10.77.0.{number}/24 dev eth0"));
+    }
+    let known_by = |ip: &str| json!({ "iface": ip });
+    let agents = [("172.30.0.11", 0), ("10.77.0.12", 1)]
+        .map(|(ip, index)| Weftd::start(cluster.node(index), &etcd, &known_by(ip)));
+    agents.iter().for_each(Weftd::ready);
+    let (node, subnet) = (cluster.node(0), Family::V4.subnet(cluster.node(1)));
+    let way = format!("{subnet} via 10.77.0.12 dev eth0 proto 119 ");
+    eventually(PATIENCE, "the second subnet is on the link, too", || {
+        node.command("ip route").contains(&way).then_some(())
+    });
+}
+
 /// What comes by them is dropped where the interface to other hosts does not forward. That is its owner's to set, and said.
 #[test]
 fn an_interface_of_plain_routes_that_does_not_forward_is_told() {

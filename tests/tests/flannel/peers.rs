@@ -103,6 +103,28 @@ fn they_make_one_overlay() {
     }
 }
 
+/// As clouds have it: each host has a single address, and a route says who is on the link. Both take each other for neighbours, so also where
+/// what comes another way than it would leave is dropped.
+#[test]
+fn hosts_of_single_addresses_are_on_one_link() {
+    for backend in [r#""host-gw""#, r#""vxlan", "DirectRouting": true"#] {
+        let fleet = Fleet::new(&V4.replace(r#""vxlan""#, backend));
+        for node in fleet.cluster.nodes() {
+            node.single_address();
+            node.set_sysctl("net/ipv4/conf/all/rp_filter", "1");
+        }
+        let _daemons = (fleet.weft(0), fleet.flannel(1));
+        let (one, other) = (fleet.pod(0), fleet.pod(1));
+        talk(&one, &other, 1 << 20);
+        for (index, other) in [(0, 1), (1, 0)] {
+            let other = fleet.node(other);
+            let subnet = other.subnet_env()["FLANNEL_SUBNET"].replace(".1/24", ".0/24");
+            let routes = fleet.node(index).command("ip route");
+            assert!(routes.contains(&format!("{subnet} via {} dev eth0", other.ipv4)), "{routes}");
+        }
+    }
+}
+
 /// In whatever case keys are written, and with the MTU of packets between hosts.
 #[test]
 fn they_read_the_configuration_alike() {

@@ -57,11 +57,17 @@ fn a_policy_that_drops_what_hosts_send_each_other_is_told() {
 #[test]
 fn plain_routes_are_judged_by_the_interface_to_other_hosts() {
     let direct = V4.replace("\"vxlan\"", "\"vxlan\", \"DirectRouting\": true");
-    for (config, segments, expected) in
-        [(HOST_GW, &[2][..], true), (&direct, &[2], true), (&direct, &[1, 1], false)]
-    {
+    for (config, segments, is_single, expected) in [
+        (HOST_GW, &[2][..], false, true),
+        (HOST_GW, &[2], true, true),
+        (&direct, &[2], false, true),
+        (&direct, &[1, 1], false, false),
+    ] {
         let mut fleet = Fleet::new(segments, config);
         fleet.network = fleet.network.with(&json!({ "ipam": { "iface": "eth0" } }));
+        if is_single {
+            fleet.cluster.nodes().iter().for_each(Node::single_address);
+        }
         fleet.all_reach(1);
         let node = fleet.node(0);
         let accepts = |interface: &str| {
