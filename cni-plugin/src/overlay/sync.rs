@@ -178,8 +178,11 @@ impl Underlay {
     fn is_on_link(&self, public: IpAddr, routes: &[&KernelRoute]) -> bool {
         let there = routes.iter().filter(|route| route.dst.contains(public));
         let used = there.max_by_key(|route| (route.dst.prefix(), Reverse(route.priority)));
+        self.is_in_prefix(public) || used.is_some_and(|route| route.gateway.is_none())
+    }
+
+    fn is_in_prefix(&self, public: IpAddr) -> bool {
         self.addresses.iter().any(|own| own.contains(public))
-            || used.is_some_and(|route| route.gateway.is_none())
     }
 }
 
@@ -327,8 +330,12 @@ impl Side {
         }
     }
 
-    /// Whether a host is reached without the device.
+    /// Whether a host is reached by a plain route, in a network that has any.
     pub(super) fn is_direct(&self, netlink: &mut Netlink, underlay: &Underlay) -> NlResult<bool> {
+        // Mostly it is known without the routes, of which there is one for each host.
+        if self.peers.values().any(|peer| underlay.is_in_prefix(peer.public)) {
+            return Ok(true);
+        }
         let routes = self.routes_of_link(netlink, underlay)?;
         let others = others_than_wefts(&routes);
         Ok(self.peers.values().any(|peer| underlay.is_on_link(peer.public, &others)))
