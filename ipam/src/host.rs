@@ -1,6 +1,8 @@
 //! This host in a network that spans hosts, for a command of the plugin: its lease is on file, and etcd is asked only
 //! when the lease is missing, or when the other hosts have not been looked at for a while and no agent does that.
 
+mod status;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -15,6 +17,7 @@ use crate::etcd_conf::EtcdConf;
 use crate::lease::{self, Claimant, Keeper, Lease};
 use crate::registry::{Registry, Snapshot, in_event_loop};
 use crate::store::{self, Store};
+pub(crate) use status::check_taken;
 
 /// How long an ADD waits for news of other hosts, which it can do without.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -206,7 +209,7 @@ impl<'c> Host<'c> {
     /// network was configured anew and does not have the subnet any more.
     fn refresh(&self, lease: HostLease) -> Result<HostLease, Error> {
         self.note_attempt();
-        match in_event_loop(in_time(PATIENCE, self.look(&lease))) {
+        match in_event_loop(in_time(self.patience(&lease), self.look(&lease))) {
             Ok((kept, hosts, true)) => Ok(self.go_on(kept, &hosts)),
             Ok((kept, hosts, false)) => self.settle(kept, &hosts),
             Err(error) => {
@@ -214,6 +217,12 @@ impl<'c> Host<'c> {
                 Ok(lease)
             }
         }
+    }
+
+    /// How long an ADD waits for etcd with a lease on file. Nobody else renews that, and where it ends the subnet is given away: a slow etcd
+    /// is waited for then.
+    fn patience(&self, lease: &HostLease) -> Duration {
+        if is_half_over(lease) { self.part(SHARE).remaining() } else { PATIENCE }
     }
 
     fn note_attempt(&self) {
@@ -260,7 +269,7 @@ impl<'c> Host<'c> {
         let (before, unused) = (Some(&kept), store.is_some());
         let claimant = Claimant { before, wish: None, unused, keeper: Keeper::Plugin, others: &others };
         // To find a subnet is no news that an ADD can do without.
-        let patience = if unused { self.part(SHARE).remaining() } else { PATIENCE };
+        let patience = if unused { self.part(SHARE).remaining() } else { self.patience(&kept) };
         let taken = in_event_loop(in_time(patience, async {
             lease::acquire(&mut Registry::new(&self.etcd)?, &self.etcd, claimant).await
         }));
@@ -302,66 +311,6 @@ impl<'c> Host<'c> {
             }
             Lease::Unconfigured(error) | Lease::Refused(error) => Err(error),
         }
-    }
-
-    /// Whether an ADD would have a lease, and what those who wait for one are to know.
-    ///
-    /// # Errors
-    /// [`Code::LimitedConnectivity`] when the lease has ended, so that other hosts drop this one; [`Code::NotAvailable`] when there is no lease and etcd gives none.
-    pub(crate) fn status(&self) -> Result<Option<HostLease>, Error> {
-        let known = self.last_known(Code::LimitedConnectivity)?;
-        let Some(lease) = self.on_file()?.filter(|_| known.is_none()) else {
-            let before = HostLease::read(&self.data_dir, self.network)?;
-            let others = self.others()?;
-            let (before, unused) = (before.as_ref(), self.is_unused());
-            let claimant = Claimant { before, wish: None, unused, keeper: Keeper::Plugin, others: &others };
-            let until = self.part(LIMIT);
-            let look = async {
-                lease::rehearse(&mut Registry::new(&self.etcd)?.within(until), &self.etcd, claimant).await
-            };
-            let not_available = |error: Error| match error.code {
-                Code::LimitedConnectivity => error,
-                _ => Error { code: Code::NotAvailable, ..error },
-            };
-            let unseen = |error| not_available(or_known(error, known, Code::LimitedConnectivity));
-            return match in_event_loop(look).map_err(unseen)? {
-                Some(Lease::Taken { key, owner }) => Err(taken(key, &owner).error(Code::LimitedConnectivity)),
-                Some(Lease::Unconfigured(error) | Lease::Refused(error)) => Err(not_available(error)),
-                Some(Lease::Held(_)) | None => Ok(None),
-            };
-        };
-        if !agent_lives(&self.state_dir, self.network)? {
-            if lease.ttl != 0 && lease.remaining().is_zero() {
-                let msg = format!(
-                    "the lease of subnet {} has ended, so other hosts have dropped this one: start weftd, or any container, \
-                     with etcd in reach",
-                    lease.key
-                );
-                return Err(Error::new(Code::LimitedConnectivity, msg));
-            }
-            if is_half_over(&lease) {
-                log::warn!(
-                    "network {}: the lease of {} ends in {} s and no weftd renews it",
-                    self.network,
-                    lease.key,
-                    lease.remaining().as_secs()
-                );
-            }
-        }
-        Ok(Some(lease))
-    }
-}
-
-/// Whether the subnet is still this host's, as far as a living agent knows, for a network whose ranges were taken from subnet.env.
-///
-/// # Errors
-/// [`Code::LimitedConnectivity`] when it is another host's.
-pub(crate) fn check_taken(call: &Call) -> Result<(), Error> {
-    match Taken::read(&data_dir(&call.conf)?, &call.network)? {
-        Some(taken) if agent_lives(&state_dir(call), &call.network)? => {
-            Err(taken.error(Code::LimitedConnectivity))
-        }
-        _ => Ok(()),
     }
 }
 

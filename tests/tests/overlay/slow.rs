@@ -50,3 +50,27 @@ fn an_add_does_not_wait_for_news_that_are_late() {
     drop(there);
     assert_eq!(fleet.etcd.keys(SUBNETS).len(), 2);
 }
+
+/// Without an agent nobody but an ADD renews the lease: for that it waits, also for longer than for news.
+#[test]
+fn a_lease_is_renewed_however_late_etcd_answers() {
+    let fleet = Fleet::new(&[1], V4);
+    let node = fleet.node(0);
+    let relay = Relay::start(node, fleet.etcd.members()[0].clients().next().expect("an address"));
+    let ipam = json!({ "leaseTTL": 10, "etcd": { "endpoints": [relay.endpoint()] } });
+    let slow = fleet.network.clone().with(&json!({ "ipam": ipam }));
+    drop(node.attach(&slow));
+    let before = fleet.etcd.keys(SUBNETS);
+    relay.delay(Duration::from_millis(110));
+    let start = Instant::now();
+    let mut late = 0;
+    // As long as the lease lasts, and half as long again.
+    while start.elapsed() < Duration::from_secs(15) {
+        let pod = weft_tests::Pod::new();
+        let reply = slow.add_call(&pod).on(node).run();
+        late += usize::from(reply.stderr.contains("etcd gave no answer within 200ms"));
+        reply.result();
+    }
+    assert!(late > 0, "for news they wait no longer");
+    assert_eq!((fleet.etcd.keys(SUBNETS), fleet.etcd.leases().len()), (before, 1));
+}

@@ -1,0 +1,70 @@
+//! What STATUS says of this host in a network that spans hosts.
+
+use cni_protocol::{Call, Code, Error};
+use weft_state::lease::{HostLease, Taken, agent_lives, data_dir};
+
+use super::{Host, LIMIT, is_half_over, or_known, state_dir, taken};
+use crate::lease::{self, Claimant, Keeper, Lease};
+use crate::registry::{Registry, in_event_loop};
+
+impl Host<'_> {
+    /// Whether an ADD would have a lease, and what those who wait for one are to know.
+    ///
+    /// # Errors
+    /// [`Code::LimitedConnectivity`] when the lease has ended, so that other hosts drop this one; [`Code::NotAvailable`] when there is no lease and etcd gives none.
+    pub(crate) fn status(&self) -> Result<Option<HostLease>, Error> {
+        let known = self.last_known(Code::LimitedConnectivity)?;
+        let Some(lease) = self.on_file()?.filter(|_| known.is_none()) else {
+            let before = HostLease::read(&self.data_dir, self.network)?;
+            let others = self.others()?;
+            let (before, unused) = (before.as_ref(), self.is_unused());
+            let claimant = Claimant { before, wish: None, unused, keeper: Keeper::Plugin, others: &others };
+            let until = self.part(LIMIT);
+            let look = async {
+                lease::rehearse(&mut Registry::new(&self.etcd)?.within(until), &self.etcd, claimant).await
+            };
+            let not_available = |error: Error| match error.code {
+                Code::LimitedConnectivity => error,
+                _ => Error { code: Code::NotAvailable, ..error },
+            };
+            let unseen = |error| not_available(or_known(error, known, Code::LimitedConnectivity));
+            return match in_event_loop(look).map_err(unseen)? {
+                Some(Lease::Taken { key, owner }) => Err(taken(key, &owner).error(Code::LimitedConnectivity)),
+                Some(Lease::Unconfigured(error) | Lease::Refused(error)) => Err(not_available(error)),
+                Some(Lease::Held(_)) | None => Ok(None),
+            };
+        };
+        if !agent_lives(&self.state_dir, self.network)? {
+            if lease.ttl != 0 && lease.remaining().is_zero() {
+                let msg = format!(
+                    "the lease of subnet {} has ended, so other hosts have dropped this one: start weftd, or any container, \
+                     with etcd in reach",
+                    lease.key
+                );
+                return Err(Error::new(Code::LimitedConnectivity, msg));
+            }
+            if is_half_over(&lease) {
+                log::warn!(
+                    "network {}: the lease of {} ends in {} s and no weftd renews it",
+                    self.network,
+                    lease.key,
+                    lease.remaining().as_secs()
+                );
+            }
+        }
+        Ok(Some(lease))
+    }
+}
+
+/// Whether the subnet is still this host's, as far as a living agent knows, for a network whose ranges were taken from subnet.env.
+///
+/// # Errors
+/// [`Code::LimitedConnectivity`] when it is another host's.
+pub(crate) fn check_taken(call: &Call) -> Result<(), Error> {
+    match Taken::read(&data_dir(&call.conf)?, &call.network)? {
+        Some(taken) if agent_lives(&state_dir(call), &call.network)? => {
+            Err(taken.error(Code::LimitedConnectivity))
+        }
+        _ => Ok(()),
+    }
+}
