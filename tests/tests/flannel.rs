@@ -142,6 +142,23 @@ fn both_families_and_masquerade_by_the_daemon() {
     call("DEL", &conf(&json!({})), &pod).run().done();
 }
 
+/// flannel's own plugin reads a list, too.
+#[test]
+fn each_of_several_networks_has_a_route() {
+    let networks =
+        DUAL.replace("/12\n", "/12,10.96.0.0/16\n").replace("fd00:42::/48\n", "fd00:42::/48,fd00:43::/48\n");
+    let _host = leased(&networks);
+    let pod = Pod::new();
+    let result = call("ADD", &conf(&json!({})), &pod).run().result();
+    let routes = result["routes"].as_array().expect("a list").iter();
+    let routes: Vec<&str> = routes.filter_map(|route| route["dst"].as_str()).collect();
+    for network in ["10.240.0.0/12", "10.96.0.0/16", "fd00:42::/48", "fd00:43::/48"] {
+        assert_eq!(routes.iter().filter(|route| **route == network).count(), 1, "{routes:?}");
+    }
+    assert!(pod.command("ip route").contains("10.96.0.0/16 via 10.240.34.1"));
+    call("CHECK", &conf(&json!({ "prevResult": result })), &pod).run().done();
+}
+
 /// A container that is deleted on a host whose daemon never came back.
 #[test]
 fn everything_but_add_works_without_the_file() {

@@ -1,6 +1,7 @@
 //! `/run/flannel/subnet.env`: what a host leased, for the plugins on it.
 //!
-//! Source: `WriteSubnetFile` of pkg/subnet/subnet.go in flannel v0.28.
+//! Source: `WriteSubnetFile` of pkg/subnet/subnet.go in flannel v0.28; that there may be several networks, of which flanneld writes one:
+//! `loadFlannelSubnetEnv` of flannel.go in its CNI plugin v1.7.
 
 use std::fmt;
 use std::str::FromStr;
@@ -21,10 +22,10 @@ pub struct SubnetEnv {
 }
 
 /// One family's part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leased<N> {
-    /// All hosts' addresses.
-    pub network: N,
+    /// All hosts' addresses; at least one.
+    pub networks: Vec<N>,
     /// This host's, written with the address of its gateway: `10.240.34.1/24`.
     pub subnet: N,
 }
@@ -44,8 +45,8 @@ impl SubnetEnv {
     /// The last part of the key that the host's record has, or had: `10.240.34.0-24`.
     #[must_use]
     pub fn key(&self) -> String {
-        let ipv4 = self.ipv4.map(|leased| IpNetwork::V4(leased.subnet));
-        let ipv6 = self.ipv6.map(|leased| IpNetwork::V6(leased.subnet));
+        let ipv4 = self.ipv4.as_ref().map(|leased| IpNetwork::V4(leased.subnet));
+        let ipv6 = self.ipv6.as_ref().map(|leased| IpNetwork::V6(leased.subnet));
         key_of(&ipv4.into_iter().chain(ipv6).collect::<Vec<_>>())
     }
 }
@@ -63,8 +64,8 @@ impl FromStr for SubnetEnv {
             env.set(key, value)?;
         }
         let missing = ParseError::Missing;
-        let ipv4 = pair(env.network, env.subnet, "FLANNEL_NETWORK", "FLANNEL_SUBNET")?;
-        let ipv6 = pair(env.network_v6, env.subnet_v6, "FLANNEL_IPV6_NETWORK", "FLANNEL_IPV6_SUBNET")?;
+        let ipv4 = pair(env.networks, env.subnet, "FLANNEL_NETWORK", "FLANNEL_SUBNET")?;
+        let ipv6 = pair(env.networks_v6, env.subnet_v6, "FLANNEL_IPV6_NETWORK", "FLANNEL_IPV6_SUBNET")?;
         if ipv4.is_none() && ipv6.is_none() {
             return Err(missing("FLANNEL_SUBNET"));
         }
@@ -79,9 +80,9 @@ impl FromStr for SubnetEnv {
 
 #[derive(Default)]
 struct Values {
-    network: Option<Ipv4Network>,
+    networks: Option<Vec<Ipv4Network>>,
     subnet: Option<Ipv4Network>,
-    network_v6: Option<Ipv6Network>,
+    networks_v6: Option<Vec<Ipv6Network>>,
     subnet_v6: Option<Ipv6Network>,
     mtu: Option<u32>,
     ipmasq: Option<bool>,
@@ -90,9 +91,9 @@ struct Values {
 impl Values {
     fn set(&mut self, key: &str, value: &str) -> Result<(), ParseError> {
         match key {
-            "FLANNEL_NETWORK" => self.network = Some(parse(key, value)?),
+            "FLANNEL_NETWORK" => self.networks = Some(parse_all(key, value)?),
             "FLANNEL_SUBNET" => self.subnet = Some(parse(key, value)?),
-            "FLANNEL_IPV6_NETWORK" => self.network_v6 = Some(parse(key, value)?),
+            "FLANNEL_IPV6_NETWORK" => self.networks_v6 = Some(parse_all(key, value)?),
             "FLANNEL_IPV6_SUBNET" => self.subnet_v6 = Some(parse(key, value)?),
             "FLANNEL_MTU" => self.mtu = Some(parse(key, value)?),
             "FLANNEL_IPMASQ" => self.ipmasq = Some(parse(key, value)?),
@@ -110,14 +111,18 @@ fn parse<T: FromStr<Err: fmt::Display>>(key: &str, value: &str) -> Result<T, Par
     })
 }
 
+fn parse_all<T: FromStr<Err: fmt::Display>>(key: &str, values: &str) -> Result<Vec<T>, ParseError> {
+    values.split(',').map(|value| parse(key, value)).collect()
+}
+
 fn pair<N>(
-    network: Option<N>,
+    networks: Option<Vec<N>>,
     subnet: Option<N>,
     network_key: &'static str,
     subnet_key: &'static str,
 ) -> Result<Option<Leased<N>>, ParseError> {
-    match (network, subnet) {
-        (Some(network), Some(subnet)) => Ok(Some(Leased { network, subnet })),
+    match (networks, subnet) {
+        (Some(networks), Some(subnet)) => Ok(Some(Leased { networks, subnet })),
         (None, None) => Ok(None),
         (None, Some(_)) => Err(ParseError::Missing(network_key)),
         (Some(_), None) => Err(ParseError::Missing(subnet_key)),
@@ -127,14 +132,18 @@ fn pair<N>(
 impl fmt::Display for SubnetEnv {
     /// Writes the file as flanneld does, key by key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(Leased { network, subnet }) = self.ipv4 {
-            writeln!(f, "FLANNEL_NETWORK={network}\nFLANNEL_SUBNET={subnet}")?;
+        if let Some(Leased { networks, subnet }) = &self.ipv4 {
+            writeln!(f, "FLANNEL_NETWORK={}\nFLANNEL_SUBNET={subnet}", list(networks))?;
         }
-        if let Some(Leased { network, subnet }) = self.ipv6 {
-            writeln!(f, "FLANNEL_IPV6_NETWORK={network}\nFLANNEL_IPV6_SUBNET={subnet}")?;
+        if let Some(Leased { networks, subnet }) = &self.ipv6 {
+            writeln!(f, "FLANNEL_IPV6_NETWORK={}\nFLANNEL_IPV6_SUBNET={subnet}", list(networks))?;
         }
         writeln!(f, "FLANNEL_MTU={}\nFLANNEL_IPMASQ={}", self.mtu, self.ipmasq)
     }
+}
+
+fn list(networks: &[impl fmt::Display]) -> String {
+    networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]
@@ -152,6 +161,14 @@ mod tests {
             let text = kept.join("\n") + "\n";
             assert_eq!(text.parse::<SubnetEnv>().unwrap().to_string(), text);
         }
+    }
+
+    #[test]
+    fn several_networks_are_a_list() {
+        let text = DUAL.replace("/16\n", "/16,10.245.0.0/16\n").replace("/48\n", "/48,fd00:43::/48\n");
+        let env: SubnetEnv = text.parse().unwrap();
+        assert_eq!(env.to_string(), text);
+        assert_eq!((env.ipv4.unwrap().networks.len(), env.ipv6.unwrap().networks.len()), (2, 2));
     }
 
     #[test]
@@ -180,6 +197,8 @@ mod tests {
             ("FLANNEL_NETWORK=10.0.0.0/16\nFLANNEL_MTU=1450", "FLANNEL_SUBNET is missing"),
             ("FLANNEL_NETWORK=10.0.0.0/16\nFLANNEL_SUBNET=10.0.0.1/24", "FLANNEL_MTU is missing"),
             ("FLANNEL_NETWORK=10.0.0.0/99", "FLANNEL_NETWORK=10.0.0.0/99 is wrong"),
+            ("FLANNEL_NETWORK=10.0.0.0/16,10.1.0.0/x", "FLANNEL_NETWORK=10.1.0.0/x is wrong"),
+            ("FLANNEL_NETWORK=10.0.0.0/16,", "FLANNEL_NETWORK= is wrong"),
             ("FLANNEL_MTU=big", "FLANNEL_MTU=big is wrong"),
             ("nonsense", "line 1"),
         ] {

@@ -52,12 +52,12 @@ fn content(lease: &HostLease, mtu: u32, ipmasq: bool) -> Result<SubnetEnv, Strin
             (IpNetwork::V4(network), IpNetwork::V4(subnet)) => {
                 let gateway = subnet.ip().to_bits().wrapping_add(1).into();
                 let subnet = Ipv4Network::new(gateway, subnet.prefix()).unwrap_or(subnet);
-                env.ipv4 = Some(Leased { network, subnet });
+                env.ipv4 = Some(Leased { networks: vec![network], subnet });
             }
             (IpNetwork::V6(network), IpNetwork::V6(subnet)) => {
                 let gateway = subnet.ip().to_bits().wrapping_add(1).into();
                 let subnet = Ipv6Network::new(gateway, subnet.prefix()).unwrap_or(subnet);
-                env.ipv6 = Some(Leased { network, subnet });
+                env.ipv6 = Some(Leased { networks: vec![network], subnet });
             }
             _ => {}
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::{fs, io};
 
 use cni_protocol::{Call, Code, Delegate, Error};
-use flannel_records::{SubnetEnv, parse_key};
+use flannel_records::{Leased, SubnetEnv, parse_key};
 use ipnetwork::IpNetwork;
 use serde_json::{Map, Value};
 use weft::conf::Traces;
@@ -45,10 +45,16 @@ impl Facts {
         })?;
         let env: SubnetEnv =
             text.parse().map_err(|error| Error::new(Code::TryAgain, format!("read {name}: {error}")))?;
-        let v4 = env.ipv4.map(|leased| (IpNetwork::V4(leased.subnet), IpNetwork::V4(leased.network)));
-        let v6 = env.ipv6.map(|leased| (IpNetwork::V6(leased.subnet), IpNetwork::V6(leased.network)));
-        let (subnets, networks) = v4.into_iter().chain(v6).unzip();
-        Ok(Self { subnets, networks, mtu: Some(env.mtu), ipmasq: Some(env.ipmasq) })
+        let mut facts = Self { mtu: Some(env.mtu), ipmasq: Some(env.ipmasq), ..Self::default() };
+        if let Some(Leased { networks, subnet }) = env.ipv4 {
+            facts.subnets.push(subnet.into());
+            facts.networks.extend(networks.into_iter().map(IpNetwork::V4));
+        }
+        if let Some(Leased { networks, subnet }) = env.ipv6 {
+            facts.subnets.push(subnet.into());
+            facts.networks.extend(networks.into_iter().map(IpNetwork::V6));
+        }
+        Ok(facts)
     }
 
     /// Whether the subnets are still this host's, as far as a living agent knows.
