@@ -1,7 +1,7 @@
 //! Firewalls of others: whether they let a network's traffic pass, and what to tell them. Nothing of theirs is changed.
 //!
 //! In nftables and iptables an accept in one chain does not undo a drop in another: a firewall whose chain at the hook
-//! `forward` drops by default drops containers' packets whatever Weft's rules say. Only STATUS looks, and only into those
+//! `forward` drops by default drops containers' packets whatever Weft's rules say. Only STATUS and the agent look, and only into those
 //! chains: how many rules there are elsewhere does not matter.
 
 mod walk;
@@ -76,6 +76,20 @@ impl Traffic<'_> {
 /// [`Code::LimitedConnectivity`] with the chain, and the command that lets the traffic through; of several the others are in the details.
 /// Where it cannot be told whether it passes, the log has a warning.
 pub fn check(nft: &mut Nft, traffic: &Traffic<'_>) -> Result<(), Error> {
+    let Findings { obstacles, doubts, .. } = look(nft, traffic)?;
+    doubts.iter().for_each(|doubt| warn!("{doubt}"));
+    let mut obstacles = obstacles.into_iter();
+    match obstacles.next() {
+        None => Ok(()),
+        Some(first) => Err(obstacles.fold(Error::new(Code::LimitedConnectivity, first), Error::detail)),
+    }
+}
+
+/// What [`check`] sees to, and what there is to say of it.
+///
+/// # Errors
+/// [`Code::Kernel`] when the rules cannot be read.
+pub fn look(nft: &mut Nft, traffic: &Traffic<'_>) -> Result<Findings, Error> {
     let read = |error: NetError| {
         let what = "read the chains of other firewalls";
         Error::new(Code::Kernel, format!("{what}: {error}: see that nftables works: nft list chains"))
@@ -107,18 +121,12 @@ pub fn check(nft: &mut Nft, traffic: &Traffic<'_>) -> Result<(), Error> {
             }
             Err(error) => {
                 let program = program(&TableOf::Legacy(*family));
-                warn!(
-                    "iptables-legacy is in use, and its rules cannot be read ({error}): look at {program} -S FORWARD"
-                );
+                let told = "iptables-legacy is in use, and its rules cannot be read";
+                findings.doubts.push(format!("{told} ({error}): look at {program} -S FORWARD"));
             }
         }
     }
-    findings.doubts.iter().for_each(|doubt| warn!("{doubt}"));
-    let mut obstacles = findings.obstacles.into_iter();
-    match obstacles.next() {
-        None => Ok(()),
-        Some(first) => Err(obstacles.fold(Error::new(Code::LimitedConnectivity, first), Error::detail)),
-    }
+    Ok(findings)
 }
 
 /// Whether a chain can drop forwarded packets of a family though no rule of it says so.
@@ -165,10 +173,12 @@ fn load(
 }
 
 /// What there is to say, each once: a chain can be for both families, and one remedy can be for several ways.
-#[derive(Default)]
-struct Findings {
-    obstacles: Vec<String>,
-    doubts: Vec<String>,
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// What drops traffic, with the command that lets it pass.
+    pub obstacles: Vec<String>,
+    /// What may drop it: that cannot be told.
+    pub doubts: Vec<String>,
     remedies: BTreeSet<String>,
 }
 

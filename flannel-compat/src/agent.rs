@@ -9,6 +9,7 @@ mod backoff;
 pub mod cli;
 pub mod conf;
 mod containers;
+mod firewalls;
 mod heal;
 mod hosts;
 mod http;

@@ -24,6 +24,8 @@ mod duplicates;
 mod elements;
 #[path = "agent/families.rs"]
 mod families;
+#[path = "agent/firewalls.rs"]
+mod firewalls;
 #[path = "agent/heal.rs"]
 mod heal;
 #[path = "agent/hostile.rs"]

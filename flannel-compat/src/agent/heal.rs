@@ -213,7 +213,7 @@ fn set_forwarding(setting: &Sysctl, report: &mut Report) {
 }
 
 /// What containers have as their gateway: whoever made it, it has the address behind the subnet's own.
-fn bridges(netlink: &mut Netlink, lease: &HostLease) -> NlResult<Vec<(Family, Link)>> {
+pub(super) fn bridges(netlink: &mut Netlink, lease: &HostLease) -> NlResult<Vec<(Family, Link)>> {
     let mut found = Vec::new();
     for gateway in parse_key(&lease.key).iter().flatten().filter_map(|subnet| subnet.iter().nth(1)) {
         if let Some((index, _)) = netlink.holder_of(gateway)?

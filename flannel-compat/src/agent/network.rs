@@ -13,6 +13,7 @@ use weft_state::Lock;
 use weft_state::lease::{HostLease, Peers, Taken, since_1970};
 
 use super::conf::{Conf, NetworkConf};
+use super::firewalls::Firewalls;
 use super::heal::{Extent, heal, retire};
 use super::hosts::Hosts;
 use super::kernel::{Cost, Kernel};
@@ -48,6 +49,7 @@ pub(super) struct Network {
     saved: Option<Instant>,
     outage: Outage,
     rejections: Rejections,
+    firewalls: Firewalls,
     /// Hosts that their own records keep from being reached, by the last look that found it out.
     unreached: Vec<Unreached>,
     /// What could not be set up.
@@ -122,6 +124,7 @@ impl Network {
             saved: None,
             outage: Outage::new(conf.name.clone()),
             rejections: Rejections::new(conf.name.clone()),
+            firewalls: Firewalls::default(),
             unreached: Vec::new(),
             damage: None,
             unfiled: None,
@@ -316,6 +319,9 @@ impl Network {
             }
         }
         self.kernel.watch(report.owned(&overlay), cost);
+        if extent == Extent::All {
+            self.firewalls.look(&self.conf, lease, &overlay);
+        }
         if let Some(unreached) = report.unreached.take() {
             self.unreached = unreached;
         }

@@ -253,6 +253,8 @@ fn the_page_has_these_steps_and_commands() {
     for command in REMOVE_FLANNELS_RULES.into_iter().chain(others).chain(routes) {
         assert!(page.contains(command), "{command}");
     }
+    let fate = "`FLANNEL-FWD` may stay until the next boot";
+    assert!(page.contains(fate) && page.contains("| `FORWARD` drops by policy |"));
     // Each is done below; another one would not be.
     let steps = [
         "Write `/etc/weft/weftd.json`",
