@@ -160,13 +160,14 @@ impl Underlay {
     /// Why no host can have an address, if none can: a packet to it would stay here, or go to everybody on the link.
     fn excludes(&self, public: IpAddr, own: &[IpAddr]) -> Option<&'static str> {
         let spare = if public.is_ipv4() { 31 } else { 127 };
-        // There every address is a host's (RFC 3021, RFC 6164).
-        let mut links = self.addresses.iter().filter(|own| own.prefix() < spare);
         if own.contains(&public) {
             Some("another address of this host")
-        } else if links.clone().any(|own| public == own.network()) {
+        } else if self.address.prefix() >= spare {
+            // There every address is a host's (RFC 3021, RFC 6164).
+            None
+        } else if public == self.address.network() {
             Some("the address of the link")
-        } else if public.is_ipv4() && links.any(|own| public == own.broadcast()) {
+        } else if public.is_ipv4() && public == self.address.broadcast() {
             Some("a broadcast address")
         } else {
             None
