@@ -36,7 +36,7 @@ mod tests;
 
 use claim::{Claim, claim, meets, single_ports};
 use rules::{ADDRESSES, ANY, AT, HAIRPIN, LOCALNET, MASQUERADED, RANGES, SAME};
-pub use rules::{GROUP, SOURCES_GROUP, groups};
+pub use rules::{GROUP, SOURCES_GROUP, groups, published};
 pub use shared::tidy;
 use sources::targets;
 

@@ -16,6 +16,8 @@ mod protocols;
 mod renumbered;
 #[path = "hostport/sctp.rs"]
 mod sctp;
+#[path = "hostport/services.rs"]
+mod services;
 #[path = "hostport/several.rs"]
 mod several;
 #[path = "hostport/sources.rs"]

@@ -81,7 +81,7 @@ pub static GROUP: Group = Group {
         HAIRPIN[1], SAME[0], SAME[1], MASQUERADED[0], MASQUERADED[1], LOCALNET,
     ],
     chains: &[
-        Chain { name: "hostport", kind: ChainKind::Regular, rules: to_containers, uses: 9 },
+        Chain { name: "hostport", kind: ChainKind::Regular, rules: to_containers, uses: 10 },
         Chain {
             name: "hostport-in",
             kind: ChainKind::Base { kind: "nat", hook: InetHookNumber::PreRouting, priority: AFTER_DSTNAT },
@@ -97,9 +97,10 @@ pub static GROUP: Group = Group {
         Chain {
             name: "hostport-masq",
             kind: ChainKind::Base { kind: "nat", hook: InetHookNumber::PostRouting, priority: SRCNAT },
-            rules: masqueraded,
-            uses: 5,
+            rules: translated,
+            uses: 1,
         },
+        Chain { name: "hostport-snat", kind: ChainKind::Regular, rules: masqueraded, uses: 6 },
         Chain {
             name: "hostport-raw",
             kind: ChainKind::Base { kind: "filter", hook: InetHookNumber::PreRouting, priority: RAW },
@@ -117,18 +118,27 @@ pub static SOURCES_GROUP: Group = Group {
         LIMITED[0], LIMITED[1], SOURCES[0], SOURCES[1], LIMITED_PORTS[0], LIMITED_PORTS[1], NEIGHBOURS[0],
         NEIGHBOURS[1],
     ],
-    chains: &[Chain {
-        name: "hostport-sources",
-        kind: ChainKind::Base { kind: "filter", hook: InetHookNumber::Forward, priority: FILTER },
-        rules: only_sources,
-        uses: 5,
-    }],
+    chains: &[
+        Chain {
+            name: "hostport-sources",
+            kind: ChainKind::Base { kind: "filter", hook: InetHookNumber::Forward, priority: FILTER },
+            rules: only_sources,
+            uses: 4,
+        },
+        Chain { name: "hostport-limited", kind: ChainKind::Regular, rules: only_sources_of_ports, uses: 3 },
+    ],
 };
 
 /// What ports of a network need.
 pub fn groups(policy: &PortPolicy) -> Vec<&'static Group> {
     let limited = (!policy.sources.is_empty()).then_some(&SOURCES_GROUP);
     std::iter::once(&GROUP).chain(limited).collect()
+}
+
+/// What host ports led to a container. Who has translated a flow before the chains above is another, as kube-proxy for a Service,
+/// and the flow comes to none of them; so those that come are given a label.
+pub fn published() -> Rule {
+    Rule::any().dnatted().labelled()
 }
 
 /// The kernel forwards nothing from a link-local address, and who sends to one of the host's does it from such: that is for the host.
@@ -143,7 +153,7 @@ fn to_containers() -> Vec<Rule> {
         ]
     });
     let stays = Rule::of(Family::V6).is_in(Field::destination(Family::V6), LINK_LOCAL, 10).give_back();
-    std::iter::once(stays).chain(rules).collect()
+    [stays, Rule::any().label()].into_iter().chain(rules).collect()
 }
 
 /// Nobody else has a way to 127.0.0.1: a neighbour that sends to it is not served (plugins#729).
@@ -162,9 +172,13 @@ fn from_this_host() -> Vec<Rule> {
     ]
 }
 
+fn translated() -> Vec<Rule> {
+    vec![published().jump("hostport-snat")]
+}
+
 fn masqueraded() -> Vec<Rule> {
     let rules = FAMILIES.iter().flat_map(|&(family, at)| {
-        let begin = || Rule::any().dnatted().and_of(family);
+        let begin = || Rule::of(family);
         [
             begin()
                 .found(&[Load::Destination(family)], &HAIRPIN[at])
@@ -173,7 +187,7 @@ fn masqueraded() -> Vec<Rule> {
             begin().found(&[Load::Destination(family)], &MASQUERADED[at]).masquerade(),
         ]
     });
-    let localhost = Rule::any().dnatted().and_of(Family::V4).is(Load::SourceBlock, &LOOPBACK).masquerade();
+    let localhost = Rule::of(Family::V4).is(Load::SourceBlock, &LOOPBACK).masquerade();
     rules.chain([localhost]).collect()
 }
 
@@ -187,23 +201,25 @@ fn loopback_stays_inside() -> Vec<Rule> {
 
 /// Who has a way to the container's network by this host could ask the container itself, so he is kept to the same.
 fn only_sources() -> Vec<Rule> {
-    let limited = FAMILIES.iter().flat_map(|&(family, at)| {
-        let container = [Load::Destination(family)];
+    let limited = FAMILIES.iter().map(|&(family, at)| {
         let port = [Load::Destination(family), Load::L4Protocol, Load::DestinationPort];
         let pair = [Load::Destination(family), Load::Source(family)];
-        [
-            Rule::any()
-                .dnatted()
-                .and_of(family)
-                .found(&container, &LIMITED[at])
-                .not_found(&pair, &SOURCES[at])
-                .drop(),
-            Rule::of(family)
-                .found(&port, &LIMITED_PORTS[at])
-                .not_found(&pair, &SOURCES[at])
-                .not_found(&pair, &NEIGHBOURS[at])
-                .drop(),
-        ]
+        Rule::of(family)
+            .found(&port, &LIMITED_PORTS[at])
+            .not_found(&pair, &SOURCES[at])
+            .not_found(&pair, &NEIGHBOURS[at])
+            .drop()
     });
-    [Rule::any().known().accept()].into_iter().chain(limited).collect()
+    [Rule::any().known().accept(), published().jump("hostport-limited")].into_iter().chain(limited).collect()
+}
+
+fn only_sources_of_ports() -> Vec<Rule> {
+    let limited = FAMILIES.iter().map(|&(family, at)| {
+        let pair = [Load::Destination(family), Load::Source(family)];
+        Rule::of(family)
+            .found(&[Load::Destination(family)], &LIMITED[at])
+            .not_found(&pair, &SOURCES[at])
+            .drop()
+    });
+    limited.collect()
 }

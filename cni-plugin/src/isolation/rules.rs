@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use weft_net::Family;
 use weft_net::nft::{ChainKind, Field, InetHookNumber, Load, Rule, Set, Table, Type};
 
+use crate::hostport::published;
 use crate::ruleset::{Chain, FAMILIES, Group, Idle, V4, V6};
 
 /// `NF_IP_PRI_FILTER`, and `NF_BR_PRI_FILTER_BRIDGED` of linux/netfilter_bridge.h.
@@ -128,17 +129,18 @@ pub static GROUP: Group = Group {
     chains: &[
         Chain { name: "isolation-inside", kind: ChainKind::Regular, rules: inside, uses: 16 },
         Chain { name: "isolation-limited", kind: ChainKind::Regular, rules: limited, uses: 7 },
+        Chain { name: "isolation-dialled", kind: ChainKind::Regular, rules: dialled, uses: 4 },
         Chain {
             name: "isolation",
             kind: ChainKind::Base { kind: "filter", hook: InetHookNumber::Forward, priority: FILTER },
             rules: forwarded,
-            uses: 20,
+            uses: 19,
         },
         Chain {
             name: "isolation-host",
             kind: ChainKind::Base { kind: "filter", hook: InetHookNumber::LocalIn, priority: FILTER },
             rules: to_the_host,
-            uses: 9,
+            uses: 8,
         },
         Chain {
             name: "isolation-redirect",
@@ -202,13 +204,21 @@ const fn back(family: Family) -> [Load; 2] {
     [Load::Destination(family), Load::Source(family)]
 }
 
-/// To where a container may not go, by the address that it was sent to or by that to which the host translated this.
-fn denied((family, at): (Family, usize)) -> [Rule; 2] {
-    let dialled = [Load::Source(family), Load::Dialled(family)];
-    [
-        Rule::any().dnatted().and_of(family).found(&dialled, &NO_WAYS_OUT[at]).drop(),
-        Rule::of(family).found(&there(family), &NO_WAYS_OUT[at]).drop(),
-    ]
+/// To where a container may not go.
+fn denied(&(family, at): &(Family, usize)) -> Rule {
+    Rule::of(family).found(&there(family), &NO_WAYS_OUT[at]).drop()
+}
+
+/// The same, by the address that it was sent to where the host has translated this.
+fn dialled() -> Vec<Rule> {
+    let dialled = FAMILIES.iter().map(|&(family, at)| {
+        Rule::of(family).found(&[Load::Source(family), Load::Dialled(family)], &NO_WAYS_OUT[at]).drop()
+    });
+    dialled.collect()
+}
+
+fn to_dialled() -> Rule {
+    Rule::any().dnatted().jump("isolation-dialled")
 }
 
 /// From containers that go out as they are allowed only. What conntrack does not know has one address to be allowed by.
@@ -223,13 +233,11 @@ fn limited() -> Vec<Rule> {
 
 /// What begins outside goes to a published port or to a network that lets it in; where it may go is asked before that.
 fn forwarded() -> Vec<Rule> {
-    let of_network = FAMILIES.iter().flat_map(|&(family, at)| {
+    let of_network = FAMILIES.iter().flat_map(|of @ &(family, at)| {
         let begin = || Rule::of(family);
-        let [dialled, goes] = denied((family, at));
         [
-            dialled,
             begin().found(&there(family), &INSIDE[at]).jump("isolation-inside"),
-            goes,
+            denied(of),
             begin().found(&there(family), &LIMITED[at]).jump("isolation-limited"),
         ]
     });
@@ -248,13 +256,14 @@ fn forwarded() -> Vec<Rule> {
     [Rule::any().known().accept()]
         .into_iter()
         .chain(on_link)
+        .chain([to_dialled()])
         .chain(of_network)
-        .chain([Rule::any().dnatted().accept()])
+        .chain([published().accept()])
         .chain(from_others)
         .collect()
 }
 
-/// From one container of a network to another. A published port is everybody's.
+/// From one container of a network to another. A published port is everybody's; what others translate has to be allowed.
 fn inside() -> Vec<Rule> {
     let allowed = FAMILIES.iter().flat_map(|&(family, at)| {
         let service =
@@ -269,7 +278,7 @@ fn inside() -> Vec<Rule> {
             begin().found(&service, &TO[at]).accept(),
         ]
     });
-    [Rule::any().dnatted().accept()].into_iter().chain(allowed).chain([Rule::any().drop()]).collect()
+    [published().accept()].into_iter().chain(allowed).chain([Rule::any().drop()]).collect()
 }
 
 /// Reachability and path MTU are no services, and IPv6 finds its neighbours by ICMP. Without the family, as nft leaves it out
@@ -277,7 +286,7 @@ fn inside() -> Vec<Rule> {
 fn to_the_host() -> Vec<Rule> {
     let icmp = ICMP.map(|(_, protocol)| Rule::any().is(Load::L4Protocol, &protocol).accept());
     let services = FAMILIES.map(|(family, at)| Rule::of(family).found(&there(family), &HOSTLESS[at]).drop());
-    let denied = FAMILIES.into_iter().flat_map(denied);
+    let denied = [to_dialled()].into_iter().chain(FAMILIES.iter().map(denied));
     [Rule::any().known().accept()].into_iter().chain(icmp).chain(services).chain(denied).collect()
 }
 

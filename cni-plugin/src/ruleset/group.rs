@@ -276,10 +276,12 @@ pub fn undo(nft: &mut Nft, made: &[&'static Group]) -> NlResult<()> {
 
 /// Every object that a batch needs is made by the batch: what is not there is the kernel's part.
 pub(super) fn explain(group: &Group, error: NetError) -> NetError {
-    if error.errno != Errno::ENOENT {
-        return error;
-    }
+    let what = match error.errno {
+        Errno::ENOENT => "a module",
+        Errno::EOPNOTSUPP => "CONFIG_NF_CONNTRACK_LABELS, or another option,",
+        _ => return error,
+    };
     let object = error.explanation.unwrap_or_default();
-    let lacks = format!("{object}: the kernel lacks a module for the {} rules", group.name);
+    let lacks = format!("{object}: the kernel lacks {what} for the {} rules", group.name);
     NetError { errno: Errno::EOPNOTSUPP, explanation: Some(lacks) }
 }

@@ -13,7 +13,7 @@ struct Layout {
     without: &'static [&'static str],
 }
 
-const LAYOUTS: [Layout; 8] = [
+const LAYOUTS: [Layout; 9] = [
     Layout {
         what: "the guard knows ports by their names",
         instead: &[
@@ -96,11 +96,27 @@ const LAYOUTS: [Layout; 8] = [
         instead: &[
             ("\t\tiifname @private-ports oifname @private-ports drop\n", ""),
             (
-                "\t\tct status dnat ip daddr @hostport-hairpin-v4 ip saddr . ip daddr @hostport-same-v4 masquerade fully-random\n",
+                "\t\tip daddr @hostport-hairpin-v4 ip saddr . ip daddr @hostport-same-v4 masquerade fully-random\n",
                 "",
             ),
         ],
         without: &["private-ports", "hostport-same-v4"],
+    },
+    Layout {
+        what: "whatever anybody translates is published",
+        instead: &[
+            (
+                "\t\tct status dnat ct label 119 jump hostport-snat\n",
+                "\t\tct status dnat jump hostport-snat\n\t\tct status dnat ip saddr 127.0.0.0/8 masquerade fully-random\n",
+            ),
+            (
+                "\t\tct status dnat jump isolation-dialled\n",
+                "\t\tct status dnat jump isolation-dialled\n\t\tct status dnat jump isolation-dialled\n",
+            ),
+            ("ct status dnat ct label 119 accept", "ct status dnat accept"),
+            ("\t\tct label set 119\n", ""),
+        ],
+        without: &[],
     },
 ];
 

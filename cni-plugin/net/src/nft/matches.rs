@@ -24,6 +24,7 @@ const NFTA_PAYLOAD_LEN: u16 = 4;
 const NFTA_CT_DREG: u16 = 1;
 const NFTA_CT_KEY: u16 = 2;
 const NFTA_CT_DIRECTION: u16 = 3;
+const NFTA_CT_SREG: u16 = 4;
 const NFTA_FIB_DREG: u16 = 1;
 const NFTA_FIB_RESULT: u16 = 2;
 const NFTA_FIB_FLAGS: u16 = 3;
@@ -63,8 +64,11 @@ const NFT_META_IIFGROUP: u32 = 21;
 const NFT_META_OIFGROUP: u32 = 22;
 const NFT_CT_STATE: u32 = 0;
 const NFT_CT_STATUS: u32 = 2;
+const NFT_CT_LABELS: u32 = 13;
 const NFT_CT_DST_IP: u32 = 20;
 const NFT_CT_DST_IP6: u32 = 22;
+/// The label that tells flows which came to Weft's own address translation: the number that its routes have as their protocol.
+const LABEL: u128 = 1 << 119;
 /// `IP_CT_DIR_ORIGINAL` of linux/netfilter/nf_conntrack_tuple_common.h.
 const ORIGINAL: u8 = 0;
 const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
@@ -131,6 +135,25 @@ impl Rule {
     #[must_use]
     pub fn dnatted(self) -> Self {
         self.ct(NFT_CT_STATUS).and(&IPS_DST_NAT.to_ne_bytes()).cmp(NFT_CMP_NEQ, &[0; 4])
+    }
+
+    /// `ct label 119`: the flow was given the label.
+    #[must_use]
+    pub fn labelled(self) -> Self {
+        self.ct(NFT_CT_LABELS).and(&LABEL.to_ne_bytes()).cmp(NFT_CMP_NEQ, &[0; 16])
+    }
+
+    /// `ct label set 119`. Others' labels of the flow stay, and none is taken from it again.
+    #[must_use]
+    pub fn label(self) -> Self {
+        let value = LABEL.to_ne_bytes();
+        let data = [
+            (NFTA_IMMEDIATE_DREG, Parameter::Number(REG_1)),
+            (NFTA_IMMEDIATE_DATA, Parameter::Value(&value)),
+        ];
+        let label =
+            [(NFTA_CT_KEY, Parameter::Number(NFT_CT_LABELS)), (NFTA_CT_SREG, Parameter::Number(REG_1))];
+        self.then("immediate", &data).then("ct", &label)
     }
 
     /// `fib daddr type local`

@@ -22,6 +22,7 @@ fn nft_shows_the_host_ports_as_they_are_meant() {
         rules_of("inet", "hostport"),
         [
             "ip6 daddr fe80::/10 return",
+            "ct label set 119",
             "dnat ip to ip daddr . meta l4proto . th dport map @hostport-at-v4",
             "meta nfproto ipv4 dnat ip to meta l4proto . th dport map @hostport-v4",
             "dnat ip to ip daddr . meta l4proto . th dport map @hostport-range-v4",
@@ -42,11 +43,17 @@ fn nft_shows_the_host_ports_as_they_are_meant() {
         rules_of("inet", "hostport-masq"),
         [
             "type nat hook postrouting priority srcnat; policy accept;",
-            "ct status dnat ip daddr @hostport-hairpin-v4 ip saddr . ip daddr @hostport-same-v4 masquerade fully-random",
-            "ct status dnat ip daddr @hostport-masq-v4 masquerade fully-random",
-            "ct status dnat ip6 daddr @hostport-hairpin-v6 ip6 saddr . ip6 daddr @hostport-same-v6 masquerade fully-random",
-            "ct status dnat ip6 daddr @hostport-masq-v6 masquerade fully-random",
-            "ct status dnat ip saddr 127.0.0.0/8 masquerade fully-random",
+            "ct status dnat ct label 119 jump hostport-snat",
+        ]
+    );
+    assert_eq!(
+        rules_of("inet", "hostport-snat"),
+        [
+            "ip daddr @hostport-hairpin-v4 ip saddr . ip daddr @hostport-same-v4 masquerade fully-random",
+            "ip daddr @hostport-masq-v4 masquerade fully-random",
+            "ip6 daddr @hostport-hairpin-v6 ip6 saddr . ip6 daddr @hostport-same-v6 masquerade fully-random",
+            "ip6 daddr @hostport-masq-v6 masquerade fully-random",
+            "ip saddr 127.0.0.0/8 masquerade fully-random",
         ]
     );
     assert_eq!(
@@ -120,15 +127,14 @@ fn nft_shows_isolation_as_it_is_meant() {
             "ip daddr 255.255.255.255 accept",
             "ip6 daddr fe80::/10 accept",
             "ip6 daddr ff02::/16 accept",
-            "ct status dnat ip saddr . ct original ip daddr @egress-deny-v4 drop",
+            "ct status dnat jump isolation-dialled",
             "ip saddr . ip daddr @inside-v4 jump isolation-inside",
             "ip saddr . ip daddr @egress-deny-v4 drop",
             "ip saddr . ip daddr @limited-v4 jump isolation-limited",
-            "ct status dnat ip6 saddr . ct original ip6 daddr @egress-deny-v6 drop",
             "ip6 saddr . ip6 daddr @inside-v6 jump isolation-inside",
             "ip6 saddr . ip6 daddr @egress-deny-v6 drop",
             "ip6 saddr . ip6 daddr @limited-v6 jump isolation-limited",
-            "ct status dnat accept",
+            "ct status dnat ct label 119 accept",
             "ip daddr . ip saddr @closed-v4 ip saddr . ip daddr @networks-v4 drop",
             "ip saddr . ip daddr @closed-v4 ip daddr . ip saddr @networks-v4 drop",
             "ip daddr . ip saddr @internal-v4 drop",
@@ -138,7 +144,7 @@ fn nft_shows_isolation_as_it_is_meant() {
         ]
     );
     let inside = rules_of("inet", "isolation-inside");
-    assert_eq!(inside.first().map(String::as_str), Some("ct status dnat accept"));
+    assert_eq!(inside.first().map(String::as_str), Some("ct status dnat ct label 119 accept"));
     assert_eq!(
         inside.get(3).map(String::as_str),
         Some("ip saddr . ip daddr . meta l4proto . th dport @allow-port-v4 accept")
@@ -184,13 +190,19 @@ fn nft_shows_egress_as_it_is_meant() {
         ]
     );
     assert_eq!(
+        rules_of("inet", "isolation-dialled"),
+        [
+            "ip saddr . ct original ip daddr @egress-deny-v4 drop",
+            "ip6 saddr . ct original ip6 daddr @egress-deny-v6 drop",
+        ]
+    );
+    assert_eq!(
         rules_of("inet", "isolation-host")[4..],
         [
             "ip saddr . ip daddr @hostless-v4 drop",
             "ip6 saddr . ip6 daddr @hostless-v6 drop",
-            "ct status dnat ip saddr . ct original ip daddr @egress-deny-v4 drop",
+            "ct status dnat jump isolation-dialled",
             "ip saddr . ip daddr @egress-deny-v4 drop",
-            "ct status dnat ip6 saddr . ct original ip6 daddr @egress-deny-v6 drop",
             "ip6 saddr . ip6 daddr @egress-deny-v6 drop",
         ]
     );
@@ -200,17 +212,19 @@ fn nft_shows_egress_as_it_is_meant() {
 fn nft_shows_who_may_use_ports_as_it_is_meant() {
     let mut kernel = fresh_host();
     ensure_all(&mut kernel);
+    let limited = |ip: &str, version: &str| {
+        format!(
+            "{ip} daddr @hostport-limited-{version} {ip} daddr . {ip} saddr != @hostport-sources-{version} drop"
+        )
+    };
     let of = |ip: &str, version: &str| {
-        [
-            format!(
-                "ct status dnat {ip} daddr @hostport-limited-{version} {ip} daddr . {ip} saddr != @hostport-sources-{version} drop"
-            ),
-            format!(
-                "{ip} daddr . meta l4proto . th dport @hostport-limited-ports-{version} {ip} daddr . {ip} saddr != @hostport-sources-{version} {ip} daddr . {ip} saddr != @hostport-neighbours-{version} drop"
-            ),
-        ]
+        format!(
+            "{ip} daddr . meta l4proto . th dport @hostport-limited-ports-{version} {ip} daddr . {ip} saddr != @hostport-sources-{version} {ip} daddr . {ip} saddr != @hostport-neighbours-{version} drop"
+        )
     };
     let shown = rules_of("inet", "hostport-sources");
     assert_eq!(shown[1], "ct state established,related accept");
-    assert_eq!(shown[2..], [of("ip", "v4"), of("ip6", "v6")].concat());
+    assert_eq!(shown[2], "ct status dnat ct label 119 jump hostport-limited");
+    assert_eq!(shown[3..], [of("ip", "v4"), of("ip6", "v6")]);
+    assert_eq!(rules_of("inet", "hostport-limited"), [limited("ip", "v4"), limited("ip6", "v6")]);
 }
