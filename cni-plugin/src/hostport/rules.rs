@@ -187,7 +187,8 @@ fn masqueraded() -> Vec<Rule> {
             begin().found(&[Load::Destination(family)], &MASQUERADED[at]).masquerade(),
         ]
     });
-    let localhost = Rule::of(Family::V4).is(Load::SourceBlock, &LOOPBACK).masquerade();
+    let localhost =
+        Rule::any().leaves_by(&LOCALNET).and_of(Family::V4).is(Load::SourceBlock, &LOOPBACK).masquerade();
     rules.chain([localhost]).collect()
 }
 

@@ -104,3 +104,22 @@ fn sources_hold_by_a_service_for_what_is_published_only() {
         assert_eq!(unpublished.seen(&outside, (service, 8081)), Some(addr(peer)));
     }
 }
+
+/// Whoever redirects, before or after the host's ports are looked up.
+#[test]
+fn what_others_redirect_on_the_host_keeps_its_address() {
+    let host = Host::new();
+    let web = Pod::new();
+    with(&network(), &[mapping(8080, 80)]).add(&web);
+    let (service, published) = (Mirror::on(host.netns(), 8081), Mirror::on(&web, 80));
+    for priority in [-100, 0] {
+        let rule = "ip daddr 127.0.0.1 tcp dport 8888 redirect to :8081";
+        host.nft(&format!(
+            "table ip redirects {{ chain out {{ type nat hook output priority {priority}\n {rule}\n }}\n }}"
+        ));
+        let localhost = addr("127.0.0.1");
+        assert_eq!(service.seen(host.netns(), (localhost, 8888)), Some(localhost), "at {priority}");
+        assert!(published.seen(host.netns(), (localhost, 8080)).is_some());
+        command("nft delete table ip redirects");
+    }
+}

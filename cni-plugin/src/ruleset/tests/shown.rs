@@ -53,7 +53,7 @@ fn nft_shows_the_host_ports_as_they_are_meant() {
             "ip daddr @hostport-masq-v4 masquerade fully-random",
             "ip6 daddr @hostport-hairpin-v6 ip6 saddr . ip6 daddr @hostport-same-v6 masquerade fully-random",
             "ip6 daddr @hostport-masq-v6 masquerade fully-random",
-            "ip saddr 127.0.0.0/8 masquerade fully-random",
+            "oifname @hostport-localnet ip saddr 127.0.0.0/8 masquerade fully-random",
         ]
     );
     assert_eq!(
