@@ -123,3 +123,38 @@ fn what_others_redirect_on_the_host_keeps_its_address() {
         command("nft delete table ip redirects");
     }
 }
+
+/// kube-proxy with IPVS: the addresses of Services are the host's own, and what is for them is accepted before ports are looked up. The
+/// port of one address takes none of it.
+#[test]
+fn services_at_addresses_of_the_host_are_left_to_it_by_a_port_of_one_address() {
+    let host = Host::new();
+    let outside = host.outside();
+    command("ip link add kube-ipvs0 type veth peer name other-end");
+    command("ip link set kube-ipvs0 up");
+    command("ip link set other-end up");
+    for ((family, service), at) in ["ip", "ip6"].into_iter().zip(SERVICE).zip(Outside::HOST) {
+        command(&format!(
+            "ip addr add {service} dev kube-ipvs0{}",
+            if family == "ip6" { " nodad" } else { "" }
+        ));
+        let rule = format!("{family} daddr {service} accept");
+        let chain = format!("chain of-services {{ type nat hook prerouting priority dstnat\n {rule}\n }}");
+        host.nft(&format!("table {family} services {{ {chain}\n }}\n"));
+        outside.inside(|| command(&format!("ip route add {service} via {at}")));
+    }
+    let web = Pod::new();
+    let mappings = Outside::HOST.map(|at| {
+        let mut of_one_address = mapping(8080, 80);
+        of_one_address["hostIP"] = json!(at);
+        of_one_address
+    });
+    with(&network(), &mappings).add(&web);
+    let (service, published) = (Mirror::on(host.netns(), 8080), Mirror::on(&web, 80));
+    for ((at, of_service), peer) in
+        Outside::HOST.map(addr).into_iter().zip(SERVICE.map(addr)).zip(Outside::PEER)
+    {
+        assert_eq!(service.seen(&outside, (of_service, 8080)), Some(addr(peer)));
+        assert_eq!(published.seen(&outside, (at, 8080)), Some(addr(peer)));
+    }
+}
