@@ -1,8 +1,8 @@
 //! Firewalls of others: whether they let a network's traffic pass, and what to tell them. Nothing of theirs is changed.
 //!
 //! In nftables and iptables an accept in one chain does not undo a drop in another: a firewall whose chain at the hook
-//! `forward` drops by default drops containers' packets whatever Weft's rules say. Only STATUS and the agent look, and only into those
-//! chains: how many rules there are elsewhere does not matter.
+//! `forward` drops by default, or at its end, drops containers' packets whatever Weft's rules say. Only STATUS and the agent look, and
+//! only into chains at that hook: how many rules there are elsewhere does not matter.
 
 mod walk;
 
@@ -107,7 +107,7 @@ pub fn look(nft: &mut Nft, traffic: &Traffic<'_>) -> Result<Findings, Error> {
                 .map_err(|error| failed(&"look for the host's ways out", error.into()))?,
         };
         let packets = traffic.packets(*family, &uplinks);
-        for chain in chains.iter().filter(|chain| may_drop(chain, *family)) {
+        for chain in chains.iter().filter(|chain| decides(chain, *family)) {
             let rules = load(nft, &chains, chain, &packets).map_err(read)?;
             findings.judge(traffic, chain, &rules, &chains, &packets);
         }
@@ -115,7 +115,7 @@ pub fn look(nft: &mut Nft, traffic: &Traffic<'_>) -> Result<Findings, Error> {
             Ok(tables) => {
                 let chains: Vec<Chain> = tables.iter().map(|(chain, _)| chain.clone()).collect();
                 let rules = tables.into_iter().map(|(chain, rules)| (chain.name, rules)).collect();
-                for chain in chains.iter().filter(|chain| may_drop(chain, *family)) {
+                for chain in chains.iter().filter(|chain| decides(chain, *family)) {
                     findings.judge(traffic, chain, &rules, &chains, &packets);
                 }
             }
@@ -129,14 +129,23 @@ pub fn look(nft: &mut Nft, traffic: &Traffic<'_>) -> Result<Findings, Error> {
     Ok(findings)
 }
 
-/// Whether a chain can drop forwarded packets of a family though no rule of it says so.
-fn may_drop(chain: &Chain, family: Family) -> bool {
-    let (of_family, is_firewalld) = match &chain.table {
-        TableOf::Inet(table) => (table != TABLE, table == FIREWALLD),
-        TableOf::Nft(of, table) => (*of == family, table == FIREWALLD),
-        TableOf::Legacy(of) => (*of == family, false),
+/// Whether a chain of others decides about forwarded packets of a family.
+fn decides(chain: &Chain, family: Family) -> bool {
+    let of_family = match &chain.table {
+        TableOf::Inet(table) => table != TABLE,
+        TableOf::Nft(of, _) | TableOf::Legacy(of) => *of == family,
     };
-    of_family && (chain.policy == Some(Verdict::Drop) || (is_firewalld && chain.policy.is_some()))
+    of_family && chain.policy.is_some()
+}
+
+/// Whether a chain lets nothing through by itself. What cannot be told of another one is no reason for doubts: its rules are about what it
+/// drops, and most are not about containers.
+fn is_closed(chain: &Chain) -> bool {
+    let table = match &chain.table {
+        TableOf::Inet(table) | TableOf::Nft(_, table) => table.as_str(),
+        TableOf::Legacy(_) => "",
+    };
+    chain.policy == Some(Verdict::Drop) || table == FIREWALLD
 }
 
 /// The rules of a chain and of those that it jumps to with these packets, as far as they are few enough to be read.
@@ -210,7 +219,7 @@ impl Findings {
                 Fate::Unknown => doubt = doubt.or(Some(way)),
             }
         }
-        let Some(way) = doubt.filter(|_| !is_dropping) else { return };
+        let Some(way) = doubt.filter(|_| !is_dropping && is_closed(chain)) else { return };
         let noticed =
             if way.is_redirected() { "host ports are closed to others" } else { "containers are cut off" };
         let remedy = remedy(chain, chains, traffic, way);

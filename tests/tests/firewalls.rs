@@ -1,6 +1,8 @@
 //! Beside the firewalls of others: STATUS says what they drop and what lets it pass, and not one rule of theirs is changed.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
 
+#[path = "firewalls/at_the_end.rs"]
+mod at_the_end;
 #[path = "firewalls/firewalld.rs"]
 mod firewalld;
 #[path = "firewalls/reload.rs"]

@@ -228,7 +228,9 @@ impl<'a> Entry<'a> {
 pub(super) fn conntrack(info: &[u8]) -> Condition {
     const FLAGS_AT: usize = 146;
     const STATE: u16 = 1;
-    if info.len() < FLAGS_AT + 6 || short(info, FLAGS_AT) != STATE {
+    /// `XT_CONNTRACK_STATE_ALIAS`: it was written as `-m state`.
+    const ALIAS: u16 = 1 << 13;
+    if info.len() < FLAGS_AT + 6 || short(info, FLAGS_AT) & !ALIAS != STATE {
         return Condition::Other;
     }
     let is = short(info, FLAGS_AT + 2) & STATE == 0;
