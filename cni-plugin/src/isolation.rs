@@ -92,6 +92,7 @@ pub struct Policy {
     bridge: Option<String>,
     pub subnets: Vec<IpNetwork>,
     closed: bool,
+    /// Whether nobody outside comes in but by published ports.
     internal: bool,
     /// Whether they need to be allowed to talk with each other.
     pub private: bool,
@@ -211,7 +212,7 @@ impl Policy {
             bridge: bridge.map(str::to_owned),
             subnets,
             closed: conf.closed,
-            internal: conf.internal,
+            internal: conf.internal || conf.published_only,
             private: !conf.icc,
             host_access: conf.host_access,
             egress_allow: conf.egress_allow.clone(),

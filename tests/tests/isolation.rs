@@ -5,6 +5,8 @@
 mod allow;
 #[path = "isolation/arrivals.rs"]
 mod arrivals;
+#[path = "isolation/closed.rs"]
+mod closed;
 #[path = "isolation/egress.rs"]
 mod egress;
 #[path = "isolation/moment.rs"]

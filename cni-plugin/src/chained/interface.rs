@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use weft_net::{Link, Netlink, NlResult};
 
 use crate::conf::Asked;
-use crate::conf::chained::Chained;
+use crate::conf::chained::{Chained, Wish};
 use crate::fault::{Fault, failed};
 use crate::guard::{Guard, Port, link_local};
 use crate::holdings::Holdings;
@@ -130,8 +130,10 @@ impl OfAnother {
         let all_routed = !self.plan.ips.is_empty() && self.plan.ips.iter().all(is_routed);
         let mut plan = self.plan.clone();
         let mut only_routed = true;
+        let holds_on_bridges =
+            |wish: &Wish| wish.key == "icc" || wish.key == "isolation" && !conf.isolation.published_only;
         for wish in &conf.isolation_wishes {
-            if self.port().is_some() && ["icc", "isolation"].contains(&wish.key) {
+            if self.port().is_some() && holds_on_bridges(wish) {
                 only_routed &= wish.key != "isolation";
             } else if !all_routed {
                 let why = "this host is not the gateway of all the container's addresses, so that it does not see what they \

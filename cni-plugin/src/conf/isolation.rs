@@ -15,8 +15,9 @@ use super::{conventions, invalid, keys, prefixes};
 /// What a network says of who may talk with its containers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IsolationPolicy {
-    /// Whether containers of other networks are kept out.
+    /// Whether containers of other networks are kept out, and whether nobody else outside comes in, either, but by published ports.
     pub closed: bool,
+    pub published_only: bool,
     /// Whether the network's containers may talk with each other without a rule that allows it.
     pub icc: bool,
     /// What is allowed where `icc` is off.
@@ -105,6 +106,7 @@ impl IsolationPolicy {
     pub fn is_plain(&self) -> bool {
         self.icc
             && self.host_access
+            && !self.published_only
             && !self.internal
             && self.egress_allow.is_none()
             && self.egress_deny.is_empty()
@@ -117,10 +119,9 @@ impl IsolationPolicy {
     /// beside another.
     pub fn parse(conf: &Map<String, Value>) -> Result<Self, Error> {
         let raw: Raw = decode(conf)?;
-        let closed = match raw.isolation.as_deref() {
-            None | Some("" | "network") => true,
-            Some("none") => false,
-            Some(other) => return Err(invalid("isolation", &other.into(), "give \"network\" or \"none\"")),
+        let Some((closed, published_only)) = extent(raw.isolation.as_deref().unwrap_or_default()) else {
+            let value = raw.isolation.unwrap_or_default().into();
+            return Err(invalid("isolation", &value, "give \"network\", \"closed\" or \"none\""));
         };
         let egress = raw.egress.unwrap_or_default();
         keys::refuse_others("egress", &egress, &["allow", "deny"])?;
@@ -137,6 +138,7 @@ impl IsolationPolicy {
         let allowed = egress.allow.map(|texts| prefixes("egress.allow", &texts)).transpose()?;
         Ok(Self {
             closed,
+            published_only,
             icc,
             allow: allow_rules("allow", &raw.allow, None)?,
             egress_allow: if raw.internal { Some(Vec::new()) } else { allowed.map(reduced) },
@@ -145,6 +147,17 @@ impl IsolationPolicy {
             host_access: raw.host_access.unwrap_or(true),
             subnets: subnets(conf),
         })
+    }
+}
+
+/// What a value of `isolation` says: whether the network is closed to other networks, and whether to all outside; `None` of one that it
+/// cannot have.
+pub fn extent(isolation: &str) -> Option<(bool, bool)> {
+    match isolation {
+        "" | "network" => Some((true, false)),
+        "closed" => Some((true, true)),
+        "none" => Some((false, false)),
+        _ => None,
     }
 }
 
@@ -294,6 +307,10 @@ mod tests {
         assert!(policy.closed && policy.icc && policy.host_access && !policy.internal);
         assert_eq!(policy.egress_allow, None);
         assert!(!parse(&json!({"isolation": "none"})).unwrap().closed);
+        assert!(policy.is_plain());
+        let policy = parse(&json!({"isolation": "closed"})).unwrap();
+        assert!(policy.closed && policy.published_only && !policy.is_plain());
+        assert_eq!(policy.egress_allow, None);
         assert_eq!(parse(&json!({"internal": true})).unwrap().egress_allow, Some(Vec::new()));
     }
 

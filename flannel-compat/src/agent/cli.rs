@@ -97,7 +97,7 @@ struct NetworkFlags {
     /// Destinations that see containers' own addresses, separated by commas
     #[arg(long, value_name = "PREFIXES", value_delimiter = ',', requires = "ip_masq")]
     no_masquerade: Vec<IpNetwork>,
-    /// Whether other networks are kept from it: "network" or "none", as in its CNI configuration
+    /// What is kept from it: "network", "closed" or "none", as in its CNI configuration
     #[arg(long, value_name = "WHAT")]
     isolation: Option<String>,
     /// Keep all that is outside from it, as in its CNI configuration

@@ -7,6 +7,7 @@ use cni_protocol::{Code, Error, NetworkName};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use weft::conf::isolation::extent;
 use weft_ipam::etcd_conf::EtcdConf;
 
 /// Where flannel's consumers look unless told otherwise.
@@ -203,13 +204,10 @@ impl RawNetwork {
                 "{at}.noMasquerade has prefixes, but ipMasq is false: set ipMasq to true or take them out"
             )));
         }
-        let closed = match self.isolation.as_deref() {
-            None | Some("network") => true,
-            Some("none") => false,
-            Some(other) => {
-                let remedy = "give \"network\" or \"none\", as in the CNI configuration";
-                return Err(invalid(format!("{at}.isolation is {other:?}: {remedy}")));
-            }
+        let isolation = self.isolation.as_deref().unwrap_or_default();
+        let Some((closed, published_only)) = extent(isolation) else {
+            let remedy = "give \"network\", \"closed\" or \"none\", as in the CNI configuration";
+            return Err(invalid(format!("{at}.isolation is {isolation:?}: {remedy}")));
         };
         let etcd = EtcdConf::parse(&self.ipam())
             .and_then(|etcd| etcd.ok_or_else(|| invalid("etcd is missing".into())))
@@ -221,7 +219,7 @@ impl RawNetwork {
             ip_masq: self.ip_masq,
             no_masquerade: self.no_masquerade,
             closed,
-            internal: self.internal,
+            internal: self.internal || published_only,
             subnet_file: absolute(&format!("{at}.subnetFile"), subnet_file)?,
         })
     }

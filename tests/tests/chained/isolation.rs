@@ -204,18 +204,20 @@ fn what_an_interface_cannot_have_is_refused() {
     let whole = Network::new("chain", &[]);
     let pods = [Pod::new(), Pod::new(), Pod::new()];
     let [on_bridge, on_pair, above] = &pods;
-    let asked: [(&str, Value); 8] = [
+    let asked: [(&str, Value); 9] = [
         ("guard", json!(true)),
         ("guard", json!({ "arp": false })),
         ("macspoofchk", json!(true)),
         ("isolation", json!("network")),
+        ("isolation", json!("closed")),
         ("icc", json!(false)),
         ("internal", json!(true)),
         ("egress", json!({ "deny": ["192.0.2.0/24"] })),
         ("hostAccess", json!(false)),
     ];
-    let can = |pod: &Pod, key: &str| match key {
+    let can = |pod: &Pod, key: &str, value: &Value| match key {
         "guard" | "macspoofchk" => pod.id == on_bridge.id,
+        "isolation" if value == "closed" => pod.id == on_pair.id,
         "isolation" | "icc" => pod.id != above.id,
         _ => pod.id == on_pair.id,
     };
@@ -225,7 +227,7 @@ fn what_an_interface_cannot_have_is_refused() {
         for (key, value) in &asked {
             let network = behind(&previous, &json!({ *key: value }));
             let reply = network.add_call(pod).run();
-            if can(pod, key) {
+            if can(pod, key, value) {
                 assert_eq!(reply.result(), previous, "{key} behind {previous}");
                 network.del(pod);
             } else {

@@ -104,23 +104,27 @@ fn without_icc_containers_of_two_hosts_reach_each_other_as_they_are_allowed() {
 }
 
 #[test]
-fn an_internal_network_is_one_network_on_all_its_hosts() {
+fn an_internal_or_closed_network_is_one_network_on_all_its_hosts() {
     let fleet = Fleet::new(&[2], DUAL);
     let way_out = Mirror::on(fleet.cluster.router().netns(), PORT);
     let on_other_host = Mirror::on(fleet.node(1).netns(), PORT);
-    for is_internal in [true, false] {
-        let network = fleet.network.clone().with(&json!({ "internal": is_internal, "ipMasq": true }));
+    for (keys, goes_out, comes_in) in [
+        (json!({ "internal": true }), false, false),
+        (json!({ "isolation": "closed" }), true, false),
+        (json!({}), true, true),
+    ] {
+        let network = fleet.network.clone().with(&json!({ "ipMasq": true })).with(&keys);
         let [client, server] = pair(&fleet, &network);
         for (of, family) in [Family::V4, Family::V6].into_iter().enumerate() {
             let other_host = family.address(fleet.node(1));
             assert_way(true, &server.mirror, &client.pod, server.addresses()[of], "inside");
-            assert_way(!is_internal, &way_out, &client.pod, router()[of], "out");
-            assert_way(!is_internal, &on_other_host, &client.pod, other_host, "to the other host's underlay");
+            assert_way(goes_out, &way_out, &client.pod, router()[of], "out");
+            assert_way(goes_out, &on_other_host, &client.pod, other_host, "to the other host's underlay");
             // Somebody outside who routes to the network by its host.
             let subnet = server.subnets()[of];
             weft_tests::command(&format!("ip {} route replace {subnet} via {other_host}", family.flag()));
             let outside = fleet.cluster.router().netns();
-            assert_way(!is_internal, &server.mirror, outside, server.addresses()[of], "in");
+            assert_way(comes_in, &server.mirror, outside, server.addresses()[of], "in");
         }
         for (node, server) in [&client, &server].into_iter().enumerate() {
             network.del_call(&server.pod).on(fleet.node(node)).run().done();
