@@ -9,6 +9,7 @@ use weft_state::{Lock, boot_dir};
 
 use crate::conf::Traces;
 use crate::detach;
+use crate::holdings::erasure;
 use crate::key::AttachmentKey;
 use crate::record::{self, Content, Found, Record};
 use crate::step::Journal;
@@ -23,7 +24,13 @@ const HOST_LOCK: &str = ".lock";
 pub fn open_journal(args: &Rc<AddArgs>, key: &AttachmentKey, traces: &Traces) -> Result<Journal, Error> {
     let deadline = args.call.deadline;
     let state_dir = &traces.state_dir;
-    boot_dir(state_dir, &key.network)?;
+    if !record::has_place(state_dir, &key.network)? {
+        // Before there is a place, so that the next one does it where this one is killed.
+        if let Err(error) = erasure::sweep_earlier_boots(state_dir, deadline) {
+            log::warn!("what an earlier boot left in the ruleset cannot be removed: {error}");
+        }
+        boot_dir(state_dir, &key.network)?;
+    }
     let host_lock = Lock::shared(&state_dir.join(HOST_LOCK), deadline)?;
     let network_lock = Lock::shared(&record::network_lock(state_dir, &key.network), deadline)?;
     let record = Record::lock(state_dir, key, deadline)?;

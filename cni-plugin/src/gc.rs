@@ -245,13 +245,11 @@ impl Collector<'_> {
                 Err(error) if error.errno == Errno::EPROTONOSUPPORT => return Ok(()),
                 other => other?,
             };
-            let links: BTreeSet<String> = netlink.links(None)?.into_iter().map(|link| link.name).collect();
+            let links = erasure::names_of_links(netlink)?;
             let addresses: Vec<IpAddr> = stale.values().flat_map(|stale| stale.addresses.clone()).collect();
             isolation::forget(&mut nft, &addresses, false)?;
             let is_gone = |hash: &str| {
-                stale.contains_key(hash)
-                    || !links.contains(&format!("{VETH_PREFIX}{hash}"))
-                        && !record::exists(&self.traces.state_dir, hash)
+                stale.contains_key(hash) || erasure::is_dead(&self.traces.state_dir, &links, hash)
             };
             erasure::sweep(&mut nft, is_gone)?;
             let mut holders = localnet::holders(&self.traces.state_dir)?;

@@ -350,6 +350,14 @@ pub fn exists(state_dir: &Path, hash: &str) -> bool {
     networks(state_dir).into_iter().filter_map(|network| path(network).ok()).any(|path| path.exists())
 }
 
+/// Whether a network has had a record in this boot.
+///
+/// # Errors
+/// As [`boot_path`].
+pub fn has_place(state_dir: &Path, network: &NetworkName) -> Result<bool, Error> {
+    Ok(boot_path(state_dir, network)?.join(RECORDS).is_dir())
+}
+
 /// The networks that have state on this host.
 pub fn networks(state_dir: &Path) -> Vec<NetworkName> {
     let entries = fs::read_dir(state_dir).into_iter().flatten().flatten();

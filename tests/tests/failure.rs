@@ -160,6 +160,7 @@ impl Failed {
         let mut staged = stage();
         let mut nth = first;
         loop {
+            let is_first = staged.is_first();
             let (reply, hit) = Injection { process, syscall, errno, nth }.run(staged.add());
             let Some(line) = hit else {
                 reply.result();
@@ -178,7 +179,7 @@ impl Failed {
             if !problems.is_empty() {
                 self.problems.push(format!("{process:?} {nth}: {line}\n{answer}{}", problems.join("\n")));
             }
-            if reply.succeeded() || lost(&reply) || !problems.is_empty() {
+            if is_first || reply.succeeded() || lost(&reply) || !problems.is_empty() {
                 drop(staged);
                 staged = stage();
             }

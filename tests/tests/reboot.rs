@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
 
 use serde_json::json;
-use weft_tests::{Host, Network, Pod, World, command, ip};
+use weft_tests::{Host, Mirror, Network, Outside, Pod, World, command, ip, ips};
 
 fn network() -> Network {
     // Room for one container only: a leaked address is a failed ADD.
@@ -62,4 +62,34 @@ fn del_check_and_gc_of_the_last_boot() {
     network().check(&again, &result).done();
     network().gc(&[]);
     network().status().done();
+}
+
+/// Who saves the table and loads it at boot has ports in it that lead to addresses which others get.
+#[test]
+fn ports_of_the_last_boot_lead_to_nobody_although_somebody_saved_the_rules() {
+    let host = Host::new();
+    let network = Network::dual();
+    let mapping = json!({ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" });
+    let published = network.clone().with(&json!({ "runtimeConfig": { "portMappings": [mapping] } }));
+    let (mut old, next) = (Pod::new(), Pod::new());
+    let result = published.add(&old);
+    let saved = command("nft list table inet weft");
+    old.die();
+    host.reboot();
+    let outside = host.outside();
+    host.nft(&saved);
+    assert!(host.ruleset().contains(&old.id));
+    assert_eq!(ips(&network.add(&next)), ips(&result), "it has the addresses of the one before");
+    let mirror = Mirror::on(&next, 80);
+    for at in Outside::HOST.map(|at| at.parse().unwrap()) {
+        assert!(mirror.is_closed_to(&outside, (at, 8080)), "the port of the last boot");
+    }
+    assert!(!host.ruleset().contains(&old.id), "{}", host.ruleset());
+    // Also what nobody calls GC for: the port is free.
+    let again = Pod::new();
+    published.add(&again);
+    let mirror = Mirror::on(&again, 80);
+    for at in Outside::HOST.map(|at| at.parse().unwrap()) {
+        assert!(mirror.seen(&outside, (at, 8080)).is_some(), "it is the new one's");
+    }
 }

@@ -1,19 +1,21 @@
 //! DEL's part: how what an attachment holds is taken back.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use cni_protocol::Deadline;
-use weft_net::NlResult;
+use nix::errno::Errno;
 use weft_net::nft::Nft;
+use weft_net::{Netlink, NlResult};
 
 use super::hold::{forgotten, lock_meeting};
 use crate::conf::Traces;
 use crate::hostport;
 use crate::isolation;
-use crate::key::AttachmentKey;
-use crate::record::Content;
+use crate::key::{AttachmentKey, VETH_PREFIX};
+use crate::record::{self, Content};
 use crate::ruleset::{self, Elements};
 
 /// The end of what an attachment holds.
@@ -52,7 +54,7 @@ impl Erasure {
         let mut nft = match Nft::open(deadline) {
             Ok(nft) => nft,
             // A kernel without netfilter has no elements.
-            Err(error) if error.errno == nix::errno::Errno::EPROTONOSUPPORT => return Ok(None),
+            Err(error) if error.errno == Errno::EPROTONOSUPPORT => return Ok(None),
             Err(error) => return Err(error),
         };
         let state_dir = traces.state_dir.clone();
@@ -80,6 +82,43 @@ impl Erasure {
         }
         Ok(())
     }
+}
+
+/// Erases what attachments of an earlier boot have in rules that somebody saved and loaded again: the addresses are others' by now.
+///
+/// # Errors
+/// What the kernel refused; what is gone already is no error.
+pub fn sweep_earlier_boots(state_dir: &Path, deadline: Deadline) -> NlResult<()> {
+    let mut nft = match Nft::open(deadline) {
+        Ok(nft) => nft,
+        // A kernel without netfilter has no elements.
+        Err(error) if error.errno == Errno::EPROTONOSUPPORT => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    // Mostly nobody did, and there is nothing.
+    let mut is_there = false;
+    for first in ruleset::GROUPS.iter().filter_map(|group| group.sets.first()) {
+        is_there |= nft.has_set(first)?.is_some();
+    }
+    if !is_there {
+        return Ok(());
+    }
+    let links = names_of_links(&mut Netlink::open(deadline)?)?;
+    sweep(&mut nft, |hash| is_dead(state_dir, &links, hash))
+}
+
+/// The names of the host's links.
+///
+/// # Errors
+/// What the kernel says to the query.
+pub fn names_of_links(netlink: &mut Netlink) -> NlResult<BTreeSet<String>> {
+    Ok(netlink.links(None)?.into_iter().map(|link| link.name).collect())
+}
+
+/// Whether neither a link nor a record is left of an attachment. An ADD has its record first, so links have to be read before the elements
+/// that are asked about.
+pub fn is_dead(state_dir: &Path, links: &BTreeSet<String>, hash: &str) -> bool {
+    !links.contains(&format!("{VETH_PREFIX}{hash}")) && !record::exists(state_dir, hash)
 }
 
 /// Erases what the attachments have that a predicate on their hashes chooses, and has their flows of UDP forgotten.

@@ -1,6 +1,7 @@
 //! The hosts on which ADD is failed.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::json;
 use weft_tests::{Call, Etcd, Host, Network, Outside, Pod, Reply, Weftd, World, command};
@@ -171,6 +172,11 @@ impl Stage {
 
     fn pods(&self) -> Vec<&Pod> {
         std::iter::once(&self.pod).chain(&self.neighbour).collect()
+    }
+
+    /// Whether the network's first ADD of the boot is to come, which makes more system calls than the next one.
+    pub(crate) fn is_first(&self) -> bool {
+        !Path::new("/run/weft").join(self.network.name()).exists()
     }
 
     pub(crate) fn add(&self) -> Call {
