@@ -11,7 +11,6 @@ use std::io::{self, Read};
 use cni_protocol::{Code, Deadline, Error, IfName, MacAddr};
 use flannel_records::overlap;
 use ipnetwork::IpNetwork;
-use nix::errno::Errno;
 
 use crate::conf::{Gateway, Network};
 use weft_net::Family;
@@ -19,6 +18,7 @@ use weft_net::sysctl::Sysctl;
 use weft_net::{Link, Netlink, NlResult, Way, WholeAddress};
 
 use crate::fault::{Change, Fault};
+use crate::forwarding;
 use crate::plan::{Plan, prefix};
 
 /// The most ports that the kernel gives a bridge: `BR_MAX_PORTS` of net/bridge/br_private.h, less port 0.
@@ -48,7 +48,7 @@ pub fn adopt(netlink: &mut Netlink, network: &Network, found: Option<Link>) -> R
     let link = match found {
         Some(link) => link,
         None => {
-            prepare(name, network.gateway != Gateway::None)?;
+            prepare(netlink, name, network.gateway != Gateway::None)?;
             netlink.link(name)?.ok_or_else(|| {
                 Error::new(Code::TryAgain, "somebody else deleted it as soon as it was made: call ADD again")
             })?
@@ -63,7 +63,7 @@ pub fn adopt(netlink: &mut Netlink, network: &Network, found: Option<Link>) -> R
 }
 
 /// The settings of a bridge that was just made.
-fn prepare(name: &str, is_gateway: bool) -> Result<(), Fault> {
+fn prepare(netlink: &mut Netlink, name: &str, is_gateway: bool) -> Result<(), Fault> {
     // A container's router advertisement must not configure the host (CVE-2020-10749).
     Sysctl::ipv6_of(name, "accept_ra").ensure("0")?;
     // While its own address is being looked for elsewhere, the host cannot ask for containers on it.
@@ -71,7 +71,7 @@ fn prepare(name: &str, is_gateway: bool) -> Result<(), Fault> {
     // Of a gateway it is the host's to say whether it routes, not what that has for new links.
     for family in [Family::V4, Family::V6] {
         if is_gateway && Sysctl::forwarding(family).get()?.as_deref() == Some("1") {
-            Sysctl::forwarding_at(family, name).ensure("1")?;
+            forwarding::switch_on(netlink, family, &Sysctl::forwarding_at(family, name))?;
         }
     }
     Ok(())
@@ -197,29 +197,6 @@ pub fn ensure_gateway(netlink: &mut Netlink, bridge: &Link, gateway: IpNetwork) 
 /// that it had.
 pub fn ensure_ipv6(name: &str) -> NlResult<Change> {
     Ok(Sysctl::ipv6_of(name, "disable_ipv6").ensure("0")?.into())
-}
-
-/// Sees to it that the host routes packets. If it did not, returns the settings of interfaces that were on all the same.
-pub fn ensure_forwarding(netlink: &mut Netlink, family: Family) -> Result<Option<Vec<Sysctl>>, Fault> {
-    match netlink.forwards(family) {
-        Ok(true) => return Ok(None),
-        // A kernel without the family has no such setting either.
-        Err(error) if error.errno != Errno::EOPNOTSUPP => return Err(error.into()),
-        _ => {}
-    }
-    if Sysctl::forwarding(family).get()?.is_none_or(|value| value == "1") {
-        return Ok(None);
-    }
-    let alone = Sysctl::all_forwarding_at(family)?;
-    Sysctl::forwarding(family).set("1")?;
-    Ok(Some(alone))
-}
-
-/// Has the host route packets no more, but between interfaces where it did before.
-pub fn stop_forwarding(family: Family, alone: &[Sysctl]) -> NlResult<()> {
-    Sysctl::forwarding(family).set("0")?;
-    // One that cannot be written is no reason to leave out the others.
-    alone.iter().map(|setting| setting.set("1")).fold(Ok(()), Result::and)
 }
 
 /// Takes a gateway's address from a bridge, if both are there.

@@ -18,6 +18,7 @@ pub mod conf;
 pub mod detach;
 pub mod fault;
 pub mod firewalls;
+pub mod forwarding;
 pub mod gc;
 pub mod guard;
 pub mod holdings;

@@ -27,7 +27,7 @@ use crate::pod::Pod;
 use crate::record::{self, Content, Record};
 use crate::ruleset::{self, Group};
 use crate::shaping::{self, Limited};
-use crate::{bridge, ipam, localnet, tuning, veth};
+use crate::{bridge, forwarding, ipam, localnet, tuning, veth};
 use weft_net::Family;
 use weft_net::netns::NetNs;
 use weft_net::nft::{Element, Nft};
@@ -81,6 +81,8 @@ pub enum Shared {
     /// The bridge gets IPv6.
     Ipv6(IfName),
     Gateway(IfName, IpNetwork),
+    /// Links have routers' advertisements kept when the host routes, by these settings.
+    Advertisements(Vec<Sysctl>),
     /// Switched on, and the settings of interfaces that were so before.
     Forwarding(Family, Vec<Sysctl>),
     Masquerade(Ensured),
@@ -136,6 +138,7 @@ impl fmt::Display for Shared {
             }
             Self::Gateway(name, address) => write!(f, "add gateway address {address} to bridge {name}"),
             Self::Ipv6(name) => write!(f, "switch IPv6 of bridge {name} on"),
+            Self::Advertisements(_) => f.write_str("keep the routes that routers advertise"),
             Self::Forwarding(family, _) => write!(f, "enable {family} forwarding"),
             Self::Masquerade(_) => f.write_str("masquerade the network"),
             Self::EndMasquerade(_) => f.write_str("end the network's masquerade"),
@@ -352,7 +355,8 @@ impl Journal {
             Shared::ReplaceAddress(_, whole) => Ok(Netlink::open(deadline)?.put_back(whole)?),
             Shared::Gateway(name, address) => bridge::remove_gateway(name, *address, deadline),
             Shared::Ipv6(name) => Ok(Sysctl::ipv6_of(name.as_str(), "disable_ipv6").set("1")?),
-            Shared::Forwarding(family, alone) => Ok(bridge::stop_forwarding(*family, alone)?),
+            Shared::Advertisements(settings) => Ok(forwarding::accept_no_more(settings)?),
+            Shared::Forwarding(family, alone) => Ok(forwarding::stop(*family, alone)?),
             Shared::Masquerade(ensured) => {
                 Ok(masquerade::undo(&mut Nft::open(deadline)?, &self.key.network, ensured)?)
             }

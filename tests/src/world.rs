@@ -11,7 +11,7 @@ use crate::host::Host;
 use crate::pod::Pod;
 use crate::tools;
 
-/// Links, addresses, routes, permanent neighbours, queueing disciplines, forwarding and IPv6 of each link, rules of the host and of containers, and
+/// Links, addresses, routes, permanent neighbours, queueing disciplines, forwarding, IPv6 and advertisements of routers of each link, rules of the host and of containers, and
 /// the host's files below `/run` and `/var/lib`, each as a line.
 ///
 /// Left out, as nobody's promise: what the kernel makes by itself and in its own time (link-local and loopback addresses, local
@@ -80,7 +80,9 @@ fn namespace(label: &str, lines: &mut BTreeSet<String>) {
         let value = fs::read_to_string(Path::new("/proc/sys").join(setting)).expect("read a kernel setting");
         lines.insert(format!("{label} sysctl {setting} {}", value.trim()));
     }
-    for (family, keys) in [("ipv4", &["forwarding"][..]), ("ipv6", &["forwarding", "disable_ipv6"])] {
+    for (family, keys) in
+        [("ipv4", &["forwarding"][..]), ("ipv6", &["forwarding", "disable_ipv6", "accept_ra"])]
+    {
         let all = Path::new("/proc/sys/net").join(family).join("conf");
         let links = fs::read_dir(&all).expect("list settings of links");
         for link in links.map(|link| link.expect("a link's settings").path()) {

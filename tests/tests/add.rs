@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 use weft_tests::{Host, Network, Pod, World, command, ip, ips, json};
 
+#[path = "add/advertised.rs"]
+mod advertised;
 #[path = "add/defaults.rs"]
 mod defaults;
 

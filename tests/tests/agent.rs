@@ -12,6 +12,8 @@ use weft_tests::{
 
 #[path = "agent/access.rs"]
 mod access;
+#[path = "agent/advertised.rs"]
+mod advertised;
 #[path = "agent/bridges.rs"]
 mod bridges;
 #[path = "agent/chained.rs"]

@@ -81,7 +81,7 @@ const ANSWERS: u32 = 4;
 const FORCED: &[&str] = &["Promiscuous", "ReplaceAddress", "Detection"];
 const SPANNING: &[&str] = &["Overlay", "BridgeUp"];
 const CHAINED: &[&str] = &["Hooks", "Queue"];
-const WITHOUT_IPV6: &[&str] = &["Ipv6"];
+const WITHOUT_IPV6: &[&str] = &["Ipv6", "Advertisements"];
 const UNMASQUERADED: &[&str] = &["EndMasquerade"];
 /// Steps whose every trace goes with the veth pair.
 const WITH_THE_PAIR: &[&str] = &[
@@ -263,7 +263,7 @@ fn of_weft_on_a_bridge_without_ipv6() {
     let failed = Failed::some(Tampered::Weft, Stage::without_ipv6, |syscall| {
         ["open", "openat", "setns"].contains(&syscall)
     });
-    failed.assert_hits(&["weft0/disable_ipv6", "/forwarding"]);
+    failed.assert_hits(&["weft0/disable_ipv6", "/forwarding", "routed1/accept_ra"]);
     failed.assert_steps(|step| WITHOUT_IPV6.contains(&step) || step == "Forwarding");
 }
 

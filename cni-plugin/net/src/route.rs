@@ -6,7 +6,7 @@ use cni_protocol::Route;
 use ipnetwork::IpNetwork;
 use netlink_packet_core::NLM_F_CREATE;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
@@ -15,6 +15,7 @@ use rtnetlink::RouteMessageBuilder;
 use super::Family;
 use super::error::{NetError, NlResult};
 use super::socket::Netlink;
+use crate::sysctl::Sysctl;
 
 /// `RT_TABLE_MAIN` of linux/rtnetlink.h: where routes are that name no table.
 pub const RT_TABLE_MAIN: u32 = 254;
@@ -129,6 +130,28 @@ impl Netlink {
         query.attributes.extend(table.map(RouteAttribute::Table));
         let answers = self.socket.dump(&RouteNetlinkMessage::GetRoute(query))?;
         Ok(answers.into_iter().filter_map(|answer| as_route(answer, index)).collect())
+    }
+
+    /// `ip -6 route show table all proto ra`: the settings `accept_ra` by which the kernel would drop these routes, and take no more
+    /// advertisements of routers, as soon as anything of the namespace forwards IPv6. They are 1, "unless it forwards"; 2 is "also
+    /// then" (ip-sysctl of the kernel's documentation, `rt6_purge_dflt_routers` of net/ipv6/route.c).
+    pub fn advertised(&mut self) -> NlResult<Vec<Sysctl>> {
+        let mut query = RouteMessage::default();
+        query.header.address_family = AddressFamily::Inet6;
+        query.header.protocol = RouteProtocol::Ra;
+        let answers = self.socket.dump(&RouteNetlinkMessage::GetRoute(query))?;
+        let mut links: Vec<u32> = answers.into_iter().filter_map(advertised_by).collect();
+        links.sort_unstable();
+        links.dedup();
+        let mut settings = Vec::new();
+        for index in links {
+            let Some(link) = self.link_at(index)? else { continue };
+            let setting = Sysctl::ipv6_of(&link.name, "accept_ra");
+            if setting.get()?.as_deref() == Some("1") {
+                settings.push(setting);
+            }
+        }
+        Ok(settings)
     }
 
     /// Whether the kernel takes in what is for an address.
@@ -272,6 +295,17 @@ fn as_route(answer: RouteNetlinkMessage, index: u32) -> Option<KernelRoute> {
         }
     }
     (through == Some(index) && route.table != RT_TABLE_LOCAL).then_some(route)
+}
+
+/// The link by which a router advertised a route. Kernels before 4.20 tell of all routes.
+fn advertised_by(answer: RouteNetlinkMessage) -> Option<u32> {
+    let RouteNetlinkMessage::NewRoute(RouteMessage { header, attributes, .. }) = answer else { return None };
+    attributes.into_iter().filter(|_| header.protocol == RouteProtocol::Ra).find_map(|attribute| {
+        match attribute {
+            RouteAttribute::Oif(index) => Some(index),
+            _ => None,
+        }
+    })
 }
 
 fn read_metrics(metrics: Vec<RouteMetric>, route: &mut KernelRoute) {

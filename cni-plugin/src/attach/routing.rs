@@ -7,6 +7,7 @@ use weft_net::{Link, NetError};
 use super::Attachment;
 use crate::bridge::{self, former};
 use crate::fault::Change;
+use crate::forwarding;
 use crate::masquerade::{self, Ensured, ending};
 use crate::plan::Plan;
 use crate::ruleset::Rules;
@@ -20,10 +21,7 @@ impl Attachment {
         }
         let host = &mut self.host;
         for &family in &plan.forwarding {
-            let step = |alone| Step::Shared(Shared::Forwarding(family, alone));
-            let ensure = || bridge::ensure_forwarding(host, family).map(|alone| (alone, Change::Found));
-            let alone = self.journal.run(step(Vec::new()), ensure)?;
-            alone.into_iter().for_each(|alone| self.journal.note(step(alone)));
+            forwarding::ensure(&mut self.journal, host, family)?;
         }
         if plan.masquerade.is_nothing() { self.end_masquerade() } else { self.ensure_masquerade(plan) }
     }

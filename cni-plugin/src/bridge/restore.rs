@@ -139,7 +139,7 @@ fn make(netlink: &mut Netlink, membership: &Membership) -> Result<Link, Fault> {
     let name = &membership.bridge;
     let mac = membership.mac.map_or_else(random_mac, Ok)?;
     match netlink.add_bridge(name, mac, None) {
-        Ok(()) => prepare(name, !membership.gateways.is_empty())?,
+        Ok(()) => prepare(netlink, name, !membership.gateways.is_empty())?,
         // An ADD was faster.
         Err(error) if error.exists() => {}
         Err(error) => return Err(error.into()),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cni_protocol::{Code, Deadline, NetworkName};
 use flannel_records::parse_key;
+use weft::forwarding;
 use weft::holdings::network::announce;
 use weft::holdings::restore::{end_masquerade, restore};
 use weft::isolation::Policy;
@@ -177,26 +178,30 @@ pub(super) fn retire(network: &NetworkName, former: &HostLease, lease: &HostLeas
 
 /// Between containers and other hosts the kernel has to route.
 fn forward(wanted: &Overlay, lease: &HostLease, deadline: Deadline, report: &mut Report) {
+    let mut netlink = match Netlink::open(deadline) {
+        Ok(netlink) => netlink,
+        Err(error) => return report.failed("open a netlink socket", &error),
+    };
     for family in [Family::V4, Family::V6] {
         if wanted.networks.iter().any(|network| Family::of(network.ip()) == family) {
-            set_forwarding(&Sysctl::forwarding(family), report);
+            set_forwarding(&mut netlink, family, &Sysctl::forwarding(family), report);
         }
     }
-    let links = Netlink::open(deadline)
-        .and_then(|mut netlink| Ok((bridges(&mut netlink, lease)?, overlay::exits(&mut netlink, wanted)?)));
+    let links =
+        bridges(&mut netlink, lease).and_then(|bridges| Ok((bridges, overlay::exits(&mut netlink, wanted)?)));
     let (bridges, exits) = match links {
         Ok(links) => links,
         Err(error) => return report.failed("look at what forwards", &error),
     };
     for (family, bridge) in bridges {
         report.bridges.push(bridge.index);
-        set_forwarding(&Sysctl::forwarding_at(family, &bridge.name), report);
+        set_forwarding(&mut netlink, family, &Sysctl::forwarding_at(family, &bridge.name), report);
     }
     for Exit { interface, is_own, network } in exits {
         let family = Family::of(network.ip());
         let setting = Sysctl::forwarding_at(family, &interface);
         if is_own {
-            set_forwarding(&setting, report);
+            set_forwarding(&mut netlink, family, &setting, report);
         } else if family == Family::V4 && matches!(setting.get(), Ok(Some(value)) if value != "1") {
             // That is its owner's, who may want the rest of it so. In IPv6 packets pass all the same.
             let remedy = "what other hosts send by plain routes is dropped: set it to 1";
@@ -205,8 +210,8 @@ fn forward(wanted: &Overlay, lease: &HostLease, deadline: Deadline, report: &mut
     }
 }
 
-fn set_forwarding(setting: &Sysctl, report: &mut Report) {
-    match setting.ensure("1") {
+fn set_forwarding(netlink: &mut Netlink, family: Family, setting: &Sysctl, report: &mut Report) {
+    match forwarding::switch_on(netlink, family, setting) {
         Ok(changed) => report.count("forwarding", usize::from(changed)),
         Err(error) => report.failed(&format!("set {setting} to 1"), &error),
     }

@@ -2,11 +2,16 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::json;
-use weft_tests::{Call, Etcd, Host, Network, Outside, Pod, Reply, Weftd, World, command};
+use weft_tests::frames::advertise_router;
+use weft_tests::{Call, Etcd, Host, Network, Outside, Pod, Reply, Weftd, World, command, eventually};
 
 use crate::lost;
+
+/// How long the kernel may take for what it does by itself.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 fn network() -> Network {
     Network::dual().with(&json!({
@@ -120,7 +125,8 @@ impl Stage {
         Self { host, pod, neighbour: None, network, before, _others: None }
     }
 
-    /// The bridge is somebody else's and has no IPv6, and another link is routed from although the host does not route.
+    /// The bridge is somebody else's and has no IPv6, and another link is routed from although the host does not route:
+    /// it has its own way from a router.
     pub(crate) fn without_ipv6() -> Self {
         let (host, pod) = (Host::new(), Pod::new());
         command("ip link add weft0 up address 02:00:00:00:00:77 type bridge");
@@ -129,6 +135,15 @@ impl Stage {
         for family in ["ipv4", "ipv6"] {
             host.set_sysctl(&format!("net/{family}/conf/routed0/forwarding"), "1");
         }
+        command("ip link add routed1 type veth peer name router1");
+        host.set_sysctl("net/ipv6/conf/routed1/accept_dad", "0");
+        for link in ["routed1", "router1"] {
+            command(&format!("ip link set {link} up"));
+        }
+        advertise_router(host.netns(), "router1");
+        eventually(PATIENCE, "a route that a router advertises", || {
+            (!command("ip -6 route show default proto ra").is_empty()).then_some(())
+        });
         let network = Network::dual().with(&json!({ "guard": false, "isolation": "none" }));
         let before = World::of(&host, &[&pod]);
         Self { host, pod, neighbour: None, network, before, _others: None }

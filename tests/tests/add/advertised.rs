@@ -1,0 +1,81 @@
+//! A host that has its way to the world from advertisements of routers.
+
+use std::time::Duration;
+
+use serde_json::json;
+use weft_tests::frames::advertise_router;
+use weft_tests::{Host, Network, Outside, Pod, World, command, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const ACCEPT_RA: &str = "net/ipv6/conf/up0/accept_ra";
+
+fn has_route() -> bool {
+    command("ip -6 route show default").contains("via fe80::77 dev up0 proto ra")
+}
+
+/// A router says that it is there, and the host takes it.
+#[track_caller]
+fn advertise(outside: &Outside) {
+    advertise_router(outside.netns(), "eth0");
+    eventually(PATIENCE, "the host has the router's route", || has_route().then_some(()));
+}
+
+#[test]
+fn it_keeps_that_when_containers_come() {
+    let host = Host::new();
+    let outside = host.outside();
+    advertise(&outside);
+    assert_eq!(host.sysctl(ACCEPT_RA), "1");
+    for _ in 0..2 {
+        Network::dual().add(&Pod::new());
+        assert_eq!(host.sysctl("net/ipv6/conf/all/forwarding"), "1");
+        assert!(has_route());
+        command("ip -6 route del default");
+        advertise(&outside);
+    }
+}
+
+/// A link by which no router is heard is left alone, and so is one whose owner listens to no router.
+#[test]
+fn other_links_keep_their_settings() {
+    let host = Host::new();
+    let outside = host.outside();
+    advertise(&outside);
+    command("ip link add other0 up type bridge");
+    host.set_sysctl(ACCEPT_RA, "0");
+    Network::dual().add(&Pod::new());
+    assert_eq!(host.sysctl("net/ipv6/conf/all/forwarding"), "1");
+    assert_eq!(host.sysctl("net/ipv6/conf/other0/accept_ra"), "1");
+    assert_eq!(host.sysctl(ACCEPT_RA), "0");
+}
+
+/// The host forwards, but not from the link by which it has its way, and new links get no forwarding.
+#[test]
+fn a_bridge_that_is_made_to_forward_takes_it_from_no_link() {
+    let host = Host::new();
+    let outside = host.outside();
+    host.set_sysctl("net/ipv6/conf/all/forwarding", "1");
+    for link in ["up0", "default"] {
+        host.set_sysctl(&format!("net/ipv6/conf/{link}/forwarding"), "0");
+    }
+    advertise(&outside);
+    Network::dual().add(&Pod::new());
+    assert_eq!(host.sysctl("net/ipv6/conf/weft0/forwarding"), "1");
+    assert!(has_route());
+}
+
+#[test]
+fn it_keeps_that_when_an_add_fails() {
+    let host = Host::new();
+    let outside = host.outside();
+    advertise(&outside);
+    let pod = Pod::new();
+    let before = World::of(&host, &[&pod]);
+    // The container cannot have it, which it finds when all else is done.
+    let routed = json!({ "ipam": { "routes": [{ "dst": "fd01::/64", "gw": "fd00:99::1" }] } });
+    let error = Network::dual().with(&routed).add_call(&pod).run().any_error();
+    assert!(error.details.contains("keep the routes that routers advertise"), "{}", error.details);
+    before.assert_unchanged(&host, &[&pod], "an ADD that failed");
+    assert_eq!(host.sysctl(ACCEPT_RA), "1");
+    assert!(has_route());
+}
