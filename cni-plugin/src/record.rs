@@ -15,7 +15,7 @@ use std::time::Duration;
 use cni_protocol::{Code, Deadline, Error, NetworkName};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use weft_state::{Lock, boot_dir, boot_path, monotonic};
+use weft_state::{Lock, boot_dir, boot_path, monotonic, read_at_once};
 
 use crate::bridge::membership::Membership;
 use crate::conf::names::Names;
@@ -26,7 +26,7 @@ use crate::key::AttachmentKey;
 use crate::masquerade::Masquerade;
 use crate::shaping::Limited;
 
-pub use survey::{any_masquerade, attached, attached_of, contents, has_newer, others, up_to_date};
+pub use survey::{Attached, any_masquerade, attached, attached_of, contents, has_newer, others, up_to_date};
 
 /// The directory of the records, below that of the boot.
 const RECORDS: &str = "attachments";
@@ -321,7 +321,8 @@ pub fn try_lock(state_dir: &Path, network: &NetworkName, hash: &str) -> Result<O
 /// What the record of a hash says while somebody else holds it; one that is gone by now says nothing.
 pub fn peek(state_dir: &Path, network: &NetworkName, hash: &str) -> Result<Found, Error> {
     let path = boot_path(state_dir, network)?.join(RECORDS).join(hash);
-    match fs::read(&path) {
+    match read_at_once(&path) {
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => Ok(Found::Damaged),
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("read", &path, &error)),
         read => Ok(Found::parse(&read.unwrap_or_default())),
     }
@@ -360,8 +361,19 @@ pub fn has_place(state_dir: &Path, network: &NetworkName) -> Result<bool, Error>
 
 /// The networks that have state on this host.
 pub fn networks(state_dir: &Path) -> Vec<NetworkName> {
-    let entries = fs::read_dir(state_dir).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    all_networks(state_dir).unwrap_or_else(|error| {
+        log::warn!("{}", error.msg);
+        Vec::new()
+    })
+}
+
+fn all_networks(state_dir: &Path) -> Result<Vec<NetworkName>, Error> {
+    let entries = match fs::read_dir(state_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(|error| io_error("list", state_dir, &error))?,
+    };
+    let names = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    Ok(names.collect())
 }
 
 fn io_error(what: &str, path: &Path, error: &io::Error) -> Error {

@@ -88,13 +88,13 @@ impl Elements {
 /// `others` tells. Groups that were not there and nobody else needs are added to `made`, also when a later one fails.
 ///
 /// # Errors
-/// What the kernel refused; the explanation names the object.
+/// What the kernel refused; the explanation names the object. What `others` says.
 pub fn ensure(
     nft: &mut Nft,
     elements: &Elements,
     made: &mut Vec<&'static Group>,
-    others: &mut dyn FnMut() -> Vec<Elements>,
-) -> NlResult<()> {
+    others: &mut dyn FnMut() -> Result<Vec<Elements>, Error>,
+) -> Result<(), Fault> {
     let mut intact = true;
     for group in elements.groups() {
         intact &= retry(|| Ok(has_all_sets(nft, group)? && is_ready(nft, group, elements.all())?))?;
@@ -102,7 +102,7 @@ pub fn ensure(
     if intact {
         return Ok(());
     }
-    let others = others();
+    let others = others()?;
     for group in GROUPS {
         let of_others = of_group(group, &others);
         if of_others.is_empty() && !elements.groups().contains(&group) {

@@ -1,6 +1,8 @@
 //! The guard: what a container may say that it is. Real forged frames, and what arrives at a neighbour of them.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
 
+#[path = "guard/files.rs"]
+mod files;
 #[path = "guard/forgeries.rs"]
 mod forgeries;
 #[path = "guard/lifecycle.rs"]

@@ -18,7 +18,7 @@ use crate::hostport::Ports;
 use crate::isolation;
 use crate::key::{AttachmentKey, VETH_PREFIX};
 use crate::localnet;
-use crate::record;
+use crate::record::{self, Attached};
 use crate::ruleset::{self, Elements, Rules};
 use crate::step::{Journal, Shared, Step};
 
@@ -166,18 +166,18 @@ fn ensure_groups(
     }
     let mut made = Vec::new();
     // Their locks are held until their elements are back: no DEL can come in between.
-    let mut others = Vec::new();
+    let mut others = Attached::default();
     let (deadline, network) = (rules.nft.deadline(), &journal.key().network.clone());
     let ensured = journal.within(step, || {
         rules.forget();
         ruleset::ensure(&mut rules.nft, elements, &mut made, &mut || {
-            others = record::attached(&traces.state_dir);
+            others = record::attached(&traces.state_dir)?;
             // First: what is still missing then has whoever comes next do all of it again.
             match Nft::open(deadline) {
                 Ok(mut nft) => drop(masquerade_again(&mut nft, &others)),
                 Err(error) => log::warn!("masquerade of other networks is not looked at: {error}"),
             }
-            held_by(&others)
+            Ok(held_by(&others))
         })
     });
     if others.iter().any(|(key, content, _)| key.network == *network && !content.masquerade.is_nothing()) {

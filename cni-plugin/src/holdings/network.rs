@@ -19,7 +19,7 @@ use crate::conf::Traces;
 use crate::fault::{Fault, failed};
 use crate::isolation::{Policy, known_subnets};
 use crate::key::AttachmentKey;
-use crate::record::{self, Content, Found, Record};
+use crate::record::{self, Attached, Content, Found, Record};
 use crate::ruleset::{self, Elements, Rules, network};
 use crate::step::{Journal, Step};
 
@@ -106,12 +106,13 @@ pub fn announce(
     refuse_rivals(&mut nft, state_dir, name, &elements.network).map_err(|fault| failed(&step, fault))?;
     // Once more: of two networks that come at the same time each may see the other only now.
     for _ in 0..2 {
-        let mut others = Vec::new();
+        let mut others = Attached::default();
         let made = ruleset::ensure(&mut nft, &elements, &mut Vec::new(), &mut || {
-            others = record::attached(state_dir);
-            held_by(&others)
+            others = record::attached(state_dir)?;
+            Ok(held_by(&others))
         });
-        made.and_then(|()| network::ensure(&mut nft, &elements.network)).map_err(refused)?;
+        made.map_err(|fault| failed(&step, fault))?;
+        network::ensure(&mut nft, &elements.network).map_err(refused)?;
     }
     Ok(true)
 }

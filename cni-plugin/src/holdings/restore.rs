@@ -9,7 +9,7 @@ use weft_net::{NetError, NlResult};
 use weft_state::Lock;
 
 use super::network::held_by;
-use crate::fault::failed;
+use crate::fault::{Fault, failed};
 use crate::key::AttachmentKey;
 use crate::masquerade::{self, Ensured, Masquerade};
 use crate::record::{self, Content, Found, Record};
@@ -20,18 +20,21 @@ use crate::suspects::Suspects;
 /// anything to put back. For whoever looks after the host while no container comes.
 ///
 /// # Errors
-/// [`Code::Kernel`].
+/// [`Code::Kernel`], [`Code::Io`] where what some of them hold cannot be told.
 pub fn restore(state_dir: &Path, suspects: &Suspects, deadline: Deadline) -> Result<bool, Error> {
-    let refused = |error: NetError| failed(&"put back what containers hold in the ruleset", error.into());
+    let step = "put back what containers hold in the ruleset";
+    let refused = |error: NetError| failed(&step, error.into());
     let mut nft = Nft::open(deadline).map_err(refused)?;
     let mended = ruleset::mend(&mut nft).map_err(refused)?;
     if ruleset::is_whole(&mut nft).map_err(refused)?
         && masquerade_is_whole(&mut nft, state_dir).map_err(refused)?
     {
-        return Ok(elements_again(&mut nft, state_dir, suspects).map_err(refused)? || mended);
+        return Ok(
+            elements_again(&mut nft, state_dir, suspects).map_err(|fault| failed(&step, fault))? || mended
+        );
     }
     // Their locks are held until their elements are back: no DEL can come in between.
-    let attached = record::attached(state_dir);
+    let attached = record::attached(state_dir)?;
     let mut held = held_by(&attached);
     let mut all = Elements::default();
     held.iter().cloned().for_each(|elements| all.extend(elements));
@@ -42,9 +45,9 @@ pub fn restore(state_dir: &Path, suspects: &Suspects, deadline: Deadline) -> Res
         let mut missing = false;
         ruleset::ensure(&mut nft, &all, &mut Vec::new(), &mut || {
             missing = true;
-            held.clone()
+            Ok(held.clone())
         })
-        .map_err(refused)?;
+        .map_err(|fault| failed(&step, fault))?;
         if !missing {
             break;
         }
@@ -57,12 +60,12 @@ pub fn restore(state_dir: &Path, suspects: &Suspects, deadline: Deadline) -> Res
 }
 
 /// Puts back what was taken out of sets of the suspects' elements; whether anything was.
-fn elements_again(nft: &mut Nft, state_dir: &Path, suspects: &Suspects) -> NlResult<bool> {
+fn elements_again(nft: &mut Nft, state_dir: &Path, suspects: &Suspects) -> Result<bool, Fault> {
     // Their locks are held until their elements are back: no DEL can come in between.
-    let attached = record::attached_of(state_dir, |hash| suspects.has(hash));
+    let attached = record::attached_of(state_dir, |hash| suspects.has(hash))?;
     let mut held = held_by(&attached);
     leave_out_unsettled(state_dir, &attached, &mut held);
-    ruleset::put_back(nft, &held)
+    Ok(ruleset::put_back(nft, &held)?)
 }
 
 /// Leaves out what networks have at which somebody is at work: who is on the way may have brought another configuration.

@@ -1,11 +1,14 @@
 //! What the records of many attachments say.
 
+use std::fs;
+use std::ops::Deref;
 use std::path::Path;
 use std::time::Duration;
 
 use cni_protocol::{Error, NetworkName};
+use weft_state::{ManyFiles, boot_path};
 
-use super::{Content, Found, Record, hashes, networks, peek, try_lock};
+use super::{Content, Found, RECORDS, Record, all_networks, hashes, networks, peek, try_lock};
 use crate::isolation;
 use crate::key::{AttachmentKey, VETH_PREFIX};
 use crate::masquerade::{self, Masquerade};
@@ -59,34 +62,62 @@ pub fn others(state_dir: &Path, networks: &[NetworkName], own: &str) -> Option<V
     Some(found)
 }
 
-/// The attachments of all networks of the host that are attached and in nobody's hands, locked, with what they hold now.
-pub fn attached(state_dir: &Path) -> Vec<(AttachmentKey, Content, Record)> {
+/// Attachments with what they hold now, and their records, locked.
+#[derive(Default)]
+pub struct Attached {
+    all: Vec<(AttachmentKey, Content, Record)>,
+    /// Other files are opened while these are.
+    _many: Option<ManyFiles>,
+}
+
+impl Deref for Attached {
+    type Target = [(AttachmentKey, Content, Record)];
+
+    fn deref(&self) -> &Self::Target {
+        &self.all
+    }
+}
+
+/// The attachments of all networks of the host that are attached and in nobody's hands.
+///
+/// # Errors
+/// As [`attached_of`].
+pub fn attached(state_dir: &Path) -> Result<Attached, Error> {
     attached_of(state_dir, |_| true)
 }
 
 /// Of those, the ones whose hash is chosen.
-pub fn attached_of(
-    state_dir: &Path,
-    is_chosen: impl Fn(&str) -> bool,
-) -> Vec<(AttachmentKey, Content, Record)> {
-    let mut found = Vec::new();
-    for network in networks(state_dir) {
+///
+/// # Errors
+/// [`Code::Io`](cni_protocol::Code::Io) where nobody can tell what some of them hold, as for want of open files: their containers would be left
+/// without. A record that is damaged says nothing, however often it is asked, and keeps out nobody.
+pub fn attached_of(state_dir: &Path, is_chosen: impl Fn(&str) -> bool) -> Result<Attached, Error> {
+    let mut found = Attached { all: Vec::new(), _many: Some(ManyFiles::allow()) };
+    for network in all_networks(state_dir)? {
         let mut locked = Vec::new();
-        for hash in hashes(state_dir, &network).unwrap_or_default().into_iter().filter(|hash| is_chosen(hash))
-        {
-            let Ok(Some(record)) = try_lock(state_dir, &network, &hash) else { continue };
+        for hash in hashes(state_dir, &network)?.into_iter().filter(|hash| is_chosen(hash)) {
+            let path = boot_path(state_dir, &network)?.join(RECORDS).join(&hash);
+            let record = match try_lock(state_dir, &network, &hash) {
+                Ok(Some(record)) => record,
+                Ok(None) => continue,
+                Err(_) if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) => {
+                    warn_of_loss(&path, &hash, None);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             match record.read() {
                 Ok(Found::Attached(content)) if let Some(key) = content.key(&network) => {
                     locked.push((key, content, record));
                 }
                 Ok(Found::Nothing | Found::Begun(_)) => {}
-                damaged => warn_of_loss(&record, &hash, damaged.err()),
+                damaged => warn_of_loss(&path, &hash, damaged.err()),
             }
         }
         let ended = masquerade::ending::ended(state_dir, &network);
         let is_needed = locked.iter().any(|(_, content, _)| isolation::holds_with_others(content));
-        let all = if is_needed { contents(state_dir, &network).unwrap_or_default() } else { Vec::new() };
-        found.extend(locked.into_iter().map(|(key, mut content, record)| {
+        let all = if is_needed { contents(state_dir, &network)? } else { Vec::new() };
+        found.all.extend(locked.into_iter().map(|(key, mut content, record)| {
             isolation::leave_out_the_gone(&mut content, &all);
             if !content.is_masqueraded(ended) {
                 content.masquerade = Masquerade::default();
@@ -94,12 +125,12 @@ pub fn attached_of(
             (key, content, record)
         }));
     }
-    found
+    Ok(found)
 }
 
 /// Tells in the log that what an attachment has in the rules is not known.
-fn warn_of_loss(record: &Record, hash: &str, error: Option<Error>) {
-    let why = error.map_or_else(|| format!("{} is damaged", record.path().display()), |error| error.msg);
+fn warn_of_loss(path: &Path, hash: &str, error: Option<Error>) {
+    let why = error.map_or_else(|| format!("{} is damaged", path.display()), |error| error.msg);
     log::warn!(
         "{why}: what its container had in the rules is not put back; DEL and ADD the container again: the alias of link \
          {VETH_PREFIX}{hash} names it"

@@ -59,7 +59,7 @@ fn a_guard() -> guard::Guard {
 
 fn ensure_all(kernel: &mut Nft) -> Vec<&'static Group> {
     let mut made = Vec::new();
-    ensure(kernel, &some_of_all(), &mut made, &mut Vec::new).unwrap();
+    ensure(kernel, &some_of_all(), &mut made, &mut || Ok(Vec::new())).unwrap();
     made
 }
 
@@ -171,7 +171,7 @@ fn what_was_flushed_comes_back_with_the_elements_of_others() {
     for tampering in ["flush ruleset", "flush table inet weft", "delete table inet weft"] {
         nft(&["-f", "-"], tampering);
         assert!(check(&mut kernel, &elements).is_err(), "{tampering}");
-        ensure(&mut kernel, &elements, &mut Vec::new(), &mut || vec![elements.clone()]).unwrap();
+        ensure(&mut kernel, &elements, &mut Vec::new(), &mut || Ok(vec![elements.clone()])).unwrap();
         check(&mut kernel, &elements).unwrap();
         assert_eq!(objects(), whole, "{tampering}");
     }
@@ -279,7 +279,7 @@ fn has_chains() -> [bool; 2] {
 fn chains_of_isolation_come_when_there_is_something_to_decide() {
     let ensure_for = |kernel: &mut Nft, network: &[Element]| {
         let all = Elements { network: network.to_vec(), ..Elements::default() };
-        ensure(kernel, &all, &mut Vec::new(), &mut Vec::new).unwrap();
+        ensure(kernel, &all, &mut Vec::new(), &mut || Ok(Vec::new())).unwrap();
     };
     let come = |kernel: &mut Nft, network: &[Element]| {
         ensure_for(kernel, network);
@@ -321,8 +321,9 @@ fn the_later_of_two_networks_sees_the_other() {
     let mut kernel = fresh_host();
     let networks = [of_network("a", "10.1.0.0/16"), of_network("b", "10.2.0.0/16")];
     let all = networks.clone().map(|network| Elements { network, ..Elements::default() });
-    let ensure_for =
-        |kernel: &mut Nft, elements| ensure(kernel, elements, &mut Vec::new(), &mut Vec::new).unwrap();
+    let ensure_for = |kernel: &mut Nft, elements| {
+        ensure(kernel, elements, &mut Vec::new(), &mut || Ok(Vec::new())).unwrap()
+    };
     all.iter().for_each(|elements| ensure_for(&mut kernel, elements));
     networks.iter().for_each(|network| drop(network::ensure(&mut kernel, network).unwrap()));
     assert_eq!(has_chains(), [false; 2]);

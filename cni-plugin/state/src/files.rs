@@ -2,11 +2,37 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use nix::libc;
 use sha2::{Digest as _, Sha256};
+
+/// What helps whoever could not open or lock a file.
+pub(crate) fn remedy(cause: &io::Error) -> &'static str {
+    match cause.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => {
+            "too many files are open: raise the limit of who started this (LimitNOFILE) or of the host (fs.file-max)"
+        }
+        _ => {
+            "see that its directory is there and writable, on a file system that is neither full nor read-only"
+        }
+    }
+}
+
+/// The content of a file. What waits for a writer elsewhere, as a FIFO that somebody put in its place, counts as empty.
+///
+/// # Errors
+/// Those of open(2) and read(2).
+pub fn read_at_once(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    match file.and_then(|mut file| file.read_to_end(&mut bytes)) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Vec::new()),
+        read => read.map(|_| bytes),
+    }
+}
 
 /// Puts `bytes` at `path` so that a reader, at any time and after any kill, sees the old content or
 /// the new, never a part. The file is readable by its owner only.

@@ -18,11 +18,9 @@ use nix::sys::signal::{SaFlags, SigAction, SigEvent, SigHandler, SigSet, SigevNo
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 
+use crate::files::remedy;
 use holder::held;
 pub use holder::holder;
-
-const REMEDY: &str =
-    "see that its directory is there and writable, on a file system that is neither full nor read-only";
 
 /// flock(2) on a file, let go when dropped or when the process ends, however it ends.
 ///
@@ -193,7 +191,7 @@ impl Lock {
         debug_assert_eq!(self.mode, Mode::Exclusive, "other holders would lose their lock unnoticed");
         match fs::remove_file(&self.path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                let msg = format!("remove the lock file {}: {e}: {REMEDY}", self.path.display());
+                let msg = format!("remove the lock file {}: {e}: {}", self.path.display(), remedy(&e));
                 Err(Error::new(Code::Io, msg))
             }
             _ => Ok(()),
@@ -220,7 +218,7 @@ fn open(path: &Path, create: bool) -> io::Result<File> {
 }
 
 fn failed(path: &Path, cause: &io::Error) -> Error {
-    Error::new(Code::Io, format!("lock {}: {cause}: {REMEDY}", path.display()))
+    Error::new(Code::Io, format!("lock {}: {cause}: {}", path.display(), remedy(cause)))
 }
 
 /// Whether `path` still names the file that was opened.

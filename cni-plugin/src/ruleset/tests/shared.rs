@@ -37,7 +37,7 @@ fn of_prefixes_that_meet_the_wider_one_serves_both() {
         assert!(put_back(&mut kernel, &held).unwrap());
         assert_there(&mut kernel);
         nft(&["flush", "ruleset"], "");
-        ensure(&mut kernel, &held[0], &mut Vec::new(), &mut || held.to_vec()).unwrap();
+        ensure(&mut kernel, &held[0], &mut Vec::new(), &mut || Ok(held.to_vec())).unwrap();
         assert_there(&mut kernel);
     }
 }
