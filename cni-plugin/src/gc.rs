@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use cni_protocol::{Call, Code, Deadline, Error, GcArgs, NetworkName, Outcome, ValidAttachment};
+use cni_protocol::{Code, Deadline, Error, GcArgs, NetworkName, Outcome, ValidAttachment};
 use log::{info, warn};
 use nix::errno::Errno;
 use serde_json::{Map, Value};
@@ -60,8 +60,15 @@ struct Stale {
     ipam: Option<Map<String, Value>>,
 }
 
-/// What is to be removed, by hashes, and what is kept although the runtime does not list it.
-type Findings = (BTreeMap<String, Stale>, Vec<ValidAttachment>);
+/// What is kept of an attachment that the runtime does not list: somebody is at work on it, or it cannot be removed or told.
+#[derive(Default)]
+struct Kept {
+    key: Option<AttachmentKey>,
+    link: Option<String>,
+}
+
+/// What is to be removed, and what is kept although the runtime does not list it, by hashes.
+type Findings = (BTreeMap<String, Stale>, BTreeMap<String, Kept>);
 
 /// What is on record of an attachment that the runtime does not list.
 enum Recorded {
@@ -75,10 +82,15 @@ impl Collector<'_> {
     /// [`Code::TryAgain`] when an ADD is under way until the deadline: nothing was done then.
     fn run(&self, problems: &mut Vec<String>) -> Result<(), Error> {
         let mut netlink = open(self.args.call.deadline)?;
-        let (_no_add, (mut stale, kept)) = self.find_alone(&mut netlink, problems)?;
+        let (_no_add, (mut stale, mut kept)) = self.find_alone(&mut netlink, problems)?;
         // An address is given back after its link is gone, or not at all.
         let left = remove_links(&mut netlink, &stale, problems);
-        stale.retain(|hash, _| !left.contains(hash));
+        let is_all = left.is_empty();
+        for hash in left {
+            if let Some(Stale { key, links, .. }) = stale.remove(&hash) {
+                kept.insert(hash, Kept { key, link: links.into_iter().next() });
+            }
+        }
         if let Err(error) = self.remove_elements(&mut netlink, &stale) {
             problems.extend(error.lines());
         }
@@ -91,18 +103,17 @@ impl Collector<'_> {
         if let Err(error) = self.sweep_index(&mut netlink) {
             problems.extend(error.lines());
         }
-        let plugin = conf::ipam(&self.args.call.conf);
-        let collected = plugin.and_then(|plugin| {
-            plugin.map_or(Ok(()), |(plugin, _)| ipam::collect_garbage(plugin, &self.call_with(&kept)))
-        });
-        if let Err(error) = collected {
+        if let Err(error) = self.collect_addresses(kept) {
             problems.extend(error.lines());
         }
         if let Err(error) = self.retire_prefixes() {
             problems.extend(error.lines());
         }
         // One that came meanwhile is in need of them.
-        if self.args.valid.is_empty() && record::hashes(&self.traces.state_dir, self.network())?.is_empty() {
+        if is_all
+            && self.args.valid.is_empty()
+            && record::hashes(&self.traces.state_dir, self.network())?.is_empty()
+        {
             self.remove_rules()?;
         }
         Ok(())
@@ -137,27 +148,21 @@ impl Collector<'_> {
     /// is kept although it is not in the list: attached after the runtime wrote that, or in somebody's hands.
     /// An attachment of which nothing can be learned is kept, and a problem.
     fn find(&self, netlink: &mut Netlink, problems: &mut Vec<String>) -> Result<Findings, Error> {
-        let mut kept = Vec::new();
         let hash_of = |valid: &ValidAttachment| {
             AttachmentKey::new(self.network(), &valid.container_id, &valid.ifname).hash().to_owned()
         };
-        let mut keep: BTreeSet<String> = self.args.valid.iter().map(hash_of).collect();
-        let mut stale: BTreeMap<String, Stale> = BTreeMap::new();
+        let valid: BTreeSet<String> = self.args.valid.iter().map(hash_of).collect();
+        let (mut stale, mut kept) = Findings::default();
         for hash in record::hashes(&self.traces.state_dir, self.network())? {
-            if keep.contains(&hash) {
+            if valid.contains(&hash) {
                 continue;
             }
             match self.of_record(&hash) {
                 Ok(Recorded::Stale(found)) => drop(stale.insert(hash, found)),
-                Ok(Recorded::Kept(key)) => {
-                    kept.extend(
-                        key.map(|key| ValidAttachment { container_id: key.container_id, ifname: key.ifname }),
-                    );
-                    keep.insert(hash);
-                }
+                Ok(Recorded::Kept(key)) => drop(kept.insert(hash, Kept { key, link: None })),
                 Err(error) => {
                     problems.extend(error.lines());
-                    keep.insert(hash);
+                    kept.insert(hash, Kept::default());
                 }
             }
         }
@@ -168,9 +173,14 @@ impl Collector<'_> {
                 link.alias.as_deref().and_then(|alias| AttachmentKey::from_alias(self.network(), alias));
             let by_name = || is_host_veth(link).then(|| link.name[VETH_PREFIX.len()..].to_owned());
             let Some(hash) = key.as_ref().map(|key| key.hash().to_owned()).or_else(by_name) else { continue };
+            // Its record may not tell whose it is.
             if let Some(known) = stale.get_mut(&hash) {
+                known.key = known.key.take().or(key);
                 known.links.push(link.name.clone());
-            } else if !keep.contains(&hash) && (key.is_some() || is_nameless(link, self.network())) {
+            } else if let Some(known) = kept.get_mut(&hash) {
+                known.key = known.key.take().or(key);
+                known.link = Some(link.name.clone());
+            } else if !valid.contains(&hash) && (key.is_some() || is_nameless(link, self.network())) {
                 stale.insert(hash, Stale { key, links: vec![link.name.clone()], ..Stale::default() });
             }
         }
@@ -215,12 +225,26 @@ impl Collector<'_> {
         }
     }
 
-    /// The call as the IPAM plugin gets it: what this GC keeps is in the list. The plugin cannot tell by its own
-    /// times, as an ADD reserves before this command begins and is attached after that.
-    fn call_with(&self, kept: &[ValidAttachment]) -> Call {
+    /// Has the IPAM plugin do the same, with what this GC keeps in the list. The plugin cannot tell by its own
+    /// times, as an ADD reserves before this command begins and is attached after that. An address of a link that is left is not given back,
+    /// so the plugin is left alone as long as nobody can tell whose a link is.
+    fn collect_addresses(&self, kept: BTreeMap<String, Kept>) -> Result<(), Error> {
+        let Some((plugin, _)) = conf::ipam(&self.args.call.conf)? else { return Ok(()) };
+        if let Some(link) =
+            kept.values().filter(|kept| kept.key.is_none()).find_map(|kept| kept.link.as_ref())
+        {
+            let left_out = format!(
+                "GC of {plugin} is left out, as nobody can tell whose link {link} is, which may have addresses: see why its record cannot \
+                 be read, or delete the link, and call GC again"
+            );
+            return Err(Error::new(Code::Incomplete, left_out));
+        }
+        let keys = kept.into_values().filter_map(|kept| kept.key);
+        let kept: Vec<_> =
+            keys.map(|key| ValidAttachment { container_id: key.container_id, ifname: key.ifname }).collect();
         let mut args = self.args.clone();
-        args.keep(kept);
-        args.call
+        args.keep(&kept);
+        ipam::collect_garbage(plugin, &args.call)
     }
 
     fn release(&self, stale: Stale) -> Result<(), Error> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 use weft_tests::{Host, Network, Pod, World, command, eventually};
 
-use super::{live, network};
+use super::{live, network, records};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Outside of what [`World`] looks at.
@@ -96,4 +96,88 @@ fn an_ipam_that_cannot_be_read() {
         assert!(dead.link("eth0").is_none());
         before.assert_unchanged(&host, &[&alive], &format!("GC with ipam {ipam}"));
     }
+}
+
+/// The addresses that are on links of the host's containers.
+fn used(pods: &[Pod]) -> Vec<String> {
+    let with_link = pods.iter().filter(|pod| pod.link("eth0").is_some());
+    let mut used: Vec<String> = with_link
+        .flat_map(|pod| pod.addresses("eth0"))
+        .map(|address| address.split('/').next().unwrap().to_owned())
+        .collect();
+    used.sort();
+    used
+}
+
+/// Those that nobody else can get.
+fn held() -> Vec<String> {
+    let list = command("find /run/weft -path */ipam/addr/* -printf %f\\n");
+    let mut held: Vec<String> = list.lines().map(str::to_owned).collect();
+    held.sort();
+    held
+}
+
+/// It cannot read all records at once, which is told, and has not deleted the links of those that it could not.
+#[test]
+fn few_open_files() {
+    let _host = Host::new();
+    let network = Network::v4();
+    let pods: Vec<Pod> = (0..40).map(|_| Pod::new()).collect();
+    pods.iter().for_each(|pod| drop(network.add(pod)));
+    let error = network.gc_call(&[]).through(["prlimit", "--nofile=32:32"]).run().error_code(106);
+    error.assert_names(&["LimitNOFILE"]);
+    let used = used(&pods);
+    assert!(!used.is_empty() && used.len() < pods.len(), "{used:?}");
+    assert_eq!(held(), used);
+    network.gc(&[]);
+    assert_eq!(held(), Vec::<String>::new());
+}
+
+/// The link may say whose it is, or there may be nobody who can.
+#[test]
+fn a_damaged_record_in_the_hands_of_another() {
+    for (name, id) in [("net", "a"), (&"n".repeat(190), &"a".repeat(64))] {
+        let _host = Host::new();
+        let network = Network::new(name, &["10.88.0.0/24"]);
+        let (pod, dead) = (Pod::named(id), Pod::new());
+        network.add(&pod);
+        let [record] = &records().into_iter().collect::<Vec<_>>()[..] else { panic!("one record") };
+        fs::write(record, "{").unwrap();
+        network.add(&dead);
+        let lock = fs::File::open(record).unwrap();
+        lock.lock().unwrap();
+        let reply = network.gc_call(&[]).run();
+        if name == "net" {
+            reply.done();
+        } else {
+            reply.error_code(106).assert_names(&["weft-ipam", "nobody can tell whose link"]);
+        }
+        assert_eq!(held(), used(&[pod, dead]));
+        drop(lock);
+        network.gc(&[]);
+        assert_eq!(held(), Vec::<String>::new());
+    }
+}
+
+/// Of an attachment that nothing is known of but its link, which cannot be deleted.
+#[test]
+fn a_link_that_stays() {
+    let _host = Host::new();
+    let network = Network::v4();
+    let pod = Pod::new();
+    network.add(&pod);
+    records().iter().for_each(|record| fs::remove_file(record).unwrap());
+    let trace = ["strace", "-f", "-qq", "-o", TRACE, "-e", "trace=sendto", "-e"];
+    // From the removal on: what comes before it are a few questions.
+    let refused = (1..20).map(|nth| format!("inject=sendto:error=ENOBUFS:when={nth}+"));
+    let mut was_left = false;
+    for inject in refused {
+        let reply = network.gc_call(&[]).through(trace.iter().copied().chain([inject.as_str()])).run();
+        assert_eq!(held().is_empty(), pod.link("eth0").is_none(), "{inject}: {reply:?}");
+        if held().is_empty() {
+            break;
+        }
+        was_left |= reply.stderr.contains("delete link") || reply.error().msg.contains("delete link");
+    }
+    assert!(was_left);
 }
