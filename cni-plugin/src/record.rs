@@ -281,10 +281,13 @@ pub fn hashes(state_dir: &Path, network: &NetworkName) -> Result<Vec<String>, Er
         }
         other => other.map_err(|error| io_error("list", &dir, &error))?,
     };
-    entries
+    let mut names: Vec<String> = entries
         .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
         .collect::<io::Result<_>>()
-        .map_err(|error| io_error("list", &dir, &error))
+        .map_err(|error| io_error("list", &dir, &error))?;
+    // What had to give way to a record is none.
+    names.retain(|name| !name.starts_with('.'));
+    Ok(names)
 }
 
 /// Whether the record of a hash is there. What is no file is moved away from its place, or nobody could work there.

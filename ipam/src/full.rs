@@ -10,17 +10,18 @@
 //! same, as somebody removed files by hand, hides addresses until the pool looks exhausted: then the marks are not believed.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use cni_protocol::Error;
+use weft_state::open_to_write;
 
 use crate::pool::RangeSet;
 use crate::range::{Family, Span, number};
 use crate::reservation::Reservation;
 use crate::sticky::Name;
-use crate::store::{Store, failed, ignore_missing, names_in, private_dir, remove_file};
+use crate::store::{Store, failed, ignore_missing, names_in, private_dir, read_text, remove_file};
 
 const FULL: &str = "full";
 
@@ -62,7 +63,7 @@ impl Store {
     }
 
     fn is_full(&self, family: Family, piece: Span) -> bool {
-        let text = fs::read_to_string(self.full_file(family, piece.first)).unwrap_or_default();
+        let text = read_text(&self.full_file(family, piece.first));
         let mut ends = text.split(' ').filter_map(|end| end.parse().ok().map(number));
         match (ends.next(), ends.next()) {
             (Some(first), Some(last)) => first <= piece.first && piece.last <= last,
@@ -74,13 +75,14 @@ impl Store {
     fn mark_full(&self, family: Family, piece: Span) {
         let path = self.full_file(family, piece.first);
         let text = format!("{} {}", family.address(piece.first), family.address(piece.last));
-        let write = || match fs::write(&path, &text) {
+        let open = || match open_to_write(&path, true) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 private_dir(&self.dir().join(FULL))?;
-                fs::write(&path, &text)
+                open_to_write(&path, true)
             }
             other => other,
         };
+        let write = || open()?.write_all(text.as_bytes());
         if let Err(error) = write() {
             log::warn!("write {}: {error}", path.display());
         }

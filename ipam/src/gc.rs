@@ -1,13 +1,16 @@
 //! GC of the store: what belongs to nobody any more.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use cni_protocol::Error;
+
 use crate::record::{Owner, Record, repair_record};
-use crate::store::{Store, make_dir, names_in, note, remove_file};
+use crate::store::{Store, make_dir, make_parts, names_in, note, remove_file};
 
 impl Store {
     /// Frees all that belongs to none of `valid`, except what was reserved since `started`: an ADD
@@ -40,6 +43,9 @@ impl Store {
             let dir = self.part("owner", &name);
             if let Some(owner) = valid.get(name.as_str()) {
                 self.restore_addresses(owner, &dir);
+                for name in names_in(&dir).ok().flatten().unwrap_or_default() {
+                    repair_record(owner, &dir.join(&name));
+                }
             } else if !is_newer(&dir, started) {
                 log::info!("GC: freeing the reservation {name}");
                 left.extend(self.free(&dir));
@@ -48,18 +54,29 @@ impl Store {
         left
     }
 
-    /// Links the addresses of a valid owner again where the address file was lost, so that they are
+    /// Makes directories of the store again that somebody removed; addresses of which the owner is known are held again.
+    ///
+    /// # Errors
+    /// [`cni_protocol::Code::Io`].
+    pub(crate) fn mend(&self) -> Result<(), Error> {
+        log::warn!("{}: a directory is missing, and is made again", self.dir().display());
+        make_parts(self.dir())?;
+        let (names, _) = self.names("owner");
+        names.iter().for_each(|name| self.restore_addresses(name, &self.part("owner", name)));
+        Ok(())
+    }
+
+    /// Links the addresses of an owner again where the address file was lost, so that they are
     /// not given to another.
-    fn restore_addresses(&self, owner: &Owner, dir: &Path) {
+    fn restore_addresses(&self, owner: &dyn Display, dir: &Path) {
         for name in names_in(dir).ok().flatten().unwrap_or_default() {
             let address = self.part("addr", &name);
             if fs::symlink_metadata(&address).is_err() {
                 match fs::hard_link(dir.join(&name), &address) {
-                    Ok(()) => log::warn!("GC: {name} of {owner} was not marked as held, repaired"),
-                    Err(e) => log::warn!("GC: {name} of {owner} is not marked as held: {e}"),
+                    Ok(()) => log::warn!("{name} of {owner} was not marked as held, repaired"),
+                    Err(e) => log::warn!("{name} of {owner} is not marked as held: {e}"),
                 }
             }
-            repair_record(owner, &dir.join(&name));
         }
     }
 
@@ -69,7 +86,7 @@ impl Store {
         let (names, mut left) = self.names("addr");
         for name in names {
             let address = self.part("addr", &name);
-            if fs::symlink_metadata(&address).is_ok_and(|m| m.nlink() > 1) {
+            if fs::symlink_metadata(&address).is_ok_and(|m| m.is_file() && m.nlink() > 1) {
                 continue;
             }
             match Record::read(&address) {

@@ -1,13 +1,13 @@
 //! What an address file says about its owner.
 
 use std::fmt;
-use std::fs;
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use weft_state::short_hash;
+use weft_state::{open_to_write, read_at_once, short_hash};
 
 use crate::sticky::Name;
 use crate::store::Held;
@@ -78,7 +78,7 @@ impl Record {
 
     /// `None` if there is no file or no whole record in it.
     pub(crate) fn read(path: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(path).ok()?).ok()
+        serde_json::from_slice(&read_at_once(path).ok()?).ok()
     }
 
     pub(crate) fn owner(&self) -> Owner {
@@ -104,7 +104,8 @@ pub(crate) fn repair_record(owner: &Owner, path: &Path) {
     if Record::read(path).is_some() {
         return;
     }
-    match fs::write(path, Record::bytes(owner, Duration::ZERO, 0, None)) {
+    let record = Record::bytes(owner, Duration::ZERO, 0, None);
+    match open_to_write(path, true).and_then(|mut file| file.write_all(&record)) {
         Ok(()) => log::warn!("{}: damaged, written anew for {owner}", path.display()),
         Err(e) => log::warn!("{}: damaged, and not to be written anew: {e}", path.display()),
     }

@@ -11,7 +11,7 @@ use weft_state::monotonic;
 
 use crate::record::{Owner, Record};
 use crate::sticky::Name;
-use crate::store::{Store, addresses_in, failed, make_dir, private_dir};
+use crate::store::{Store, addresses_in, failed, make_dir, private_dir, remove_file};
 
 impl Store {
     /// Begins a reservation of so many addresses, for a name where they are to stay with one. What a killed command left of the same owner is taken away before, and
@@ -27,7 +27,11 @@ impl Store {
     ) -> Result<Reservation<'a>, Error> {
         let dir = self.part("pending", owner.hash());
         let mut before = Vec::new();
-        if let Err(e) = private_dir(&dir) {
+        let made = match private_dir(&dir) {
+            Err(e) if e.kind() == ErrorKind::NotFound => self.mend().map(|()| private_dir(&dir))?,
+            made => made,
+        };
+        if let Err(e) = made {
             if e.kind() != ErrorKind::AlreadyExists {
                 return Err(failed("create", &dir, &e));
             }
@@ -82,8 +86,15 @@ impl Reservation<'_> {
         let link = self.dir.join(ip.to_string());
         let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&link);
         file.and_then(|mut f| f.write_all(&self.record)).map_err(|e| failed("write", &link, &e))?;
-        fs::hard_link(&link, &address).map_err(|e| failed("link", &address, &e))?;
-        Ok(true)
+        match fs::hard_link(&link, &address) {
+            // Others are held too, which is seen again then.
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                self.store.mend()?;
+                remove_file(&link).map_err(|e| failed("remove", &link, &e))?;
+                self.claim(ip)
+            }
+            linked => linked.map(|()| true).map_err(|e| failed("link", &address, &e)),
+        }
     }
 
     /// Makes the reservation a finished one.

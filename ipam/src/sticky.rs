@@ -19,11 +19,11 @@ use std::time::Duration;
 
 use cni_protocol::{CniArgs, Code, ContainerId, Error, IfName};
 use serde::{Deserialize, Serialize};
-use weft_state::{monotonic, short_hash, write_whole};
+use weft_state::{monotonic, read_at_once, short_hash, write_whole};
 
 use crate::record::Record;
 use crate::reservation::Reservation;
-use crate::store::{Store, addresses_in, names_in, remove_file};
+use crate::store::{Store, addresses_in, names_in, read_text, remove_file};
 
 /// How many characters of the container ID nerdctl makes a host name of, as Docker does.
 const MADE_UP: usize = 12;
@@ -100,7 +100,7 @@ struct Kept {
 
 impl Kept {
     fn read(path: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(path).ok()?).ok()
+        serde_json::from_slice(&read_at_once(path).ok()?).ok()
     }
 
     fn left(&self) -> Option<Duration> {
@@ -126,7 +126,7 @@ impl Store {
     }
 
     fn listed(&self, hash: &str) -> Vec<IpAddr> {
-        let text = fs::read_to_string(self.part("name", hash)).unwrap_or_default();
+        let text = read_text(&self.part("name", hash));
         text.split_whitespace().filter_map(|ip| ip.parse().ok()).collect()
     }
 
@@ -199,7 +199,7 @@ impl Store {
     /// [`Store::forget`] where no GC comes. It looks at all names, so it is not done more often than in so much `time`.
     fn forget_now_and_then(&self, time: u64) {
         let path = self.dir().join("forgotten");
-        let last = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        let last = read_text(&path).trim().parse::<u64>().ok();
         let now = monotonic().as_secs();
         if last.is_some_and(|last| now.saturating_sub(last) < time) {
             return;

@@ -21,15 +21,15 @@
 //! an address is said by names and links. A record that is empty or garbage therefore loses nothing.
 
 use std::collections::HashSet;
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder};
 use std::io::{self, ErrorKind, Write as _};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use cni_protocol::{Code, Deadline, Error, NetworkName};
 use serde::Serialize;
-use weft_state::{Lock, boot_dir, boot_path};
+use weft_state::{Lock, boot_dir, boot_path, open_to_write, read_at_once};
 
 use crate::record::{Owner, Record, repair_record};
 
@@ -49,10 +49,7 @@ impl Store {
         let dir = store_path(root, network)?;
         if !is_whole(&dir) {
             boot_dir(root, network)?;
-            // `owner` is the last one: where it is, the others are.
-            for part in ["", "addr", "pending", "owner"] {
-                make_dir(&dir.join(part))?;
-            }
+            make_parts(&dir)?;
         }
         let _lock = Lock::exclusive(&dir.join("lock"), deadline)?;
         Ok(Self { dir, _lock })
@@ -66,7 +63,10 @@ impl Store {
     pub fn open(root: &Path, network: &NetworkName, deadline: Deadline) -> Result<Option<Self>, Error> {
         let dir = store_path(root, network)?;
         if !is_whole(&dir) {
-            return Ok(None);
+            if !dir.is_dir() {
+                return Ok(None);
+            }
+            make_parts(&dir)?;
         }
         let _lock = Lock::exclusive(&dir.join("lock"), deadline)?;
         Ok(Some(Self { dir, _lock }))
@@ -118,7 +118,7 @@ impl Store {
     /// file is damaged, which only means that the search begins at the beginning.
     #[must_use]
     pub fn last(&self, set: usize) -> Option<IpAddr> {
-        fs::read_to_string(self.dir.join(format!("last.{set}"))).ok()?.trim().parse().ok()
+        read_text(&self.dir.join(format!("last.{set}"))).trim().parse().ok()
     }
 
     /// Remembers the address last given.
@@ -130,8 +130,9 @@ impl Store {
         // Always of one length and in one write: there is never a part of an address, which would
         // be another address.
         let text = format!("{:<45}\n", ip.to_string());
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-        file.and_then(|mut f| f.write_all(text.as_bytes())).map_err(|e| failed("write", &path, &e))
+        open_to_write(&path, false)
+            .and_then(|mut f| f.write_all(text.as_bytes()))
+            .map_err(|e| failed("write", &path, &e))
     }
 
     /// Frees everything that `owner` holds, finished or not, and what of `hints` has its record but
@@ -296,8 +297,18 @@ fn store_path(root: &Path, network: &NetworkName) -> Result<PathBuf, Error> {
     Ok(boot_path(root, network)?.join("ipam"))
 }
 
+/// `owner` is made last: where it is, the others are, unless somebody removed one.
 fn is_whole(dir: &Path) -> bool {
     dir.join("owner").is_dir()
+}
+
+pub(crate) fn make_parts(dir: &Path) -> Result<(), Error> {
+    ["", "addr", "pending", "owner"].iter().try_for_each(|part| make_dir(&dir.join(part)))
+}
+
+/// The text of a file; none where there is no such file.
+pub(crate) fn read_text(path: &Path) -> String {
+    String::from_utf8(read_at_once(path).unwrap_or_default()).unwrap_or_default()
 }
 
 pub(crate) fn private_dir(path: &Path) -> io::Result<()> {
@@ -342,8 +353,12 @@ fn same_file(a: &Path, b: &Path) -> bool {
     place(a).is_some_and(|p| place(b) == Some(p))
 }
 
+/// Removes a file, or an empty directory that is in its place.
 pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
-    ignore_missing(fs::remove_file(path))
+    ignore_missing(match fs::remove_file(path) {
+        Err(e) if e.kind() == ErrorKind::IsADirectory => fs::remove_dir(path),
+        other => other,
+    })
 }
 
 pub(crate) fn ignore_missing(result: io::Result<()>) -> io::Result<()> {

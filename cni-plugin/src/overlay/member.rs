@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use weft_net::{NetError, Netlink, NlResult};
 use weft_state::lease::{HostLease, Peers, agent_lives, lease_files};
-use weft_state::{Lock, boot_dir, write_whole};
+use weft_state::{Lock, boot_dir, read_at_once, write_whole};
 
 use super::sync::Underlay;
 use super::{Direct, Overlay, Rejected, remove, sync};
@@ -248,7 +248,8 @@ struct Note {
 impl Note {
     /// What is not there, or not whole, says nothing.
     fn read(file: &Path) -> Self {
-        let text = fs::read_to_string(file).unwrap_or_default();
+        let text = read_at_once(file).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
         let mut lines = text.lines().map(str::to_owned);
         let mut next = || lines.next().unwrap_or_default();
         Self { stamp: next(), told: next(), mtus: next(), lease: next() }

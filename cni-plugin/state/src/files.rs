@@ -9,6 +9,8 @@ use std::path::Path;
 use nix::libc;
 use sha2::{Digest as _, Sha256};
 
+use crate::clock::monotonic;
+
 /// What helps whoever could not open or lock a file.
 pub(crate) fn remedy(cause: &io::Error) -> &'static str {
     match cause.raw_os_error() {
@@ -32,6 +34,27 @@ pub fn read_at_once(path: &Path) -> io::Result<Vec<u8>> {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Vec::new()),
         read => read.map(|_| bytes),
     }
+}
+
+/// Opens a file to write to, made if there is none (mode 0600). What is no file gives way.
+///
+/// # Errors
+/// Those of open(2).
+pub fn open_to_write(path: &Path, truncate: bool) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    // A FIFO that nobody reads is not waited for.
+    options.write(true).create(true).truncate(truncate).mode(0o600).custom_flags(libc::O_NONBLOCK);
+    options.open(path).or_else(|error| match fs::symlink_metadata(path) {
+        Ok(found) if !found.is_file() => displace(path).and_then(|()| options.open(path)),
+        _ => Err(error),
+    })
+}
+
+/// Has what is no file give way to one. What a directory has in it stays, beside it, as long as the directory that they are in.
+pub(crate) fn displace(path: &Path) -> io::Result<()> {
+    let aside = path.with_file_name(format!(".no-file-{}", monotonic().as_nanos()));
+    log::warn!("{} is no file, and gives way to one", path.display());
+    fs::remove_file(path).or_else(|_| fs::remove_dir(path)).or_else(|_| fs::rename(path, aside))
 }
 
 /// Puts `bytes` at `path` so that a reader, at any time and after any kill, sees the old content or

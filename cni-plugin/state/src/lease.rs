@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{Lock, write_durable};
+use crate::{Lock, read_at_once, write_durable};
 
 /// Where leases are unless the configuration or [`DATA_DIR_ENV`] says otherwise: it must survive a reboot.
 const DATA_DIR: &str = "/var/lib/weft";
@@ -258,7 +258,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
 
 /// Tells in the log at this level when the file is damaged.
 fn read_as<T: DeserializeOwned>(path: &Path, level: Level) -> Result<Option<T>, Error> {
-    let bytes = match std::fs::read(path) {
+    let bytes = match read_at_once(path) {
         Ok(bytes) => bytes,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(None);

@@ -3,7 +3,7 @@
 mod holder;
 
 use std::cell::Cell;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, Read as _, Seek as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -18,7 +18,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigEvent, SigHandler, SigSet, SigevNo
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 
-use crate::files::remedy;
+use crate::files::{displace, remedy};
 use holder::held;
 pub use holder::holder;
 
@@ -54,7 +54,7 @@ impl Mode {
 
 impl Lock {
     /// Waits until nobody else holds the file, creating it (mode 0600) if it is not there; its
-    /// directory must be.
+    /// directory must be. A directory or FIFO in its place gives way.
     ///
     /// # Errors
     /// [`Code::TryAgain`] naming the holder when the deadline comes first; [`Code::Io`] when the
@@ -100,7 +100,7 @@ impl Lock {
             if !try_flock(&file, mode).map_err(|e| failed(path, &e.into()))? {
                 return Ok(None);
             }
-            if is_at(&file, path).map_err(|e| failed(path, &e))? {
+            if is_at(&file, path).map_err(|e| failed(path, &e))?.is_some() {
                 return Ok(Some(Self::new(file, path, mode, None)));
             }
         }
@@ -108,14 +108,16 @@ impl Lock {
 
     fn acquire(path: &Path, mode: Mode, deadline: Deadline) -> Result<Self, Error> {
         loop {
-            let file = open(path, true).map_err(|e| failed(path, &e))?;
+            let file = open(path, true).or_else(|e| open_directory(path, e)).map_err(|e| failed(path, &e))?;
             if !flock_until(&file, mode, deadline).map_err(|e| failed(path, &e.into()))? {
                 return Err(held(path, &file));
             }
             // Its last holder may have removed the file while we waited for it: then others lock
             // another file of the same name, and so must we.
-            if is_at(&file, path).map_err(|e| failed(path, &e))? {
-                return Ok(Self::new(file, path, mode, Some(deadline)));
+            match is_at(&file, path).map_err(|e| failed(path, &e))? {
+                Some(kind) if kind.is_file() => return Ok(Self::new(file, path, mode, Some(deadline))),
+                Some(_) => give_way(path, &file, deadline)?,
+                None => {}
             }
         }
     }
@@ -134,7 +136,7 @@ impl Lock {
             return Ok(true);
         }
         let got = try_flock(&self.file, Mode::Exclusive).map_err(|e| failed(&self.path, &e.into()))?;
-        if got && is_at(&self.file, &self.path).map_err(|e| failed(&self.path, &e))? {
+        if got && is_at(&self.file, &self.path).map_err(|e| failed(&self.path, &e))?.is_some() {
             self.mode = Mode::Exclusive;
             return Ok(true);
         }
@@ -221,12 +223,29 @@ fn failed(path: &Path, cause: &io::Error) -> Error {
     Error::new(Code::Io, format!("lock {}: {cause}: {}", path.display(), remedy(cause)))
 }
 
-/// Whether `path` still names the file that was opened.
-fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+/// A directory that is in a lock's place. It can be locked too, and is before it gives way.
+fn open_directory(path: &Path, error: io::Error) -> io::Result<File> {
+    if error.kind() != io::ErrorKind::IsADirectory {
+        return Err(error);
+    }
+    OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_DIRECTORY).open(path)
+}
+
+/// Has what is no file give way to a lock. Whoever else has opened it waits until it is gone, and looks again.
+fn give_way(path: &Path, found: &File, deadline: Deadline) -> Result<(), Error> {
+    if !flock_until(found, Mode::Exclusive, deadline).map_err(|e| failed(path, &e.into()))? {
+        return Err(held(path, found));
+    }
+    let is_there = is_at(found, path).map_err(|e| failed(path, &e))?.is_some();
+    if is_there { displace(path).map_err(|e| failed(path, &e)) } else { Ok(()) }
+}
+
+/// What `path` names, if that still is what was opened.
+fn is_at(file: &File, path: &Path) -> io::Result<Option<FileType>> {
     let mine = file.metadata()?;
     match fs::symlink_metadata(path) {
-        Ok(there) => Ok((there.dev(), there.ino()) == (mine.dev(), mine.ino())),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Ok(there) => Ok(((there.dev(), there.ino()) == (mine.dev(), mine.ino())).then(|| mine.file_type())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }
 }
@@ -293,106 +312,4 @@ fn interruptible() -> Result<(), Errno> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn soon() -> Deadline {
-        Deadline::after(Duration::from_secs(10))
-    }
-
-    #[test]
-    fn one_holder_at_a_time_and_shared_holders_together() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("lock");
-        let first = Lock::exclusive(&path, soon()).unwrap();
-        assert!(Lock::try_exclusive(&path).unwrap().is_none());
-        drop(first);
-        let one = Lock::shared(&path, soon()).unwrap();
-        let two = Lock::shared(&path, soon()).unwrap();
-        assert!(Lock::try_exclusive(&path).unwrap().is_none());
-        drop((one, two));
-        assert!(Lock::try_exclusive(&path).unwrap().is_some());
-    }
-
-    #[test]
-    fn a_try_makes_no_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("record");
-        assert!(Lock::try_exclusive(&path).unwrap().is_none());
-        assert!(Lock::try_shared(&path).unwrap().is_none());
-        assert!(!path.exists());
-    }
-
-    #[test]
-    fn an_upgrade_needs_to_be_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("lock");
-        let mut one = Lock::shared(&path, soon()).unwrap();
-        let two = Lock::shared(&path, soon()).unwrap();
-        assert!(!one.upgrade_now().unwrap());
-        // Shared again, not lost: an exclusive lock is still not to be had.
-        drop(two);
-        assert!(Lock::try_exclusive(&path).unwrap().is_none());
-        assert!(one.upgrade_now().unwrap());
-        assert!(one.upgrade_now().unwrap());
-        let late = Deadline::after(Duration::ZERO);
-        assert_eq!(Lock::shared(&path, late).unwrap_err().code, Code::TryAgain);
-    }
-
-    #[test]
-    fn an_upgrade_notices_that_the_file_was_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("lock");
-        let mut lock = Lock::shared(&path, soon()).unwrap();
-        fs::remove_file(&path).unwrap();
-        assert!(!lock.upgrade_now().unwrap());
-        assert!(lock.upgrade_now().unwrap());
-        assert!(Lock::try_exclusive(&path).unwrap().is_none());
-    }
-
-    #[test]
-    fn the_holder_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("lock");
-        let _held = Lock::exclusive(&path, soon()).unwrap();
-        let error = Lock::exclusive(&path, Deadline::after(Duration::ZERO)).unwrap_err();
-        assert_eq!(error.code, Code::TryAgain);
-        assert!(error.msg.contains(&format!("pid {} ", std::process::id())), "{}", error.msg);
-        assert!(error.msg.contains(path.to_str().unwrap()), "{}", error.msg);
-    }
-
-    #[test]
-    fn a_removed_file_is_not_locked_twice() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("lock");
-        let lock = Lock::exclusive(&path, soon()).unwrap();
-        // One who opened the file before it was removed has it locked in the end, and must notice.
-        let old = open(&path, false).unwrap();
-        lock.remove_file().unwrap();
-        assert!(!path.exists());
-        assert!(try_flock(&old, Mode::Exclusive).unwrap());
-        assert!(!is_at(&old, &path).unwrap());
-        let anew = Lock::exclusive(&path, soon()).unwrap();
-        assert!(!is_at(&old, &path).unwrap());
-        fs::remove_file(&path).unwrap();
-        anew.remove_file().unwrap();
-    }
-
-    #[test]
-    fn the_lock_file_holds_a_record() {
-        let dir = tempfile::tempdir().unwrap();
-        let lock = Lock::exclusive(&dir.path().join("record"), soon()).unwrap();
-        assert_eq!(lock.read().unwrap(), b"");
-        lock.write(b"a longer record").unwrap();
-        lock.write(b"short").unwrap();
-        assert_eq!(lock.read().unwrap(), b"short");
-        assert_eq!(lock.read().unwrap(), b"short");
-    }
-
-    #[test]
-    fn a_missing_directory_is_an_io_error_that_names_the_file() {
-        let error = Lock::exclusive(Path::new("/nonexistent/lock"), soon()).unwrap_err();
-        assert_eq!(error.code, Code::Io);
-        assert!(error.msg.contains("/nonexistent/lock"), "{}", error.msg);
-    }
-}
+mod tests;

@@ -22,6 +22,16 @@ fn future_records(network: &Network) -> String {
     records
 }
 
+#[test]
+fn a_fresh_host_stays_fresh() {
+    let host = Host::new();
+    let before = World::of(&host, &[]);
+    network().gc(&[]);
+    network().gc(&[("someone", "eth0")]);
+    before.assert_unchanged(&host, &[], "GC on a fresh host");
+    assert!(!fs::exists("/run/weft").unwrap(), "GC created a state directory");
+}
+
 /// It comes after GC has looked for the network's lock and for records, and before it looks at the links.
 #[test]
 fn racing_the_first_add_since_boot() {
