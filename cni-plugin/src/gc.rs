@@ -22,7 +22,7 @@ use crate::record::{self, Found, Record};
 use crate::ruleset;
 use crate::shaping::{self, Limited};
 use weft_net::nft::Nft;
-use weft_net::{Link, NetError, Netlink};
+use weft_net::{Link, NetError, Netlink, NlResult};
 
 /// Collects the network's garbage. Goes on after an error and reports all of them.
 pub fn gc(args: &GcArgs) -> Result<Outcome, Error> {
@@ -82,7 +82,7 @@ impl Collector<'_> {
     /// [`Code::TryAgain`] when an ADD is under way until the deadline: nothing was done then.
     fn run(&self, problems: &mut Vec<String>) -> Result<(), Error> {
         let mut netlink = open(self.args.call.deadline)?;
-        let (_no_add, (mut stale, mut kept)) = self.find_alone(&mut netlink, problems)?;
+        let (no_add, (mut stale, mut kept)) = self.find_alone(&mut netlink, problems)?;
         // An address is given back after its link is gone, or not at all.
         let left = remove_links(&mut netlink, &stale, problems);
         let is_all = left.is_empty();
@@ -109,12 +109,8 @@ impl Collector<'_> {
         if let Err(error) = self.retire_prefixes() {
             problems.extend(error.lines());
         }
-        // One that came meanwhile is in need of them.
-        if is_all
-            && self.args.valid.is_empty()
-            && record::hashes(&self.traces.state_dir, self.network())?.is_empty()
-        {
-            self.remove_rules()?;
+        if is_all && self.args.valid.is_empty() {
+            self.remove_rules(no_add)?;
         }
         Ok(())
     }
@@ -134,10 +130,17 @@ impl Collector<'_> {
             }
             // It may be what the first ADD since boot has made meanwhile.
             problems.clear();
-            boot_dir(&self.traces.state_dir, self.network())?;
         }
-        let no_add = Lock::exclusive(&lock, self.args.call.deadline)?;
+        let no_add = self.keep_out_adds()?;
         Ok((Some(no_add), self.find(netlink, problems)?))
+    }
+
+    fn keep_out_adds(&self) -> Result<Lock, Error> {
+        boot_dir(&self.traces.state_dir, self.network())?;
+        Lock::exclusive(
+            &record::network_lock(&self.traces.state_dir, self.network()),
+            self.args.call.deadline,
+        )
     }
 
     fn network(&self) -> &NetworkName {
@@ -309,13 +312,24 @@ impl Collector<'_> {
             .map_err(|error: NetError| failed(&"take prefixes out of the network's masquerade", error.into()))
     }
 
-    fn remove_rules(&self) -> Result<(), Error> {
-        let remove = || {
-            let mut nft = Nft::open(self.args.call.deadline)?;
-            masquerade::remove(&mut nft, self.network())?;
-            ruleset::network::restore(&mut nft, self.network(), &[])
-        };
-        remove().map_err(|error| failed(&"remove the network's rules", error.into()))
+    fn has_rules(&self, nft: &mut Nft) -> NlResult<bool> {
+        Ok(masquerade::is_there(nft, self.network())? || ruleset::network::is_there(nft, self.network())?)
+    }
+
+    /// Removes what the network as a whole has in the ruleset, unless one that came meanwhile is in need of it.
+    fn remove_rules(&self, no_add: Option<Lock>) -> Result<(), Error> {
+        let refused = |error: NetError| failed(&"remove the network's rules", error.into());
+        let mut nft = Nft::open(self.args.call.deadline).map_err(refused)?;
+        if no_add.is_none() && !self.has_rules(&mut nft).map_err(refused)? {
+            return Ok(());
+        }
+        // Where none had begun, one may have since: between a look at the records and the removal none is to come.
+        let _no_add = no_add.map_or_else(|| self.keep_out_adds(), Ok)?;
+        if !record::hashes(&self.traces.state_dir, self.network())?.is_empty() {
+            return Ok(());
+        }
+        masquerade::remove(&mut nft, self.network()).map_err(refused)?;
+        ruleset::network::restore(&mut nft, self.network(), &[]).map_err(refused)
     }
 }
 

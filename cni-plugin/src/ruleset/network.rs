@@ -55,6 +55,14 @@ pub fn has(nft: &mut Nft, wanted: &[Element]) -> NlResult<bool> {
     Ok(nft.element(first)?.is_some_and(|found| found.comment == first.comment))
 }
 
+/// Whether a network has any elements.
+///
+/// # Errors
+/// What the kernel says to the queries.
+pub fn is_there(nft: &mut Nft, network: &NetworkName) -> NlResult<bool> {
+    Ok(!find(nft, &owner(network), &[])?.is_empty())
+}
+
 /// Gives a network back what it had, or nothing.
 ///
 /// # Errors

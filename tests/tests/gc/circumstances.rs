@@ -55,6 +55,33 @@ fn racing_the_first_add_since_boot() {
     assert!(pod.link("eth0").is_none());
 }
 
+/// It comes after GC has seen that no container is in need of the network's rules, which an earlier one left, and before these go.
+#[test]
+fn racing_an_add_for_the_rules() {
+    let _host = Host::new();
+    let network = network();
+    let records = future_records(&network);
+    let pod = Pod::new();
+    fs::write(TRACE, "").unwrap();
+    let stop = "inject=open,openat:signal=SIGSTOP:when=2";
+    let strace = ["strace", "-qq", "-o", TRACE, "-P", &records, "-e", "trace=open,openat", "-e", stop];
+    let gc = network.gc_call(&[]).through(strace).start();
+    eventually(PATIENCE, "GC looks for records once more", || {
+        fs::read_to_string(TRACE).unwrap().contains("stopped by SIGSTOP").then_some(())
+    });
+    let add = network.add_call(&pod).start();
+    eventually(PATIENCE, "ADD has ended, or waits for GC", || {
+        let process = format!("/proc/{}", add.pid());
+        let waits = |line: &str| line.contains("->") && line.contains(&format!(" {} ", add.pid()));
+        let has_ended = fs::read_to_string(format!("{process}/stat")).unwrap().contains(") Z ");
+        (has_ended || fs::read_to_string("/proc/locks").unwrap().lines().any(waits)).then_some(())
+    });
+    command(&format!("kill -CONT -- -{}", gc.pid()));
+    gc.finish().done();
+    let result = add.finish().result();
+    network.check(&pod, &result).done();
+}
+
 /// It has not begun then, and says so.
 #[test]
 fn while_an_add_is_under_way() {
