@@ -15,7 +15,7 @@ use crate::holdings::erasure;
 use crate::hostport;
 use crate::ipam;
 use crate::isolation;
-use crate::key::{AttachmentKey, VETH_PREFIX, group, hash_of_ifb, is_host_veth};
+use crate::key::{AttachmentKey, VETH_PREFIX, VethEnd, group, hash_of_ifb, is_host_veth};
 use crate::localnet;
 use crate::masquerade::{self, Masquerade, ending};
 use crate::record::{self, Found, Record};
@@ -175,7 +175,9 @@ impl Collector<'_> {
             let key =
                 link.alias.as_deref().and_then(|alias| AttachmentKey::from_alias(self.network(), alias));
             let by_name = || is_host_veth(link).then(|| link.name[VETH_PREFIX.len()..].to_owned());
-            let Some(hash) = key.as_ref().map(|key| key.hash().to_owned()).or_else(by_name) else { continue };
+            let by_mac = || hash_of_renamed(&stale, link).filter(|_| is_nameless(link, self.network()));
+            let by_key = key.as_ref().map(|key| key.hash().to_owned());
+            let Some(hash) = by_key.or_else(by_name).or_else(by_mac) else { continue };
             // Its record may not tell whose it is.
             if let Some(known) = stale.get_mut(&hash) {
                 known.key = known.key.take().or(key);
@@ -336,6 +338,14 @@ impl Collector<'_> {
 /// Whether a host end is of the network, and has no alias that says of whom: there are names too long for one.
 fn is_nameless(link: &Link, network: &NetworkName) -> bool {
     link.alias.is_none() && link.group == group(network)
+}
+
+/// The stale attachment of which a link has the host end's MAC address: somebody gave it another name, and its own names are too long for an
+/// alias.
+fn hash_of_renamed(stale: &BTreeMap<String, Stale>, link: &Link) -> Option<String> {
+    let is_its =
+        |stale: &Stale| stale.key.as_ref().is_some_and(|key| link.mac == Some(key.mac(VethEnd::Host)));
+    stale.iter().find(|(_, stale)| is_its(stale)).map(|(hash, _)| hash.clone())
 }
 
 /// Whether the attachment was made after this command began, so that the runtime's list cannot have it.

@@ -82,6 +82,23 @@ fn racing_an_add_for_the_rules() {
     network.check(&pod, &result).done();
 }
 
+/// Neither its name nor an alias tells whose it is, but its MAC address.
+#[test]
+fn a_renamed_link_with_names_too_long_for_an_alias() {
+    let host = Host::new();
+    let long = Network::new(&"n".repeat(190), &["10.88.0.0/24"]);
+    let (alive, dead) = (Pod::named(&"a".repeat(64)), Pod::named(&"d".repeat(64)));
+    let result = long.add(&alive);
+    let before = World::of(&host, &[&alive]);
+    let names =
+        [result, long.add(&dead)].map(|result| result["interfaces"][1]["name"].as_str().unwrap().to_owned());
+    command(&format!("ip link set {} down name renamed1", names[1]));
+    long.gc(&[live(&alive)]);
+    before.assert_unchanged(&host, &[&alive], "GC with a link of another name");
+    assert!(dead.link("eth0").is_none());
+    assert!(host.link(&names[0]).is_some());
+}
+
 /// It has not begun then, and says so.
 #[test]
 fn while_an_add_is_under_way() {
