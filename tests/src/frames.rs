@@ -258,15 +258,20 @@ pub fn icmp6(from: Ipv6Addr, to: Ipv6Addr, kind: u8, body: &[u8]) -> Vec<u8> {
     summed([&[kind, 0, 0, 0], body].concat(), 2, &pseudo_header(from.into(), to.into(), ICMP6))
 }
 
-/// Has a router on a link tell everybody there that it leads everywhere, for half an hour (RFC 4861 §4.2).
-pub fn advertise_router(netns: &NetNs, ifname: &str) {
+/// Has a router on a link tell everybody there that it leads everywhere, for half an hour (RFC 4861 §4.2), until somebody has heard
+/// it: who has just come up may not listen yet.
+#[track_caller]
+pub fn advertise_router(netns: &NetNs, ifname: &str, mut is_heard: impl FnMut() -> bool) {
     const ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x77);
     const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
     // Hop limit, flags, and seconds; how long neighbours count as there is not said.
     let body = [&[64, 0][..], &1800_u16.to_be_bytes(), &[0; 8]].concat();
     let message = packet(ROUTER, ALL_NODES, ICMP6, 0, &icmp6(ROUTER, ALL_NODES, 134, &body));
     let wire = Wire::open(netns, ifname);
-    wire.send(&Frame::ip([0x33, 0x33, 0, 0, 0, 1], wire.mac, &message));
+    eventually(PATIENCE, "a router is heard", || {
+        wire.send(&Frame::ip([0x33, 0x33, 0, 0, 0, 1], wire.mac, &message));
+        is_heard().then_some(())
+    });
 }
 
 /// An option of neighbour discovery with a MAC address: 1 is the sender's, 2 the target's (RFC 4861 §4.6.1).

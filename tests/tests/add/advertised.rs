@@ -1,12 +1,9 @@
 //! A host that has its way to the world from advertisements of routers.
 
-use std::time::Duration;
-
 use serde_json::json;
 use weft_tests::frames::advertise_router;
-use weft_tests::{Host, Network, Outside, Pod, World, command, eventually};
+use weft_tests::{Host, Network, Outside, Pod, World, command};
 
-const PATIENCE: Duration = Duration::from_secs(10);
 const ACCEPT_RA: &str = "net/ipv6/conf/up0/accept_ra";
 
 fn has_route() -> bool {
@@ -16,8 +13,7 @@ fn has_route() -> bool {
 /// A router says that it is there, and the host takes it.
 #[track_caller]
 fn advertise(outside: &Outside) {
-    advertise_router(outside.netns(), "eth0");
-    eventually(PATIENCE, "the host has the router's route", || has_route().then_some(()));
+    advertise_router(outside.netns(), "eth0", has_route);
 }
 
 #[test]

@@ -8,10 +8,7 @@ use super::*;
 fn a_host_keeps_its_way_when_the_agent_has_it_route() {
     let cluster = Cluster::new(1);
     let router = cluster.router().netns().clone();
-    let advertise = |node: &Node| {
-        advertise_router(&router, "wire0");
-        eventually(PATIENCE, "the host has the router's route", || has_route(node).then_some(()));
-    };
+    let advertise = |node: &Node| advertise_router(&router, "wire0", || has_route(node));
     advertise(cluster.node(0));
     let fleet = Fleet::on(cluster, DUAL, &json!({}));
     let node = fleet.node(0);

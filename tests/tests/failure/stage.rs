@@ -2,16 +2,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::json;
 use weft_tests::frames::advertise_router;
-use weft_tests::{Call, Etcd, Host, Network, Outside, Pod, Reply, Weftd, World, command, eventually};
+use weft_tests::{Call, Etcd, Host, Network, Outside, Pod, Reply, Weftd, World, command};
 
 use crate::lost;
-
-/// How long the kernel may take for what it does by itself.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 fn network() -> Network {
     Network::dual().with(&json!({
@@ -140,9 +136,8 @@ impl Stage {
         for link in ["routed1", "router1"] {
             command(&format!("ip link set {link} up"));
         }
-        advertise_router(host.netns(), "router1");
-        eventually(PATIENCE, "a route that a router advertises", || {
-            (!command("ip -6 route show default proto ra").is_empty()).then_some(())
+        advertise_router(host.netns(), "router1", || {
+            !command("ip -6 route show default proto ra").is_empty()
         });
         let network = Network::dual().with(&json!({ "guard": false, "isolation": "none" }));
         let before = World::of(&host, &[&pod]);
