@@ -47,22 +47,27 @@ pub fn adopt(netlink: &mut Netlink, network: &Network, found: Option<Link>) -> R
     let name = network.bridge.as_str();
     let link = match found {
         Some(link) => link,
-        None => {
-            prepare(netlink, name, network.gateway != Gateway::None)?;
-            netlink.link(name)?.ok_or_else(|| {
-                Error::new(Code::TryAgain, "somebody else deleted it as soon as it was made: call ADD again")
-            })?
-        }
+        None => netlink.link(name)?.ok_or_else(|| {
+            Error::new(Code::TryAgain, "somebody else deleted it as soon as it was made: call ADD again")
+        })?,
     };
     refuse_other_kind(&link)?;
     if link.up {
         return Ok((link, Change::Found));
     }
-    netlink.set_up(name)?;
+    bring_up(netlink, &link, network.gateway != Gateway::None)?;
     Ok((Link { up: true, ..link }, Change::Made))
 }
 
-/// The settings of a bridge that was just made.
+/// Sets a bridge up. One that Weft made is down until it has its settings, whoever was killed in between: it is one that does not snoop.
+fn bring_up(netlink: &mut Netlink, bridge: &Link, is_gateway: bool) -> Result<(), Fault> {
+    if !bridge.snoops {
+        prepare(netlink, &bridge.name, is_gateway)?;
+    }
+    Ok(netlink.set_up(&bridge.name)?)
+}
+
+/// The settings of a bridge that Weft made.
 fn prepare(netlink: &mut Netlink, name: &str, is_gateway: bool) -> Result<(), Fault> {
     // A container's router advertisement must not configure the host (CVE-2020-10749).
     Sysctl::ipv6_of(name, "accept_ra").ensure("0")?;

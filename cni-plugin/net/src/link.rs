@@ -129,11 +129,13 @@ impl Netlink {
         Ok(links.filter(|link| master.is_none() || link.master == master).collect())
     }
 
-    /// `ip link add NAME address MAC mtu MTU up type bridge mcast_snooping 0`. An address that is set, not
+    /// `ip link add NAME address MAC mtu MTU type bridge mcast_snooping 0`: it is down. An address that is set, not
     /// inherited, does not change when ports join. Snooping without a querier saves no packet, and restarts
     /// the timers of all ports whenever one joins.
     pub fn add_bridge(&mut self, name: &str, mac: MacAddr, mtu: Option<u32>) -> NlResult<()> {
-        let mut bridge = LinkBridge::new(name).mcast_snooping(false).address(mac.octets().to_vec()).up();
+        // `LinkBridge::new` would have it up.
+        let mut bridge =
+            LinkMessageBuilder::<LinkBridge>::new(name).mcast_snooping(false).address(mac.octets().to_vec());
         if let Some(mtu) = mtu {
             bridge = bridge.mtu(mtu);
         }

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use weft_net::{BridgePort, Link, NetError, Netlink, NlResult};
 
 use super::membership::Membership;
-use super::{ensure_gateway, ensure_ipv6, ensure_promiscuous, prepare, random_mac, refuse_other_kind};
+use super::{bring_up, ensure_gateway, ensure_ipv6, ensure_promiscuous, random_mac, refuse_other_kind};
 use crate::fault::{Change, Fault, failed};
 use crate::key::VETH_PREFIX;
 use crate::localnet;
@@ -114,7 +114,8 @@ fn restore_settings(
 ) -> Result<bool, Fault> {
     let mut is_changed = !bridge.up;
     if !bridge.up {
-        netlink.set_up(&bridge.name)?;
+        let is_gateway = present.iter().any(|(_, member)| !member.membership.gateways.is_empty());
+        bring_up(netlink, bridge, is_gateway)?;
     }
     if present.iter().any(|(_, member)| member.membership.promiscuous) {
         is_changed |= ensure_promiscuous(netlink, bridge)? == Change::Made;
@@ -139,10 +140,9 @@ fn make(netlink: &mut Netlink, membership: &Membership) -> Result<Link, Fault> {
     let name = &membership.bridge;
     let mac = membership.mac.map_or_else(random_mac, Ok)?;
     match netlink.add_bridge(name, mac, None) {
-        Ok(()) => prepare(netlink, name, !membership.gateways.is_empty())?,
-        // An ADD was faster.
-        Err(error) if error.exists() => {}
-        Err(error) => return Err(error.into()),
+        Err(error) if !error.exists() => return Err(error.into()),
+        // Or an ADD was faster.
+        _ => {}
     }
     netlink.link(name)?.ok_or_else(|| NetError::from(Errno::ENODEV).into())
 }

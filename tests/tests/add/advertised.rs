@@ -75,3 +75,18 @@ fn it_keeps_that_when_an_add_fails() {
     assert_eq!(host.sysctl(ACCEPT_RA), "1");
     assert!(has_route());
 }
+
+/// A container's advertisement is not to configure the host, whoever was killed when the bridge was there and its settings were not.
+#[test]
+fn a_bridge_whose_maker_was_killed() {
+    let host = Host::new();
+    let pod = Pod::new();
+    let setting = "net/ipv6/conf/weft0/accept_ra";
+    let (file, kill) = (format!("/proc/sys/{setting}"), "inject=open,openat:signal=SIGKILL:when=1");
+    let strace = ["strace", "-qq", "-o", "/dev/null", "-P", &file, "-e", "trace=open,openat", "-e", kill];
+    assert!(!Network::dual().add_call(&pod).through(strace).run().succeeded());
+    assert_eq!(host.sysctl(setting), "1");
+    Network::dual().add(&pod);
+    assert_eq!(host.sysctl(setting), "0");
+    pod.assert_reaches([10, 88, 0, 1]);
+}
