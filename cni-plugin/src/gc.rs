@@ -315,7 +315,7 @@ impl Collector<'_> {
     }
 
     fn has_rules(&self, nft: &mut Nft) -> NlResult<bool> {
-        Ok(masquerade::is_there(nft, self.network())? || ruleset::network::is_there(nft, self.network())?)
+        Ok(ending::is_there(nft, self.network())? || ruleset::network::is_there(nft, self.network())?)
     }
 
     /// Removes what the network as a whole has in the ruleset, unless one that came meanwhile is in need of it.

@@ -322,7 +322,7 @@ fn the_later_of_two_networks_sees_the_other() {
     let networks = [of_network("a", "10.1.0.0/16"), of_network("b", "10.2.0.0/16")];
     let all = networks.clone().map(|network| Elements { network, ..Elements::default() });
     let ensure_for = |kernel: &mut Nft, elements| {
-        ensure(kernel, elements, &mut Vec::new(), &mut || Ok(Vec::new())).unwrap()
+        ensure(kernel, elements, &mut Vec::new(), &mut || Ok(Vec::new())).unwrap();
     };
     all.iter().for_each(|elements| ensure_for(&mut kernel, elements));
     networks.iter().for_each(|network| drop(network::ensure(&mut kernel, network).unwrap()));
