@@ -219,25 +219,11 @@ fn namespaces_that_are_none() {
 /// a slip of the pen.
 #[test]
 fn configurations() {
-    let host = Host::new();
-    let pod = Pod::new();
-    let before = World::of(&host, &[&pod]);
-    let cases: &[(Value, u64, &[&str])] = &[
+    assert_refused(&[
         (json!({ "isGatway": true }), 2, &["isGatway", "true", "isGateway"]),
         (json!({ "vlan": 5 }), 2, &["vlan", "5"]),
         (json!({ "vlanTrunk": [{ "id": 5 }] }), 2, &["vlanTrunk"]),
         (json!({ "guard": false, "macspoofchk": true }), 7, &["macspoofchk", "guard"]),
-        (json!({ "bandwidth": { "ingressRate": 1 } }), 2, &["bandwidth"]),
-        (json!({ "backend": "iptables" }), 2, &["backend", "iptables", "nftables"]),
-        (json!({ "backend": "firewalld" }), 2, &["backend", "firewalld", "nftables"]),
-        (json!({ "firewalldZone": "trusted" }), 2, &["firewalldZone", "trusted", "firewall-cmd"]),
-        (json!({ "ingressPolicy": "same-bridge" }), 2, &["ingressPolicy", "same-bridge", "isolation"]),
-        (json!({ "ingressPolicy": "isolated" }), 2, &["ingressPolicy", "isolated", "icc"]),
-        (
-            json!({ "iptablesAdminChainName": "A" }),
-            2,
-            &["iptablesAdminChainName", "allow", "egress", "sources"],
-        ),
         (json!({ "ipMasqBackend": "iptables" }), 2, &["ipMasqBackend", "iptables", "nftables"]),
         (json!({ "noMasquerade": ["192.0.2.0/24"], "ipMasq": false }), 7, &["noMasquerade", "ipMasq"]),
         (json!({ "noMasquerade": ["192.0.2.1/24"], "ipMasq": true }), 7, &["192.0.2.1/24", "192.0.2.0/24"]),
@@ -275,7 +261,32 @@ fn configurations() {
         (json!({ "ipam": { "ranges": [] } }), 7, &["ranges"]),
         (json!({ "ipam": { "ranegs": 1 } }), 2, &["ranegs", "ranges"]),
         (json!({ "ipam": { "type": null } }), 7, &["ipam", "type"]),
-    ];
+    ]);
+}
+
+/// What the plugins that Weft takes the place of are told by keys of theirs.
+#[test]
+fn keys_of_other_plugins() {
+    assert_refused(&[
+        (json!({ "bandwidth": { "ingressRate": 1 } }), 2, &["bandwidth"]),
+        (json!({ "backend": "iptables" }), 2, &["backend", "iptables", "nftables"]),
+        (json!({ "backend": "firewalld" }), 2, &["backend", "firewalld", "nftables"]),
+        (json!({ "firewalldZone": "trusted" }), 2, &["firewalldZone", "trusted", "firewall-cmd"]),
+        (json!({ "ingressPolicy": "same-bridge" }), 2, &["ingressPolicy", "same-bridge", "isolation"]),
+        (json!({ "ingressPolicy": "isolated" }), 2, &["ingressPolicy", "isolated", "icc"]),
+        (
+            json!({ "iptablesAdminChainName": "A" }),
+            2,
+            &["iptablesAdminChainName", "allow", "egress", "sources"],
+        ),
+    ]);
+}
+
+#[track_caller]
+fn assert_refused(cases: &[(Value, u64, &[&str])]) {
+    let host = Host::new();
+    let pod = Pod::new();
+    let before = World::of(&host, &[&pod]);
     for (change, code, words) in cases {
         let error = Network::v4().with(change).add_call(&pod).run().error();
         assert_eq!(error.code, *code, "{change}: {error:?}");

@@ -117,6 +117,9 @@ impl Stage {
             "guard": false, "isolation": "none",
             "runtimeConfig": { "ips": ["10.88.0.9/24", "fd00:88::9/64"] },
         }));
+        // Not the first of the boot, or each failure would need a stage of its own.
+        let boot = host.sysctl("kernel/random/boot_id");
+        fs::create_dir_all(format!("/run/weft/{}/{boot}/attachments", network.name())).unwrap();
         let before = World::of(&host, &[&pod]);
         Self { host, pod, neighbour: None, network, before, _others: None }
     }
