@@ -62,7 +62,7 @@ impl Attached {
 
 #[test]
 fn a_bridge_comes_back() {
-    let attached = Attached::new([json!({ "ipMasq": true, "promiscMode": true }), json!({})]);
+    let attached = Attached::new([json!({ "ipMasq": true, "promiscMode": true }), json!({ "ipMasq": true })]);
     // The host gives new links no IPv6.
     attached.node().command("sysctl -qw net.ipv6.conf.default.disable_ipv6=1");
     for damage in [
