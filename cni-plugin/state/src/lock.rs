@@ -108,7 +108,7 @@ impl Lock {
 
     fn acquire(path: &Path, mode: Mode, deadline: Deadline) -> Result<Self, Error> {
         loop {
-            let file = open(path, true).or_else(|e| open_directory(path, e)).map_err(|e| failed(path, &e))?;
+            let Some(file) = open_any(path).map_err(|e| failed(path, &e))? else { continue };
             if !flock_until(&file, mode, deadline).map_err(|e| failed(path, &e.into()))? {
                 return Err(held(path, &file));
             }
@@ -223,12 +223,17 @@ fn failed(path: &Path, cause: &io::Error) -> Error {
     Error::new(Code::Io, format!("lock {}: {cause}: {}", path.display(), remedy(cause)))
 }
 
-/// A directory that is in a lock's place. It can be locked too, and is before it gives way.
-fn open_directory(path: &Path, error: io::Error) -> io::Result<File> {
-    if error.kind() != io::ErrorKind::IsADirectory {
-        return Err(error);
+/// What is at the path, made where nothing is. A directory in a lock's place can be locked too, and is before it gives way; `None` where it
+/// just did, to another.
+fn open_any(path: &Path) -> io::Result<Option<File>> {
+    match open(path, true) {
+        Err(e) if e.kind() == io::ErrorKind::IsADirectory => {}
+        opened => return opened.map(Some),
     }
-    OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_DIRECTORY).open(path)
+    match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_DIRECTORY).open(path) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        opened => opened.map(Some),
+    }
 }
 
 /// Has what is no file give way to a lock. Whoever else has opened it waits until it is gone, and looks again.
