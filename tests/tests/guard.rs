@@ -203,10 +203,11 @@ fn a_dhcp_client_may_ask_where_there_is_dhcp() {
     let (peer, mut seen) = attach(&Network::dual(), &victim);
     // Whoever gives the addresses: the network says that it is DHCP.
     let plugins = "/run/netns/.plugins";
-    // The real one finds the interface there, too, by which it asks.
-    let asks =
-        r#"[ "$CNI_COMMAND" != ADD ] || nsenter "--net=$CNI_NETNS" ip link show "$CNI_IFNAME" >&2 || exit 1"#;
-    script(plugins, "dhcp", &format!("{asks}\nexec {}", dist().join("weft-ipam").display()));
+    // The real one finds the interface there, too, by which it asks; what it begins before it has its configuration is not yet about that.
+    let asks = r#"conf=$(cat)
+[ "$CNI_COMMAND" != ADD ] || nsenter "--net=$CNI_NETNS" ip link show "$CNI_IFNAME" >&2 || exit 1
+printf %s "$conf" |"#;
+    script(plugins, "dhcp", &format!("{asks} {}", dist().join("weft-ipam").display()));
     let network = Network::dual().with(&json!({ "ipam": { "type": "dhcp" } }));
     let path = format!("{plugins}:{}", dist().display());
     let result = network.add_call(&client).env("CNI_PATH", &path).run().result();
