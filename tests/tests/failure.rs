@@ -73,8 +73,10 @@ const OF_THE_HOST: &[&str] = &[
 /// strace does not decode what goes to another namespace's socket: this is `RTM_NEWROUTE`.
 const NEW_ROUTE_IN_THE_POD: &str = "nlmsg_type=0x18 ";
 
-/// All answers are read in one place, which is a third of an ADD's calls: a run fails each of so many, another one in each run.
-const ANSWERS: u32 = 4;
+/// Calls that a library makes for every answer and every file in one place, half of an ADD's: a run fails each of so many, others in each
+/// run.
+const ALIKE: &[&str] = &["fcntl", "fstat", "recvfrom"];
+const SOME: u32 = 4;
 
 /// Steps that only [`Stage::forced`], [`Stage::spanning`], [`Stage::chained`], [`Stage::without_ipv6`] and [`Stage::unmasqueraded`] come to, or where only there is something to be
 /// taken back. All others are those of [`Stage::fresh`].
@@ -116,9 +118,12 @@ impl Failed {
     /// Goes through those of some names.
     fn some(process: Tampered, stage: fn() -> Stage, is_meant: fn(&str) -> bool) -> Self {
         let mut failed = Self::default();
-        let first_answer = 1 + u32::try_from(Random::new().below(ANSWERS.into())).unwrap();
-        for (syscall, errno) in FAILURES.iter().filter(|(syscall, _)| is_meant(syscall)) {
-            let first = if *syscall == "recvfrom" { first_answer } else { 1 };
+        let some = 1 + u32::try_from(Random::new().below(SOME.into())).unwrap();
+        // What undoes is called only after something has failed.
+        let made = Injection::survey(process, stage().add());
+        let is_made = |syscall: &str| made.contains_key(syscall);
+        for (syscall, errno) in FAILURES.iter().filter(|(syscall, _)| is_meant(syscall) && is_made(syscall)) {
+            let first = if ALIKE.contains(syscall) { some } else { 1 };
             failed.each(process, syscall, errno, stage, first);
         }
         assert!(failed.problems.is_empty(), "{}", failed.problems.join("\n\n"));
@@ -148,7 +153,7 @@ impl Failed {
         assert!(missing.is_empty(), "these never failed: {missing:?} among\n{}", self.hits.join("\n"));
     }
 
-    /// Fails one system call, from some occurrence to its last. Returns how many there are, or of answers up to three more.
+    /// Fails one system call, from some occurrence to its last. Returns how many there are, or of those that are alike up to three more.
     fn each(
         &mut self,
         process: Tampered,
@@ -184,7 +189,7 @@ impl Failed {
                 staged = stage();
             }
             self.hits.push(line);
-            nth += if syscall == "recvfrom" { ANSWERS } else { 1 };
+            nth += if ALIKE.contains(&syscall) { SOME } else { 1 };
         }
     }
 }
