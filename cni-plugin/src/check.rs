@@ -44,17 +44,9 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     }
     let key = AttachmentKey::new(&call.network, &args.container_id, &args.ifname);
     let promised = Promised::read(args, &key, network.bridge.as_str())?;
-    // Where the bridge is the gateway, ADD's result names it with every address: one without is a later plugin's.
-    let own = |ip: &&IpConfig| ip.gateway.is_some() || network.gateway == Gateway::None;
-    let own: Vec<IpConfig> = promised.ips.iter().filter(own).cloned().collect();
     let asked = Asked::parse(&call.conf)?;
     network.mtu = asked.tuning.mtu.or(network.mtu);
-    let of_interface = network.metrics.get(key.ifname.as_str()).copied();
-    let routes = &args.prev_result.routes;
-    // What the container's other interfaces made of its metric, the result says.
-    let is_told = |own: &Route| routes.iter().any(|told| (told.dst, told.table) == (own.dst, own.table));
-    network.routes.retain(|own| own.priority.is_some() || !is_told(own));
-    let plan = Plan::new(&network, &own, routes)?.with_metric(of_interface);
+    let plan = planned(&mut network, &key, &promised, &args.prev_result.routes)?;
     let mut host =
         Netlink::open(call.deadline).map_err(|error| failed(&"open a netlink socket", error.into()))?;
     let damage = record::damage(&network.traces.state_dir, &key)?;
@@ -97,6 +89,23 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         ipam::forward(Verb::Check, plugin, call)?;
     }
     Ok(Outcome::Done)
+}
+
+/// What ADD has planned, by its result. Of the network's routes those are left that the result does not tell otherwise.
+fn planned(
+    network: &mut Network,
+    key: &AttachmentKey,
+    promised: &Promised,
+    told: &[Route],
+) -> Result<Plan, Error> {
+    // Where the bridge is the gateway, ADD's result names it with every address: one without is a later plugin's.
+    let own = |ip: &&IpConfig| ip.gateway.is_some() || network.gateway == Gateway::None;
+    let own: Vec<IpConfig> = promised.ips.iter().filter(own).cloned().collect();
+    let of_interface = network.metrics.get(key.ifname.as_str()).copied();
+    // What the container's other interfaces made of its metric, the result says.
+    let is_told = |own: &Route| told.iter().any(|told| (told.dst, told.table) == (own.dst, own.table));
+    network.routes.retain(|own| own.priority.is_some() || !is_told(own));
+    Ok(Plan::new(network, &own, told)?.with_metric(of_interface))
 }
 
 /// What the network has may be from a newer configuration than the record.
