@@ -33,6 +33,9 @@ const LARGEST: usize = 64 << 20;
 /// rarely. Who is cut off for longer begins anew, and is in touch within a second when it is not any more.
 const CONNECT: Duration = Duration::from_millis(1100);
 
+/// Where the hosts' records are below the network's prefix.
+const SUBNETS: &str = "/subnets/";
+
 /// A configuration for who has none.
 pub(crate) const SAMPLE: &str = r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#;
 
@@ -300,11 +303,12 @@ impl Registry {
     }
 
     fn subnets(&self) -> String {
-        format!("{}/subnets/", self.prefix)
+        format!("{}{SUBNETS}", self.prefix)
     }
 
     fn own_part(&self, key: &[u8]) -> Option<String> {
-        std::str::from_utf8(key).ok()?.strip_prefix(&self.subnets()).map(str::to_owned)
+        let part = std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?.strip_prefix(SUBNETS)?;
+        Some(part.to_owned())
     }
 
     fn config_in(&self, answer: &GetResponse) -> Result<String, Error> {

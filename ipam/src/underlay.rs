@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use cni_protocol::{Code, Deadline, Error, MacAddr};
 use ipnetwork::IpNetwork;
-use nix::ifaddrs::{InterfaceAddress, getifaddrs};
-use nix::sys::socket::{SockaddrStorage, setsockopt, sockopt};
+use nix::net::if_::{if_indextoname, if_nametoindex};
+use nix::sys::socket::{setsockopt, sockopt};
 use regex_lite::Regex;
-use weft_net::{Family, Link, Netlink, NlResult};
+use weft_net::{Family, Lasting, Link, Netlink, NlResult, WholeAddress};
 
-/// How long the kernel may take to list its routes.
+/// How long the kernel may take to list its routes or addresses.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What was configured about it.
@@ -125,21 +125,22 @@ impl Choice {
             Self::CanReach(target) if target.is_ipv4() == v4 => towards(*target).and_then(lasting),
             Self::CanReach(target) => {
                 let source = towards(*target)?;
-                let name = name_of(source)?.ok_or_else(|| format!("{source} is on no interface"))?;
-                first(v4, |other, _| other == name)?.ok_or_else(|| format!("{name} has none"))
+                let link = holder(source)?.ok_or_else(|| format!("{source} is on no interface"))?;
+                first(v4, |other, _| other == link)?.ok_or_else(|| format!("{} has none", name_of(link)))
             }
             Self::Interface(iface) => {
                 let address = iface.parse::<IpAddr>().ok();
                 if let Some(address) = address.filter(|ip| ip.is_ipv4() == v4 && is_here(*ip)) {
                     return Ok(address);
                 }
-                let name = address.map_or(Ok(None), name_of)?.unwrap_or_else(|| iface.clone());
-                first(v4, |other, _| other == name)?.ok_or_else(|| format!("{iface} has none"))
+                let link = address.map_or(Ok(None), holder)?.or_else(|| if_nametoindex(iface.as_str()).ok());
+                let found = link.map_or(Ok(None), |link| first(v4, |other, _| other == link))?;
+                found.ok_or_else(|| format!("{iface} has none"))
             }
             Self::Matching(regex) => {
                 let by_address = first(v4, |_, ip| regex.is_match(&ip.to_string()))?;
-                let found = by_address
-                    .map_or_else(|| first(v4, |name, _| regex.is_match(name)), |ip| Ok(Some(ip)))?;
+                let by_name = || first(v4, |link, _| regex.is_match(&name_of(link)));
+                let found = by_address.map_or_else(by_name, |ip| Ok(Some(ip)))?;
                 found.ok_or_else(|| format!("nothing matches {regex}"))
             }
         }
@@ -151,113 +152,83 @@ impl Choice {
 #[must_use]
 pub fn is_here(ip: IpAddr) -> bool {
     match source_towards(ip) {
-        Ok(source) => source == ip || name_of(ip).is_ok_and(|name| name.is_some()),
+        Ok(source) => source == ip || holder(ip).is_ok_and(|link| link.is_some()),
         Err(_) => false,
     }
 }
 
-/// The first address of a family that fits.
-fn first(v4: bool, fits: impl Fn(&str, IpAddr) -> bool) -> Result<Option<IpAddr>, String> {
-    Ok(addresses(v4)?.into_iter().find(|(name, ip)| fits(name, *ip)).map(|(_, ip)| ip))
+/// The first address of a family that fits, by the number of its link and itself.
+fn first(v4: bool, fits: impl Fn(u32, IpAddr) -> bool) -> Result<Option<IpAddr>, String> {
+    let mut found = addresses(v4)?.into_iter().map(|found| (found.index(), found.address.ip()));
+    Ok(found.find(|(link, ip)| fits(*link, *ip)).map(|(_, ip)| ip))
 }
 
 /// In place of an address that is soon another or about to go, one of the same interface that lasts: the kernel sends from a
 /// temporary one where it is told to (RFC 6724, rule 7). The best one is of the same link's prefix.
 fn lasting(source: IpAddr) -> Result<IpAddr, String> {
     let IpAddr::V6(source) = source else { return Ok(source) };
-    let found = ipv6_addresses().map_err(|error| unlisted(&error))?;
-    Ok(longest(source, &found).into())
+    let found = addresses(false)?;
+    let found = found.iter().filter_map(|found| match found.address.ip() {
+        IpAddr::V6(ip) => Some(Ipv6 { link: found.index(), lasting: found.lasting(), ip }),
+        IpAddr::V4(_) => None,
+    });
+    Ok(longest(source, &found.collect::<Vec<_>>()).into())
+}
+
+struct Ipv6 {
+    link: u32,
+    lasting: Lasting,
+    ip: Ipv6Addr,
 }
 
 /// Of the addresses of the interface that has `source`, the one to be known by.
 fn longest(source: Ipv6Addr, found: &[Ipv6]) -> Ipv6Addr {
     let Some(own) = found.iter().find(|other| other.ip == source) else { return source };
-    let link = |ip: Ipv6Addr| ip.to_bits() >> 64;
-    let there = found.iter().filter(|other| other.name == own.name);
+    let prefix = |ip: Ipv6Addr| ip.to_bits() >> 64;
+    let there = found.iter().filter(|other| other.link == own.link);
     // Both kinds that last are good, so the prefix goes before the difference between them; and the kernel's own choice before all.
     let best = there.min_by_key(|other| {
-        let lasts = other.rank <= LASTING;
-        (!lasts, link(other.ip) != link(source), !(lasts && other.ip == source), other.rank)
+        let lasts = other.lasting <= Lasting::Advertised;
+        (!lasts, prefix(other.ip) != prefix(source), !(lasts && other.ip == source), other.lasting)
     });
     best.map_or(source, |best| best.ip)
 }
 
-/// The addresses of a family that other hosts may know, with their interfaces' names; the better ones first.
-fn addresses(v4: bool) -> Result<Vec<(String, IpAddr)>, String> {
-    let named = |found: Vec<Ipv6>| found.into_iter().map(|one| (one.name, one.ip.into())).collect();
-    let told = if v4 { ipv4_addresses() } else { ipv6_addresses().map(named) };
-    told.map_err(|error| unlisted(&error))
-}
-
-fn unlisted(error: &std::io::Error) -> String {
-    format!("the kernel lists no addresses ({error})")
-}
-
-fn ipv4_addresses() -> std::io::Result<Vec<(String, IpAddr)>> {
-    let of_family = getifaddrs()?.filter_map(|interface| {
-        let ip = interface.address?.as_sockaddr_in()?.ip();
-        (!ip.is_loopback() && !ip.is_link_local()).then(|| (interface.interface_name, ip.into()))
+/// The addresses of a family that other hosts may know; the better ones first.
+fn addresses(v4: bool) -> Result<Vec<WholeAddress>, String> {
+    let mut found = listed(v4)?;
+    found.retain(|found| match found.address.ip() {
+        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
+        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
     });
-    Ok(of_family.collect())
-}
-
-/// The highest [`Ipv6::rank`] of an address that stays as long as its interface is where it is.
-const LASTING: u8 = 1;
-
-/// An address of an interface.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Ipv6 {
-    /// The better the lower.
-    rank: u8,
-    name: String,
-    ip: Ipv6Addr,
-}
-
-/// The better ones first. From a file, as getifaddrs(3) does not tell what kind of address one is.
-fn ipv6_addresses() -> std::io::Result<Vec<Ipv6>> {
-    let text = match std::fs::read_to_string("/proc/thread-self/net/if_inet6") {
-        // A kernel without IPv6.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other?,
-    };
-    let mut found: Vec<_> = text.lines().filter_map(Ipv6::of_line).collect();
-    found.sort_by_key(|one| one.rank);
+    found.sort_by_key(WholeAddress::lasting);
     Ok(found)
 }
 
-impl Ipv6 {
-    /// A line of `/proc/net/if_inet6`: address, interface, prefix length, scope and flags in hexadecimal, and the
-    /// interface's name (if6_seq_show in the kernel's net/ipv6/addrconf.c).
-    fn of_line(line: &str) -> Option<Self> {
-        // IFA_F_TEMPORARY, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_PERMANENT
-        const FLAGS: [u8; 4] = [0x01, 0x08, 0x20, 0x80];
-        let mut fields = line.split_whitespace();
-        let ip = Ipv6Addr::from(u128::from_str_radix(fields.next()?, 16).ok()?);
-        let flags = u8::from_str_radix(fields.nth(3)?, 16).ok()?;
-        let [temporary, failed, deprecated, permanent] = FLAGS.map(|flag| flags & flag != 0);
-        let rank = if failed || deprecated {
-            3
-        } else if temporary {
-            2
-        } else {
-            u8::from(!permanent)
-        };
-        let name = fields.next()?.to_owned();
-        (!ip.is_loopback() && !ip.is_unicast_link_local()).then_some(Self { rank, name, ip })
-    }
+/// All addresses of a family.
+fn listed(v4: bool) -> Result<Vec<WholeAddress>, String> {
+    let family = if v4 { Family::V4 } else { Family::V6 };
+    let list = || Netlink::open(Deadline::after(PATIENCE))?.addresses_of(family);
+    list().map_err(|error| format!("the kernel lists no addresses ({error})"))
 }
 
-fn name_of(ip: IpAddr) -> Result<Option<String>, String> {
-    Ok(addresses(ip.is_ipv4())?.into_iter().find(|(_, other)| *other == ip).map(|(name, _)| name))
+/// The number of the link that has an address.
+fn holder(ip: IpAddr) -> Result<Option<u32>, String> {
+    let found = listed(ip.is_ipv4())?.into_iter().find(|found| found.address.ip() == ip);
+    Ok(found.map(|found| found.index()))
+}
+
+/// A link's name, as far as it is there still.
+fn name_of(link: u32) -> String {
+    if_indextoname(link).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// The hardware address of the interface that has an address, if it has one: a loopback and most tunnels have not.
 #[must_use]
 pub fn hardware_of(ip: IpAddr) -> Option<MacAddr> {
-    let name = name_of(ip).ok()??;
-    let mut links = getifaddrs().ok()?.filter(|interface| interface.interface_name == name);
-    let bytes = links.find_map(|interface| interface.address?.as_link_addr()?.addr())?;
-    (bytes != [0; 6]).then(|| MacAddr::from(bytes))
+    let link = holder(ip).ok()??;
+    let mac = Netlink::open(Deadline::after(PATIENCE)).ok()?.link_at(link).ok()??.mac;
+    mac.filter(|mac| *mac != MacAddr::from([0; 6]))
 }
 
 /// The addresses of the interface that has this one, of its family, with their prefix lengths.
@@ -265,25 +236,10 @@ pub fn hardware_of(ip: IpAddr) -> Option<MacAddr> {
 /// # Errors
 /// [`Code::Io`] when the kernel lists none.
 pub(crate) fn of_interface(ip: IpAddr) -> Result<Vec<IpNetwork>, Error> {
-    let address = |interface: &InterfaceAddress| {
-        let ip = |address: &SockaddrStorage| match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
-            (Some(v4), _) => Some(IpAddr::V4(v4.ip())),
-            (_, v6) => v6.map(|v6| IpAddr::V6(v6.ip())),
-        };
-        let found = IpNetwork::with_netmask(ip(&interface.address?)?, ip(&interface.netmask?)?).ok()?;
-        // Of IPv4 it is the address' label, which begins with the name.
-        let name = interface.interface_name.split(':').next()?.to_owned();
-        Some((name, found))
-    };
-    let listed = getifaddrs().map_err(|errno| Error::new(Code::Io, unlisted(&errno.into())))?;
-    let all: Vec<_> = listed.filter_map(|interface| address(&interface)).collect();
-    let name = all.iter().find(|(_, own)| own.ip() == ip).map(|(name, _)| name.as_str());
-    let same = |own: IpNetwork| own.is_ipv4() == ip.is_ipv4();
-    Ok(all
-        .iter()
-        .filter(|(other, own)| Some(other.as_str()) == name && same(*own))
-        .map(|(_, own)| *own)
-        .collect())
+    let all = listed(ip.is_ipv4()).map_err(|what| Error::new(Code::Io, what))?;
+    let link = all.iter().find(|found| found.address.ip() == ip).map(WholeAddress::index);
+    let of_link = all.iter().filter(|found| Some(found.index()) == link);
+    Ok(of_link.map(|found| found.address).collect())
 }
 
 /// An address that only the default route leads to: one of those for documentation (RFC 5737, RFC 3849).
@@ -347,33 +303,19 @@ mod tests {
     }
 
     #[test]
-    fn lasting_addresses_come_first() {
-        let line = |address: &str, flags: &str| {
-            let name = "eth0";
-            Ipv6::of_line(&format!("{address} 02 40 00 {flags}     {name}"))
-        };
-        let address = "fd090001000000000000000000000002";
-        let ip: Ipv6Addr = "fd09:1::2".parse().unwrap();
-        for (flags, rank) in [("80", 0), ("00", 1), ("01", 2), ("20", 3), ("a0", 3), ("88", 3)] {
-            assert_eq!(line(address, flags), Some(Ipv6 { rank, name: "eth0".into(), ip }), "{flags}");
-        }
-        assert_eq!(line("fe800000000000000000000000000002", "80"), None);
-        assert_eq!(line("nonsense", "80"), None);
-    }
-
-    #[test]
     fn the_interfaces_lasting_address_of_the_same_prefix_is_taken() {
-        let listed = |rank, name: &str, ip: &str| Ipv6 { rank, name: name.into(), ip: ip.parse().unwrap() };
+        use Lasting::{Advertised, Assigned, Leaving, Temporary};
+        let listed = |lasting, link, ip: &str| Ipv6 { lasting, link, ip: ip.parse().unwrap() };
         let found = [
-            listed(0, "eth0", "fd00::1"),
-            listed(0, "eth1", "fd01::1"),
-            listed(1, "eth1", "2001:db8:1::1"),
-            listed(1, "eth1", "2001:db8:1::2"),
-            listed(2, "eth1", "2001:db8:1::7"),
-            listed(2, "eth1", "2001:db8:3::7"),
-            listed(3, "eth1", "2001:db8:1::8"),
-            listed(2, "eth2", "2001:db8:2::7"),
-            listed(3, "eth2", "2001:db8:2::8"),
+            listed(Assigned, 0, "fd00::1"),
+            listed(Assigned, 1, "fd01::1"),
+            listed(Advertised, 1, "2001:db8:1::1"),
+            listed(Advertised, 1, "2001:db8:1::2"),
+            listed(Temporary, 1, "2001:db8:1::7"),
+            listed(Temporary, 1, "2001:db8:3::7"),
+            listed(Leaving, 1, "2001:db8:1::8"),
+            listed(Temporary, 2, "2001:db8:2::7"),
+            listed(Leaving, 2, "2001:db8:2::8"),
         ];
         for (source, expected) in [
             ("fd01::1", "fd01::1"),

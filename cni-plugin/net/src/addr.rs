@@ -14,6 +14,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 
 use super::error::{NetError, NlResult};
+use super::family::Family;
 use super::socket::Netlink;
 
 impl Netlink {
@@ -79,7 +80,16 @@ impl Netlink {
         let mut query = AddressMessage::default();
         query.header.index = index;
         let answers = self.socket.dump(&RouteNetlinkMessage::GetAddress(query))?;
-        Ok(answers.into_iter().filter_map(|answer| global_address(answer, index)).collect())
+        let found = answers.into_iter().filter_map(WholeAddress::told);
+        Ok(found.filter(|whole| whole.index() == index && !whole.is_of_link()).collect())
+    }
+
+    /// `ip -4 address show`, `ip -6 address show`: all addresses of a family, also the link-local ones.
+    pub fn addresses_of(&mut self, family: Family) -> NlResult<Vec<WholeAddress>> {
+        let mut query = AddressMessage::default();
+        query.header.family = family.into();
+        let answers = self.socket.dump(&RouteNetlinkMessage::GetAddress(query))?;
+        Ok(answers.into_iter().filter_map(WholeAddress::told).collect())
     }
 
     /// Takes an address away, so that [`Netlink::put_back`] gives the link the same again; whether it was there.
@@ -132,15 +142,9 @@ impl Netlink {
 
     /// `ip address show to ADDRESS`: the index of the link that has an address, and the address with its prefix length.
     pub fn holder_of(&mut self, ip: IpAddr) -> NlResult<Option<(u32, IpNetwork)>> {
-        let mut query = AddressMessage::default();
-        query.header.family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let answers = self.socket.dump(&RouteNetlinkMessage::GetAddress(query))?;
-        Ok(answers.into_iter().find_map(|answer| {
-            let RouteNetlinkMessage::NewAddress(message) = &answer else { return None };
-            let index = message.header.index;
-            let address = global_address(answer, index)?.address;
-            (address.ip() == ip).then_some((index, address))
-        }))
+        let mut found = self.addresses_of(Family::of(ip))?.into_iter();
+        let holder = found.find(|whole| whole.address.ip() == ip && !whole.is_of_link());
+        Ok(holder.map(|whole| (whole.index(), whole.address)))
     }
 
     /// `ip address show`: every address of the network namespace.
@@ -166,7 +170,9 @@ impl Netlink {
         query.header.index = index;
         query.header.family = AddressFamily::Inet6;
         let answers = self.socket.dump(&RouteNetlinkMessage::GetAddress(query))?;
-        Ok(answers.into_iter().filter_map(|answer| detection_of(answer, index)).collect())
+        let found = answers.into_iter().filter_map(WholeAddress::told);
+        let of_link = found.filter(|whole| whole.index() == index && !whole.is_of_link());
+        Ok(of_link.map(|whole| (whole.address.ip(), whole.detection())).collect())
     }
 }
 
@@ -178,7 +184,72 @@ pub struct WholeAddress {
     routes: Vec<RouteMessage>,
 }
 
+/// How long an IPv6 address stays: the better the lower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lasting {
+    /// Somebody gave it to the link.
+    Assigned,
+    /// Made from a router's advertisement (RFC 4862 §5.5.3).
+    Advertised,
+    /// Made to be another one soon (RFC 8981).
+    Temporary,
+    /// Deprecated, or found to be another's.
+    Leaving,
+}
+
 impl WholeAddress {
+    fn told(answer: RouteNetlinkMessage) -> Option<Self> {
+        let RouteNetlinkMessage::NewAddress(message) = answer else { return None };
+        // IFA_LOCAL is the interface's own address; IFA_ADDRESS is the peer's on a point-to-point link.
+        let mut found: Option<IpAddr> = None;
+        for attribute in &message.attributes {
+            match attribute {
+                AddressAttribute::Local(ip) => found = Some(*ip),
+                AddressAttribute::Address(ip) => found = found.or(Some(*ip)),
+                _ => {}
+            }
+        }
+        let address = IpNetwork::new(found?, message.header.prefix_len).ok()?;
+        Some(Self { address, message, routes: Vec::new() })
+    }
+
+    /// The number of the link that has it.
+    pub fn index(&self) -> u32 {
+        self.message.header.index
+    }
+
+    fn is_of_link(&self) -> bool {
+        self.message.header.scope == AddressScope::Link
+    }
+
+    /// How long it stays; of an IPv4 address nothing is said.
+    pub fn lasting(&self) -> Lasting {
+        let has = |flag| self.message.header.flags.contains(flag);
+        if self.address.is_ipv4() {
+            Lasting::Assigned
+        } else if has(AddressHeaderFlags::Dadfailed) || has(AddressHeaderFlags::Deprecated) {
+            Lasting::Leaving
+        } else if has(AddressHeaderFlags::Secondary) {
+            // IFA_F_TEMPORARY is the same bit.
+            Lasting::Temporary
+        } else if has(AddressHeaderFlags::Permanent) {
+            Lasting::Assigned
+        } else {
+            Lasting::Advertised
+        }
+    }
+
+    fn detection(&self) -> Detection {
+        let has = |flag| self.message.header.flags.contains(flag);
+        if has(AddressHeaderFlags::Dadfailed) {
+            Detection::Failed
+        } else if has(AddressHeaderFlags::Tentative) {
+            Detection::Running
+        } else {
+            Detection::Passed
+        }
+    }
+
     /// Whether it goes with another one of its subnet (IPv4).
     pub fn is_secondary(&self) -> bool {
         self.address.is_ipv4() && self.message.header.flags.contains(AddressHeaderFlags::Secondary)
@@ -212,28 +283,6 @@ pub enum Detection {
     Failed,
 }
 
-fn detection_of(answer: RouteNetlinkMessage, index: u32) -> Option<(IpAddr, Detection)> {
-    let RouteNetlinkMessage::NewAddress(message) = answer else {
-        return None;
-    };
-    if message.header.index != index || message.header.scope == AddressScope::Link {
-        return None;
-    }
-    let address = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Address(ip) => Some(*ip),
-        _ => None,
-    })?;
-    let flags = message.header.flags;
-    let state = if flags.contains(AddressHeaderFlags::Dadfailed) {
-        Detection::Failed
-    } else if flags.contains(AddressHeaderFlags::Tentative) {
-        Detection::Running
-    } else {
-        Detection::Passed
-    };
-    Some((address, state))
-}
-
 fn address_message(index: u32, address: IpNetwork) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.index = index;
@@ -241,24 +290,4 @@ fn address_message(index: u32, address: IpNetwork) -> AddressMessage {
     message.header.family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     message.attributes = vec![AddressAttribute::Local(address.ip()), AddressAttribute::Address(address.ip())];
     message
-}
-
-fn global_address(answer: RouteNetlinkMessage, index: u32) -> Option<WholeAddress> {
-    let RouteNetlinkMessage::NewAddress(message) = answer else {
-        return None;
-    };
-    if message.header.index != index || message.header.scope == AddressScope::Link {
-        return None;
-    }
-    // IFA_LOCAL is the interface's own address; IFA_ADDRESS is the peer's on a point-to-point link.
-    let mut found: Option<IpAddr> = None;
-    for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Local(ip) => found = Some(*ip),
-            AddressAttribute::Address(ip) => found = found.or(Some(*ip)),
-            _ => {}
-        }
-    }
-    let address = IpNetwork::new(found?, message.header.prefix_len).ok()?;
-    Some(WholeAddress { address, message, routes: Vec::new() })
 }

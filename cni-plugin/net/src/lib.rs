@@ -27,7 +27,7 @@ pub mod sysctl;
 mod tc;
 mod vxlan;
 
-pub use addr::{Detection, WholeAddress};
+pub use addr::{Detection, Lasting, WholeAddress};
 pub use error::{NetError, NlResult};
 pub use family::Family;
 pub use link::{BridgePort, Link, NewVeth, index_of, is_bridge_full};
