@@ -13,7 +13,7 @@ use ipnetwork::IpNetwork;
 use nix::unistd::{AccessFlags, access};
 use weft_state::started;
 
-use crate::conf::{Conf, Leased, data_dir};
+use crate::conf::{Conf, Leased, reservations_dir};
 use crate::dns;
 use crate::host::{self, Host};
 use crate::pool::RangeSet;
@@ -51,7 +51,7 @@ fn lock_deadline(call: &Call) -> Deadline {
 
 fn add(args: AddArgs) -> Result<Outcome, Error> {
     let AddArgs { call, container_id, ifname, args, .. } = args;
-    let (host, root) = (Host::of(&call)?, data_dir(&call.conf)?);
+    let (host, root) = (Host::of(&call)?, reservations_dir(&call.conf)?);
     let (conf, dns, store) = loop {
         let seen = host.as_ref().map(Host::glance);
         let lease = host.as_ref().map(Host::lease).transpose()?;
@@ -233,7 +233,7 @@ fn complete(step: &str, left: Vec<String>) -> Result<Outcome, Error> {
 }
 
 fn open(call: &Call) -> Result<Option<Store>, Error> {
-    Store::open(&data_dir(&call.conf)?, &call.network, lock_deadline(call))
+    Store::open(&reservations_dir(&call.conf)?, &call.network, lock_deadline(call))
 }
 
 fn check(args: &CheckArgs) -> Result<Outcome, Error> {
@@ -282,7 +282,7 @@ fn status(args: &StatusArgs) -> Result<Outcome, Error> {
     let leased = match &host {
         Some(host) => match host.status()? {
             Some(lease) => Some(Leased::of(&lease)?),
-            None => return can_be_created(&data_dir(&args.call.conf)?),
+            None => return can_be_created(&reservations_dir(&args.call.conf)?),
         },
         None => {
             host::check_taken(&args.call)?;
@@ -294,7 +294,7 @@ fn status(args: &StatusArgs) -> Result<Outcome, Error> {
         dns::read(path).map_err(not_available)?;
     }
     let Some(store) = open(&args.call)? else {
-        return can_be_created(&data_dir(&args.call.conf)?);
+        return can_be_created(&reservations_dir(&args.call.conf)?);
     };
     store.probe().map_err(not_available)?;
     for (index, set) in conf.pools.sets().iter().enumerate() {

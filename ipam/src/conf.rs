@@ -104,7 +104,7 @@ pub struct Conf {
 ///
 /// # Errors
 /// [`Code::InvalidConfig`] when `dataDir` is no absolute path.
-pub fn data_dir(conf: &Map<String, Value>) -> Result<PathBuf, Error> {
+pub fn reservations_dir(conf: &Map<String, Value>) -> Result<PathBuf, Error> {
     let told = conf.get("ipam").and_then(|ipam| ipam.get("dataDir")).filter(|v| !v.is_null() && *v != "");
     if let Some(value) = told {
         let path = value.as_str().map(PathBuf::from).filter(|p| p.is_absolute());

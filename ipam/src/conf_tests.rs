@@ -208,7 +208,7 @@ fn old_results_have_room_for_one_address_per_family() {
 
 #[test]
 fn the_data_directory_has_to_be_absolute() {
-    let of = |value: Value| data_dir(json!({"ipam": {"dataDir": value}}).as_object().unwrap());
+    let of = |value: Value| reservations_dir(json!({"ipam": {"dataDir": value}}).as_object().unwrap());
     assert_eq!(of(json!("/var/lib/x")).unwrap(), PathBuf::from("/var/lib/x"));
     for wrong in [json!("x/y"), json!(7)] {
         let error = of(wrong.clone()).unwrap_err();
@@ -245,7 +245,7 @@ fn a_documented_default_is_what_its_absence_means() {
         let call = call(document, Version::V1_1_0);
         let conf = Conf::new(&call, &CniArgs::default(), Some(&leased)).unwrap();
         let etcd = etcd_conf::EtcdConf::parse(document["ipam"].as_object().unwrap()).unwrap();
-        (conf, etcd, data_dir(&call.conf).unwrap())
+        (conf, etcd, reservations_dir(&call.conf).unwrap())
     };
     let of_ipam = [rows("| key | meaning | default | example |", 2), rows("| key of `ipam` |", 2)].concat();
     let mut keys = Vec::new();
@@ -330,7 +330,7 @@ proptest! {
         let spans_hosts = ipam.get("etcd").is_some_and(|etcd| !etcd.is_null());
         let checked = etcd_conf::EtcdConf::parse(&ipam)
             .and_then(|_etcd| Conf::new(&call, &CniArgs::default(), spans_hosts.then_some(&leased)))
-            .and_then(|_conf| data_dir(&call.conf));
+            .and_then(|_conf| reservations_dir(&call.conf));
         let Err(error) = checked else { return Ok(()) };
         prop_assert!([Code::InvalidConfig, Code::UnsupportedField].contains(&error.code), "{}: {}", document, error);
         // As far as objects lead: errors about lists may tell of the whole.

@@ -50,7 +50,7 @@ impl<'c> Host<'c> {
             etcd,
             data_dir: data_dir(&call.conf)?,
             state_dir: state_dir(call),
-            reservations: crate::conf::data_dir(&call.conf)?,
+            reservations: crate::conf::reservations_dir(&call.conf)?,
             deadline: call.deadline,
         }))
     }

@@ -92,7 +92,8 @@ pub(super) fn default_ipam(call: &Call) -> Result<(&'static str, Vec<IpAddr>), E
     let held = held_by_host_local(&directory).map_err(|error| {
         Error::new(Code::Io, format!("read {}: {error}: make it readable", directory.display()))
     })?;
-    if held.is_empty() || !glance(&weft_ipam::conf::data_dir(&call.conf)?, &call.network)?.is_empty() {
+    if held.is_empty() || !glance(&weft_ipam::conf::reservations_dir(&call.conf)?, &call.network)?.is_empty()
+    {
         return Ok((WEFT_IPAM, held));
     }
     Delegate::find(HOST_LOCAL, &call.cni_path).map(|_| (HOST_LOCAL, Vec::new())).map_err(|missing| {
