@@ -74,7 +74,7 @@ fn prepare(netlink: &mut Netlink, name: &str, is_gateway: bool) -> Result<(), Fa
     // While its own address is being looked for elsewhere, the host cannot ask for containers on it.
     Sysctl::ipv6_of(name, "accept_dad").ensure("0")?;
     // Of a gateway it is the host's to say whether it routes, not what that has for new links.
-    for family in [Family::V4, Family::V6] {
+    for family in Family::ALL {
         if is_gateway && Sysctl::forwarding(family).get()?.as_deref() == Some("1") {
             forwarding::switch_on(netlink, family, &Sysctl::forwarding_at(family, name))?;
         }
@@ -170,8 +170,7 @@ pub fn refuse_elsewhere(
 ) -> Result<(), Fault> {
     for ip in plan.ips.iter().map(|ip| ip.address.ip()).filter(|ip| prefix(gateway).contains(*ip)) {
         // A wider route gives way to that of the subnet, and of one to the container alone somebody knows why.
-        let is_as_narrow =
-            |length| length >= gateway.prefix() && length < if ip.is_ipv4() { 32 } else { 128 };
+        let is_as_narrow = |length| length >= gateway.prefix() && length < Family::of(ip).bits();
         let Some(Way { is_local: false, link: Some(index), length }) = netlink.way_to(ip)? else { continue };
         if is_as_narrow(length) && bridge.is_none_or(|bridge| bridge.index != index) {
             let link = netlink.link_at(index)?.map_or_else(|| "another link".to_owned(), |link| link.name);

@@ -90,7 +90,7 @@ impl Ports {
             return Ok(None);
         }
         let mut claims: Vec<Claim> = Vec::new();
-        for family in [Family::V4, Family::V6] {
+        for family in Family::ALL {
             let to = plan.ips.iter().map(|ip| ip.address.ip()).find(|ip| Family::of(*ip) == family);
             for mapping in mappings.iter().filter(|mapping| concerns(mapping, family)) {
                 match to {
@@ -191,7 +191,7 @@ impl Ports {
     /// # Errors
     /// What the kernel refused.
     pub fn forget_own_flows(&self, nft: &mut Nft) -> NlResult<()> {
-        let claims = [Family::V4, Family::V6].into_iter().flat_map(|family| self.udp(family));
+        let claims = Family::ALL.into_iter().flat_map(|family| self.udp(family));
         forget_flows(nft, &claims.map(|claim| claim.to).collect())
     }
 
@@ -201,7 +201,7 @@ impl Ports {
     }
 
     fn udp_families(&self) -> impl Iterator<Item = Family> {
-        [Family::V4, Family::V6].into_iter().filter(|family| self.udp(*family).next().is_some())
+        Family::ALL.into_iter().filter(|family| self.udp(*family).next().is_some())
     }
 
     /// Sees that nobody else has one of the ports, in any of the three ways to have one. The caller holds the lock
@@ -216,7 +216,7 @@ impl Ports {
         alive: &dyn Fn(&str) -> bool,
     ) -> Result<Vec<Element>, Fault> {
         let mut of_the_same = Vec::new();
-        for family in [Family::V4, Family::V6] {
+        for family in Family::ALL {
             let wanted: Vec<&Claim> =
                 self.claims.iter().filter(|claim| Family::of(claim.to) == family).collect();
             let taken = match wanted.iter().any(|claim| claim.is_range()) {
@@ -308,7 +308,7 @@ pub fn forget_flows_of(nft: &mut Nft, elements: &[Element]) -> NlResult<()> {
 
 /// Has the kernel forget the flows of UDP to and from containers.
 fn forget_flows(nft: &mut Nft, containers: &BTreeSet<IpAddr>) -> NlResult<()> {
-    for family in [Family::V4, Family::V6] {
+    for family in Family::ALL {
         if containers.iter().any(|container| Family::of(*container) == family) {
             nft.forget_udp(family, |flow| {
                 containers.contains(&flow.answered_by) || containers.contains(&flow.source)

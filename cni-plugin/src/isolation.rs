@@ -330,5 +330,5 @@ fn pair_element(set: &Set, one: IpNetwork, other: IpNetwork) -> Element {
 
 /// Whether it is more than one address.
 pub fn is_wide(prefix: &IpNetwork) -> bool {
-    prefix.prefix() < if prefix.is_ipv4() { 32 } else { 128 }
+    prefix.prefix() < Family::of(prefix.ip()).bits()
 }

@@ -38,7 +38,6 @@ mod tests;
 
 /// `NF_IP_PRI_NAT_SRC` of linux/netfilter_ipv4.h: `srcnat`.
 const PRIORITY: i32 = 100;
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// What a network wants of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,7 +121,7 @@ fn lacking(
     network: &NetworkName,
     wanted: &Masquerade,
 ) -> NlResult<Option<(String, Interval)>> {
-    for family in FAMILIES {
+    for family in Family::ALL {
         let set = set_name(network, family);
         let present = nft.intervals(&set)?;
         if let Some(missing) = uncovered(&present, intervals_of(&wanted.prefixes, family)).first() {
@@ -173,7 +172,7 @@ pub fn undo(nft: &mut Nft, network: &NetworkName, ensured: &Ensured) -> NlResult
         }
         Ensured::Elements { added, replaced } => retry(|| {
             let mut changes = Vec::new();
-            for family in FAMILIES {
+            for family in Family::ALL {
                 let set = set_name(network, family);
                 if nft.set(&set)?.is_none() {
                     continue;
@@ -202,7 +201,7 @@ pub fn check(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> Resul
         }
         State::Broken(difference) | State::Altered(difference) => return Err(difference),
     }
-    for family in FAMILIES {
+    for family in Family::ALL {
         let set = set_name(network, family);
         if nft.set(&set).map_err(unreadable)? != Some(SetKind::intervals_of(family)) {
             return Err(format!("set {set} of table inet {TABLE} does not hold {family} intervals"));
@@ -252,7 +251,7 @@ fn state(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> NlResult<
         let difference = format!("chain {name} of table inet {TABLE} is \"{found}\", not \"{placed}\"");
         return Ok(State::Broken(difference));
     }
-    let wanted = FAMILIES.map(|family| rule(network, family, &wanted.exempt));
+    let wanted = Family::ALL.map(|family| rule(network, family, &wanted.exempt));
     let found = nft.rules(&name)?;
     if found.len() != wanted.len() {
         let (found, wanted) = (found.len(), wanted.len());
@@ -270,7 +269,7 @@ fn state(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> NlResult<
 fn extend(nft: &mut Nft, network: &NetworkName, prefixes: &[IpNetwork]) -> NlResult<Ensured> {
     let mut changes = Vec::new();
     let (mut all_added, mut all_replaced) = (Vec::new(), Vec::new());
-    for family in FAMILIES {
+    for family in Family::ALL {
         let wanted = intervals_of(prefixes, family);
         if wanted.is_empty() {
             continue;
@@ -317,7 +316,7 @@ fn blueprint(
     changes.push(Change::ensure_table(Table::Inet));
     changes.push(Change::create_chain(&chain_name(network), &chain()));
     let (mut all_added, mut all_replaced) = (Vec::new(), Vec::new());
-    for family in FAMILIES {
+    for family in Family::ALL {
         let set = set_name(network, family);
         let mut present = of_family(&nft.intervals(&set)?, family);
         let added = uncovered(&present, intervals_of(&wanted.prefixes, family));
@@ -338,7 +337,7 @@ fn blueprint(
 
 fn delete_sets(nft: &mut Nft, network: &NetworkName) -> NlResult<Vec<Change>> {
     let mut changes = Vec::new();
-    for set in FAMILIES.map(|family| set_name(network, family)) {
+    for set in Family::ALL.map(|family| set_name(network, family)) {
         if nft.set(&set)?.is_some() {
             changes.push(Change::delete_set(&set));
         }

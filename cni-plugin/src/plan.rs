@@ -126,7 +126,7 @@ impl Plan {
     /// interfaces: the first one stays the one that is used.
     #[must_use]
     pub fn behind(mut self, others: &[KernelRoute]) -> Self {
-        for family in [Family::V4, Family::V6] {
+        for family in Family::ALL {
             let metrics = others.iter().filter(|other| Family::of(other.dst.ip()) == family);
             let metrics: Vec<u32> = metrics.map(|other| other.priority).collect();
             let (Some(first), Some(last)) = (metrics.iter().min(), metrics.iter().max()) else { continue };

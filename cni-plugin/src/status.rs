@@ -268,6 +268,9 @@ fn in_subnet(subnet: IpNetwork, gateway: Option<IpAddr>) -> IpConfig {
 
 /// The gateway that weft-ipam gives a subnet without one. One of two addresses has none that is the subnet's own (RFC 3021, RFC 6164).
 fn usual_gateway(subnet: IpNetwork) -> Option<IpAddr> {
-    let bits = if subnet.is_ipv4() { 32 } else { 128 };
-    if subnet.prefix() + 1 == bits { Some(subnet.network()) } else { first_host(subnet) }
+    if subnet.prefix() + 1 == Family::of(subnet.ip()).bits() {
+        Some(subnet.network())
+    } else {
+        first_host(subnet)
+    }
 }

@@ -15,10 +15,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use cni_protocol::Error;
+use weft_net::Family;
 use weft_state::open_to_write;
 
 use crate::pool::RangeSet;
-use crate::range::{Family, Span, number};
+use crate::range::{Span, address, number};
 use crate::reservation::Reservation;
 use crate::sticky::Name;
 use crate::store::{Store, failed, ignore_missing, names_in, private_dir, read_text, remove_file};
@@ -42,7 +43,7 @@ impl Reservation<'_> {
                 continue;
             }
             let mut all_held = true;
-            for ip in (piece.first..=piece.last).map(|number| set.family().address(number)) {
+            for ip in (piece.first..=piece.last).map(|number| address(set.family(), number)) {
                 if self.store.kept_for_another(ip, name).is_some() {
                     all_held = false;
                 } else if self.claim(ip)? {
@@ -59,7 +60,7 @@ impl Reservation<'_> {
 
 impl Store {
     fn full_file(&self, family: Family, number: u128) -> PathBuf {
-        self.part(FULL, &family.address(Span::block_of(number).first).to_string())
+        self.part(FULL, &address(family, Span::block_of(number).first).to_string())
     }
 
     fn is_full(&self, family: Family, piece: Span) -> bool {
@@ -74,7 +75,7 @@ impl Store {
     /// It is a help, and not worth a container: what cannot be written is looked through again.
     fn mark_full(&self, family: Family, piece: Span) {
         let path = self.full_file(family, piece.first);
-        let text = format!("{} {}", family.address(piece.first), family.address(piece.last));
+        let text = format!("{} {}", address(family, piece.first), address(family, piece.last));
         let open = || match open_to_write(&path, true) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 private_dir(&self.dir().join(FULL))?;

@@ -8,8 +8,9 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use weft_net::Family;
 
-use crate::range::{Family, Invalid, Range, Span, cuts, number};
+use crate::range::{Invalid, Range, Span, address, cuts, number};
 
 /// Ranges of one family, of which an attachment gets one address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +76,7 @@ impl RangeSet {
     /// the beginning.
     pub fn after(&self, last: Option<IpAddr>) -> impl Iterator<Item = IpAddr> {
         let family = self.family;
-        self.spans_after(last).flat_map(|s| s.first..=s.last).map(move |n| family.address(n))
+        self.spans_after(last).flat_map(|s| s.first..=s.last).map(move |n| address(family, n))
     }
 
     /// The same addresses in the same order, cut where blocks of them end.

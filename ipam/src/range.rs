@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cni_protocol::not_unicast;
 use ipnetwork::IpNetwork;
+use weft_net::Family;
 
 /// A range as it was configured, its texts parsed but nothing checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,39 +37,11 @@ impl Invalid {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Family {
-    V4,
-    V6,
-}
-
-impl Family {
-    pub(crate) fn of(ip: IpAddr) -> Self {
-        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-
-    fn bits(self) -> u8 {
-        match self {
-            Self::V4 => 32,
-            Self::V6 => 128,
-        }
-    }
-
-    #[expect(clippy::cast_possible_truncation, reason = "numbers of the IPv4 family come from 32 bits")]
-    pub(crate) fn address(self, number: u128) -> IpAddr {
-        match self {
-            Self::V4 => Ipv4Addr::from(number as u32).into(),
-            Self::V6 => Ipv6Addr::from(number).into(),
-        }
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        })
+#[expect(clippy::cast_possible_truncation, reason = "numbers of the IPv4 family come from 32 bits")]
+pub(crate) fn address(family: Family, number: u128) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::from(number as u32).into(),
+        Family::V6 => Ipv6Addr::from(number).into(),
     }
 }
 
@@ -173,14 +146,14 @@ impl Range {
             last: inside("rangeEnd", spec.end)?.unwrap_or(usable.last),
         };
         if span.first > span.last {
-            let end = family.address(span.last);
+            let end = address(family, span.last);
             let reason =
                 format!("the range would end at {end}, before it starts; choose a start up to the end");
-            return Err(Invalid::new("rangeStart", family.address(span.first), reason));
+            return Err(Invalid::new("rangeStart", address(family, span.first), reason));
         }
         // A subnet of one address has no room for a gateway beside the container.
         let default = (subnet.prefix() < family.bits()).then_some(usable.first);
-        let gateway = inside("gateway", spec.gateway)?.or(default).map(|n| family.address(n));
+        let gateway = inside("gateway", spec.gateway)?.or(default).map(|n| address(family, n));
         if spec.gateway.is_some_and(|g| cuts(subnet).any(|cut| cut.contains(number(g)))) {
             let reason = format!("is the network or broadcast address of {subnet}; choose another one in it");
             return Err(Invalid::new("gateway", gateway.map(|g| g.to_string()).unwrap_or_default(), reason));
@@ -220,7 +193,7 @@ impl fmt::Display for Range {
             return Ok(());
         }
         let family = self.family();
-        write!(f, " from {} to {}", family.address(self.span.first), family.address(self.span.last))
+        write!(f, " from {} to {}", address(family, self.span.first), address(family, self.span.last))
     }
 }
 

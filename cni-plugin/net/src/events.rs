@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn forwarding_is_seen_in_both_families() {
         fresh_namespace();
-        for family in [Family::V4, Family::V6] {
+        for family in Family::ALL {
             let of_loopback = Sysctl::forwarding_at(family, "lo");
             for (setting, index) in [(Sysctl::forwarding(family), None), (of_loopback, Some(1))] {
                 let mut events = Events::of_interfaces().unwrap();

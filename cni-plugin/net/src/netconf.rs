@@ -79,7 +79,7 @@ mod tests {
     fn forwarding_is_what_the_setting_says() {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         let mut netlink = Netlink::open(Deadline::after(Duration::from_secs(5))).unwrap();
-        for family in [Family::V4, Family::V6] {
+        for family in Family::ALL {
             for (value, forwards) in [("1", true), ("0", false), ("1", true)] {
                 Sysctl::forwarding(family).set(value).unwrap();
                 assert_eq!(netlink.forwards(family).unwrap(), forwards, "{family}");

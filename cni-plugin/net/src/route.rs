@@ -86,7 +86,7 @@ impl Netlink {
     /// `ip route show table all dev INDEX`.
     pub fn routes(&mut self, index: u32) -> NlResult<Vec<KernelRoute>> {
         let mut found = Vec::new();
-        for family in [Family::V4, Family::V6] {
+        for family in Family::ALL {
             found.extend(self.routes_of(index, family, None)?);
         }
         Ok(found)

@@ -33,7 +33,7 @@ pub fn tidy(nft: &mut Nft, state_dir: &Path) -> Result<(), Fault> {
 
 fn unneeded(nft: &mut Nft, state_dir: &Path) -> Result<Vec<Element>, Fault> {
     let mut unneeded = Vec::new();
-    for family in [Family::V4, Family::V6] {
+    for family in Family::ALL {
         let mut addresses = all_of(nft, &[&ADDRESSES], family)?;
         if !addresses.is_empty() {
             let taken = all_of(nft, &[&AT, &RANGES], family)?;

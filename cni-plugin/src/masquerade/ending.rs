@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cni_protocol::{Error, NetworkName};
-use weft_net::NlResult;
 use weft_net::nft::{Change, Interval, Nft, Rule, SetKind, Table, retry};
+use weft_net::{Family, NlResult};
 use weft_state::lease::agent_lock;
 use weft_state::{boot_dir, boot_path, monotonic, write_whole};
 
 use super::intervals::of_family;
-use super::{Ensured, FAMILIES, Masquerade, chain, chain_name, commit, delete_sets, edit, remove, set_name};
+use super::{Ensured, Masquerade, chain, chain_name, commit, delete_sets, edit, remove, set_name};
 use crate::fault::Fault;
 use crate::record;
 
@@ -49,7 +49,7 @@ pub fn left(nft: &mut Nft, state_dir: &Path, network: &NetworkName) -> NlResult<
         elements: Vec::new(),
         ended: ended(state_dir, network),
     };
-    for family in FAMILIES {
+    for family in Family::ALL {
         former.elements.extend(nft.intervals(&set_name(network, family))?);
     }
     Ok(Some(former))
@@ -76,7 +76,7 @@ pub fn undo(nft: &mut Nft, state_dir: &Path, network: &NetworkName, former: &For
         let mut changes = delete_sets(nft, network)?;
         changes.push(Change::ensure_table(Table::Inet));
         changes.push(Change::create_chain(&chain_name(network), &chain()));
-        for family in FAMILIES {
+        for family in Family::ALL {
             let set = set_name(network, family);
             changes.push(Change::create_set(&set, SetKind::intervals_of(family)));
             changes.extend(edit(&set, &[], &of_family(&former.elements, family)));
@@ -108,7 +108,7 @@ pub fn stale(
     let Some(mut needed) = needed else { return Ok(Vec::new()) };
     needed.extend(wanted.prefixes.iter().map(|prefix| Interval::from(*prefix)));
     let mut stale = Vec::new();
-    for family in FAMILIES {
+    for family in Family::ALL {
         stale.extend(nft.intervals(&set_name(of.0, family))?);
     }
     stale.retain(|present| !needed.iter().any(|needed| present.overlaps(needed)));

@@ -182,7 +182,7 @@ fn forward(wanted: &Overlay, lease: &HostLease, deadline: Deadline, report: &mut
         Ok(netlink) => netlink,
         Err(error) => return report.failed("open a netlink socket", &error),
     };
-    for family in [Family::V4, Family::V6] {
+    for family in Family::ALL {
         if wanted.networks.iter().any(|network| Family::of(network.ip()) == family) {
             set_forwarding(&mut netlink, family, &Sysctl::forwarding(family), report);
         }

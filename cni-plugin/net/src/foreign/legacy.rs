@@ -281,7 +281,7 @@ mod tests {
             forward in 0..600_usize,
             policy in 0..1200_usize,
         ) {
-            for family in [Family::V4, Family::V6] {
+            for family in Family::ALL {
                 // Entries that follow each other, so that more than the first one is looked at.
                 let mut at = offsets_at(family) + 2;
                 for length in &lengths {

@@ -11,6 +11,7 @@ use netlink_packet_netfilter::nftables::{
 };
 
 use super::answer::{Answer, number};
+use crate::Family;
 use crate::attribute::{attributes, find};
 
 // The attributes of linux/netfilter/nf_tables.h that are read.
@@ -50,7 +51,7 @@ impl From<IpNetwork> for Interval {
 
 impl fmt::Display for Interval {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let prefix = (0..=if self.is_ipv4() { 32 } else { 128 })
+        let prefix = (0..=Family::of(self.first).bits())
             .filter_map(|length| IpNetwork::new(self.first, length).ok())
             .find(|prefix| Self::from(*prefix) == *self);
         match prefix {
