@@ -226,7 +226,7 @@ impl Attachment {
             let made = host.add_veth(&veth).map_err(|error| explain(&error, network, key, pod));
             made.map(|()| ((), Change::Made))
         })?;
-        self.journal.run(Step::ReadBack(name.clone()), || index_of(&name).map(|index| (index, Change::Found)))
+        self.journal.within(Step::ReadBack(name.clone()), || index_of(&name))
     }
 
     /// The port as it ought to be, and up.
@@ -312,9 +312,8 @@ impl Attachment {
     /// packet in between would be lost, and the first question for an address is repeated after a second.
     fn host_end(&mut self) -> Result<Link, Error> {
         let name = self.key.host_veth();
-        self.journal.run(Step::ReadBack(name.clone()), || {
-            Ok::<_, Fault>((present(self.host.link(&name)?, &name)?, Change::Found))
-        })
+        self.journal
+            .within(Step::ReadBack(name.clone()), || Ok::<_, Fault>(present(self.host.link(&name)?, &name)?))
     }
 
     /// With its first port the bridge itself has a carrier, with which it is the same: before it is settled the host's packets

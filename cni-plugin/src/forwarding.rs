@@ -6,22 +6,19 @@
 use cni_protocol::Error;
 use nix::errno::Errno;
 
-use crate::fault::{Change, Fault};
 use crate::step::{Journal, Shared, Step};
 use weft_net::sysctl::Sysctl;
-use weft_net::{Family, Netlink, NlResult};
+use weft_net::{Family, NetError, Netlink, NlResult};
 
 /// Sees to it that the host routes packets.
 pub fn ensure(journal: &mut Journal, netlink: &mut Netlink, family: Family) -> Result<(), Error> {
     let step = |alone| Step::Shared(Shared::Forwarding(family, alone));
-    let look = || is_off(netlink, family).map(|is_off| (is_off, Change::Found));
-    if !journal.run(step(Vec::new()), look)? {
+    if !journal.within(step(Vec::new()), || is_off(netlink, family))? {
         return Ok(());
     }
     if family == Family::V6 {
         let keep = |settings| Step::Shared(Shared::Advertisements(settings));
-        let look = || netlink.advertised().map(|settings| (settings, Change::Found));
-        let settings = journal.run(keep(Vec::new()), look)?;
+        let settings = journal.within(keep(Vec::new()), || netlink.advertised())?;
         if !settings.is_empty() {
             journal.note(keep(settings.clone()));
             journal.within(keep(Vec::new()), || accept(&settings))?;
@@ -30,9 +27,9 @@ pub fn ensure(journal: &mut Journal, netlink: &mut Netlink, family: Family) -> R
     let set = || {
         let alone = Sysctl::all_forwarding_at(family)?;
         Sysctl::forwarding(family).set("1")?;
-        Ok::<_, Fault>((alone, Change::Found))
+        Ok::<_, NetError>(alone)
     };
-    let alone = journal.run(step(Vec::new()), set)?;
+    let alone = journal.within(step(Vec::new()), set)?;
     journal.note(step(alone));
     Ok(())
 }

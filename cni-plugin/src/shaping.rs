@@ -147,9 +147,8 @@ pub fn apply(
             let made = host.add_ifb(&detour.ifb, veth.mtu).map_err(|error| explain(&error));
             made.map(|()| ((), Change::Made))
         })?;
-        let link = journal.run(Step::Shape(name()), || {
-            let link = redirect(host, veth.index, &way.bucket, detour).map_err(|error| explain(&error))?;
-            Ok::<_, Fault>((link, Change::Found))
+        let link = journal.within(Step::Shape(name()), || {
+            redirect(host, veth.index, &way.bucket, detour).map_err(|error| explain(&error))
         })?;
         links.push(link);
     }

@@ -219,13 +219,13 @@ impl Journal {
         Ok(value)
     }
 
-    /// The same for a step whose every trace goes with the veth pair.
-    pub fn within<F: Into<Fault>>(
+    /// The same for a step that leaves nothing for the journal to take back.
+    pub fn within<T, F: Into<Fault>>(
         &mut self,
         step: Step,
-        work: impl FnOnce() -> Result<(), F>,
-    ) -> Result<(), Error> {
-        self.run(step, || work().map(|()| ((), Change::Found)))
+        work: impl FnOnce() -> Result<T, F>,
+    ) -> Result<T, Error> {
+        self.run(step, || work().map(|value| (value, Change::Found)))
     }
 
     /// Remembers a step before it is tried, or one whose undo needs to know what it found.

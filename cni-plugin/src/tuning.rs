@@ -6,7 +6,7 @@ use weft_net::sysctl::Sysctl;
 use weft_net::{Link, NetError};
 
 use crate::conf::tuning::{Setting, Tuning};
-use crate::fault::{Change, Fault};
+use crate::fault::Fault;
 use crate::pod::Pod;
 use crate::step::{Journal, Step};
 
@@ -14,9 +14,8 @@ use crate::step::{Journal, Step};
 pub fn apply(journal: &mut Journal, pod: &mut Pod, ifname: &IfName, tuning: &Tuning) -> Result<(), Error> {
     for setting in &tuning.sysctls {
         let Some(sysctl) = setting.sysctl(ifname) else { continue };
-        let before = journal.run(Step::Sysctl(sysctl.clone(), String::new()), || {
-            set(pod, &sysctl, setting).map(|before| (before, Change::Found))
-        })?;
+        let before =
+            journal.within(Step::Sysctl(sysctl.clone(), String::new()), || set(pod, &sysctl, setting))?;
         journal.note(Step::Sysctl(sysctl, before));
     }
     if !tuning.leaves_interface() {

@@ -59,8 +59,7 @@ pub(super) fn container_end(
 ) -> Result<(Link, Vec<Link>), Error> {
     let name = ifname.as_str();
     // Read before it is up: the kernel settles a new carrier first, on all ports of the bridge.
-    let read = || pod.netlink.links(None).map(|links| (links, Change::Found));
-    let mut links = journal.run(Step::ReadBack(name.to_owned()), read)?;
+    let mut links = journal.within(Step::ReadBack(name.to_owned()), || pod.netlink.links(None))?;
     let mut take = |name: &str| links.extract_if(.., |link| link.name == name).next();
     let (lo, own) = (take("lo"), take(name));
     if !lo.is_some_and(|lo| lo.up) {

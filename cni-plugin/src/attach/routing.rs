@@ -2,7 +2,7 @@
 
 use cni_protocol::Error;
 use ipnetwork::IpNetwork;
-use weft_net::{Link, NetError};
+use weft_net::Link;
 
 use super::Attachment;
 use crate::bridge::{self, former};
@@ -29,14 +29,12 @@ impl Attachment {
     fn ensure_gateway(&mut self, bridge: &Link, plan: &Plan, gateway: IpNetwork) -> Result<(), Error> {
         let (host, network, key) = (&mut self.host, &self.network, &self.key);
         let step = Step::Shared(Shared::Gateway(network.bridge.clone(), gateway));
-        let in_the_way = self.journal.run(step.clone(), || {
-            bridge::in_the_way(host, network, bridge, gateway, plan).map(|others| (others, Change::Found))
-        })?;
+        let in_the_way =
+            self.journal.within(step.clone(), || bridge::in_the_way(host, network, bridge, gateway, plan))?;
         let Some(in_the_way) = in_the_way else { return Ok(()) };
         let mut former = Vec::new();
         if network.force_address && gateway.is_ipv4() {
-            let find = || former::find(host, network, bridge, plan, key).map(|found| (found, Change::Found));
-            former = self.journal.run(step.clone(), find)?;
+            former = self.journal.within(step.clone(), || former::find(host, network, bridge, plan, key))?;
             former.retain(|whole| !in_the_way.contains(whole));
         }
         for other in in_the_way.iter().chain(&former) {
@@ -58,11 +56,10 @@ impl Attachment {
 
     fn ensure_masquerade(&mut self, plan: &Plan) -> Result<(), Error> {
         let network = &self.network;
-        let ensured = self.journal.run(Step::Shared(Shared::Masquerade(Ensured::Nothing)), || {
+        let ensured = self.journal.within(Step::Shared(Shared::Masquerade(Ensured::Nothing)), || {
             let opened = self.rules.take().map_or_else(|| Rules::open(self.args.call.deadline), Ok)?;
             let nft = &mut self.rules.insert(opened).nft;
-            let ensured = masquerade::ensure(nft, &network.name, &plan.masquerade)?;
-            Ok::<_, NetError>((ensured, Change::Found))
+            masquerade::ensure(nft, &network.name, &plan.masquerade)
         })?;
         let has_moved = matches!(&ensured, Ensured::Elements { added, .. } if !added.is_empty());
         self.journal.note(Step::Shared(Shared::Masquerade(ensured)));
@@ -76,8 +73,8 @@ impl Attachment {
         let (state_dir, of) = (&self.network.traces.state_dir, (&self.network.name, self.key.hash()));
         let step =
             |replaced| Step::Shared(Shared::Masquerade(Ensured::Elements { added: Vec::new(), replaced }));
-        let mut look = || ending::stale(&mut rules.nft, state_dir, of, &plan.masquerade);
-        let stale = self.journal.run(step(Vec::new()), || look().map(|stale| (stale, Change::Found)))?;
+        let look = || ending::stale(&mut rules.nft, state_dir, of, &plan.masquerade);
+        let stale = self.journal.within(step(Vec::new()), look)?;
         if stale.is_empty() {
             return Ok(());
         }
@@ -91,8 +88,8 @@ impl Attachment {
         let (Some(rules), false) = (&mut self.rules, self.network.masquerade) else { return Ok(()) };
         let (state_dir, name) = (&self.network.traces.state_dir, &self.network.name);
         let step = |former| Step::Shared(Shared::EndMasquerade(former));
-        let look = || ending::left(&mut rules.nft, state_dir, name).map(|former| (former, Change::Found));
-        let Some(former) = self.journal.run(step(None), look)? else { return Ok(()) };
+        let look = || ending::left(&mut rules.nft, state_dir, name);
+        let Some(former) = self.journal.within(step(None), look)? else { return Ok(()) };
         log::info!("network {name}: ipMasq is false by now, so its masquerade ends");
         self.journal.note(step(Some(former)));
         self.journal.within(step(None), || ending::end(&mut rules.nft, state_dir, name))

@@ -131,8 +131,7 @@ fn ensure_shared(
     elements: &Elements,
 ) -> Result<(), Error> {
     let step = Step::Shared(Shared::NetworkRules(Vec::new()));
-    let settled = journal
-        .run(step.clone(), || rules.look_for(&elements.network).map(|settled| (settled, Change::Found)))?;
+    let settled = journal.within(step.clone(), || rules.look_for(&elements.network))?;
     match ensure_groups(journal, rules, traces, elements)? {
         Change::Found if settled => return Ok(()),
         Change::Found => {}
@@ -143,9 +142,7 @@ fn ensure_shared(
                 .map_err(|fault| failed(&step, fault))?;
         }
     }
-    let before = journal.run(step, || {
-        ruleset::network::ensure(&mut rules.nft, &elements.network).map(|before| (before, Change::Found))
-    })?;
+    let before = journal.within(step, || ruleset::network::ensure(&mut rules.nft, &elements.network))?;
     if let Some(before) = before {
         journal.note(Step::Shared(Shared::NetworkRules(before)));
         // Another network that came at the same time was not seen before; now one of the two sees the other.
@@ -161,7 +158,7 @@ fn ensure_groups(
     elements: &Elements,
 ) -> Result<Change, Error> {
     let step = Step::Shared(Shared::Ruleset(Vec::new()));
-    if journal.run(step.clone(), || rules.are_ready_for(elements).map(|ready| (ready, Change::Found)))? {
+    if journal.within(step.clone(), || rules.are_ready_for(elements))? {
         return Ok(Change::Found);
     }
     let mut made = Vec::new();
