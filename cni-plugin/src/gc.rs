@@ -5,7 +5,6 @@ use std::net::IpAddr;
 
 use cni_protocol::{Code, Deadline, Error, GcArgs, NetworkName, Outcome, ValidAttachment};
 use log::{info, warn};
-use nix::errno::Errno;
 use serde_json::{Map, Value};
 use weft_state::{Lock, boot_dir, started};
 
@@ -270,10 +269,7 @@ impl Collector<'_> {
     /// Takes out of the ruleset what is the stale attachments', and what is nobody's any more, and closes what was open for them.
     fn remove_elements(&self, netlink: &mut Netlink, stale: &BTreeMap<String, Stale>) -> Result<(), Error> {
         let remove = |netlink: &mut Netlink| {
-            let mut nft = match Nft::open(self.args.call.deadline) {
-                Err(error) if error.errno == Errno::EPROTONOSUPPORT => return Ok(()),
-                other => other?,
-            };
+            let Some(mut nft) = Nft::open_if_there(self.args.call.deadline)? else { return Ok(()) };
             let links = erasure::names_of_links(netlink)?;
             let addresses: Vec<IpAddr> = stale.values().flat_map(|stale| stale.addresses.clone()).collect();
             isolation::forget(&mut nft, &addresses, false)?;
@@ -301,10 +297,7 @@ impl Collector<'_> {
     fn retire_prefixes(&self) -> Result<(), Error> {
         let (state_dir, of) = (&self.traces.state_dir, (self.network(), ""));
         let retire = || {
-            let mut nft = match Nft::open(self.args.call.deadline) {
-                Err(error) if error.errno == Errno::EPROTONOSUPPORT => return Ok(()),
-                other => other?,
-            };
+            let Some(mut nft) = Nft::open_if_there(self.args.call.deadline)? else { return Ok(()) };
             match ending::stale(&mut nft, state_dir, of, &Masquerade::default())? {
                 stale if stale.is_empty() => Ok(()),
                 stale => ending::retire(&mut nft, state_dir, of, stale),

@@ -5,7 +5,6 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use cni_protocol::{Call, Code, Error, IpConfig, Outcome, StatusArgs, Verb};
 use ipnetwork::IpNetwork;
-use nix::errno::Errno;
 use serde_json::Value;
 use weft_state::lease::HostLease;
 
@@ -207,10 +206,8 @@ fn check_firewalls(
     families.sort();
     families.dedup();
     let failed = |error: NetError| failed(&"look at firewalls of others", error.into());
-    let mut nft = match Nft::open(args.call.deadline) {
-        Err(error) if error.errno == Errno::EPROTONOSUPPORT => return Ok(()),
-        opened => opened.map_err(failed)?,
-    };
+    let opened = Nft::open_if_there(args.call.deadline).map_err(failed)?;
+    let Some(mut nft) = opened else { return Ok(()) };
     let exits = overlay.map(|overlay| overlay::exits(&mut Netlink::open(args.call.deadline)?, overlay));
     let traffic = Traffic {
         bridge: network.bridge.as_str(),

@@ -116,6 +116,17 @@ impl Nft {
         Ok(Self { socket: Socket::open(protocols::NETLINK_NETFILTER, deadline)? })
     }
 
+    /// The same; `None` where the kernel has no netfilter.
+    ///
+    /// # Errors
+    /// What socket(2) says otherwise.
+    pub fn open_if_there(deadline: Deadline) -> NlResult<Option<Self>> {
+        match Self::open(deadline) {
+            Err(error) if error.errno == Errno::EPROTONOSUPPORT => Ok(None),
+            opened => opened.map(Some),
+        }
+    }
+
     /// When the command's time is over.
     pub fn deadline(&self) -> Deadline {
         self.socket.deadline()

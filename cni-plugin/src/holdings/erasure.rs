@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use cni_protocol::Deadline;
-use nix::errno::Errno;
 use weft_net::nft::Nft;
 use weft_net::{Netlink, NlResult};
 
@@ -51,12 +50,7 @@ impl Erasure {
         if known.as_ref().is_some_and(is_nothing) {
             return Ok(None);
         }
-        let mut nft = match Nft::open(deadline) {
-            Ok(nft) => nft,
-            // A kernel without netfilter has no elements.
-            Err(error) if error.errno == Errno::EPROTONOSUPPORT => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let Some(mut nft) = Nft::open_if_there(deadline)? else { return Ok(None) };
         let state_dir = traces.state_dir.clone();
         if let Some((known, elements)) = known {
             let what = What::Known(Box::new((known.clone(), elements)));
@@ -89,12 +83,7 @@ impl Erasure {
 /// # Errors
 /// What the kernel refused; what is gone already is no error.
 pub fn sweep_earlier_boots(state_dir: &Path, deadline: Deadline) -> NlResult<()> {
-    let mut nft = match Nft::open(deadline) {
-        Ok(nft) => nft,
-        // A kernel without netfilter has no elements.
-        Err(error) if error.errno == Errno::EPROTONOSUPPORT => return Ok(()),
-        Err(error) => return Err(error),
-    };
+    let Some(mut nft) = Nft::open_if_there(deadline)? else { return Ok(()) };
     // Mostly nobody did, and there is nothing.
     let mut is_there = false;
     for first in ruleset::GROUPS.iter().filter_map(|group| group.sets.first()) {
