@@ -14,7 +14,7 @@ use crate::holdings::erasure;
 use crate::hostport;
 use crate::ipam;
 use crate::isolation;
-use crate::key::{AttachmentKey, VETH_PREFIX, VethEnd, group, hash_of_ifb, is_host_veth};
+use crate::key::{AttachmentKey, VethEnd, group, hash_of_host_veth, hash_of_ifb, host_veth_of};
 use crate::localnet;
 use crate::masquerade::{self, Masquerade, ending};
 use crate::record::{self, Found, Record};
@@ -173,7 +173,7 @@ impl Collector<'_> {
             // Somebody may have given it another name.
             let key =
                 link.alias.as_deref().and_then(|alias| AttachmentKey::from_alias(self.network(), alias));
-            let by_name = || is_host_veth(link).then(|| link.name[VETH_PREFIX.len()..].to_owned());
+            let by_name = || hash_of_host_veth(&link.name).map(str::to_owned);
             let by_mac = || hash_of_renamed(&stale, link).filter(|_| is_nameless(link, self.network()));
             let by_key = key.as_ref().map(|key| key.hash().to_owned());
             let Some(hash) = by_key.or_else(by_name).or_else(by_mac) else { continue };
@@ -220,7 +220,7 @@ impl Collector<'_> {
     fn find_detours(&self, links: &[Link], stale: &mut BTreeMap<String, Stale>) {
         for link in links {
             let Some(hash) = hash_of_ifb(link) else { continue };
-            let has_veth = || links.iter().any(|veth| veth.name.strip_prefix(VETH_PREFIX) == Some(hash));
+            let has_veth = || links.iter().any(|veth| hash_of_host_veth(&veth.name) == Some(hash));
             if let Some(known) = stale.get_mut(hash) {
                 known.links.push(link.name.clone());
             } else if !has_veth() && !record::exists(&self.traces.state_dir, hash) {
@@ -287,9 +287,8 @@ impl Collector<'_> {
 
     /// A container whose record is lost stays in the index of rules: that tells others that something of it is left.
     fn sweep_index(&self, netlink: &mut Netlink) -> Result<(), Error> {
-        let links = netlink.links(None).map_err(|error| failed(&"list links", error.into()))?;
-        let has_link =
-            |hash: &str| links.iter().any(|link| link.name.strip_prefix(VETH_PREFIX) == Some(hash));
+        let links = erasure::names_of_links(netlink).map_err(|error| failed(&"list links", error.into()))?;
+        let has_link = |hash: &str| links.contains(&host_veth_of(hash));
         isolation::index::sweep(&self.traces.state_dir, self.network(), has_link)
     }
 

@@ -8,7 +8,7 @@ use weft_net::Link;
 use crate::conf::shaping::Direction;
 
 /// The host ends of Weft's veths start with this.
-pub const VETH_PREFIX: &str = "weft";
+const VETH_PREFIX: &str = "weft";
 /// The first of the numbers that groups of a network's ports have, and how many these are: away from those that people give,
 /// from that of links in removal, and from the sign, which iproute2 would print.
 const FIRST_GROUP: u32 = 1 << 29;
@@ -47,7 +47,7 @@ impl AttachmentKey {
 
     /// The name of the veth's host end: 15 bytes, the most that an interface name may have.
     pub fn host_veth(&self) -> String {
-        format!("{VETH_PREFIX}{}", self.hash())
+        host_veth_of(self.hash())
     }
 
     /// The name of the link that one direction takes a detour through where it is limited.
@@ -98,11 +98,14 @@ impl std::fmt::Display for AttachmentKey {
     }
 }
 
-/// Whether a link has the name and kind of a host end of Weft's.
-pub fn is_host_veth(link: &Link) -> bool {
-    link.name.len() == VETH_PREFIX.len() + HASH_LEN
-        && link.name.starts_with(VETH_PREFIX)
-        && link.kind.as_deref() == Some("veth")
+/// The name of the host end of the attachment with this hash.
+pub fn host_veth_of(hash: &str) -> String {
+    format!("{VETH_PREFIX}{hash}")
+}
+
+/// The hash of the attachment that a veth of this name is the host end of.
+pub fn hash_of_host_veth(name: &str) -> Option<&str> {
+    name.strip_prefix(VETH_PREFIX).filter(|hash| is_hash(hash))
 }
 
 /// The hash of the attachment that a link is a detour of.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use crate::key::{VETH_PREFIX, is_hash};
+use crate::key::hash_of_host_veth;
 use crate::record;
 use crate::ruleset;
 
@@ -36,7 +36,7 @@ impl Suspects {
 
     /// Adds the one of which a link of this name is the host end; whether it is any's.
     pub fn add_host_end(&mut self, name: &str) -> bool {
-        let hash = name.strip_prefix(VETH_PREFIX).filter(|hash| is_hash(hash));
+        let hash = hash_of_host_veth(name);
         if let (Some(hash), Self::These(hashes)) = (hash, self) {
             hashes.insert(hash.to_owned());
         }

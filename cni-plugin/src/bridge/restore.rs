@@ -13,7 +13,7 @@ use weft_net::{BridgePort, Link, NetError, Netlink, NlResult};
 use super::membership::Membership;
 use super::{bring_up, ensure_gateway, ensure_ipv6, ensure_promiscuous, random_mac, refuse_other_kind};
 use crate::fault::{Change, Fault, failed};
-use crate::key::VETH_PREFIX;
+use crate::key::host_veth_of;
 use crate::localnet;
 use crate::record;
 use crate::suspects::Suspects;
@@ -67,7 +67,7 @@ fn members(state_dir: &Path, suspects: &Suspects) -> BTreeMap<String, Vec<Member
             let Ok(record::Found::Attached(content)) = record::peek(state_dir, &network, &hash) else {
                 continue;
             };
-            let (since, port) = (content.since(), format!("{VETH_PREFIX}{hash}"));
+            let (since, port) = (content.since(), host_veth_of(&hash));
             if let Some(membership) = content.membership {
                 let members = bridges.entry(membership.bridge.clone()).or_default();
                 members.push(Member { port, since, membership });

@@ -13,7 +13,7 @@ use super::hold::{forgotten, lock_meeting};
 use crate::conf::Traces;
 use crate::hostport;
 use crate::isolation;
-use crate::key::{AttachmentKey, VETH_PREFIX};
+use crate::key::{AttachmentKey, host_veth_of};
 use crate::record::{self, Content};
 use crate::ruleset::{self, Elements};
 
@@ -107,7 +107,7 @@ pub fn names_of_links(netlink: &mut Netlink) -> NlResult<BTreeSet<String>> {
 /// Whether neither a link nor a record is left of an attachment. An ADD has its record first, so links have to be read before the elements
 /// that are asked about.
 pub fn is_dead(state_dir: &Path, links: &BTreeSet<String>, hash: &str) -> bool {
-    !links.contains(&format!("{VETH_PREFIX}{hash}")) && !record::exists(state_dir, hash)
+    !links.contains(&host_veth_of(hash)) && !record::exists(state_dir, hash)
 }
 
 /// Erases what the attachments have that a predicate on their hashes chooses, and has their flows of UDP forgotten.

@@ -16,7 +16,7 @@ use crate::conf::Traces;
 use crate::fault::{Change, Fault, failed};
 use crate::hostport::Ports;
 use crate::isolation;
-use crate::key::{AttachmentKey, VETH_PREFIX};
+use crate::key::{AttachmentKey, host_veth_of};
 use crate::localnet;
 use crate::record::{self, Attached};
 use crate::ruleset::{self, Elements, Rules};
@@ -215,7 +215,7 @@ pub(super) fn forgotten(outcome: NlResult<()>) {
 fn is_alive(traces: &Traces, hash: &str) -> bool {
     let link = || {
         let deadline = Deadline::after(std::time::Duration::from_secs(5));
-        let found = Netlink::open(deadline).and_then(|mut host| host.link(&format!("{VETH_PREFIX}{hash}")));
+        let found = Netlink::open(deadline).and_then(|mut host| host.link(&host_veth_of(hash)));
         !matches!(found, Ok(None))
     };
     record::exists(&traces.state_dir, hash) || link()

@@ -10,7 +10,7 @@ use weft_state::{ManyFiles, boot_path};
 
 use super::{Content, Found, RECORDS, Record, all_networks, hashes, networks, peek, try_lock};
 use crate::isolation;
-use crate::key::{AttachmentKey, VETH_PREFIX};
+use crate::key::{AttachmentKey, host_veth_of};
 use crate::masquerade::{self, Masquerade};
 
 /// What is on file of a network's containers, whoever holds the records.
@@ -133,7 +133,8 @@ fn warn_of_loss(path: &Path, hash: &str, error: Option<Error>) {
     let why = error.map_or_else(|| format!("{} is damaged", path.display()), |error| error.msg);
     log::warn!(
         "{why}: what its container had in the rules is not put back; DEL and ADD the container again: the alias of link \
-         {VETH_PREFIX}{hash} names it"
+         {} names it",
+        host_veth_of(hash)
     );
 }
 
