@@ -31,6 +31,7 @@ use cni_protocol::{Code, Error};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use addresses::Addresses;
 use conf::Conf;
@@ -40,6 +41,11 @@ use network::Network;
 use truth::Truth;
 
 type Truths = Rc<Vec<Rc<RefCell<Truth>>>>;
+
+/// How long it may take until a change is noticed of which the kernel does not tell.
+const LOOK: Duration = Duration::from_secs(10);
+/// How long the kernel may take for one look.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Looks after all networks until SIGTERM or SIGINT.
 ///
@@ -97,6 +103,21 @@ async fn serve(mut conf: Conf) -> Result<(), Error> {
         join(ended)?;
     }
     Ok(())
+}
+
+/// Ticks once in a period, and first at the end of one; who is late is not hurried.
+fn every(period: Duration) -> Interval {
+    let mut interval = interval_at(Instant::now() + period, period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+/// Waits for a moment; without one, for ever.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// How a network's loop ended.

@@ -4,19 +4,13 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
 
 use cni_protocol::{Deadline, Error};
-use tokio::time::{MissedTickBehavior, interval};
 use weft::{bridge, holdings};
 
 use super::kernel::{Cost, Kernel, Owned, Suspicion};
 use super::metrics::Metrics;
-
-/// How long it may take until a change is noticed of which the kernel does not tell.
-const LOOK: Duration = Duration::from_secs(10);
-/// How long the kernel may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+use super::{LOOK, PATIENCE, every};
 
 /// Looks after them for ever.
 ///
@@ -24,8 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The kernel gives no events.
 pub(super) async fn keep(state_dir: PathBuf, metrics: Rc<Metrics>) -> Result<(), Error> {
     let mut kernel = Kernel::open()?;
-    let mut timer = interval(LOOK);
-    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut timer = every(LOOK);
     let mut said = BTreeSet::new();
     let mut owned = Owned { containers: true, ..Owned::default() };
     loop {

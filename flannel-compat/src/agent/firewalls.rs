@@ -11,13 +11,12 @@ use weft_net::nft::Nft;
 use weft_net::{NetError, Netlink};
 use weft_state::lease::HostLease;
 
+use super::PATIENCE;
 use super::conf::NetworkConf;
 use super::heal::bridges;
 
 /// There may be thousands of rules, and events of the kernel that come at any pace.
 const PAUSE: Duration = Duration::from_secs(2);
-/// How long the kernel may take.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What was said of them last.
 #[derive(Default)]

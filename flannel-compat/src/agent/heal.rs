@@ -2,7 +2,6 @@
 
 use std::fmt::Display;
 use std::path::Path;
-use std::time::Duration;
 
 use cni_protocol::{Code, Deadline, NetworkName};
 use flannel_records::parse_key;
@@ -19,12 +18,10 @@ use weft_net::sysctl::Sysctl;
 use weft_net::{Family, Link, Netlink, NlResult};
 use weft_state::lease::{HostLease, Peers, agent_lives};
 
+use super::PATIENCE;
 use super::conf::{Conf, NetworkConf};
 use super::kernel::Owned;
 use super::subnet_env;
-
-/// How long the kernel may take for all of it.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What was found and done.
 #[derive(Debug, Default)]
@@ -95,7 +92,7 @@ pub(super) fn heal(
     let mut report = Report::default();
     let deadline = Deadline::after(PATIENCE);
     match Netlink::open(deadline).and_then(|mut netlink| overlay::sync(&mut netlink, wanted)) {
-        Ok(changes) => {
+        Ok(mut changes) => {
             report.count("link", changes.links);
             report.count("mac", changes.macs);
             report.count("mtu", changes.mtus);
@@ -103,7 +100,7 @@ pub(super) fn heal(
             report.count("neighbour", changes.neighbours);
             report.count("fdb", changes.fdb);
             report.count("route", changes.routes);
-            report.unreached = Some(changes.unreached.clone());
+            report.unreached = Some(std::mem::take(&mut changes.unreached));
             report.changes = changes;
         }
         Err(error) => report.failed("set up device and peers", &error),
@@ -202,10 +199,13 @@ fn forward(wanted: &Overlay, lease: &HostLease, deadline: Deadline, report: &mut
         let setting = Sysctl::forwarding_at(family, &interface);
         if is_own {
             set_forwarding(&mut netlink, family, &setting, report);
-        } else if family == Family::V4 && matches!(setting.get(), Ok(Some(value)) if value != "1") {
+        } else if family == Family::V4
+            && let Ok(Some(value)) = setting.get()
+            && value != "1"
+        {
             // That is its owner's, who may want the rest of it so. In IPv6 packets pass all the same.
             let remedy = "what other hosts send by plain routes is dropped: set it to 1";
-            report.failures.push(format!("{setting} is 0: {remedy}"));
+            report.failures.push(format!("{setting} is {value}: {remedy}"));
         }
     }
 }

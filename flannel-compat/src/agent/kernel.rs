@@ -14,6 +14,8 @@ use weft_net::nft::{TABLE, Table};
 use weft_net::{NetError, NlResult};
 use weft_state::worked;
 
+use super::at;
+
 /// How long to wait for what comes along with a first change: a link that goes takes routes and neighbours with it.
 const SETTLE: Duration = Duration::from_millis(50);
 /// And at most, also where looking is slow.
@@ -180,15 +182,8 @@ impl Kernel {
     pub(super) async fn changed(&mut self) -> Result<(), Error> {
         let broken = |error: NetError| Error::new(Code::Kernel, format!("read the kernel's events: {error}"));
         loop {
-            let due = self.due;
-            let settled = async move {
-                match due {
-                    Some(due) => tokio::time::sleep_until(due).await,
-                    None => std::future::pending().await,
-                }
-            };
             let events = tokio::select! {
-                () = settled => {
+                () = at(self.due) => {
                     self.due = None;
                     return Ok(());
                 }

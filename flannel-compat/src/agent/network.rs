@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cni_protocol::{Code, Error};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::Instant;
 use weft::overlay::{Overlay, Rejected, Unreached};
 use weft_state::Lock;
 use weft_state::lease::{HostLease, Peers, Taken, since_1970};
@@ -22,9 +22,8 @@ use super::metrics::Metrics;
 use super::store::{News, Store};
 use super::subnet_env;
 use super::truth::{Held, REMEDY, Truth};
+use super::{LOOK, at, every};
 
-/// How long it may take until a change is noticed of which the kernel does not tell.
-const LOOK: Duration = Duration::from_secs(10);
 /// How often peers are put on file at most: a thousand hosts that come at once are one or two files.
 const SAVE: Duration = Duration::from_secs(1);
 /// A lease that ends is on file as renewed so long ago at most: for whoever looks at it without the agent.
@@ -148,9 +147,7 @@ impl Network {
     /// # Errors
     /// What leaves no way on: no events of the kernel, or nobody who talks with the store.
     pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<(), Error> {
-        let mut timer = interval(LOOK);
-        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        timer.reset();
+        let mut timer = every(LOOK);
         loop {
             let event = tokio::select! {
                 news = self.news.recv() => Event::Store(news.ok_or_else(store_ended)?),
@@ -189,14 +186,10 @@ impl Network {
 
     /// Whether anything ought to be different now.
     fn take(&mut self, news: News) -> bool {
-        if let News::Failed(cause) = news {
-            self.metrics.store_failed(self.conf.name.as_str());
-            self.outage.fails(&cause);
-            self.truth.borrow_mut().store.fails(cause);
-            return !std::mem::replace(&mut self.settled, true);
+        if !matches!(news, News::Failed(_)) {
+            self.outage.ends();
+            self.truth.borrow_mut().store.answers();
         }
-        self.outage.ends();
-        self.truth.borrow_mut().store.answers();
         match news {
             News::Leased(lease) => self.leased(lease),
             // What others wrote into the store is not to look like lines of the log.
@@ -217,7 +210,12 @@ impl Network {
                 self.hosts.change(revision, records);
                 true
             }
-            News::Failed(_) => false,
+            News::Failed(cause) => {
+                self.metrics.store_failed(self.conf.name.as_str());
+                self.outage.fails(&cause);
+                self.truth.borrow_mut().store.fails(cause);
+                !std::mem::replace(&mut self.settled, true)
+            }
         }
     }
 
@@ -384,12 +382,4 @@ fn unused(conf: &NetworkConf, all: &Conf) -> Result<bool, Error> {
 /// It ends only when this loop does, or by a panic.
 fn store_ended() -> Error {
     Error::new(Code::Internal, "the task that talks with etcd has ended")
-}
-
-/// Waits for a moment; without one, for ever.
-async fn at(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment).await,
-        None => std::future::pending().await,
-    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cni_protocol::{Code, Error, NetworkName};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio::time::Instant;
 use weft_ipam::etcd_conf::EtcdConf;
 use weft_ipam::lease::{self, Claimant, Keeper, Lease};
 use weft_ipam::registry::{Registry, Watched};
@@ -14,6 +14,7 @@ use weft_ipam::store::glance;
 use weft_state::lease::{HostLease, Peers};
 
 use super::backoff::Backoff;
+use super::every;
 
 /// How often the lease is renewed, or more often where it is short. That also shows whether etcd can be reached: a watch
 /// is silent on a broken connection, and TCP may take as long to go on after an outage as the outage lasted.
@@ -276,10 +277,4 @@ fn often(period: Duration, lease: Option<&HostLease>) -> Duration {
 /// make nothing better.
 fn patience(snapshot: Duration, lease: &HostLease) -> Duration {
     KEEP_PATIENCE.max((4 * snapshot).min(often(MOST_PATIENCE, Some(lease))))
-}
-
-fn every(period: Duration) -> Interval {
-    let mut interval = interval_at(Instant::now() + period, period);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    interval
 }
