@@ -58,7 +58,7 @@ pub struct Ports {
     /// The interface to the container, where 127.0.0.1 of the host has ports.
     localnet: Option<String>,
     /// Whether that interface is this container's alone.
-    #[serde(default, skip_serializing_if = "is_shared")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     localnet_is_own: bool,
 }
 
@@ -316,11 +316,6 @@ fn forget_flows(nft: &mut Nft, containers: &BTreeSet<IpAddr>) -> NlResult<()> {
         }
     }
     Ok(())
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_shared(own: &bool) -> bool {
-    !own
 }
 
 /// All elements of some sets.

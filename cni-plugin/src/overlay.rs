@@ -1,5 +1,5 @@
 //! The overlay: what this host needs to reach the containers of a network's other hosts, worked out from the leases.
-//! Pure; [`sync`] makes the kernel so.
+//! Pure; [`sync()`] makes the kernel so.
 //!
 //! Per family one VXLAN device, and per host a neighbour, a forwarding entry and a route through it, as flanneld makes
 //! them (pkg/backend/vxlan of flannel v0.28); or, for hosts on the same link, a plain route, where the network wants

@@ -54,7 +54,7 @@ impl Pod {
         Ok(())
     }
 
-    /// Has the kernel tell the interface's neighbours its addresses, whenever it comes up or [`Netlink::announce`] asks for it.
+    /// Has the kernel tell the interface's neighbours its addresses, whenever it comes up or [`Netlink::set_mac`] gives it an address.
     pub fn set_announcing(&self, ifname: &IfName) -> Result<(), Fault> {
         let name = ifname.as_str();
         let settings = [Sysctl::ipv4_of(name, "arp_notify"), Sysctl::ipv6_of(name, "ndisc_notify")];

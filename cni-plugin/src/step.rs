@@ -150,7 +150,7 @@ impl fmt::Display for Shared {
     }
 }
 
-/// What an ADD has done so far. Dropped before [`Journal::keep`], it takes everything back: so a panic ends
+/// What an ADD has done so far. Dropped before [`Journal::into_rollback`], it takes everything back: so a panic ends
 /// as clean as an error.
 pub struct Journal {
     args: Rc<AddArgs>,

@@ -5,7 +5,7 @@
 
 mod answer;
 mod bytes;
-pub(crate) mod chain;
+mod chain;
 mod change;
 mod element;
 mod interval;
@@ -14,6 +14,7 @@ mod matches;
 mod rule;
 mod set;
 mod table;
+pub(crate) mod uapi;
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -44,6 +45,10 @@ pub use netlink_packet_netfilter::nftables::InetHookNumber;
 pub use rule::{Field, Rule};
 pub use set::{FIELD_ALIGN, Set, Type};
 pub use table::Table;
+use uapi::{
+    NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE, NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY,
+    NFTA_SET_FLAGS, NFTA_SET_KEY_LEN, NFTA_SET_KEY_TYPE,
+};
 
 /// How often others may be faster, one after the other, before it is reported.
 pub const ATTEMPTS: usize = 16;
@@ -65,16 +70,6 @@ pub fn retry<T>(mut attempt: impl FnMut() -> NlResult<T>) -> NlResult<T> {
 pub const TABLE: &str = "weft";
 /// `NF_ACCEPT` of linux/netfilter.h.
 pub const POLICY_ACCEPT: u32 = 1;
-
-// The attributes of linux/netfilter/nf_tables.h that are read.
-const NFTA_CHAIN_HOOK: u16 = 4;
-const NFTA_CHAIN_POLICY: u16 = 5;
-const NFTA_CHAIN_TYPE: u16 = 7;
-const NFTA_HOOK_HOOKNUM: u16 = 1;
-const NFTA_HOOK_PRIORITY: u16 = 2;
-const NFTA_SET_FLAGS: u16 = 3;
-const NFTA_SET_KEY_TYPE: u16 = 4;
-const NFTA_SET_KEY_LEN: u16 = 5;
 
 /// A `NETLINK_NETFILTER` socket.
 pub struct Nft {

@@ -1,6 +1,6 @@
 //! What the CNI specification says, as types.
 //!
-//! A plugin binary is a [`Plugin`] with a handler, and its `main` is [`run`]: that reads environment and
+//! A plugin binary is a [`Plugin`] with a handler, and its `main` is [`run()`]: that reads environment and
 //! stdin, checks everything the protocol asks for, calls the handler with a [`Command`] in which nothing is
 //! unchecked, and answers with one JSON document. [`Delegate`] executes another plugin the way the
 //! specification's section 4 wants it.

@@ -20,7 +20,7 @@ use crate::suspects::Suspects;
 /// anything to put back. For whoever looks after the host while no container comes.
 ///
 /// # Errors
-/// [`Code::Kernel`], [`Code::Io`] where what some of them hold cannot be told.
+/// [`Code::Kernel`](cni_protocol::Code::Kernel), [`Code::Io`](cni_protocol::Code::Io) where what some of them hold cannot be told.
 pub fn restore(state_dir: &Path, suspects: &Suspects, deadline: Deadline) -> Result<bool, Error> {
     let step = "put back what containers hold in the ruleset";
     let refused = |error: NetError| failed(&step, error.into());
@@ -94,7 +94,7 @@ fn leave_out_unsettled(
 /// masquerade and is not to any more.
 ///
 /// # Errors
-/// [`Code::Kernel`], [`Code::Io`], [`Code::TryAgain`] while an ADD is at work.
+/// [`Code::Kernel`](cni_protocol::Code::Kernel), [`Code::Io`](cni_protocol::Code::Io), [`Code::TryAgain`](cni_protocol::Code::TryAgain) while an ADD is at work.
 pub fn end_masquerade(state_dir: &Path, network: &NetworkName, deadline: Deadline) -> Result<bool, Error> {
     let refused = |error: NetError| failed(&format!("end the masquerade of network {network}"), error.into());
     let mut nft = Nft::open(deadline).map_err(refused)?;

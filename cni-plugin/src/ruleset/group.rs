@@ -75,7 +75,7 @@ fn is_undamaged(nft: &mut Nft, group: &Group) -> NlResult<bool> {
     Ok((is_intact(nft, group)? || is_waiting(nft, group)?) && has_all_sets(nft, group)?)
 }
 
-/// Makes those groups anew that are damaged and of which attachments need nothing: [`ensure`](super::ensure) does not look at them,
+/// Makes those groups anew that are damaged and of which attachments need nothing: [`super::ensure`] does not look at them,
 /// and one that stays damaged is never whole. Whether there were any. An ADD may be at it: sets that are as wanted keep their elements.
 ///
 /// # Errors
@@ -180,10 +180,10 @@ pub(super) fn is_intact(nft: &mut Nft, group: &Group) -> NlResult<bool> {
     Ok(nft.uses(group.table, &names)? == Some(wanted))
 }
 
-/// Whether [`ensure`] would make these groups, without a change to anything.
+/// Whether [`super::ensure`] would make these groups, without a change to anything.
 ///
 /// # Errors
-/// As [`ensure`].
+/// As [`super::ensure`].
 pub fn rehearse(nft: &mut Nft, groups: &[&Group]) -> NlResult<()> {
     for group in groups {
         let rehearsed = retry(|| match is_intact(nft, group)? {
@@ -251,7 +251,7 @@ fn clear(nft: &mut Nft, group: &Group) -> NlResult<Vec<Change>> {
     Ok(flush.chain(delete).collect())
 }
 
-/// Takes back groups that [`ensure`] made. The caller is alone on the host.
+/// Takes back groups that [`super::ensure`] made. The caller is alone on the host.
 ///
 /// # Errors
 /// What the kernel refused; what is gone already is no error.

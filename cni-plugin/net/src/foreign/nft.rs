@@ -6,45 +6,27 @@ use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProto
 
 use super::{Chain, Condition, End, Pattern, Rule, TableOf, Verdict};
 use crate::attribute::{attributes, find, text};
-use crate::nft::chain::{
-    NFT_MSG_GETCHAIN, NFT_MSG_GETRULE, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE,
-    NFTA_CHAIN_TYPE, NFTA_CHAIN_USE, NFTA_HOOK_HOOKNUM, NFTA_RULE_CHAIN, NFTA_RULE_TABLE,
+use crate::nft::uapi::{
+    IPS_DST_NAT, NF_ACCEPT, NF_DROP, NFT_CMP_EQ, NFT_CMP_NEQ, NFT_CT_STATE, NFT_CT_STATUS, NFT_GOTO,
+    NFT_JUMP, NFT_META_IIFNAME, NFT_MSG_GETCHAIN, NFT_MSG_GETRULE, NFT_MSG_GETSETELEM,
+    NFT_PAYLOAD_NETWORK_HEADER, NFT_RETURN, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY,
+    NFTA_CHAIN_TABLE, NFTA_CHAIN_TYPE, NFTA_CHAIN_USE, NFTA_EXPR_DATA, NFTA_EXPR_NAME, NFTA_HOOK_HOOKNUM,
+    NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS, NFTA_RULE_TABLE, NFTA_SET_ELEM_FLAGS, NFTA_SET_ELEM_KEY,
+    NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE,
 };
 use crate::nft::{Answer, Nft, text_of};
 use crate::{Family, NlResult};
 
 // linux/netfilter/nf_tables.h
-const NFTA_RULE_EXPRESSIONS: u16 = 4;
-const NFT_MSG_GETSETELEM: u8 = 13;
-const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
-const NFTA_SET_ELEM_LIST_SET: u16 = 2;
-const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
-const NFTA_SET_ELEM_KEY: u16 = 1;
-const NFTA_SET_ELEM_FLAGS: u16 = 3;
-const NFTA_EXPR_NAME: u16 = 1;
-const NFTA_EXPR_DATA: u16 = 2;
-const NFT_META_IIFNAME: u32 = 6;
 const NFT_META_OIFNAME: u32 = 7;
 const NFT_META_NFPROTO: u32 = 15;
-const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
-const NFT_CT_STATE: u32 = 0;
-const NFT_CT_STATUS: u32 = 2;
-/// `IPS_DST_NAT` of linux/netfilter/nf_conntrack_common.h.
-const IPS_DST_NAT: u32 = 1 << 5;
-const NFT_CMP_EQ: u32 = 0;
-const NFT_CMP_NEQ: u32 = 1;
 const NFT_REG_VERDICT: u32 = 0;
 // linux/netfilter.h
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 const NF_INET_FORWARD: u32 = 2;
-const NF_DROP: i32 = 0;
-const NF_ACCEPT: i32 = 1;
 const NFT_CONTINUE: i32 = -1;
 const NFT_BREAK: i32 = -2;
-const NFT_JUMP: i32 = -3;
-const NFT_GOTO: i32 = -4;
-const NFT_RETURN: i32 = -5;
 
 /// Targets of iptables after which a packet goes on to the next rule.
 const MARKING_TARGETS: &[&str] = &["CONNMARK", "CT", "LOG", "MARK", "NFLOG", "TCPMSS", "TRACE"];

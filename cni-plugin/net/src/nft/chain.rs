@@ -9,6 +9,10 @@ use super::answer::{Answer, number as read_number};
 use super::bytes::{nested, number, put, text, user_data};
 use super::change::{CHAIN_COMMENT, COMMENT};
 use super::set::{NFTA_SET_NAME, NFTA_SET_TABLE, Set};
+use super::uapi::{
+    NFT_MSG_GETCHAIN, NFT_MSG_GETRULE, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE,
+    NFTA_CHAIN_TYPE, NFTA_CHAIN_USE, NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY, NFTA_RULE_CHAIN, NFTA_RULE_TABLE,
+};
 use super::{
     Change, InetHookNumber, Nft, NlResult, POLICY_ACCEPT, Rule, TABLE, Table, message_of, unless_missing,
 };
@@ -18,27 +22,15 @@ const NFT_MSG_NEWTABLE: u8 = 0;
 const NFT_MSG_GETTABLE: u8 = 1;
 const NFT_MSG_DELTABLE: u8 = 2;
 const NFT_MSG_NEWCHAIN: u8 = 3;
-pub(crate) const NFT_MSG_GETCHAIN: u8 = 4;
 const NFT_MSG_DELCHAIN: u8 = 5;
 const NFT_MSG_NEWRULE: u8 = 6;
-pub(crate) const NFT_MSG_GETRULE: u8 = 7;
 const NFT_MSG_DELRULE: u8 = 8;
 const NFT_MSG_GETSET: u8 = 10;
 const NFT_MSG_DELSET: u8 = 11;
 const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_TABLE_FLAGS: u16 = 2;
 const NFT_TABLE_F_DORMANT: u32 = 1;
-pub(crate) const NFTA_CHAIN_TABLE: u16 = 1;
-pub(crate) const NFTA_CHAIN_NAME: u16 = 3;
-pub(crate) const NFTA_CHAIN_HOOK: u16 = 4;
-pub(crate) const NFTA_CHAIN_POLICY: u16 = 5;
-pub(crate) const NFTA_CHAIN_USE: u16 = 6;
-pub(crate) const NFTA_CHAIN_TYPE: u16 = 7;
 const NFTA_CHAIN_USERDATA: u16 = 12;
-pub(crate) const NFTA_HOOK_HOOKNUM: u16 = 1;
-const NFTA_HOOK_PRIORITY: u16 = 2;
-pub(crate) const NFTA_RULE_TABLE: u16 = 1;
-pub(crate) const NFTA_RULE_CHAIN: u16 = 2;
 
 /// Where a chain stands in the packet's way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,22 +12,19 @@ use super::answer::Answer;
 use super::bytes::{nest, nested, put, text, user_data};
 use super::interval::{from_octets, octets};
 use super::set::{Set, padded};
+use super::uapi::{
+    NFT_MSG_GETSETELEM, NFTA_DATA_VALUE, NFTA_LIST_ELEM, NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_LIST_ELEMENTS,
+    NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE,
+};
 use super::{Change, Nft, NlResult, TABLE, message_of, unless_missing};
 use crate::attribute::{self, attributes, find};
 
 // linux/netfilter/nf_tables.h
 const NFT_MSG_NEWSETELEM: u8 = 12;
-const NFT_MSG_GETSETELEM: u8 = 13;
 const NFT_MSG_DELSETELEM: u8 = 14;
-const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
-const NFTA_SET_ELEM_LIST_SET: u16 = 2;
-const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
-const NFTA_LIST_ELEM: u16 = 1;
-const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_SET_ELEM_DATA: u16 = 2;
 const NFTA_SET_ELEM_USERDATA: u16 = 6;
 const NFTA_SET_ELEM_KEY_END: u16 = 10;
-const NFTA_DATA_VALUE: u16 = 1;
 /// linux/netfilter/nfnetlink.h
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 /// `NFTNL_UDATA_SET_ELEM_COMMENT` of libnftnl's udata.h.

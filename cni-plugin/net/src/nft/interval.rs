@@ -11,14 +11,9 @@ use netlink_packet_netfilter::nftables::{
 };
 
 use super::answer::{Answer, number};
+use super::uapi::{NFTA_DATA_VALUE, NFTA_SET_ELEM_FLAGS, NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_LIST_ELEMENTS};
 use crate::Family;
 use crate::attribute::{attributes, find};
-
-// The attributes of linux/netfilter/nf_tables.h that are read.
-const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
-const NFTA_SET_ELEM_KEY: u16 = 1;
-const NFTA_SET_ELEM_FLAGS: u16 = 3;
-const NFTA_DATA_VALUE: u16 = 1;
 
 /// Addresses of one family, from the first to the last, both included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -4,23 +4,22 @@ use super::bytes::{nest, put};
 use super::load::Load;
 use super::rule::{Parameter, Rule};
 use super::set::{Set, padded};
+use super::uapi::{
+    IPS_DST_NAT, NF_ACCEPT, NF_DROP, NFT_CMP_EQ, NFT_CMP_NEQ, NFT_CT_STATE, NFT_CT_STATUS, NFT_GOTO,
+    NFT_JUMP, NFT_LOOKUP_F_INV, NFT_META_IIFNAME, NFT_META_PROTOCOL, NFT_RETURN, NFTA_BITWISE_DREG,
+    NFTA_BITWISE_LEN, NFTA_BITWISE_MASK, NFTA_BITWISE_OP, NFTA_BITWISE_SREG, NFTA_BITWISE_XOR, NFTA_CMP_DATA,
+    NFTA_CMP_OP, NFTA_CMP_SREG, NFTA_EXPR_DATA, NFTA_EXPR_NAME, NFTA_LIST_ELEM, NFTA_LOOKUP_FLAGS,
+    NFTA_LOOKUP_SET, NFTA_LOOKUP_SREG, NFTA_META_DREG, NFTA_META_KEY, NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_DREG,
+    NFTA_PAYLOAD_LEN, NFTA_PAYLOAD_OFFSET,
+};
 use crate::Family;
 
 // linux/netfilter/nf_tables.h
-const NFTA_LIST_ELEM: u16 = 1;
-const NFTA_EXPR_NAME: u16 = 1;
-const NFTA_EXPR_DATA: u16 = 2;
 const NFTA_DATA_VERDICT: u16 = 2;
 const NFTA_VERDICT_CODE: u16 = 1;
 const NFTA_VERDICT_CHAIN: u16 = 2;
 const NFTA_IMMEDIATE_DREG: u16 = 1;
 const NFTA_IMMEDIATE_DATA: u16 = 2;
-const NFTA_META_DREG: u16 = 1;
-const NFTA_META_KEY: u16 = 2;
-const NFTA_PAYLOAD_DREG: u16 = 1;
-const NFTA_PAYLOAD_BASE: u16 = 2;
-const NFTA_PAYLOAD_OFFSET: u16 = 3;
-const NFTA_PAYLOAD_LEN: u16 = 4;
 const NFTA_CT_DREG: u16 = 1;
 const NFTA_CT_KEY: u16 = 2;
 const NFTA_CT_DIRECTION: u16 = 3;
@@ -28,22 +27,7 @@ const NFTA_CT_SREG: u16 = 4;
 const NFTA_FIB_DREG: u16 = 1;
 const NFTA_FIB_RESULT: u16 = 2;
 const NFTA_FIB_FLAGS: u16 = 3;
-const NFTA_LOOKUP_SET: u16 = 1;
-const NFTA_LOOKUP_SREG: u16 = 2;
 const NFTA_LOOKUP_DREG: u16 = 3;
-const NFTA_LOOKUP_FLAGS: u16 = 5;
-const NFT_LOOKUP_F_INV: u32 = 1;
-const NFTA_BITWISE_SREG: u16 = 1;
-const NFTA_BITWISE_DREG: u16 = 2;
-const NFTA_BITWISE_LEN: u16 = 3;
-const NFTA_BITWISE_MASK: u16 = 4;
-const NFTA_BITWISE_XOR: u16 = 5;
-const NFTA_BITWISE_OP: u16 = 6;
-const NFTA_CMP_SREG: u16 = 1;
-const NFTA_CMP_OP: u16 = 2;
-const NFTA_CMP_DATA: u16 = 3;
-const NFT_CMP_EQ: u32 = 0;
-const NFT_CMP_NEQ: u32 = 1;
 const NFTA_NAT_TYPE: u16 = 1;
 const NFTA_NAT_FAMILY: u16 = 2;
 const NFTA_NAT_REG_ADDR_MIN: u16 = 3;
@@ -56,14 +40,10 @@ const NFT_NAT_DNAT: u32 = 1;
 /// itself, and gives them back.
 const MAP_IPS: u32 = 1;
 const PROTO_SPECIFIED: u32 = 2;
-const NFT_META_PROTOCOL: u32 = 1;
 const NFT_META_IIF: u32 = 4;
-const NFT_META_IIFNAME: u32 = 6;
 const NFT_META_L4PROTO: u32 = 16;
 const NFT_META_IIFGROUP: u32 = 21;
 const NFT_META_OIFGROUP: u32 = 22;
-const NFT_CT_STATE: u32 = 0;
-const NFT_CT_STATUS: u32 = 2;
 const NFT_CT_LABELS: u32 = 13;
 const NFT_CT_DST_IP: u32 = 20;
 const NFT_CT_DST_IP6: u32 = 22;
@@ -75,15 +55,8 @@ const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
 const NFTA_FIB_F_DADDR: u32 = 2;
 /// `RTN_LOCAL` of linux/rtnetlink.h.
 const RTN_LOCAL: u32 = 2;
-/// `IPS_DST_NAT` of linux/netfilter/nf_conntrack_common.h.
-const IPS_DST_NAT: u32 = 0x20;
 /// `NF_CT_STATE_BIT(IP_CT_ESTABLISHED)` and `(IP_CT_RELATED)` of net/netfilter/nf_conntrack.h.
 const ESTABLISHED_OR_RELATED: u32 = 0x6;
-const NF_DROP: i32 = 0;
-const NF_ACCEPT: i32 = 1;
-const NFT_JUMP: i32 = -3;
-const NFT_GOTO: i32 = -4;
-const NFT_RETURN: i32 = -5;
 /// `NFT_REG_1`, and `NFT_REG32_00`: the same room by words of four bytes.
 const REG_1: u32 = 1;
 const REG32_00: u32 = 8;

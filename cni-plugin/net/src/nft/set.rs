@@ -5,6 +5,7 @@ use netlink_packet_netfilter::nftables::NfTablesMessage;
 
 use super::bytes::{nest, nested, number, put, text, user_data};
 use super::change::{BIG_ENDIAN, SET_KEYBYTEORDER};
+use super::uapi::{NFTA_LIST_ELEM, NFTA_SET_FLAGS, NFTA_SET_KEY_LEN, NFTA_SET_KEY_TYPE};
 use super::{Change, TABLE, Table};
 use crate::Family;
 
@@ -12,16 +13,12 @@ use crate::Family;
 const NFT_MSG_NEWSET: u8 = 9;
 pub(super) const NFTA_SET_TABLE: u16 = 1;
 pub(super) const NFTA_SET_NAME: u16 = 2;
-const NFTA_SET_FLAGS: u16 = 3;
-const NFTA_SET_KEY_TYPE: u16 = 4;
-const NFTA_SET_KEY_LEN: u16 = 5;
 const NFTA_SET_DATA_TYPE: u16 = 6;
 const NFTA_SET_DATA_LEN: u16 = 7;
 const NFTA_SET_DESC: u16 = 9;
 const NFTA_SET_ID: u16 = 10;
 const NFTA_SET_USERDATA: u16 = 13;
 const NFTA_SET_DESC_CONCAT: u16 = 2;
-const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_SET_FIELD_LEN: u16 = 1;
 const NFT_SET_INTERVAL: u32 = 0x4;
 const NFT_SET_MAP: u32 = 0x8;
