@@ -26,7 +26,9 @@ use crate::key::AttachmentKey;
 use crate::masquerade::Masquerade;
 use crate::shaping::Limited;
 
-pub use survey::{Attached, any_masquerade, attached, attached_of, contents, has_newer, others, up_to_date};
+pub use survey::{
+    Attached, Locked, any_masquerade, attached, attached_of, contents, has_newer, others, up_to_date,
+};
 
 /// The directory of the records, below that of the boot.
 const RECORDS: &str = "attachments";
@@ -319,6 +321,11 @@ fn find_or_clear(path: &Path) -> Result<bool, Error> {
 pub fn try_lock(state_dir: &Path, network: &NetworkName, hash: &str) -> Result<Option<Record>, Error> {
     let path = boot_path(state_dir, network)?.join(RECORDS).join(hash);
     Ok(Lock::try_exclusive(&path)?.map(|lock| Record { lock, path }))
+}
+
+/// Whether somebody is at work on the record of a hash, or it is gone by now.
+pub fn is_held(state_dir: &Path, network: &NetworkName, hash: &str) -> Result<bool, Error> {
+    Ok(try_lock(state_dir, network, hash)?.is_none())
 }
 
 /// What the record of a hash says while somebody else holds it; one that is gone by now says nothing.

@@ -49,7 +49,7 @@ impl Suspects {
     pub fn busy(&self, state_dir: &Path) -> Self {
         let mut busy = BTreeSet::new();
         for network in record::networks(state_dir) {
-            let is_held = |hash: &String| matches!(record::try_lock(state_dir, &network, hash), Ok(None));
+            let is_held = |hash: &str| record::is_held(state_dir, &network, hash).unwrap_or_default();
             let all = record::hashes(state_dir, &network).unwrap_or_default();
             busy.extend(all.into_iter().filter(|hash| self.has(hash) && is_held(hash)));
         }

@@ -177,7 +177,7 @@ fn ensure_groups(
             Ok(held_by(&others))
         })
     });
-    if others.iter().any(|(key, content, _)| key.network == *network && !content.masquerade.is_nothing()) {
+    if others.iter().any(|one| one.key.network == *network && !one.content.masquerade.is_nothing()) {
         // It is not this ADD's alone any more.
         journal.keep_masquerade();
     }

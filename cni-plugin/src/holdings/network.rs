@@ -19,7 +19,7 @@ use crate::conf::Traces;
 use crate::fault::{Fault, failed};
 use crate::isolation::{Policy, known_subnets};
 use crate::key::AttachmentKey;
-use crate::record::{self, Attached, Content, Found, Record};
+use crate::record::{self, Attached, Content, Found, Locked};
 use crate::ruleset::{self, Elements, Rules, network};
 use crate::step::{Journal, Step};
 
@@ -213,14 +213,14 @@ fn lives(state_dir: &Path, network: &NetworkName, wanted: &[Element]) -> Result<
 
 /// Whether somebody is at work on a record, which may be gone by now.
 fn is_held(state_dir: &Path, network: &NetworkName, hash: &str) -> Result<bool, Error> {
-    Ok(record::try_lock(state_dir, network, hash)?.is_none()
+    Ok(record::is_held(state_dir, network, hash)?
         && record::peek(state_dir, network, hash)? != Found::Nothing)
 }
 
 /// What attachments hold, as it is to be put back: what a network says is what it said last, for the subnets of all.
-pub(super) fn held_by(attached: &[(AttachmentKey, Content, Record)]) -> Vec<Elements> {
+pub(super) fn held_by(attached: &[Locked]) -> Vec<Elements> {
     let mut policies: BTreeMap<&NetworkName, (&Content, Policy)> = BTreeMap::new();
-    for (key, content, _lock) in attached {
+    for Locked { key, content, .. } in attached {
         let Some(isolation) = &content.holdings.isolation else { continue };
         let (last, policy) =
             policies.entry(&key.network).or_insert_with(|| (content, isolation.policy.clone()));
@@ -231,7 +231,7 @@ pub(super) fn held_by(attached: &[(AttachmentKey, Content, Record)]) -> Vec<Elem
         policy.join(before);
         policy.join(isolation.policy.subnets.clone());
     }
-    let held = attached.iter().map(|(key, content, _lock)| {
+    let held = attached.iter().map(|Locked { key, content, .. }| {
         let mut holdings = content.holdings.clone();
         if let (Some(isolation), Some((_, policy))) = (&mut holdings.isolation, policies.get(&key.network)) {
             isolation.policy.clone_from(policy);

@@ -12,7 +12,7 @@ use super::network::held_by;
 use crate::fault::{Fault, failed};
 use crate::key::AttachmentKey;
 use crate::masquerade::{self, Ensured, Masquerade};
-use crate::record::{self, Content, Found, Record};
+use crate::record::{self, Content, Found, Locked};
 use crate::ruleset::{self, Elements};
 use crate::suspects::Suspects;
 
@@ -69,22 +69,18 @@ fn elements_again(nft: &mut Nft, state_dir: &Path, suspects: &Suspects) -> Resul
 }
 
 /// Leaves out what networks have at which somebody is at work: who is on the way may have brought another configuration.
-fn leave_out_unsettled(
-    state_dir: &Path,
-    attached: &[(AttachmentKey, Content, Record)],
-    held: &mut [Elements],
-) {
-    let own: BTreeSet<&str> = attached.iter().map(|(key, ..)| key.hash()).collect();
-    let networks: BTreeSet<&NetworkName> = attached.iter().map(|(key, ..)| &key.network).collect();
+fn leave_out_unsettled(state_dir: &Path, attached: &[Locked], held: &mut [Elements]) {
+    let own: BTreeSet<&str> = attached.iter().map(|one| one.key.hash()).collect();
+    let networks: BTreeSet<&NetworkName> = attached.iter().map(|one| &one.key.network).collect();
     let is_settled = |network: &NetworkName| {
-        let is_held = |hash: &String| matches!(record::try_lock(state_dir, network, hash), Ok(None));
+        let is_held = |hash: &String| record::is_held(state_dir, network, hash).unwrap_or_default();
         record::hashes(state_dir, network)
             .is_ok_and(|all| !all.iter().filter(|hash| !own.contains(hash.as_str())).any(is_held))
     };
     let unsettled: BTreeSet<&NetworkName> =
         networks.into_iter().filter(|network| !is_settled(network)).collect();
-    for (elements, (key, ..)) in held.iter_mut().zip(attached) {
-        if unsettled.contains(&key.network) {
+    for (elements, one) in held.iter_mut().zip(attached) {
+        if unsettled.contains(&one.key.network) {
             elements.network.clear();
         }
     }
@@ -129,7 +125,7 @@ fn masquerade_is_whole(nft: &mut Nft, state_dir: &Path) -> NlResult<bool> {
 }
 
 /// Puts back what the networks of attachments have masqueraded, as far as the kernel takes it; whether anything was missing.
-pub(super) fn masquerade_again(nft: &mut Nft, attached: &[(AttachmentKey, Content, Record)]) -> bool {
+pub(super) fn masquerade_again(nft: &mut Nft, attached: &[Locked]) -> bool {
     let mut was_missing = false;
     for (key, wanted) in masquerades(attached).values() {
         match masquerade::put_back(nft, &key.network, wanted) {
@@ -142,14 +138,11 @@ pub(super) fn masquerade_again(nft: &mut Nft, attached: &[(AttachmentKey, Conten
 
 /// What the networks of these attachments have masqueraded, by their names: all of their prefixes, with the exemptions of who came
 /// last.
-fn masquerades(
-    attached: &[(AttachmentKey, Content, Record)],
-) -> BTreeMap<String, (AttachmentKey, Masquerade)> {
-    let mut all: Vec<_> =
-        attached.iter().filter(|(_, content, _)| !content.masquerade.is_nothing()).collect();
-    all.sort_by_key(|(_, content, _)| content.since());
+fn masquerades(attached: &[Locked]) -> BTreeMap<String, (AttachmentKey, Masquerade)> {
+    let mut all: Vec<_> = attached.iter().filter(|one| !one.content.masquerade.is_nothing()).collect();
+    all.sort_by_key(|one| one.content.since());
     let mut found = BTreeMap::new();
-    for (key, Content { masquerade, .. }, _lock) in all {
+    for Locked { key, content: Content { masquerade, .. }, .. } in all {
         let new = || (key.clone(), Masquerade::default());
         let (_, of_network) = found.entry(key.network.to_string()).or_insert_with(new);
         of_network.exempt.clone_from(&masquerade.exempt);

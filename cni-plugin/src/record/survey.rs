@@ -62,16 +62,23 @@ pub fn others(state_dir: &Path, networks: &[NetworkName], own: &str) -> Option<V
     Some(found)
 }
 
-/// Attachments with what they hold now, and their records, locked.
+/// An attachment with what it holds now, and its record, locked.
+pub struct Locked {
+    pub key: AttachmentKey,
+    pub content: Content,
+    _record: Record,
+}
+
+/// Several of them.
 #[derive(Default)]
 pub struct Attached {
-    all: Vec<(AttachmentKey, Content, Record)>,
+    all: Vec<Locked>,
     /// Other files are opened while these are.
     _many: Option<ManyFiles>,
 }
 
 impl Deref for Attached {
-    type Target = [(AttachmentKey, Content, Record)];
+    type Target = [Locked];
 
     fn deref(&self) -> &Self::Target {
         &self.all
@@ -108,22 +115,22 @@ pub fn attached_of(state_dir: &Path, is_chosen: impl Fn(&str) -> bool) -> Result
             };
             match record.read() {
                 Ok(Found::Attached(content)) if let Some(key) = content.key(&network) => {
-                    locked.push((key, content, record));
+                    locked.push(Locked { key, content, _record: record });
                 }
                 Ok(Found::Nothing | Found::Begun(_)) => {}
                 damaged => warn_of_loss(&path, &hash, damaged.err()),
             }
         }
         let ended = masquerade::ending::ended(state_dir, &network);
-        let is_needed = locked.iter().any(|(_, content, _)| isolation::holds_with_others(content));
+        let is_needed = locked.iter().any(|one| isolation::holds_with_others(&one.content));
         let all = if is_needed { contents(state_dir, &network)? } else { Vec::new() };
-        found.all.extend(locked.into_iter().map(|(key, mut content, record)| {
-            isolation::leave_out_the_gone(&mut content, &all);
+        for Locked { content, .. } in &mut locked {
+            isolation::leave_out_the_gone(content, &all);
             if !content.is_masqueraded(ended) {
                 content.masquerade = Masquerade::default();
             }
-            (key, content, record)
-        }));
+        }
+        found.all.append(&mut locked);
     }
     Ok(found)
 }
