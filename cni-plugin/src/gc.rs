@@ -294,7 +294,7 @@ impl Collector<'_> {
 
     /// What former subnets of the network had masqueraded ends with their last container.
     fn retire_prefixes(&self) -> Result<(), Error> {
-        let (state_dir, of) = (&self.traces.state_dir, (self.network(), ""));
+        let (state_dir, of) = (&self.traces.state_dir, (self.network(), None));
         let retire = || {
             let Some(mut nft) = Nft::open_if_there(self.args.call.deadline)? else { return Ok(()) };
             match ending::stale(&mut nft, state_dir, of, &Masquerade::default())? {

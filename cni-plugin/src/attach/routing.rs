@@ -70,7 +70,7 @@ impl Attachment {
     /// Where the network has got other prefixes, those of former configurations end of which no container is left.
     fn retire_prefixes(&mut self, plan: &Plan) -> Result<(), Error> {
         let Some(rules) = &mut self.rules else { return Ok(()) };
-        let (state_dir, of) = (&self.network.traces.state_dir, (&self.network.name, self.key.hash()));
+        let (state_dir, of) = (&self.network.traces.state_dir, (&self.network.name, Some(self.key.hash())));
         let step =
             |replaced| Step::Shared(Shared::Masquerade(Ensured::Elements { added: Vec::new(), replaced }));
         let look = || ending::stale(&mut rules.nft, state_dir, of, &plan.masquerade);

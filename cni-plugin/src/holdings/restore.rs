@@ -10,7 +10,6 @@ use weft_state::Lock;
 
 use super::network::held_by;
 use crate::fault::{Fault, failed};
-use crate::key::AttachmentKey;
 use crate::masquerade::{self, Ensured, Masquerade};
 use crate::record::{self, Content, Found, Locked};
 use crate::ruleset::{self, Elements};
@@ -127,24 +126,23 @@ fn masquerade_is_whole(nft: &mut Nft, state_dir: &Path) -> NlResult<bool> {
 /// Puts back what the networks of attachments have masqueraded, as far as the kernel takes it; whether anything was missing.
 pub(super) fn masquerade_again(nft: &mut Nft, attached: &[Locked]) -> bool {
     let mut was_missing = false;
-    for (key, wanted) in masquerades(attached).values() {
-        match masquerade::put_back(nft, &key.network, wanted) {
+    for (network, wanted) in masquerades(attached) {
+        match masquerade::put_back(nft, network, &wanted) {
             Ok(ensured) => was_missing |= ensured != Ensured::Nothing,
-            Err(error) => log::warn!("masquerade of network {} cannot be put back: {error}", key.network),
+            Err(error) => log::warn!("masquerade of network {network} cannot be put back: {error}"),
         }
     }
     was_missing
 }
 
-/// What the networks of these attachments have masqueraded, by their names: all of their prefixes, with the exemptions of who came
+/// What the networks of these attachments have masqueraded: all of their prefixes, with the exemptions of who came
 /// last.
-fn masquerades(attached: &[Locked]) -> BTreeMap<String, (AttachmentKey, Masquerade)> {
+fn masquerades(attached: &[Locked]) -> BTreeMap<&NetworkName, Masquerade> {
     let mut all: Vec<_> = attached.iter().filter(|one| !one.content.masquerade.is_nothing()).collect();
     all.sort_by_key(|one| one.content.since());
-    let mut found = BTreeMap::new();
+    let mut found = BTreeMap::<_, Masquerade>::new();
     for Locked { key, content: Content { masquerade, .. }, .. } in all {
-        let new = || (key.clone(), Masquerade::default());
-        let (_, of_network) = found.entry(key.network.to_string()).or_insert_with(new);
+        let of_network = found.entry(&key.network).or_default();
         of_network.exempt.clone_from(&masquerade.exempt);
         of_network.prefixes.extend(&masquerade.prefixes);
         of_network.prefixes.sort_unstable();

@@ -93,7 +93,7 @@ pub fn undo(nft: &mut Nft, state_dir: &Path, network: &NetworkName, former: &For
     }
 }
 
-/// The prefixes in a network's sets that none of its containers needs, but for one's own, which are wanted. Who is at work may need any, so then
+/// The prefixes in a network's sets that none of its containers needs, but for one's own (by its hash, if it is for an attachment), which are wanted. Who is at work may need any, so then
 /// there is none; nor is there where a node agent has them.
 ///
 /// # Errors
@@ -101,7 +101,7 @@ pub fn undo(nft: &mut Nft, state_dir: &Path, network: &NetworkName, former: &For
 pub fn stale(
     nft: &mut Nft,
     state_dir: &Path,
-    of: (&NetworkName, &str),
+    of: (&NetworkName, Option<&str>),
     wanted: &Masquerade,
 ) -> NlResult<Vec<Interval>> {
     let needed = needed(state_dir, of).filter(|_| !agent_lock(state_dir, of.0).exists());
@@ -123,7 +123,7 @@ pub fn stale(
 pub fn retire(
     nft: &mut Nft,
     state_dir: &Path,
-    of: (&NetworkName, &str),
+    of: (&NetworkName, Option<&str>),
     stale: Vec<Interval>,
 ) -> NlResult<()> {
     let nothing = Vec::new;
@@ -136,7 +136,7 @@ pub fn retire(
 }
 
 /// What the network's other containers have masqueraded; `None` where that is not known of all.
-fn needed(state_dir: &Path, (network, own): (&NetworkName, &str)) -> Option<Vec<Interval>> {
+fn needed(state_dir: &Path, (network, own): (&NetworkName, Option<&str>)) -> Option<Vec<Interval>> {
     let others = record::others(state_dir, std::slice::from_ref(network), own)?;
     let prefixes = others.into_iter().flat_map(|other| other.masquerade.prefixes);
     Some(prefixes.map(Interval::from).collect())

@@ -45,12 +45,12 @@ pub fn has_newer(state_dir: &Path, than: Duration, own: &str) -> bool {
     })
 }
 
-/// What is on file of all attachments of some networks but one; `None` where it does not tell all, as somebody is at work or a record
+/// What is on file of all attachments of some networks, but for one's own; `None` where it does not tell all, as somebody is at work or a record
 /// cannot be read.
-pub fn others(state_dir: &Path, networks: &[NetworkName], own: &str) -> Option<Vec<Content>> {
+pub fn others(state_dir: &Path, networks: &[NetworkName], own: Option<&str>) -> Option<Vec<Content>> {
     let mut found = Vec::new();
     for network in networks {
-        for hash in hashes(state_dir, network).ok()?.into_iter().filter(|hash| hash != own) {
+        for hash in hashes(state_dir, network).ok()?.into_iter().filter(|hash| Some(hash.as_str()) != own) {
             match peek(state_dir, network, &hash).ok()? {
                 Found::Attached(content) => found.push(content),
                 Found::Damaged => return None,
