@@ -170,21 +170,25 @@ pub fn undo(nft: &mut Nft, network: &NetworkName, ensured: &Ensured) -> NlResult
             remove(nft, network)?;
             remove_empty_table(nft)
         }
-        Ensured::Elements { added, replaced } => retry(|| {
-            let mut changes = Vec::new();
-            for family in Family::ALL {
-                let set = set_name(network, family);
-                if nft.set(&set)?.is_none() {
-                    continue;
-                }
-                let (taken, kept): (Vec<_>, Vec<_>) =
-                    nft.intervals(&set)?.into_iter().partition(|present| added.contains(present));
-                let again = uncovered(&kept, of_family(replaced, family));
-                changes.extend(edit(&set, &taken, &again));
-            }
-            commit(nft, changes)
-        }),
+        Ensured::Elements { added, replaced } => exchange(nft, network, added, replaced),
     }
+}
+
+/// Takes intervals out of the network's sets, and puts others in as far as what stays there does not cover them.
+fn exchange(nft: &mut Nft, network: &NetworkName, take: &[Interval], put: &[Interval]) -> NlResult<()> {
+    retry(|| {
+        let mut changes = Vec::new();
+        for family in Family::ALL {
+            let set = set_name(network, family);
+            if nft.set(&set)?.is_none() {
+                continue;
+            }
+            let (taken, kept): (Vec<_>, Vec<_>) =
+                nft.intervals(&set)?.into_iter().partition(|present| take.contains(present));
+            changes.extend(edit(&set, &taken, &uncovered(&kept, of_family(put, family))));
+        }
+        commit(nft, changes)
+    })
 }
 
 /// Compares the kernel's state with what [`ensure`] makes.

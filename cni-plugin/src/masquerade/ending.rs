@@ -15,7 +15,7 @@ use weft_state::lease::agent_lock;
 use weft_state::{boot_dir, boot_path, monotonic, write_whole};
 
 use super::intervals::of_family;
-use super::{Ensured, Masquerade, chain, chain_name, commit, delete_sets, edit, remove, set_name};
+use super::{Masquerade, chain, chain_name, commit, delete_sets, edit, exchange, remove, set_name};
 use crate::fault::Fault;
 use crate::record;
 
@@ -93,8 +93,8 @@ pub fn undo(nft: &mut Nft, state_dir: &Path, network: &NetworkName, former: &For
     }
 }
 
-/// The prefixes in a network's sets that none of its containers needs, but for one's own (by its hash, if it is for an attachment), which are wanted. Who is at work may need any, so then
-/// there is none; nor is there where a node agent has them.
+/// The prefixes in a network's sets that none of its containers needs, but for one's own, which are wanted. Who is at work may need any, so then
+/// there is none; nor is there where a node agent has them. `of` is the network, and the hash of one's own attachment.
 ///
 /// # Errors
 /// What the kernel refused.
@@ -126,13 +126,12 @@ pub fn retire(
     of: (&NetworkName, Option<&str>),
     stale: Vec<Interval>,
 ) -> NlResult<()> {
-    let nothing = Vec::new;
-    super::undo(nft, of.0, &Ensured::Elements { added: stale.clone(), replaced: nothing() })?;
+    exchange(nft, of.0, &stale, &[])?;
     let needed = needed(state_dir, of);
     let is_needed =
         |prefix: &Interval| needed.as_ref().is_none_or(|all| all.iter().any(|own| prefix.overlaps(own)));
-    let replaced = stale.into_iter().filter(is_needed).collect();
-    super::undo(nft, of.0, &Ensured::Elements { added: nothing(), replaced })
+    let again: Vec<Interval> = stale.into_iter().filter(is_needed).collect();
+    exchange(nft, of.0, &[], &again)
 }
 
 /// What the network's other containers have masqueraded; `None` where that is not known of all.
