@@ -83,7 +83,7 @@ impl Attachment {
         let mac = mac.unwrap_or_else(|| key.mac(VethEnd::Container));
         let announces = chooses_addresses(&call.conf, &args.args) && !network.interface_down;
         let mut journal = begin::open_journal(&args, &key, &network.traces)?;
-        journal.names = names;
+        journal.content.names = names;
         let open = || {
             // Its process starts while other things are done, and does nothing before it is fed.
             let plugin = network.ipam.as_ref();
@@ -134,7 +134,7 @@ impl Attachment {
         self.forget_neighbours(&bridge, &plan)?;
         self.configure(&plan, container.index)?;
         let veth = self.host_end()?;
-        self.journal.membership = Some(Membership::new(&self.network, &bridge, &plan, self.port()));
+        self.journal.content.membership = Some(Membership::new(&self.network, &bridge, &plan, self.port()));
         self.settle(&bridge)?;
         self.await_addresses(&plan, container.index)?;
         if self.announces {

@@ -82,7 +82,7 @@ impl Attachment {
             found.look_at_default_routes(&mut pod)?;
         }
         let mut journal = begin::open_journal(args, &key, &conf.traces)?;
-        journal.names = names;
+        journal.content.names = names;
         Ok(Self { args: args.clone(), conf, asked, key, previous, host, found, journal })
     }
 
@@ -90,7 +90,8 @@ impl Attachment {
     fn attach(&mut self) -> Result<(), Error> {
         let limits = self.conf.shaping.or(&self.asked.shaping);
         let limited = if limits.is_none() { None } else { Some(self.found.to_be_limited(&self.key)?) };
-        self.journal.limited = limited.map(|link| Limited { link: link.name.clone(), index: link.index });
+        self.journal.content.limited =
+            limited.map(|link| Limited { link: link.name.clone(), index: link.index });
         self.journal.write_record(false)?;
         if let Some(link) = limited {
             let end = HostEnd { name: &link.name, index: link.index, mtu: link.mtu };

@@ -62,7 +62,7 @@ pub struct Content {
     /// The link of another plugin at which it is limited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limited: Option<Limited>,
-    /// Who the container is to people, once all is done.
+    /// Who the container is to people.
     #[serde(default, skip_serializing_if = "Names::is_empty")]
     pub names: Names,
     /// Whether its DEL has begun: what others have with it may be gone.
@@ -74,14 +74,14 @@ pub struct Content {
 }
 
 impl Content {
-    /// The state of an attachment as of now.
-    pub fn now(key: &AttachmentKey, netns: &Path, attached: bool) -> Self {
+    /// What is to be on file of an attachment that begins.
+    pub fn begun(key: &AttachmentKey, netns: &Path) -> Self {
         Self {
             container_id: key.container_id.to_string(),
             ifname: key.ifname.to_string(),
             netns: netns.display().to_string(),
             ipam: None,
-            attached,
+            attached: false,
             holdings: Holdings::default(),
             masquerade: Masquerade::default(),
             membership: None,
@@ -89,8 +89,14 @@ impl Content {
             limited: None,
             names: Names::default(),
             is_leaving: false,
-            since: format!("{:020}", monotonic().as_nanos()),
+            since: String::new(),
         }
+    }
+
+    /// Says how far the attachment is, as of now.
+    pub fn is_now(&mut self, attached: bool) {
+        self.attached = attached;
+        self.since = format!("{:020}", monotonic().as_nanos());
     }
 
     /// When it was written, on the clock of [`weft_state::started`].

@@ -152,7 +152,7 @@ pub fn apply(
         })?;
         links.push(link);
     }
-    journal.shaping = shaping.clone();
+    journal.content.shaping = shaping.clone();
     Ok(links)
 }
 

@@ -13,20 +13,18 @@ use ipnetwork::IpNetwork;
 use log::{debug, warn};
 use weft_state::{Lock, monotonic};
 
-use crate::bridge::membership::Membership;
+use crate::conf;
 use crate::conf::Traces;
-use crate::conf::shaping::Shaping;
-use crate::conf::{self, names::Names};
 use crate::fault::{Change, Fault, failed};
-use crate::holdings::{Holdings, erasure};
+use crate::holdings::erasure;
 use crate::key::AttachmentKey;
 use crate::masquerade::ending::{self, Former};
-use crate::masquerade::{self, Ensured, Masquerade};
+use crate::masquerade::{self, Ensured};
 use crate::overlay::{self, Overlay};
 use crate::pod::Pod;
 use crate::record::{self, Content, Record};
 use crate::ruleset::{self, Group};
-use crate::shaping::{self, Limited};
+use crate::shaping;
 use crate::{bridge, forwarding, ipam, localnet, tuning, veth};
 use weft_net::Family;
 use weft_net::netns::NetNs;
@@ -164,17 +162,8 @@ pub struct Journal {
     done: Vec<Step>,
     /// When it began, on the clock of [`Content::since`].
     began: Duration,
-    /// What the record will say that the attachment has in the host's rules.
-    pub holdings: Holdings,
-    /// … and what its network has masqueraded.
-    pub masquerade: Masquerade,
-    /// … and of which bridge it is a port.
-    pub membership: Option<Membership>,
-    /// … and how its traffic is limited.
-    pub shaping: Shaping,
-    /// … and at which link of another plugin.
-    pub limited: Option<Limited>,
-    pub names: Names,
+    /// What the record will say.
+    pub content: Content,
     /// Whether dropping the journal takes everything back.
     armed: bool,
 }
@@ -188,6 +177,7 @@ impl Journal {
         record: Record,
     ) -> Self {
         Self {
+            content: Content::begun(&key, args.netns.path()),
             args,
             key,
             host_lock,
@@ -195,12 +185,6 @@ impl Journal {
             record: Some(record),
             done: vec![Step::Record],
             began: monotonic(),
-            holdings: Holdings::default(),
-            masquerade: Masquerade::default(),
-            membership: None,
-            shaping: Shaping::default(),
-            limited: None,
-            names: Names::default(),
             armed: true,
         }
     }
@@ -252,19 +236,11 @@ impl Journal {
     }
 
     /// Writes on record how far the attachment is.
-    pub fn write_record(&self, attached: bool) -> Result<(), Error> {
+    pub fn write_record(&mut self, attached: bool) -> Result<(), Error> {
         let Some(record) = &self.record else { return Ok(()) };
-        let mut content = Content::now(&self.key, self.args.netns.path(), attached);
-        content.ipam = conf::ipam(&self.args.call.conf)?.map(|(_, ipam)| ipam.clone());
-        content.limited.clone_from(&self.limited);
-        if attached {
-            content.holdings.clone_from(&self.holdings);
-            content.masquerade.clone_from(&self.masquerade);
-            content.membership.clone_from(&self.membership);
-            content.shaping.clone_from(&self.shaping);
-            content.names.clone_from(&self.names);
-        }
-        record.write(&content).map_err(|error| failed(&Step::Record, error.into()))?;
+        self.content.ipam = conf::ipam(&self.args.call.conf)?.map(|(_, ipam)| ipam.clone());
+        self.content.is_now(attached);
+        record.write(&self.content).map_err(|error| failed(&Step::Record, error.into()))?;
         if attached {
             record.take_from_children();
         }

@@ -63,7 +63,7 @@ impl Attachment {
         })?;
         let has_moved = matches!(&ensured, Ensured::Elements { added, .. } if !added.is_empty());
         self.journal.note(Step::Shared(Shared::Masquerade(ensured)));
-        self.journal.masquerade.clone_from(&plan.masquerade);
+        self.journal.content.masquerade.clone_from(&plan.masquerade);
         if has_moved { self.retire_prefixes(plan) } else { Ok(()) }
     }
 

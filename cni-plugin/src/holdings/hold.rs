@@ -69,7 +69,7 @@ pub fn hold(
     if let (Some(isolation), Some(own)) = (&mut holdings.isolation, own) {
         isolation.policy.subnets = own;
     }
-    journal.holdings = holdings;
+    journal.content.holdings = holdings;
     Ok(meeting)
 }
 
@@ -113,7 +113,7 @@ fn meet(
         // Containers that came while it was on did not meet anybody.
         isolation::index::discard(&traces.state_dir, &key.network)?;
     }
-    isolation.meet(&traces.state_dir, key, &journal.names)?;
+    isolation.meet(&traces.state_dir, key, &journal.content.names)?;
     journal.within(Step::Rules, || isolation::forget(&mut rules.nft, &isolation.addresses, false))?;
     Ok(Some(lock))
 }
