@@ -11,12 +11,12 @@ use cni_protocol::{AddArgs, AddResult, Error, IpConfig, MacAddr, Outcome};
 
 use crate::bridge::membership::Membership;
 use crate::conf::names::Names;
-use crate::conf::{Asked, Network, chooses_addresses, requested_mac};
+use crate::conf::{Asked, DHCP, Network, chooses_addresses, requested_mac};
 use crate::fault::{Change, Fault, failed};
 use crate::guard::Port;
 use crate::holdings::Holdings;
 use crate::holdings::hold::hold;
-use crate::ipam::{self, Reserving};
+use crate::ipam::Reserving;
 use crate::key::{AttachmentKey, VethEnd, group};
 use crate::plan::{Ipv6, Plan};
 use crate::pod::Pod;
@@ -102,7 +102,7 @@ impl Attachment {
     /// network that spans hosts they do depend on them, as the lease says how large packets may be.
     fn attach(&mut self) -> Result<AddResult, Error> {
         self.journal.write_record(false)?;
-        let asks_by_interface = self.network.ipam.as_deref() == Some(ipam::DHCP);
+        let asks_by_interface = self.network.ipam.as_deref() == Some(DHCP);
         if !asks_by_interface {
             self.reserve()?;
         }

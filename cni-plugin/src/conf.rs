@@ -340,6 +340,8 @@ fn mtu(key: &str, mtu: i64) -> Result<Option<u32>, Error> {
     }
 }
 
+/// The IPAM plugin that asks a server by the container's interface, and whose addresses a client in there renews.
+pub const DHCP: &str = "dhcp";
 /// The type of an IPAM plugin, and what it is told of itself.
 pub type Ipam<'a> = (&'a str, &'a Map<String, Value>);
 

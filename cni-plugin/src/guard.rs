@@ -15,9 +15,8 @@ use serde::{Deserialize, Serialize};
 use weft_net::Family;
 use weft_net::nft::{Element, Set, Tuple, ends};
 
-use crate::conf::Asked;
 use crate::conf::guard::Part;
-use crate::ipam;
+use crate::conf::{self, Asked};
 use crate::plan::{Ipv6, Plan};
 use crate::ruleset::{Elements, by_address};
 
@@ -82,7 +81,7 @@ impl Guard {
         addresses.extend(single.into_iter().map(|(address, _)| address));
         addresses.sort_unstable();
         addresses.dedup();
-        Ok(Some(Self { container, more, addresses, off, dhcp: plugin == Some(ipam::DHCP) }))
+        Ok(Some(Self { container, more, addresses, off, dhcp: plugin == Some(conf::DHCP) }))
     }
 
     /// The number of the port that it knows.

@@ -10,9 +10,6 @@ use crate::conf;
 use crate::key::AttachmentKey;
 use crate::record::Record;
 
-/// The plugin that asks a server by the container's interface, and whose addresses a client in there renews.
-pub const DHCP: &str = "dhcp";
-
 /// A plugin at work on an ADD.
 pub struct Reserving {
     plugin: String,

@@ -1,11 +1,11 @@
 //! What identifies an attachment, and every name that follows from it.
 
+use std::fmt;
+
 use cni_protocol::{ContainerId, IfName, MacAddr, NetworkName};
 use weft_state::{hash, short_hash};
 
 use weft_net::Link;
-
-use crate::conf::shaping::Direction;
 
 /// The host ends of Weft's veths start with this.
 const VETH_PREFIX: &str = "weft";
@@ -92,8 +92,8 @@ impl AttachmentKey {
     }
 }
 
-impl std::fmt::Display for AttachmentKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for AttachmentKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "interface {} of container {} on network {}", self.ifname, self.container_id, self.network)
     }
 }
@@ -119,6 +119,26 @@ pub fn hash_of_ifb(link: &Link) -> Option<&str> {
 pub enum VethEnd {
     Host,
     Container,
+}
+
+/// Which way traffic goes, seen from the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    Ingress,
+    Egress,
+}
+
+impl Direction {
+    pub const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        })
+    }
 }
 
 /// The group that the host ends of a network's containers are in. By it rules on bridges tell whose a frame is, also one that

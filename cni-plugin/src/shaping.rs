@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use weft_net::netns::NetNs;
 use weft_net::{Family, Filter, Hook, Link, NetError, Netlink, NlResult, TokenBucket};
 
-use crate::conf::shaping::{Direction, Limit, Shaping, Subnets};
+use crate::conf::shaping::{Limit, Shaping, Subnets};
 use crate::fault::{Change, Fault};
-use crate::key::AttachmentKey;
+use crate::key::{AttachmentKey, Direction};
 use crate::step::{Journal, Step};
 
 /// How long what is waiting takes at the limit's rate, in milliseconds. Longer queues have TCP overshoot by so much when it

@@ -1,13 +1,12 @@
 //! Shaping: the capability `bandwidth`, and the keys of the reference bandwidth plugin.
 
-use std::fmt;
-
 use cni_protocol::{Code, Error};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{invalid, keys, prefixes};
+use crate::key::Direction;
 
 /// The plugin's keys, which stand in `runtimeConfig.bandwidth` too.
 const KEYS: &[&str] =
@@ -20,26 +19,6 @@ const RATES: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
 const NO_BURST: u64 = 2_147_483_647;
 /// The reference plugin takes less than this, in bits: 4 GiB.
 const BURST_MAX: u64 = 8 * 4_294_967_295;
-
-/// Seen from the container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
-    Ingress,
-    Egress,
-}
-
-impl Direction {
-    pub const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
-}
-
-impl fmt::Display for Direction {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ingress => "ingress",
-            Self::Egress => "egress",
-        })
-    }
-}
 
 /// A limit on one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
