@@ -1,21 +1,17 @@
 //! How an ADD begins: the locks, and what an earlier one of the attachment left.
 
-use std::fs;
-use std::path::Path;
 use std::rc::Rc;
 
-use cni_protocol::{AddArgs, Code, Deadline, Error};
+use cni_protocol::{AddArgs, Code, Error};
 use weft_state::{Lock, boot_dir};
 
 use crate::conf::Traces;
 use crate::detach;
 use crate::holdings::erasure;
 use crate::key::AttachmentKey;
+use crate::locks;
 use crate::record::{self, Content, Found, Record};
 use crate::step::Journal;
-
-/// The lock of all ADDs of the host, in the state directory beside those of the networks. No network has such a name.
-const HOST_LOCK: &str = ".lock";
 
 /// Takes the locks and the record of an attachment. Nothing else is touched yet.
 ///
@@ -31,8 +27,8 @@ pub fn open_journal(args: &Rc<AddArgs>, key: &AttachmentKey, traces: &Traces) ->
         }
         boot_dir(state_dir, &key.network)?;
     }
-    let host_lock = Lock::shared(&state_dir.join(HOST_LOCK), deadline)?;
-    let network_lock = Lock::shared(&record::network_lock(state_dir, &key.network), deadline)?;
+    let host_lock = locks::share_host(state_dir, deadline)?;
+    let network_lock = Lock::shared(&locks::network_lock(state_dir, &key.network), deadline)?;
     let record = Record::lock(state_dir, key, deadline)?;
     refuse_or_clean(&record, args, key, traces)?;
     Ok(Journal::new(args.clone(), key.clone(), (host_lock, network_lock), record))
@@ -57,16 +53,4 @@ fn refuse_or_clean(
             detach::remove(&args.call, key, traces, Some(&content))
         }
     }
-}
-
-/// The lock of a directory beside those of the networks, which has a name that no network can have.
-pub fn lock_beside_networks(state_dir: &Path, dir: &str, deadline: Deadline) -> Result<Lock, Error> {
-    let dir = state_dir.join(dir);
-    if !dir.is_dir() {
-        fs::create_dir_all(&dir).map_err(|error| {
-            let remedy = "see that the state directory is writable and not full";
-            Error::new(Code::Io, format!("create {}: {error}: {remedy}", dir.display()))
-        })?;
-    }
-    Lock::exclusive(&dir.join("lock"), deadline)
 }

@@ -16,6 +16,7 @@ use crate::ipam;
 use crate::isolation;
 use crate::key::{AttachmentKey, VethEnd, group, hash_of_host_veth, hash_of_ifb, host_veth_of};
 use crate::localnet;
+use crate::locks::network_lock;
 use crate::masquerade::{self, Masquerade, ending};
 use crate::record::{self, Found, Record};
 use crate::ruleset;
@@ -121,7 +122,7 @@ impl Collector<'_> {
         netlink: &mut Netlink,
         problems: &mut Vec<String>,
     ) -> Result<(Option<Lock>, Findings), Error> {
-        let lock = record::network_lock(&self.traces.state_dir, self.network());
+        let lock = network_lock(&self.traces.state_dir, self.network());
         if !lock.exists() {
             let found = self.find(netlink, problems)?;
             if found.0.is_empty() {
@@ -136,10 +137,7 @@ impl Collector<'_> {
 
     fn keep_out_adds(&self) -> Result<Lock, Error> {
         boot_dir(&self.traces.state_dir, self.network())?;
-        Lock::exclusive(
-            &record::network_lock(&self.traces.state_dir, self.network()),
-            self.args.call.deadline,
-        )
+        Lock::exclusive(&network_lock(&self.traces.state_dir, self.network()), self.args.call.deadline)
     }
 
     fn network(&self) -> &NetworkName {

@@ -27,6 +27,7 @@ pub mod ipam;
 pub mod isolation;
 pub mod key;
 pub mod localnet;
+pub mod locks;
 pub mod loopback;
 pub mod masquerade;
 pub mod overlay;

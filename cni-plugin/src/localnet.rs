@@ -8,24 +8,16 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cni_protocol::{Deadline, Error, IfName};
+use cni_protocol::{Deadline, IfName};
 use weft_net::sysctl::Sysctl;
-use weft_state::Lock;
 
-use crate::begin::lock_beside_networks;
 use crate::fault::Fault;
+use crate::locks::{PORTS_DIR, lock_ports};
 
-/// The directory of the host's ports. No network has such a name.
-const PORTS_DIR: &str = ".hostport";
 /// How long the agent waits for the lock, as it has one thread for all that it does.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// In there: a directory for each interface.
+/// In the directory of ports: a directory for each interface.
 const NOTES: &str = "localnet";
-
-/// The lock that an ADD with host ports holds while it looks whether they are free.
-pub fn lock_ports(state_dir: &Path, deadline: Deadline) -> Result<Lock, Error> {
-    lock_beside_networks(state_dir, PORTS_DIR, deadline)
-}
 
 /// Opens an interface for the attachment with this hash. The caller holds the lock.
 pub fn open(state_dir: &Path, interface: &IfName, hash: &str) -> Result<(), Fault> {

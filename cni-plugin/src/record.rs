@@ -274,11 +274,6 @@ impl Record {
     }
 }
 
-/// The file of the lock that ADDs of a network share, and its GC has alone.
-pub fn network_lock(state_dir: &Path, network: &NetworkName) -> PathBuf {
-    state_dir.join(network.as_str()).join("lock")
-}
-
 /// The hashes of all attachments of a network that have a record of this boot.
 pub fn hashes(state_dir: &Path, network: &NetworkName) -> Result<Vec<String>, Error> {
     let dir = boot_path(state_dir, network)?.join(RECORDS);

@@ -9,11 +9,12 @@ use cni_protocol::Deadline;
 use weft_net::nft::Nft;
 use weft_net::{Netlink, NlResult};
 
-use super::hold::{forgotten, lock_meeting};
+use super::hold::forgotten;
 use crate::conf::Traces;
 use crate::hostport;
 use crate::isolation;
 use crate::key::{AttachmentKey, host_veth_of};
+use crate::locks::lock_meeting;
 use crate::record::{self, Content};
 use crate::ruleset::{self, Elements};
 

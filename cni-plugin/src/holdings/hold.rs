@@ -1,12 +1,10 @@
 //! ADD's part: how an attachment gets what it holds.
 
-use std::path::Path;
-
 use cni_protocol::{Call, Deadline, Error, IfName};
 use nix::errno::Errno;
 use weft_net::nft::Nft;
 use weft_net::{NetError, Netlink, NlResult, conntrack};
-use weft_state::{Lock, boot_dir};
+use weft_state::Lock;
 
 use super::Holdings;
 use super::company::Company;
@@ -18,12 +16,10 @@ use crate::hostport::Ports;
 use crate::isolation;
 use crate::key::{AttachmentKey, host_veth_of};
 use crate::localnet;
+use crate::locks::{lock_meeting, lock_ports};
 use crate::record::{self, Attached};
 use crate::ruleset::{self, Elements, Rules};
 use crate::step::{Journal, Shared, Step};
-
-/// In the directory of a network.
-const MEETING_LOCK: &str = "meeting.lock";
 
 /// Puts an attachment into the host's rules, which may be open already: before its link is up, so that there is no open
 /// moment. Returns the lock under which the rules between containers were worked out, for as long as the record does
@@ -46,8 +42,8 @@ pub fn hold(
     let own = holdings.isolation.as_ref().map(|isolation| isolation.policy.subnets.clone());
     let _changing = agree(journal, rules, traces, key, &mut holdings)?;
     let meeting = meet(journal, rules, call, key, traces, &mut holdings)?;
-    let lock_ports = || localnet::lock_ports(&traces.state_dir, call.deadline);
-    let _only_one = holdings.ports.as_ref().map(|_| lock_ports()).transpose()?;
+    let ports = holdings.ports.as_ref();
+    let _only_one = ports.map(|_| lock_ports(&traces.state_dir, call.deadline)).transpose()?;
     let elements = holdings.elements(key);
     let mut add = |nft: &mut Nft| add(nft, key, &mut holdings, &|hash| is_alive(traces, hash));
     ensure_shared(journal, rules, traces, &elements)?;
@@ -116,11 +112,6 @@ fn meet(
     isolation.meet(&traces.state_dir, key, &journal.content.names)?;
     journal.within(Step::Rules, || isolation::forget(&mut rules.nft, &isolation.addresses, false))?;
     Ok(Some(lock))
-}
-
-/// The lock of a network that ADDs hold while they work out what is allowed between containers.
-pub(super) fn lock_meeting(state_dir: &Path, key: &AttachmentKey, deadline: Deadline) -> Result<Lock, Error> {
-    Lock::exclusive(&boot_dir(state_dir, &key.network)?.join(MEETING_LOCK), deadline)
 }
 
 /// What others rely on too: the static rules, and what the network has in them.

@@ -14,18 +14,16 @@ use weft_state::Lock;
 use weft_state::lease::agent_lives;
 
 use super::Holdings;
-use crate::begin::lock_beside_networks;
 use crate::conf::Traces;
 use crate::fault::{Fault, failed};
 use crate::isolation::{Policy, known_subnets};
 use crate::key::AttachmentKey;
+use crate::locks::lock_networks;
 use crate::record::{self, Attached, Content, Found, Locked};
 use crate::ruleset::{self, Elements, Rules, network};
 use crate::step::{Journal, Step};
 
-/// The directory of the lock that an ADD holds while it changes what its network has in the rules.
-const NETWORKS_DIR: &str = ".networks";
-/// How long the agent waits for it. An ADD has it for a moment, but may be stopped then, and all that the agent does is on one thread.
+/// How long the agent waits for the lock of all networks. An ADD has it for a moment, but may be stopped then, and all that the agent does is on one thread.
 const AGENT_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Has the network's policy name the subnets of all its containers, where the rules do not have what this one's alone tells. Returns the
@@ -54,7 +52,7 @@ pub(super) fn agree(
             return Ok(None);
         }
     }
-    let lock = lock_beside_networks(&traces.state_dir, NETWORKS_DIR, rules.nft.deadline())?;
+    let lock = lock_networks(&traces.state_dir, rules.nft.deadline())?;
     rules.look_again();
     let known = known_subnets(&mut rules.nft, name).map_err(unreadable)?;
     let (on_file, is_all) = subnets_on_file(state_dir, name)?;
@@ -99,7 +97,7 @@ pub fn announce(
     if is_seen_to(&mut nft)? {
         return Ok(false);
     }
-    let _changing = lock_beside_networks(state_dir, NETWORKS_DIR, Deadline::after(AGENT_PATIENCE))?;
+    let _changing = lock_networks(state_dir, Deadline::after(AGENT_PATIENCE))?;
     if is_seen_to(&mut nft)? {
         return Ok(false);
     }
@@ -122,7 +120,7 @@ pub fn announce(
 /// # Errors
 /// [`Code::TryAgain`], [`Code::Kernel`].
 pub fn forget(state_dir: &Path, name: &NetworkName, deadline: Deadline) -> Result<(), Error> {
-    let _changing = lock_beside_networks(state_dir, NETWORKS_DIR, deadline)?;
+    let _changing = lock_networks(state_dir, deadline)?;
     if !record::hashes(state_dir, name)?.is_empty() {
         return Ok(());
     }

@@ -10,6 +10,7 @@ use weft_state::Lock;
 
 use super::network::held_by;
 use crate::fault::{Fault, failed};
+use crate::locks::network_lock;
 use crate::masquerade::{self, Ensured, Masquerade};
 use crate::record::{self, Content, Found, Locked};
 use crate::ruleset::{self, Elements};
@@ -97,7 +98,7 @@ pub fn end_masquerade(state_dir: &Path, network: &NetworkName, deadline: Deadlin
         return Ok(false);
     }
     // What an ADD has just made is on file when it has ended.
-    let _lock = Lock::exclusive(&record::network_lock(state_dir, network), deadline)?;
+    let _lock = Lock::exclusive(&network_lock(state_dir, network), deadline)?;
     let ended = masquerade::ending::ended(state_dir, network);
     for hash in record::hashes(state_dir, network)? {
         match record::peek(state_dir, network, &hash)? {

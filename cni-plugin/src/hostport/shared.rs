@@ -11,6 +11,7 @@ use super::all_of;
 use super::rules::{ADDRESSES, AT, HAIRPIN, LOCALNET, RANGES, SAME};
 use crate::fault::Fault;
 use crate::localnet;
+use crate::locks::lock_ports;
 use crate::ruleset::erase_what_is_there;
 
 /// Removes what nobody needs any more. For GC, as it reads all ports of one address.
@@ -26,7 +27,7 @@ pub fn tidy(nft: &mut Nft, state_dir: &Path) -> Result<(), Fault> {
         return Ok(());
     }
     // An ADD adds it together with what needs it, and has opened the interface when it lets go of the lock.
-    let _lock = localnet::lock_ports(state_dir, nft.deadline())?;
+    let _lock = lock_ports(state_dir, nft.deadline())?;
     let unneeded = unneeded(nft, state_dir)?;
     Ok(erase_what_is_there(nft, &unneeded)?)
 }

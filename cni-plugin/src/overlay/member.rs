@@ -10,12 +10,13 @@ use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use weft_net::{NetError, Netlink, NlResult};
 use weft_state::lease::{HostLease, Peers, agent_lives, lease_files};
-use weft_state::{Lock, boot_dir, read_at_once, write_whole};
+use weft_state::{boot_dir, read_at_once, write_whole};
 
 use super::sync::Underlay;
 use super::{Direct, Overlay, Rejected, remove, sync};
 use crate::conf::Network;
 use crate::fault::failed;
+use crate::locks::lock_overlay;
 
 /// So many of the records that are passed over are named: there may be thousands.
 const NAMED: usize = 5;
@@ -64,7 +65,7 @@ pub fn join(
         return Ok(Joined { overlay: own, mtu, made: false });
     }
     // One at a time: of a hundred first ADDs one does the work.
-    let _lock = Lock::exclusive(&state_dir.join(network.as_str()).join("overlay.lock"), deadline)?;
+    let _lock = lock_overlay(state_dir, network, deadline)?;
     match as_noted(netlink)? {
         Some(mtu) => Ok(Joined { overlay: own, mtu, made: false }),
         None => connect(netlink, network, data_dir, (lease, stamp), &marker),

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use cni_protocol::{Code, Deadline, Error, NetworkName};
 use weft::holdings::network::forget;
+use weft::locks::network_lock;
 use weft::masquerade;
 use weft::overlay::{self, Overlay};
-use weft::record::network_lock;
 use weft_ipam::lease::release;
 use weft_ipam::registry::{Registry, in_event_loop};
 use weft_ipam::store::{Store, list};
