@@ -1,12 +1,13 @@
 //! GC: removes what belongs to no valid attachment of the network, and nothing else.
 
+mod find;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use cni_protocol::{Code, Deadline, Error, GcArgs, NetworkName, Outcome, ValidAttachment};
 use log::{info, warn};
-use serde_json::{Map, Value};
-use weft_state::{Lock, boot_dir, started};
+use weft_state::{Lock, boot_dir};
 
 use crate::conf::{self, Traces};
 use crate::fault::{Fault, failed};
@@ -14,26 +15,27 @@ use crate::holdings::erasure;
 use crate::hostport;
 use crate::ipam;
 use crate::isolation;
-use crate::key::{AttachmentKey, VethEnd, group, hash_of_host_veth, hash_of_ifb, host_veth_of};
+use crate::key::host_veth_of;
 use crate::localnet;
 use crate::locks::network_lock;
 use crate::masquerade::{self, Masquerade, ending};
-use crate::record::{self, Found, Record};
+use crate::record::{self, Record};
 use crate::ruleset;
-use crate::shaping::{self, Limited};
+use crate::shaping;
 use weft_net::nft::Nft;
-use weft_net::{Link, NetError, Netlink, NlResult};
+use weft_net::{NetError, Netlink, NlResult};
+
+use find::{Findings, Kept, Stale};
 
 /// Collects the network's garbage. Goes on after an error and reports all of them.
 pub fn gc(args: &GcArgs) -> Result<Outcome, Error> {
-    let mut problems = Vec::new();
     let traces = Traces::parse(&args.call.conf)?;
-    let collector = Collector { args, traces };
-    match collector.run(&mut problems) {
+    let mut collector = Collector { args, traces, problems: Vec::new() };
+    match collector.run() {
         Err(error) if error.code == Code::TryAgain => return Err(error),
-        Err(error) => problems.extend(error.lines()),
-        Ok(()) => {}
+        other => collector.note(other),
     }
+    let mut problems = collector.problems;
     if problems.is_empty() {
         return Ok(Outcome::Done);
     }
@@ -44,71 +46,32 @@ pub fn gc(args: &GcArgs) -> Result<Outcome, Error> {
 struct Collector<'a> {
     args: &'a GcArgs,
     traces: Traces,
+    /// What could not be done so far.
+    problems: Vec<String>,
 }
 
-/// What is known of an attachment to be removed.
-#[derive(Default)]
-struct Stale {
-    key: Option<AttachmentKey>,
-    record: Option<Record>,
-    links: Vec<String>,
-    /// Addresses that other containers may be allowed to talk with.
-    addresses: Vec<IpAddr>,
-    /// The link of another plugin that has its limits.
-    limited: Option<Limited>,
-    /// What the configuration had about the IPAM plugin when it was made.
-    ipam: Option<Map<String, Value>>,
-}
-
-/// What is kept of an attachment that the runtime does not list: somebody is at work on it, or it cannot be removed or told.
-#[derive(Default)]
-struct Kept {
-    key: Option<AttachmentKey>,
-    link: Option<String>,
-}
-
-/// What is to be removed, and what is kept although the runtime does not list it, by hashes.
-type Findings = (BTreeMap<String, Stale>, BTreeMap<String, Kept>);
-
-/// What is on record of an attachment that the runtime does not list.
-enum Recorded {
-    Stale(Stale),
-    /// It is younger than the list, or somebody else's.
-    Kept(Option<AttachmentKey>),
-}
-
-impl Collector<'_> {
+impl<'a> Collector<'a> {
     /// # Errors
     /// [`Code::TryAgain`] when an ADD is under way until the deadline: nothing was done then.
-    fn run(&self, problems: &mut Vec<String>) -> Result<(), Error> {
+    fn run(&mut self) -> Result<(), Error> {
         let mut netlink = open(self.args.call.deadline)?;
-        let (no_add, (mut stale, mut kept)) = self.find_alone(&mut netlink, problems)?;
+        let (no_add, (mut stale, mut kept)) = self.find_alone(&mut netlink)?;
         // An address is given back after its link is gone, or not at all.
-        let left = remove_links(&mut netlink, &stale, problems);
+        let left = remove_links(&mut netlink, &stale, &mut self.problems);
         let is_all = left.is_empty();
         for hash in left {
             if let Some(Stale { key, links, .. }) = stale.remove(&hash) {
                 kept.insert(hash, Kept { key, link: links.into_iter().next() });
             }
         }
-        if let Err(error) = self.remove_elements(&mut netlink, &stale) {
-            problems.extend(error.lines());
-        }
+        self.note(self.remove_elements(&mut netlink, &stale));
         for (hash, stale) in stale {
             info!("removing attachment {hash}");
-            if let Err(error) = self.release(stale) {
-                problems.extend(error.lines());
-            }
+            self.note(self.release(stale));
         }
-        if let Err(error) = self.sweep_index(&mut netlink) {
-            problems.extend(error.lines());
-        }
-        if let Err(error) = self.collect_addresses(kept) {
-            problems.extend(error.lines());
-        }
-        if let Err(error) = self.retire_prefixes() {
-            problems.extend(error.lines());
-        }
+        self.note(self.sweep_index(&mut netlink));
+        self.note(self.collect_addresses(kept));
+        self.note(self.retire_prefixes());
         if is_all && self.args.valid.is_empty() {
             self.remove_rules(no_add)?;
         }
@@ -117,22 +80,18 @@ impl Collector<'_> {
 
     /// What [`Self::find`] finds while no ADD is under way: such a one is not in the runtime's list. A host on which none ever began has no
     /// lock, and gets none unless there is something to be removed.
-    fn find_alone(
-        &self,
-        netlink: &mut Netlink,
-        problems: &mut Vec<String>,
-    ) -> Result<(Option<Lock>, Findings), Error> {
+    fn find_alone(&mut self, netlink: &mut Netlink) -> Result<(Option<Lock>, Findings), Error> {
         let lock = network_lock(&self.traces.state_dir, self.network());
         if !lock.exists() {
-            let found = self.find(netlink, problems)?;
+            let found = self.find(netlink)?;
             if found.0.is_empty() {
                 return Ok((None, found));
             }
             // It may be what the first ADD since boot has made meanwhile.
-            problems.clear();
+            self.problems.clear();
         }
         let no_add = self.keep_out_adds()?;
-        Ok((Some(no_add), self.find(netlink, problems)?))
+        Ok((Some(no_add), self.find(netlink)?))
     }
 
     fn keep_out_adds(&self) -> Result<Lock, Error> {
@@ -140,91 +99,12 @@ impl Collector<'_> {
         Lock::exclusive(&network_lock(&self.traces.state_dir, self.network()), self.args.call.deadline)
     }
 
-    fn network(&self) -> &NetworkName {
+    fn note(&mut self, outcome: Result<(), Error>) {
+        self.problems.extend(outcome.err().into_iter().flat_map(Error::lines));
+    }
+
+    fn network(&self) -> &'a NetworkName {
         &self.args.call.network
-    }
-
-    /// All that is not valid, by what the records say and by what the kernel's links say of themselves; and what
-    /// is kept although it is not in the list: attached after the runtime wrote that, or in somebody's hands.
-    /// An attachment of which nothing can be learned is kept, and a problem.
-    fn find(&self, netlink: &mut Netlink, problems: &mut Vec<String>) -> Result<Findings, Error> {
-        let hash_of = |valid: &ValidAttachment| {
-            AttachmentKey::new(self.network(), &valid.container_id, &valid.ifname).hash().to_owned()
-        };
-        let valid: BTreeSet<String> = self.args.valid.iter().map(hash_of).collect();
-        let (mut stale, mut kept) = Findings::default();
-        for hash in record::hashes(&self.traces.state_dir, self.network())? {
-            if valid.contains(&hash) {
-                continue;
-            }
-            match self.of_record(&hash) {
-                Ok(Recorded::Stale(found)) => drop(stale.insert(hash, found)),
-                Ok(Recorded::Kept(key)) => drop(kept.insert(hash, Kept { key, link: None })),
-                Err(error) => {
-                    problems.extend(error.lines());
-                    kept.insert(hash, Kept::default());
-                }
-            }
-        }
-        let links = netlink.links(None).map_err(|error| failed(&"list links", error.into()))?;
-        for link in links.iter().filter(|link| link.kind.as_deref() == Some("veth")) {
-            // Somebody may have given it another name.
-            let key =
-                link.alias.as_deref().and_then(|alias| AttachmentKey::from_alias(self.network(), alias));
-            let by_name = || hash_of_host_veth(&link.name).map(str::to_owned);
-            let by_mac = || hash_of_renamed(&stale, link).filter(|_| is_nameless(link, self.network()));
-            let by_key = key.as_ref().map(|key| key.hash().to_owned());
-            let Some(hash) = by_key.or_else(by_name).or_else(by_mac) else { continue };
-            // Its record may not tell whose it is.
-            if let Some(known) = stale.get_mut(&hash) {
-                known.key = known.key.take().or(key);
-                known.links.push(link.name.clone());
-            } else if let Some(known) = kept.get_mut(&hash) {
-                known.key = known.key.take().or(key);
-                known.link = Some(link.name.clone());
-            } else if !valid.contains(&hash) && (key.is_some() || is_nameless(link, self.network())) {
-                stale.insert(hash, Stale { key, links: vec![link.name.clone()], ..Stale::default() });
-            }
-        }
-        self.find_detours(&links, &mut stale);
-        Ok((stale, kept))
-    }
-
-    /// What a record that is not listed says.
-    fn of_record(&self, hash: &str) -> Result<Recorded, Error> {
-        if !record::find_or_clear_place(&self.traces.state_dir, self.network(), hash)? {
-            return Ok(Recorded::Stale(Stale::default()));
-        }
-        let Some(record) = record::try_lock(&self.traces.state_dir, self.network(), hash)? else {
-            // A DEL is at work on it, or the IPAM plugin of an ADD that was killed: theirs it is.
-            let found = record::peek(&self.traces.state_dir, self.network(), hash)?;
-            let holder = record::holder(&self.traces.state_dir, self.network(), hash)?;
-            warn!("attachment {hash} is left to {holder}, which holds its record");
-            return Ok(Recorded::Kept(found.key(self.network())));
-        };
-        let found = record.read()?;
-        let key = found.key(self.network());
-        if is_younger(&found) {
-            return Ok(Recorded::Kept(key));
-        }
-        let addresses = found.private_addresses();
-        let content = found.content();
-        let limited = content.and_then(|content| content.limited.clone());
-        let ipam = content.and_then(|content| content.ipam.clone());
-        Ok(Recorded::Stale(Stale { key, record: Some(record), addresses, limited, ipam, ..Stale::default() }))
-    }
-
-    /// Adds the links that traffic of stale attachments takes a detour through, and those of no attachment of the host.
-    fn find_detours(&self, links: &[Link], stale: &mut BTreeMap<String, Stale>) {
-        for link in links {
-            let Some(hash) = hash_of_ifb(link) else { continue };
-            let has_veth = || links.iter().any(|veth| hash_of_host_veth(&veth.name) == Some(hash));
-            if let Some(known) = stale.get_mut(hash) {
-                known.links.push(link.name.clone());
-            } else if !has_veth() && !record::exists(&self.traces.state_dir, hash) {
-                stale.entry(hash.to_owned()).or_default().links.push(link.name.clone());
-            }
-        }
     }
 
     /// Has the IPAM plugin do the same, with what this GC keeps in the list. The plugin cannot tell by its own
@@ -323,24 +203,6 @@ impl Collector<'_> {
         masquerade::remove(&mut nft, self.network()).map_err(refused)?;
         ruleset::network::restore(&mut nft, self.network(), &[]).map_err(refused)
     }
-}
-
-/// Whether a host end is of the network, and has no alias that says of whom: there are names too long for one.
-fn is_nameless(link: &Link, network: &NetworkName) -> bool {
-    link.alias.is_none() && link.group == group(network)
-}
-
-/// The stale attachment of which a link has the host end's MAC address: somebody gave it another name, and its own names are too long for an
-/// alias.
-fn hash_of_renamed(stale: &BTreeMap<String, Stale>, link: &Link) -> Option<String> {
-    let is_its =
-        |stale: &Stale| stale.key.as_ref().is_some_and(|key| link.mac == Some(key.mac(VethEnd::Host)));
-    stale.iter().find(|(_, stale)| is_its(stale)).map(|(hash, _)| hash.clone())
-}
-
-/// Whether the attachment was made after this command began, so that the runtime's list cannot have it.
-fn is_younger(found: &Found) -> bool {
-    matches!(found, Found::Attached(content) if content.since() > started())
 }
 
 fn open(deadline: Deadline) -> Result<Netlink, Error> {
