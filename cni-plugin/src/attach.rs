@@ -82,7 +82,7 @@ impl Attachment {
         let mac = requested_mac(&call.conf, &args.args)?;
         let mac = mac.unwrap_or_else(|| key.mac(VethEnd::Container));
         let announces = chooses_addresses(&call.conf, &args.args) && !network.interface_down;
-        let mut journal = begin::open_journal(&args, &key, &network.traces)?;
+        let mut journal = begin::open_journal(&args, &key, &network.state_dir)?;
         journal.content.names = names;
         let open = || {
             // Its process starts while other things are done, and does nothing before it is fed.
@@ -130,7 +130,7 @@ impl Attachment {
         self.end_reservation()?;
         let rules = self.rules.take();
         let _hold =
-            hold(&mut self.journal, rules, &self.args.call, &self.key, &self.network.traces, holdings)?;
+            hold(&mut self.journal, rules, &self.args.call, &self.key, &self.network.state_dir, holdings)?;
         self.forget_neighbours(&bridge, &plan)?;
         self.configure(&plan, container.index)?;
         let veth = self.host_end()?;
@@ -170,7 +170,7 @@ impl Attachment {
     /// The way to the network's other hosts, which all its attachments share.
     fn join_hosts(&mut self) -> Result<(), Error> {
         let Some(data_dir) = &self.network.data_dir else { return Ok(()) };
-        let dirs = (self.network.traces.state_dir.as_path(), data_dir.as_path());
+        let dirs = (self.network.state_dir.as_path(), data_dir.as_path());
         let joined = overlay::join(&mut self.host, dirs, &self.network.name, self.args.call.deadline)?;
         self.network.all_hosts.clone_from(&joined.overlay.networks);
         warn_of_mtu(&self.network, &self.asked, joined.mtu);

@@ -1,11 +1,11 @@
 //! How an ADD begins: the locks, and what an earlier one of the attachment left.
 
+use std::path::Path;
 use std::rc::Rc;
 
 use cni_protocol::{AddArgs, Code, Error};
 use weft_state::{Lock, boot_dir};
 
-use crate::conf::Traces;
 use crate::detach;
 use crate::holdings::erasure;
 use crate::key::AttachmentKey;
@@ -17,9 +17,8 @@ use crate::step::Journal;
 ///
 /// # Errors
 /// [`Code::Conflict`] when it is attached already, [`Code::TryAgain`] when another call is at work on it.
-pub fn open_journal(args: &Rc<AddArgs>, key: &AttachmentKey, traces: &Traces) -> Result<Journal, Error> {
+pub fn open_journal(args: &Rc<AddArgs>, key: &AttachmentKey, state_dir: &Path) -> Result<Journal, Error> {
     let deadline = args.call.deadline;
-    let state_dir = &traces.state_dir;
     if !record::has_place(state_dir, &key.network)? {
         // Before there is a place, so that the next one does it where this one is killed.
         if let Err(error) = erasure::sweep_earlier_boots(state_dir, deadline) {
@@ -30,8 +29,8 @@ pub fn open_journal(args: &Rc<AddArgs>, key: &AttachmentKey, traces: &Traces) ->
     let host_lock = locks::share_host(state_dir, deadline)?;
     let network_lock = Lock::shared(&locks::network_lock(state_dir, &key.network), deadline)?;
     let record = Record::lock(state_dir, key, deadline)?;
-    refuse_or_clean(&record, args, key, traces)?;
-    Ok(Journal::new(args.clone(), key.clone(), (host_lock, network_lock), record))
+    refuse_or_clean(&record, args, key, state_dir)?;
+    Ok(Journal::new(args.clone(), state_dir, key.clone(), (host_lock, network_lock), record))
 }
 
 /// A record that is there already: of an attachment that is held, or of an ADD that was killed.
@@ -39,7 +38,7 @@ fn refuse_or_clean(
     record: &Record,
     args: &AddArgs,
     key: &AttachmentKey,
-    traces: &Traces,
+    state_dir: &Path,
 ) -> Result<(), Error> {
     let held = |why: &str| {
         Err(Error::new(Code::Conflict, format!("{key} {why}: call DEL for it before another ADD")))
@@ -50,7 +49,7 @@ fn refuse_or_clean(
         Found::Damaged => held(&format!("has a damaged record, {}", record.path().display())),
         Found::Begun(content) => {
             log::warn!("{key}: an ADD was killed; removing what it left");
-            detach::remove(&args.call, key, traces, Some(&content))
+            detach::remove(&args.call, key, state_dir, Some(&content))
         }
     }
 }

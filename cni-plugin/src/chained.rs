@@ -4,6 +4,7 @@
 //! before. DEL and GC go by key and record and are those of all attachments, in [`crate::detach`] and [`crate::gc`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::rc::Rc;
 
 use cni_protocol::{AddArgs, AddResult, Call, CheckArgs, Code, ContainerNetns, Error, Outcome, StatusArgs};
@@ -13,9 +14,9 @@ use weft_net::{Family, NetError, Netlink};
 
 use crate::begin;
 use crate::check;
+use crate::conf::Asked;
 use crate::conf::chained::Chained;
 use crate::conf::names::Names;
-use crate::conf::{Asked, Traces};
 use crate::fault::failed;
 use crate::firewalls::{self, Traffic};
 use crate::guard;
@@ -81,7 +82,7 @@ impl Attachment {
         if !asked.mappings.is_empty() {
             found.look_at_default_routes(&mut pod)?;
         }
-        let mut journal = begin::open_journal(args, &key, &conf.traces)?;
+        let mut journal = begin::open_journal(args, &key, &conf.state_dir)?;
         journal.content.names = names;
         Ok(Self { args: args.clone(), conf, asked, key, previous, host, found, journal })
     }
@@ -98,7 +99,8 @@ impl Attachment {
             shaping::apply(&mut self.journal, &mut self.host, &self.key, &end, &limits)?;
         }
         let holdings = self.found.holdings(&self.conf, &self.asked)?;
-        let _hold = hold(&mut self.journal, None, &self.args.call, &self.key, &self.conf.traces, holdings)?;
+        let _hold =
+            hold(&mut self.journal, None, &self.args.call, &self.key, &self.conf.state_dir, holdings)?;
         self.journal.write_record(true)
     }
 }
@@ -128,11 +130,11 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     };
     let mut interface =
         OfAnother::find(&args.prev_result, &args.ifname, &mut host, &mut pod).map_err(gone)?;
-    let mut found: Vec<String> = record::damage(&conf.traces.state_dir, &key)?.into_iter().collect();
+    let mut found: Vec<String> = record::damage(&conf.state_dir, &key)?.into_iter().collect();
     // The record has what was asked for when the container was attached.
-    let (mut holdings, limits) = match record::peek(&conf.traces.state_dir, &key.network, key.hash())? {
+    let (mut holdings, limits) = match record::peek(&conf.state_dir, &key.network, key.hash())? {
         Found::Attached(content) => {
-            let content = record::up_to_date(&conf.traces.state_dir, &key.network, content)?;
+            let content = record::up_to_date(&conf.state_dir, &key.network, content)?;
             (content.holdings, content.shaping)
         }
         _ => {
@@ -151,7 +153,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         match interface.isolation(&conf, &asked) {
             Ok(Some(now)) => {
                 isolation.policy = now.policy;
-                check::complete(call, &conf.traces, &mut isolation.policy)?;
+                check::complete(call, &conf.state_dir, &mut isolation.policy)?;
             }
             Ok(None) => {}
             Err(error) => found.push(error.msg),
@@ -164,7 +166,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         found.push(format!("the host's end of {}, where traffic is limited, is gone", key.ifname));
     }
     found.extend(
-        check::rules(&conf.traces.state_dir, &key, &mut holdings, call.deadline)
+        check::rules(&conf.state_dir, &key, &mut holdings, call.deadline)
             .map_err(|fault| failed(&"look at the ruleset", fault))?,
     );
     check::verdict(found)?;
@@ -179,7 +181,7 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
     let conf = Chained::parse(&args.call.conf)?;
     let refuse = status::not_available;
     status::check_capabilities().map_err(refuse)?;
-    status::check_state_dir(&conf.traces).map_err(refuse)?;
+    status::check_state_dir(&conf.state_dir).map_err(refuse)?;
     let has_ports = status::can_have_ports(&args.call);
     let groups = needed(&conf, has_ports);
     if !groups.is_empty() {
@@ -192,7 +194,7 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
     }
     status::rehearse_limits(&args.call, &conf.shaping).map_err(refuse)?;
     if has_ports {
-        check_firewalls(&args.call, &conf.traces).map_err(status::unless_told)?;
+        check_firewalls(&args.call, &conf.state_dir).map_err(status::unless_told)?;
     }
     Ok(Outcome::Done)
 }
@@ -211,10 +213,10 @@ fn needed(conf: &Chained, has_ports: bool) -> Vec<&'static Group> {
 
 /// Whether firewalls of others let pass what comes to host ports. By which bridge that goes is for the plugin before to choose, and told by
 /// the containers that are there; what else it forwards is its own affair.
-fn check_firewalls(call: &Call, traces: &Traces) -> Result<(), Error> {
+fn check_firewalls(call: &Call, state_dir: &Path) -> Result<(), Error> {
     let mut bridges: BTreeMap<String, BTreeSet<Family>> = BTreeMap::new();
-    for hash in record::hashes(&traces.state_dir, &call.network)? {
-        if let Found::Attached(content) = record::peek(&traces.state_dir, &call.network, &hash)?
+    for hash in record::hashes(state_dir, &call.network)? {
+        if let Found::Attached(content) = record::peek(state_dir, &call.network, &hash)?
             && let Some(isolation) = &content.holdings.isolation
             && let Some(bridge) = isolation.policy.bridge()
         {

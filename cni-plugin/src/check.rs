@@ -6,11 +6,13 @@
 mod promised;
 mod rules;
 
+use std::path::Path;
+
 use cni_protocol::{Call, CheckArgs, Code, Error, Interface, IpConfig, MacAddr, Outcome, Route, Verb};
 
 use crate::conf::shaping::Shaping;
 use crate::conf::tuning::Tuning;
-use crate::conf::{Asked, Gateway, Network, Traces};
+use crate::conf::{Asked, Gateway, Network};
 use crate::fault::{Fault, failed};
 use crate::guard::{Guard, Port};
 use crate::holdings::{self, Holdings};
@@ -49,13 +51,13 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     let plan = planned(&mut network, &key, &promised, &args.prev_result.routes)?;
     let mut host =
         Netlink::open(call.deadline).map_err(|error| failed(&"open a netlink socket", error.into()))?;
-    let damage = record::damage(&network.traces.state_dir, &key)?;
-    let ended = masquerade::ending::ended(&network.traces.state_dir, &key.network);
+    let damage = record::damage(&network.state_dir, &key)?;
+    let ended = masquerade::ending::ended(&network.state_dir, &key.network);
     let (mut holdings, limits, may_be_masqueraded) =
-        match record::peek(&network.traces.state_dir, &key.network, key.hash())? {
+        match record::peek(&network.state_dir, &key.network, key.hash())? {
             // The record has what was asked for when the container was attached.
             Found::Attached(content) => {
-                let content = record::up_to_date(&network.traces.state_dir, &key.network, content)?;
+                let content = record::up_to_date(&network.state_dir, &key.network, content)?;
                 let is_masqueraded = content.is_masqueraded(ended);
                 (content.holdings, content.shaping, is_masqueraded)
             }
@@ -114,16 +116,16 @@ fn renew_policy(call: &Call, network: &Network, plan: &Plan, holdings: &mut Hold
     let bridge = Some(network.bridge.as_str());
     if let Some(policy) = Policy::new(&network.isolation, bridge, &network.all_hosts, plan)? {
         isolation.policy = policy;
-        complete(call, &network.traces, &mut isolation.policy)?;
+        complete(call, &network.state_dir, &mut isolation.policy)?;
     }
     Ok(())
 }
 
 /// Has a policy name all that the network has in the rules, where other containers came with other subnets.
-pub fn complete(call: &Call, traces: &Traces, policy: &mut Policy) -> Result<(), Error> {
+pub fn complete(call: &Call, state_dir: &Path, policy: &mut Policy) -> Result<(), Error> {
     let mut nft =
         Nft::open(call.deadline).map_err(|error| failed(&"open a netfilter socket", error.into()))?;
-    holdings::network::complete(&mut nft, &traces.state_dir, &call.network, policy)
+    holdings::network::complete(&mut nft, state_dir, &call.network, policy)
         .map_err(|fault| failed(&"look at what the network has in the ruleset", fault))
 }
 
@@ -337,7 +339,7 @@ impl Checker {
         let name = &self.network.name;
         if !self.network.masquerade && !self.may_be_masqueraded {
             let mut nft = Nft::open(args.call.deadline)?;
-            let is_left = masquerade::ending::left(&mut nft, &self.network.traces.state_dir, name)?.is_some();
+            let is_left = masquerade::ending::left(&mut nft, &self.network.state_dir, name)?.is_some();
             self.require(!is_left, || "ipMasq is false, but the network is masqueraded still".to_owned());
         } else if !self.plan.masquerade.is_nothing() {
             let mut nft = Nft::open(args.call.deadline)?;
@@ -345,7 +347,7 @@ impl Checker {
                 self.found.push(format!("masquerade: {difference}"));
             }
         }
-        let state_dir = &self.network.traces.state_dir;
+        let state_dir = &self.network.state_dir;
         let found = rules(state_dir, &self.key, &mut self.holdings, args.call.deadline)?;
         self.found.extend(found);
         Ok(())

@@ -1,14 +1,14 @@
 //! The network configuration: raw as the runtime gives it, and checked.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use cni_protocol::{CniArgs, Code, Dns, Error, IfName, MacAddr, NetworkName, Route, decode};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use weft_net::BridgePort;
-use weft_state::lease::data_dir;
+use weft_state::{data_dir, state_dir};
 
 use guard::Part;
 use isolation::IsolationPolicy;
@@ -29,8 +29,6 @@ pub use asked::Asked;
 
 /// The default bridge.
 const DEFAULT_BRIDGE: &str = "weft0";
-/// Where state goes unless `stateDir` or `WEFT_STATE_DIR` says otherwise: a tmpfs on most hosts.
-const DEFAULT_STATE_DIR: &str = "/run/weft";
 
 /// Interfaces below this MTU carry no IPv4 (RFC 791).
 const MTU_MIN: i64 = 68;
@@ -117,13 +115,6 @@ pub struct Network {
     /// The IPAM plugin's type; `None` for a network without addresses.
     pub ipam: Option<String>,
     /// What is there of the network also when its configuration is wrong.
-    pub traces: Traces,
-}
-
-/// The part of a configuration that DEL and GC need. It is read leniently: a mistake in the rest must
-/// not keep a container's remains on the host, and which IPAM plugin has its addresses is on record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Traces {
     pub state_dir: PathBuf,
 }
 
@@ -136,7 +127,7 @@ impl Network {
     pub fn parse(name: &NetworkName, conf: &Map<String, Value>) -> Result<Self, Error> {
         keys::refuse_unknown(conf)?;
         let raw: NetConf = decode(conf)?;
-        let traces = Traces::parse(conf)?;
+        let state_dir = state_dir(conf.get("stateDir"))?;
         let ipam = ipam(conf)?.map(|(plugin, _)| plugin.to_owned());
         refuse_contradictions(&raw, ipam.as_deref())?;
         Ok(Self {
@@ -160,13 +151,13 @@ impl Network {
             routes: routes(raw.routes)?,
             metrics: raw.interface_metrics,
             ipam,
-            data_dir: if spans_hosts(conf) { Some(data_dir(conf)?) } else { None },
+            data_dir: if spans_hosts(conf) { Some(data_dir(conf.get("dataDir"))?) } else { None },
             all_hosts: Vec::new(),
             ports: PortPolicy::parse(conf)?,
             isolation: IsolationPolicy::parse(conf)?,
             guard: guard::parts(conf)?,
             shaping: Shaping::of_network(conf)?,
-            traces,
+            state_dir,
         })
     }
 }
@@ -180,23 +171,6 @@ impl Network {
             isolated: self.isolated,
             forwards_bpdus: self.guard.contains(&Part::Rogue),
         }
-    }
-}
-
-impl Traces {
-    /// Reads where a network's state is.
-    ///
-    /// # Errors
-    /// [`Code::InvalidConfig`] when `stateDir` cannot be understood at all.
-    pub fn parse(conf: &Map<String, Value>) -> Result<Self, Error> {
-        let state_dir = match conf.get("stateDir") {
-            None | Some(Value::Null) => std::env::var_os("WEFT_STATE_DIR")
-                .filter(|dir| !dir.is_empty())
-                .map_or_else(|| DEFAULT_STATE_DIR.into(), PathBuf::from),
-            Some(Value::String(dir)) if Path::new(dir).is_absolute() => PathBuf::from(dir),
-            Some(other) => return Err(invalid("stateDir", other, "give an absolute path")),
-        };
-        Ok(Self { state_dir })
     }
 }
 

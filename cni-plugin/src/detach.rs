@@ -5,9 +5,10 @@ use std::path::Path;
 
 use cni_protocol::{Call, DelArgs, Error, Outcome};
 use log::warn;
+use weft_state::state_dir;
 
+use crate::conf;
 use crate::conf::chained::is_chained;
-use crate::conf::{self, Traces};
 use crate::fault::{Fault, failed};
 use crate::holdings::company::Company;
 use crate::holdings::erasure::Erasure;
@@ -21,10 +22,12 @@ use weft_net::{NetError, Netlink};
 
 /// Detaches the container.
 pub fn del(args: &DelArgs) -> Result<Outcome, Error> {
-    let traces = Traces::parse(&args.call.conf)?;
+    // No more of the configuration is read than this, and which plugin has the addresses: a mistake in the rest must not keep a
+    // container's remains on the host.
+    let state_dir = &state_dir(args.call.conf.get("stateDir"))?;
     let key = AttachmentKey::new(&args.call.network, &args.container_id, &args.ifname);
     log::info!("DEL {key}");
-    let record = Record::lock_existing(&traces.state_dir, &key, args.call.deadline)?;
+    let record = Record::lock_existing(state_dir, &key, args.call.deadline)?;
     let found = record.as_ref().map(Record::read).transpose()?;
     if matches!(found, Some(Found::Damaged)) {
         warn!("{key}: its record is damaged; what it has is searched for");
@@ -35,7 +38,7 @@ pub fn del(args: &DelArgs) -> Result<Outcome, Error> {
     if let (Some(record), Some(content)) = (&record, content) {
         record.announce_leaving(content);
     }
-    remove(&args.call, &key, &traces, content)?;
+    remove(&args.call, &key, state_dir, content)?;
     record.map_or(Ok(()), Record::remove)?;
     Ok(Outcome::Done)
 }
@@ -45,7 +48,7 @@ pub fn del(args: &DelArgs) -> Result<Outcome, Error> {
 pub fn remove(
     call: &Call,
     key: &AttachmentKey,
-    traces: &Traces,
+    state_dir: &Path,
     recorded: Option<&Content>,
 ) -> Result<(), Error> {
     let call = ipam::call_as_recorded(call, recorded.and_then(|content| content.ipam.as_ref()));
@@ -62,13 +65,13 @@ pub fn remove(
     };
     let link_error = |error| failed(&format!("delete {}", links.join(", ")), Fault::Net(error));
     let rules_error = |error| failed(&"remove the attachment from the ruleset", Fault::Net(error));
-    let erasure = Erasure::prepare(key, known, traces, call.deadline).map_err(rules_error)?;
+    let erasure = Erasure::prepare(key, known, state_dir, call.deadline).map_err(rules_error)?;
     let renamed = |host: &mut Netlink| {
         let pair = known.filter(|_| !matches!(is_chained(&call.conf), Ok(true)))?;
         veth::renamed(host, key, Path::new(&pair.netns), call.deadline)
     };
     // The IPAM plugin's process starts while the kernel removes the link, and gets its input after that.
-    let company = erasure.as_ref().map(|erasure| Company::join(&traces.state_dir, erasure)).transpose();
+    let company = erasure.as_ref().map(|erasure| Company::join(state_dir, erasure)).transpose();
     let removal = company
         .map_err(NetError::from)
         .and_then(|company| Removal::begin(&links, renamed, company, call.deadline))
@@ -83,7 +86,7 @@ pub fn remove(
         if known.is_some_and(has_none) {
             return Ok(());
         }
-        localnet::close(&traces.state_dir, &[key.hash()], call.deadline)
+        localnet::close(state_dir, &[key.hash()], call.deadline)
             .map_err(|fault| failed(&"close the way of 127.0.0.1 to containers", fault))
     });
     let released = match (&removed, release) {

@@ -4,12 +4,13 @@ mod find;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use cni_protocol::{Code, Deadline, Error, GcArgs, NetworkName, Outcome, ValidAttachment};
 use log::{info, warn};
-use weft_state::{Lock, boot_dir};
+use weft_state::{Lock, boot_dir, state_dir};
 
-use crate::conf::{self, Traces};
+use crate::conf;
 use crate::fault::{Fault, failed};
 use crate::holdings::erasure;
 use crate::hostport;
@@ -29,8 +30,8 @@ use find::{Findings, Kept, Stale};
 
 /// Collects the network's garbage. Goes on after an error and reports all of them.
 pub fn gc(args: &GcArgs) -> Result<Outcome, Error> {
-    let traces = Traces::parse(&args.call.conf)?;
-    let mut collector = Collector { args, traces, problems: Vec::new() };
+    let state_dir = state_dir(args.call.conf.get("stateDir"))?;
+    let mut collector = Collector { args, state_dir, problems: Vec::new() };
     match collector.run() {
         Err(error) if error.code == Code::TryAgain => return Err(error),
         other => collector.note(other),
@@ -45,7 +46,7 @@ pub fn gc(args: &GcArgs) -> Result<Outcome, Error> {
 
 struct Collector<'a> {
     args: &'a GcArgs,
-    traces: Traces,
+    state_dir: PathBuf,
     /// What could not be done so far.
     problems: Vec<String>,
 }
@@ -81,7 +82,7 @@ impl<'a> Collector<'a> {
     /// What [`Self::find`] finds while no ADD is under way: such a one is not in the runtime's list. A host on which none ever began has no
     /// lock, and gets none unless there is something to be removed.
     fn find_alone(&mut self, netlink: &mut Netlink) -> Result<(Option<Lock>, Findings), Error> {
-        let lock = network_lock(&self.traces.state_dir, self.network());
+        let lock = network_lock(&self.state_dir, self.network());
         if !lock.exists() {
             let found = self.find(netlink)?;
             if found.0.is_empty() {
@@ -95,8 +96,8 @@ impl<'a> Collector<'a> {
     }
 
     fn keep_out_adds(&self) -> Result<Lock, Error> {
-        boot_dir(&self.traces.state_dir, self.network())?;
-        Lock::exclusive(&network_lock(&self.traces.state_dir, self.network()), self.args.call.deadline)
+        boot_dir(&self.state_dir, self.network())?;
+        Lock::exclusive(&network_lock(&self.state_dir, self.network()), self.args.call.deadline)
     }
 
     fn note(&mut self, outcome: Result<(), Error>) {
@@ -151,14 +152,13 @@ impl<'a> Collector<'a> {
             let links = erasure::names_of_links(netlink)?;
             let addresses: Vec<IpAddr> = stale.values().flat_map(|stale| stale.addresses.clone()).collect();
             isolation::forget(&mut nft, &addresses, false)?;
-            let is_gone = |hash: &str| {
-                stale.contains_key(hash) || erasure::is_dead(&self.traces.state_dir, &links, hash)
-            };
+            let is_gone =
+                |hash: &str| stale.contains_key(hash) || erasure::is_dead(&self.state_dir, &links, hash);
             erasure::sweep(&mut nft, is_gone)?;
-            let mut holders = localnet::holders(&self.traces.state_dir)?;
+            let mut holders = localnet::holders(&self.state_dir)?;
             holders.retain(|hash| is_gone(hash));
-            localnet::close(&self.traces.state_dir, &holders, self.args.call.deadline)?;
-            hostport::tidy(&mut nft, &self.traces.state_dir)
+            localnet::close(&self.state_dir, &holders, self.args.call.deadline)?;
+            hostport::tidy(&mut nft, &self.state_dir)
         };
         remove(netlink).map_err(|fault| failed(&"remove stale elements from the ruleset", fault))
     }
@@ -167,12 +167,12 @@ impl<'a> Collector<'a> {
     fn sweep_index(&self, netlink: &mut Netlink) -> Result<(), Error> {
         let links = erasure::names_of_links(netlink).map_err(|error| failed(&"list links", error.into()))?;
         let has_link = |hash: &str| links.contains(&host_veth_of(hash));
-        isolation::index::sweep(&self.traces.state_dir, self.network(), has_link)
+        isolation::index::sweep(&self.state_dir, self.network(), has_link)
     }
 
     /// What former subnets of the network had masqueraded ends with their last container.
     fn retire_prefixes(&self) -> Result<(), Error> {
-        let (state_dir, of) = (&self.traces.state_dir, (self.network(), None));
+        let (state_dir, of) = (&self.state_dir, (self.network(), None));
         let retire = || {
             let Some(mut nft) = Nft::open_if_there(self.args.call.deadline)? else { return Ok(()) };
             match ending::stale(&mut nft, state_dir, of, &Masquerade::default())? {
@@ -197,7 +197,7 @@ impl<'a> Collector<'a> {
         }
         // Where none had begun, one may have since: between a look at the records and the removal none is to come.
         let _no_add = no_add.map_or_else(|| self.keep_out_adds(), Ok)?;
-        if !record::hashes(&self.traces.state_dir, self.network())?.is_empty() {
+        if !record::hashes(&self.state_dir, self.network())?.is_empty() {
             return Ok(());
         }
         masquerade::remove(&mut nft, self.network()).map_err(refused)?;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 
 use cni_protocol::{Call, Code, Error, IpConfig, Outcome, StatusArgs, Verb};
 use ipnetwork::IpNetwork;
@@ -11,7 +12,7 @@ use weft_state::lease::HostLease;
 use crate::bridge;
 use crate::conf::shaping::Shaping;
 use crate::conf::tuning::Tuning;
-use crate::conf::{Gateway, Network, Traces};
+use crate::conf::{Gateway, Network};
 use crate::fault::{Fault, failed};
 use crate::firewalls::{self, Traffic};
 use crate::guard;
@@ -50,7 +51,7 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
             .and_then(|mut netlink| overlay::has_room(&mut netlink, overlay))
             .map_err(|error| not_available(failed(&"connect with the other hosts", error.into())))?;
     }
-    check_state_dir(&network.traces).map_err(not_available)?;
+    check_state_dir(&network.state_dir).map_err(not_available)?;
     let (plan, isolation) = plan(args, &network).map_err(not_available)?;
     check_bridge(args, &network, &plan).map_err(not_available)?;
     check_rules(args, &network, isolation.as_ref()).map_err(not_available)?;
@@ -80,7 +81,7 @@ fn check_rules(args: &StatusArgs, network: &Network, isolation: Option<&Isolatio
     }
     if let Some(isolation) = isolation {
         let wanted = isolation.policy.of_network(&network.name);
-        refuse_rivals(&mut nft, &network.traces.state_dir, &network.name, &wanted)
+        refuse_rivals(&mut nft, &network.state_dir, &network.name, &wanted)
             .map_err(|fault| failed(&"add the network to the ruleset", fault))?;
     }
     if can_have_ports(&args.call) && network.gateway != Gateway::None {
@@ -142,8 +143,7 @@ pub fn check_capabilities() -> Result<(), Error> {
 }
 
 /// The nearest directory above the state that exists must be writable; nothing is created here.
-pub fn check_state_dir(traces: &Traces) -> Result<(), Error> {
-    let dir = &traces.state_dir;
+pub fn check_state_dir(dir: &Path) -> Result<(), Error> {
     let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(dir);
     let writable = existing.is_dir()
         && nix::unistd::access(existing, nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK)

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,7 +15,6 @@ use log::{debug, warn};
 use weft_state::{Lock, monotonic};
 
 use crate::conf;
-use crate::conf::Traces;
 use crate::fault::{Change, Fault, failed};
 use crate::holdings::erasure;
 use crate::key::AttachmentKey;
@@ -152,6 +152,7 @@ impl fmt::Display for Shared {
 /// as clean as an error.
 pub struct Journal {
     args: Rc<AddArgs>,
+    state_dir: PathBuf,
     key: AttachmentKey,
     /// Let go before the network's lock, in the order of these lines: who has that alone finds no ADD at work.
     record: Option<Record>,
@@ -172,6 +173,7 @@ impl Journal {
     /// Opens the journal of an attachment whose record is locked.
     pub fn new(
         args: Rc<AddArgs>,
+        state_dir: &Path,
         key: AttachmentKey,
         (host_lock, network_lock): (Lock, Lock),
         record: Record,
@@ -179,6 +181,7 @@ impl Journal {
         Self {
             content: Content::begun(&key, args.netns.path()),
             args,
+            state_dir: state_dir.to_owned(),
             key,
             host_lock,
             _network_lock: network_lock,
@@ -288,7 +291,7 @@ impl Journal {
             Step::Reserve(plugin) => {
                 ipam::release(plugin, &self.args.call, &self.key, deadline).map_err(Fault::from)
             }
-            Step::Shared(shared) => match self.alone()? && !self.is_relied_on()? {
+            Step::Shared(shared) => match self.alone()? && !self.is_relied_on() {
                 true => self.take_back_shared(shared, deadline),
                 // Other ADDs are under way, or have ended since this one began, and may rely on it by now; theirs it is then.
                 false => Ok(()),
@@ -296,9 +299,7 @@ impl Journal {
             Step::Rules => Nft::open(deadline)
                 .and_then(|mut nft| erasure::sweep(&mut nft, |hash| hash == self.key.hash()))
                 .map_err(Fault::from),
-            Step::RouteLocalnet(_) => Traces::parse(&self.args.call.conf)
-                .map_err(Fault::from)
-                .and_then(|traces| localnet::close(&traces.state_dir, &[self.key.hash()], deadline)),
+            Step::RouteLocalnet(_) => localnet::close(&self.state_dir, &[self.key.hash()], deadline),
             Step::Veth(name) | Step::Ifb(name) => veth::remove(name, deadline).map_err(Fault::from),
             Step::Hooks(link) => shaping::undo(link, deadline, Netlink::delete_hooks).map_err(Fault::from),
             Step::Queue(link) => {
@@ -337,8 +338,7 @@ impl Journal {
                 Ok(masquerade::undo(&mut Nft::open(deadline)?, &self.key.network, ensured)?)
             }
             Shared::EndMasquerade(former) => former.as_ref().map_or(Ok(()), |former| {
-                let state_dir = Traces::parse(&self.args.call.conf)?.state_dir;
-                ending::undo(&mut Nft::open(deadline)?, &state_dir, &self.key.network, former)
+                ending::undo(&mut Nft::open(deadline)?, &self.state_dir, &self.key.network, former)
             }),
             Shared::Overlay(made) => Ok(overlay::remove(&mut Netlink::open(deadline)?, made)?),
             Shared::Ruleset(made) => Ok(ruleset::undo(&mut Nft::open(deadline)?, made)?),
@@ -350,9 +350,8 @@ impl Journal {
     }
 
     /// Whether an attachment was made since this ADD began.
-    fn is_relied_on(&self) -> Result<bool, Error> {
-        let traces = Traces::parse(&self.args.call.conf)?;
-        Ok(record::has_newer(&traces.state_dir, self.began, self.key.hash()))
+    fn is_relied_on(&self) -> bool {
+        record::has_newer(&self.state_dir, self.began, self.key.hash())
     }
 
     /// Whether no other ADD of the host is under way.

@@ -10,6 +10,7 @@ use cni_protocol::{Call, CniArgs, Code, Error, Route, Version, decode, nearest};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use weft_state::state_dir;
 
 pub use leased::Leased;
 
@@ -24,12 +25,6 @@ const IPAM_KEYS: [&str; 13] = [
 ];
 const RANGE_KEYS: [&str; 4] = ["subnet", "rangeStart", "rangeEnd", "gateway"];
 const ROUTE_KEYS: [&str; 7] = ["dst", "gw", "mtu", "advmss", "priority", "table", "scope"];
-
-/// Where reservations are unless the configuration or [`STATE_DIR_ENV`] says otherwise.
-const DATA_DIR: &str = "/run/weft";
-
-/// Moves the state of all of Weft, for several hosts on one machine.
-const STATE_DIR_ENV: &str = "WEFT_STATE_DIR";
 
 /// The part of a network configuration that an IPAM plugin reads, as it was written. The names are
 /// those of host-local.
@@ -112,13 +107,7 @@ pub fn reservations_dir(conf: &Map<String, Value>) -> Result<PathBuf, Error> {
             invalid("ipam.dataDir", value, "is no absolute path; write one that starts with /")
         });
     }
-    Ok(default_state_dir())
-}
-
-/// Where state is unless the configuration says otherwise.
-pub(crate) fn default_state_dir() -> PathBuf {
-    let moved = std::env::var_os(STATE_DIR_ENV).filter(|v| !v.is_empty());
-    moved.map_or_else(|| PathBuf::from(DATA_DIR), PathBuf::from)
+    state_dir(None)
 }
 
 impl Conf {

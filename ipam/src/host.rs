@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use cni_protocol::{Call, Code, Deadline, Error, NetworkName};
 use serde_json::Value;
-use weft_state::Lock;
-use weft_state::lease::{HostLease, Peers, Taken, agent_lives, data_dir, lease_files, since_1970};
+use weft_state::lease::{HostLease, Peers, Taken, agent_lives, lease_files, since_1970};
+use weft_state::{Lock, data_dir, state_dir};
 
 use crate::etcd_conf::EtcdConf;
 use crate::lease::{self, Claimant, Keeper, Lease};
@@ -48,8 +48,8 @@ impl<'c> Host<'c> {
         Ok(Some(Self {
             network: &call.network,
             etcd,
-            data_dir: data_dir(&call.conf)?,
-            state_dir: state_dir(call),
+            data_dir: data_dir(call.conf.get("dataDir"))?,
+            state_dir: state_dir(call.conf.get("stateDir"))?,
             reservations: crate::conf::reservations_dir(&call.conf)?,
             deadline: call.deadline,
         }))
@@ -340,10 +340,4 @@ fn is_half_over(lease: &HostLease) -> bool {
 /// What others wrote into the store is not to look like lines of the log.
 fn taken(key: String, owner: &str) -> Taken {
     Taken { key, owner: owner.escape_debug().to_string(), since: since_1970().as_secs() }
-}
-
-/// Where the agent's lock is: as for the interface plugin.
-fn state_dir(call: &Call) -> PathBuf {
-    let told = call.conf.get("stateDir").and_then(Value::as_str).map(PathBuf::from);
-    told.filter(|path| path.is_absolute()).unwrap_or_else(crate::conf::default_state_dir)
 }

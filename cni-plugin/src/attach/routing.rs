@@ -70,7 +70,7 @@ impl Attachment {
     /// Where the network has got other prefixes, those of former configurations end of which no container is left.
     fn retire_prefixes(&mut self, plan: &Plan) -> Result<(), Error> {
         let Some(rules) = &mut self.rules else { return Ok(()) };
-        let (state_dir, of) = (&self.network.traces.state_dir, (&self.network.name, Some(self.key.hash())));
+        let (state_dir, of) = (&self.network.state_dir, (&self.network.name, Some(self.key.hash())));
         let step =
             |replaced| Step::Shared(Shared::Masquerade(Ensured::Elements { added: Vec::new(), replaced }));
         let look = || ending::stale(&mut rules.nft, state_dir, of, &plan.masquerade);
@@ -86,7 +86,7 @@ impl Attachment {
     /// asked for the rules, and leaves that to others.
     fn end_masquerade(&mut self) -> Result<(), Error> {
         let (Some(rules), false) = (&mut self.rules, self.network.masquerade) else { return Ok(()) };
-        let (state_dir, name) = (&self.network.traces.state_dir, &self.network.name);
+        let (state_dir, name) = (&self.network.state_dir, &self.network.name);
         let step = |former| Step::Shared(Shared::EndMasquerade(former));
         let look = || ending::left(&mut rules.nft, state_dir, name);
         let Some(former) = self.journal.within(step(None), look)? else { return Ok(()) };

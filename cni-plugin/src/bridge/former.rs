@@ -49,7 +49,7 @@ pub fn give_back(
 
 /// The gateways' addresses that other containers of the bridge have on file; `None` where that is not known of all.
 fn needed(network: &Network, key: &AttachmentKey) -> Option<Vec<IpNetwork>> {
-    let state_dir = &network.traces.state_dir;
+    let state_dir = &network.state_dir;
     let others = record::others(state_dir, &record::networks(state_dir), Some(key.hash()))?;
     let mut memberships: Vec<Membership> = others.into_iter().filter_map(|other| other.membership).collect();
     memberships.retain(|membership| membership.bridge == network.bridge.as_str());

@@ -1,16 +1,18 @@
 //! Weft behind another interface plugin: `"chained": true`.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use cni_protocol::{Code, Error};
 use serde_json::{Map, Value};
+use weft_state::state_dir;
 
 use super::guard::{Part, parts};
+use super::invalid;
 use super::isolation::IsolationPolicy;
 use super::keys::{asks_for_something, refuse_unknown};
 use super::ports::PortPolicy;
 use super::shaping::Shaping;
-use super::{Traces, invalid};
 
 /// The keys that are about an interface whoever made it, and those of every plugin.
 const KEYS: &[&str] = &[
@@ -35,7 +37,7 @@ pub struct Chained {
     pub guard_wish: Option<Wish>,
     /// The keys that ask for isolation; without, a network is closed where it can be.
     pub isolation_wishes: Vec<Wish>,
-    pub traces: Traces,
+    pub state_dir: PathBuf,
 }
 
 /// A key that asks for what not every interface can have.
@@ -105,7 +107,7 @@ impl Chained {
             isolation: IsolationPolicy::parse(conf)?,
             guard_wish: Wish::all(conf, &guards).pop(),
             isolation_wishes: Wish::all(conf, &isolates),
-            traces: Traces::parse(conf)?,
+            state_dir: state_dir(conf.get("stateDir"))?,
         })
     }
 }

@@ -104,13 +104,6 @@ fn an_empty_ipam_is_a_network_of_layer_2() {
 }
 
 #[test]
-fn traces_are_read_from_a_configuration_that_is_wrong_elsewhere() {
-    let conf = json!({"mtu": "big", "nonsense": 1, "stateDir": "/s", "ipam": {"type": "weft-ipam"}});
-    let traces = Traces::parse(conf.as_object().unwrap()).unwrap();
-    assert_eq!(traces, Traces { state_dir: "/s".into() });
-}
-
-#[test]
 fn the_mac_is_taken_in_the_conventions_order() {
     let args = CniArgs { mac: Some(MacAddr::from([2, 0, 0, 0, 0, 1])), ..CniArgs::default() };
     let mac =

@@ -56,7 +56,7 @@ impl Collector<'_> {
         };
         let valid: BTreeSet<String> = self.args.valid.iter().map(hash_of).collect();
         let (mut stale, mut kept) = Findings::default();
-        for hash in record::hashes(&self.traces.state_dir, self.network())? {
+        for hash in record::hashes(&self.state_dir, self.network())? {
             if valid.contains(&hash) {
                 continue;
             }
@@ -95,13 +95,13 @@ impl Collector<'_> {
 
     /// What a record that is not listed says.
     fn of_record(&self, hash: &str) -> Result<Recorded, Error> {
-        if !record::find_or_clear_place(&self.traces.state_dir, self.network(), hash)? {
+        if !record::find_or_clear_place(&self.state_dir, self.network(), hash)? {
             return Ok(Recorded::Stale(Stale::default()));
         }
-        let Some(record) = record::try_lock(&self.traces.state_dir, self.network(), hash)? else {
+        let Some(record) = record::try_lock(&self.state_dir, self.network(), hash)? else {
             // A DEL is at work on it, or the IPAM plugin of an ADD that was killed: theirs it is.
-            let found = record::peek(&self.traces.state_dir, self.network(), hash)?;
-            let holder = record::holder(&self.traces.state_dir, self.network(), hash)?;
+            let found = record::peek(&self.state_dir, self.network(), hash)?;
+            let holder = record::holder(&self.state_dir, self.network(), hash)?;
             warn!("attachment {hash} is left to {holder}, which holds its record");
             return Ok(Recorded::Kept(found.key(self.network())));
         };
@@ -124,7 +124,7 @@ impl Collector<'_> {
             let has_veth = || links.iter().any(|veth| hash_of_host_veth(&veth.name) == Some(hash));
             if let Some(known) = stale.get_mut(hash) {
                 known.links.push(link.name.clone());
-            } else if !has_veth() && !record::exists(&self.traces.state_dir, hash) {
+            } else if !has_veth() && !record::exists(&self.state_dir, hash) {
                 stale.entry(hash.to_owned()).or_default().links.push(link.name.clone());
             }
         }

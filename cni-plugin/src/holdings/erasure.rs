@@ -10,7 +10,6 @@ use weft_net::nft::Nft;
 use weft_net::{Netlink, NlResult};
 
 use super::hold::forgotten;
-use crate::conf::Traces;
 use crate::hostport;
 use crate::isolation;
 use crate::key::{AttachmentKey, host_veth_of};
@@ -41,7 +40,7 @@ impl Erasure {
     pub fn prepare(
         key: &AttachmentKey,
         known: Option<&Content>,
-        traces: &Traces,
+        state_dir: &Path,
         deadline: Deadline,
     ) -> NlResult<Option<Self>> {
         let known = known.map(|known| (known, known.holdings.elements(key)));
@@ -52,7 +51,7 @@ impl Erasure {
             return Ok(None);
         }
         let Some(mut nft) = Nft::open_if_there(deadline)? else { return Ok(None) };
-        let state_dir = traces.state_dir.clone();
+        let state_dir = state_dir.to_owned();
         if let Some((known, elements)) = known {
             let what = What::Known(Box::new((known.clone(), elements)));
             return Ok(Some(Self { nft, what, state_dir }));

@@ -1,5 +1,7 @@
 //! ADD's part: how an attachment gets what it holds.
 
+use std::path::Path;
+
 use cni_protocol::{Call, Deadline, Error, IfName};
 use nix::errno::Errno;
 use weft_net::nft::Nft;
@@ -10,7 +12,6 @@ use super::Holdings;
 use super::company::Company;
 use super::network::{agree, held_by, refuse_rivals};
 use super::restore::masquerade_again;
-use crate::conf::Traces;
 use crate::fault::{Change, Fault, failed};
 use crate::hostport::Ports;
 use crate::isolation;
@@ -29,7 +30,7 @@ pub fn hold(
     opened: Option<Rules>,
     call: &Call,
     key: &AttachmentKey,
-    traces: &Traces,
+    state_dir: &Path,
     mut holdings: Holdings,
 ) -> Result<Option<Lock>, Error> {
     if holdings.is_empty() {
@@ -38,25 +39,25 @@ pub fn hold(
     let opened = opened.map_or_else(|| Rules::open(call.deadline), Ok);
     let mut opened = opened.map_err(|error| failed(&Step::Rules, error.into()))?;
     let rules = &mut opened;
-    let company = Company::find(&traces.state_dir, &rules.nft);
+    let company = Company::find(state_dir, &rules.nft);
     let own = holdings.isolation.as_ref().map(|isolation| isolation.policy.subnets.clone());
-    let _changing = agree(journal, rules, traces, key, &mut holdings)?;
-    let meeting = meet(journal, rules, call, key, traces, &mut holdings)?;
+    let _changing = agree(journal, rules, state_dir, key, &mut holdings)?;
+    let meeting = meet(journal, rules, call, key, state_dir, &mut holdings)?;
     let ports = holdings.ports.as_ref();
-    let _only_one = ports.map(|_| lock_ports(&traces.state_dir, call.deadline)).transpose()?;
+    let _only_one = ports.map(|_| lock_ports(state_dir, call.deadline)).transpose()?;
     let elements = holdings.elements(key);
-    let mut add = |nft: &mut Nft| add(nft, key, &mut holdings, &|hash| is_alive(traces, hash));
-    ensure_shared(journal, rules, traces, &elements)?;
+    let mut add = |nft: &mut Nft| add(nft, key, &mut holdings, &|hash| is_alive(state_dir, hash));
+    ensure_shared(journal, rules, state_dir, &elements)?;
     let mut added = add(&mut rules.nft);
     if matches!(&added, Err(Fault::Net(error)) if error.not_found() || ruleset::is_misfit(error)) {
         // Flushed since it was looked at, or a set is missing that no rule uses, or another version's.
         rules.distrust();
-        ensure_shared(journal, rules, traces, &elements)?;
+        ensure_shared(journal, rules, state_dir, &elements)?;
         added = add(&mut rules.nft);
     }
     journal.run(Step::Rules, || added.map(|()| ((), Change::Made)))?;
     if let Some(ports) = &holdings.ports {
-        open_ports(journal, &mut rules.nft, traces, ports)?;
+        open_ports(journal, &mut rules.nft, state_dir, ports)?;
     }
     if let Some(Err(error)) = company.map(|company| company.leave(opened)) {
         log::debug!("the socket to nftables is closed while others are at work: {error}");
@@ -97,19 +98,19 @@ fn meet(
     rules: &mut Rules,
     call: &Call,
     key: &AttachmentKey,
-    traces: &Traces,
+    state_dir: &Path,
     holdings: &mut Holdings,
 ) -> Result<Option<Lock>, Error> {
     let Some(isolation) = holdings.isolation.as_mut().filter(|isolation| isolation.policy.private) else {
         return Ok(None);
     };
-    let lock = lock_meeting(&traces.state_dir, key, call.deadline)?;
+    let lock = lock_meeting(state_dir, key, call.deadline)?;
     let known = rules.look_for(&isolation.policy.of_network(&key.network));
     if !known.map_err(|error| failed(&Step::Rules, error.into()))? {
         // Containers that came while it was on did not meet anybody.
-        isolation::index::discard(&traces.state_dir, &key.network)?;
+        isolation::index::discard(state_dir, &key.network)?;
     }
-    isolation.meet(&traces.state_dir, key, &journal.content.names)?;
+    isolation.meet(state_dir, key, &journal.content.names)?;
     journal.within(Step::Rules, || isolation::forget(&mut rules.nft, &isolation.addresses, false))?;
     Ok(Some(lock))
 }
@@ -118,17 +119,17 @@ fn meet(
 fn ensure_shared(
     journal: &mut Journal,
     rules: &mut Rules,
-    traces: &Traces,
+    state_dir: &Path,
     elements: &Elements,
 ) -> Result<(), Error> {
     let step = Step::Shared(Shared::NetworkRules(Vec::new()));
     let settled = journal.within(step.clone(), || rules.look_for(&elements.network))?;
-    match ensure_groups(journal, rules, traces, elements)? {
+    match ensure_groups(journal, rules, state_dir, elements)? {
         Change::Found if settled => return Ok(()),
         Change::Found => {}
         // What others lost in a flush was not seen before.
         Change::Made => {
-            let (state_dir, name) = (&traces.state_dir, journal.key().network.clone());
+            let name = journal.key().network.clone();
             refuse_rivals(&mut rules.nft, state_dir, &name, &elements.network)
                 .map_err(|fault| failed(&step, fault))?;
         }
@@ -137,7 +138,7 @@ fn ensure_shared(
     if let Some(before) = before {
         journal.note(Step::Shared(Shared::NetworkRules(before)));
         // Another network that came at the same time was not seen before; now one of the two sees the other.
-        ensure_groups(journal, rules, traces, elements)?;
+        ensure_groups(journal, rules, state_dir, elements)?;
     }
     Ok(())
 }
@@ -145,7 +146,7 @@ fn ensure_shared(
 fn ensure_groups(
     journal: &mut Journal,
     rules: &mut Rules,
-    traces: &Traces,
+    state_dir: &Path,
     elements: &Elements,
 ) -> Result<Change, Error> {
     let step = Step::Shared(Shared::Ruleset(Vec::new()));
@@ -159,7 +160,7 @@ fn ensure_groups(
     let ensured = journal.within(step, || {
         rules.forget();
         ruleset::ensure(&mut rules.nft, elements, &mut made, &mut || {
-            others = record::attached(&traces.state_dir)?;
+            others = record::attached(state_dir)?;
             // First: what is still missing then has whoever comes next do all of it again.
             match Nft::open(deadline) {
                 Ok(mut nft) => drop(masquerade_again(&mut nft, &others)),
@@ -179,12 +180,12 @@ fn ensure_groups(
 }
 
 /// What ports need besides their elements.
-fn open_ports(journal: &mut Journal, nft: &mut Nft, traces: &Traces, ports: &Ports) -> Result<(), Error> {
+fn open_ports(journal: &mut Journal, nft: &mut Nft, state_dir: &Path, ports: &Ports) -> Result<(), Error> {
     if let Some(interface) = ports.localnet() {
         let name: IfName = interface.parse()?;
         let (step, hash) = (Step::RouteLocalnet(name.clone()), journal.key().hash().to_owned());
         journal.note(step.clone());
-        journal.within(step, || localnet::open(&traces.state_dir, &name, &hash))?;
+        journal.within(step, || localnet::open(state_dir, &name, &hash))?;
     }
     ports.warn_of_listeners();
     forgotten(ports.forget_flows_of_others(nft));
@@ -203,11 +204,11 @@ pub(super) fn forgotten(outcome: NlResult<()>) {
 }
 
 /// Whether anything is left of an attachment but elements in the ruleset. When that cannot be told, it lives.
-fn is_alive(traces: &Traces, hash: &str) -> bool {
+fn is_alive(state_dir: &Path, hash: &str) -> bool {
     let link = || {
         let deadline = Deadline::after(std::time::Duration::from_secs(5));
         let found = Netlink::open(deadline).and_then(|mut host| host.link(&host_veth_of(hash)));
         !matches!(found, Ok(None))
     };
-    record::exists(&traces.state_dir, hash) || link()
+    record::exists(state_dir, hash) || link()
 }

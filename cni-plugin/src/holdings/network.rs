@@ -14,7 +14,6 @@ use weft_state::Lock;
 use weft_state::lease::agent_lives;
 
 use super::Holdings;
-use crate::conf::Traces;
 use crate::fault::{Fault, failed};
 use crate::isolation::{Policy, known_subnets};
 use crate::key::AttachmentKey;
@@ -34,12 +33,12 @@ const AGENT_PATIENCE: Duration = Duration::from_millis(100);
 pub(super) fn agree(
     journal: &mut Journal,
     rules: &mut Rules,
-    traces: &Traces,
+    state_dir: &Path,
     key: &AttachmentKey,
     holdings: &mut Holdings,
 ) -> Result<Option<Lock>, Error> {
     let Some(isolation) = &mut holdings.isolation else { return Ok(None) };
-    let (state_dir, name) = (&traces.state_dir, &key.network);
+    let name = &key.network;
     let unreadable = |error: NetError| failed(&Step::Rules, error.into());
     if rules.look_for(&isolation.policy.of_network(name)).map_err(unreadable)? {
         return Ok(None);
@@ -52,7 +51,7 @@ pub(super) fn agree(
             return Ok(None);
         }
     }
-    let lock = lock_networks(&traces.state_dir, rules.nft.deadline())?;
+    let lock = lock_networks(state_dir, rules.nft.deadline())?;
     rules.look_again();
     let known = known_subnets(&mut rules.nft, name).map_err(unreadable)?;
     let (on_file, is_all) = subnets_on_file(state_dir, name)?;

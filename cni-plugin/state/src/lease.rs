@@ -20,31 +20,8 @@ use cni_protocol::{Code, Error, NetworkName};
 use log::Level;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
 use crate::{Lock, read_at_once, write_durable};
-
-/// Where leases are unless the configuration or [`DATA_DIR_ENV`] says otherwise: it must survive a reboot.
-const DATA_DIR: &str = "/var/lib/weft";
-/// Moves the leases of all networks, for several hosts on one machine.
-const DATA_DIR_ENV: &str = "WEFT_DATA_DIR";
-
-/// Where leases are: the key `dataDir` of a network's configuration, else the environment's `WEFT_DATA_DIR`, else
-/// `/var/lib/weft`.
-///
-/// # Errors
-/// [`Code::InvalidConfig`] when `dataDir` is no absolute path.
-pub fn data_dir(conf: &Map<String, Value>) -> Result<PathBuf, Error> {
-    match conf.get("dataDir") {
-        None | Some(Value::Null) => Ok(std::env::var_os(DATA_DIR_ENV)
-            .filter(|dir| !dir.is_empty())
-            .map_or_else(|| DATA_DIR.into(), PathBuf::from)),
-        Some(Value::String(dir)) if Path::new(dir).is_absolute() => Ok(dir.into()),
-        Some(other) => {
-            Err(Error::new(Code::InvalidConfig, format!("dataDir is {other}: give an absolute path")))
-        }
-    }
-}
 
 /// What this host leased.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -94,10 +94,3 @@ fn an_agent_lives_as_long_as_its_lock() {
     drop(agent);
     assert!(!agent_lives(dir.path(), &network()).unwrap());
 }
-
-#[test]
-fn a_relative_data_dir_is_refused() {
-    let conf = |dir: &str| Map::from_iter([("dataDir".to_owned(), dir.into())]);
-    assert_eq!(data_dir(&conf("/x")).unwrap(), Path::new("/x"));
-    assert_eq!(data_dir(&conf("x")).unwrap_err().code, Code::InvalidConfig);
-}

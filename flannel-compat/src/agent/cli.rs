@@ -36,10 +36,10 @@ pub struct Source {
     config: PathBuf,
     /// Where reservations and locks are
     #[arg(long, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
+    state_dir: Option<String>,
     /// Where leases are; must survive a reboot
     #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
+    data_dir: Option<String>,
     #[command(flatten)]
     network: Option<NetworkFlags>,
 }
@@ -133,8 +133,8 @@ impl Source {
             None => RawConf::read(&self.config)?,
         };
         Ok(RawConf {
-            state_dir: self.state_dir.or(file.state_dir),
-            data_dir: self.data_dir.or(file.data_dir),
+            state_dir: self.state_dir.map(Value::from).or(file.state_dir),
+            data_dir: self.data_dir.map(Value::from).or(file.data_dir),
             ..file
         })
     }

@@ -9,15 +9,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use weft::conf::isolation::extent;
 use weft_ipam::etcd_conf::EtcdConf;
+use weft_state::{data_dir, state_dir};
 
 /// Where flannel's consumers look unless told otherwise.
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 /// A port that is registered to nobody; only this machine can reach it.
 const LISTEN: &str = "127.0.0.1:9454";
-const STATE_DIR: &str = "/run/weft";
 const LOG_LEVEL: &str = "info";
-/// Moves the state of all networks, as for the plugins.
-const STATE_DIR_ENV: &str = "WEFT_STATE_DIR";
 
 /// The configuration as it is written.
 #[derive(Debug, Default, Deserialize)]
@@ -25,8 +23,8 @@ const STATE_DIR_ENV: &str = "WEFT_STATE_DIR";
 pub struct RawConf {
     pub networks: Option<Vec<RawNetwork>>,
     pub listen: Option<String>,
-    pub state_dir: Option<PathBuf>,
-    pub data_dir: Option<PathBuf>,
+    pub state_dir: Option<Value>,
+    pub data_dir: Option<Value>,
     pub log_level: Option<String>,
 }
 
@@ -138,13 +136,11 @@ impl RawConf {
             }
             networks.push(network);
         }
-        let data_dir = self.data_dir.map(|dir| Value::String(dir.to_string_lossy().into_owned()));
-        let data_dir = Map::from_iter(data_dir.map(|dir| ("dataDir".to_owned(), dir)));
         Ok(Conf {
             networks,
             listen: self.listen.as_deref().unwrap_or(LISTEN).parse()?,
-            state_dir: state_dir(self.state_dir)?,
-            data_dir: weft_state::lease::data_dir(&data_dir)?,
+            state_dir: state_dir(self.state_dir.as_ref())?,
+            data_dir: data_dir(self.data_dir.as_ref())?,
             log_level: self.log_level.map_or_else(|| Ok(LOG_LEVEL.to_owned()), checked_level)?,
         })
     }
@@ -157,11 +153,6 @@ fn checked_level(level: String) -> Result<String, Error> {
             Err(invalid(format!("logLevel is {level:?}: use off, error, warn, info, debug or trace")))
         }
     }
-}
-
-fn state_dir(told: Option<PathBuf>) -> Result<PathBuf, Error> {
-    let from_env = || std::env::var_os(STATE_DIR_ENV).filter(|dir| !dir.is_empty()).map(PathBuf::from);
-    absolute("stateDir", told.or_else(from_env).unwrap_or_else(|| STATE_DIR.into()))
 }
 
 fn absolute(key: &str, path: PathBuf) -> Result<PathBuf, Error> {

@@ -8,10 +8,10 @@ use cni_protocol::{Call, Code, Delegate, Error};
 use flannel_records::{Leased, SubnetEnv, parse_key};
 use ipnetwork::IpNetwork;
 use serde_json::{Map, Value};
-use weft::conf::Traces;
 use weft_ipam::store::glance;
 use weft_state::boot_began;
-use weft_state::lease::{Taken, agent_lives, data_dir};
+use weft_state::lease::{Taken, agent_lives};
+use weft_state::{data_dir, state_dir};
 
 /// The delegate that is not executed.
 pub(super) const WEFT: &str = "weft";
@@ -63,9 +63,8 @@ impl Facts {
     /// One with this code when one of them is another host's: nobody would reach a container in it.
     pub(super) fn check_taken(&self, call: &Call, code: Code) -> Result<(), Error> {
         // The configuration's key `dataDir` is flannel's own.
-        let Some(taken) = Taken::read(&data_dir(&Map::new())?, &call.network)? else { return Ok(()) };
-        let own = call.conf.get_key_value("stateDir").map(|(key, value)| (key.clone(), value.clone()));
-        if !agent_lives(&Traces::parse(&own.into_iter().collect())?.state_dir, &call.network)? {
+        let Some(taken) = Taken::read(&data_dir(None)?, &call.network)? else { return Ok(()) };
+        if !agent_lives(&state_dir(call.conf.get("stateDir"))?, &call.network)? {
             return Ok(());
         }
         let lost = parse_key(&taken.key).unwrap_or_default();

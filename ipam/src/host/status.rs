@@ -1,9 +1,10 @@
 //! What STATUS says of this host in a network that spans hosts.
 
 use cni_protocol::{Call, Code, Error};
-use weft_state::lease::{HostLease, Taken, agent_lives, data_dir};
+use weft_state::lease::{HostLease, Taken, agent_lives};
+use weft_state::{data_dir, state_dir};
 
-use super::{Host, LIMIT, is_half_over, or_known, state_dir, taken};
+use super::{Host, LIMIT, is_half_over, or_known, taken};
 use crate::lease::{self, Claimant, Keeper, Lease};
 use crate::registry::{Registry, in_event_loop};
 
@@ -61,8 +62,8 @@ impl Host<'_> {
 /// # Errors
 /// [`Code::LimitedConnectivity`] when it is another host's.
 pub(crate) fn check_taken(call: &Call) -> Result<(), Error> {
-    match Taken::read(&data_dir(&call.conf)?, &call.network)? {
-        Some(taken) if agent_lives(&state_dir(call), &call.network)? => {
+    match Taken::read(&data_dir(call.conf.get("dataDir"))?, &call.network)? {
+        Some(taken) if agent_lives(&state_dir(call.conf.get("stateDir"))?, &call.network)? => {
             Err(taken.error(Code::LimitedConnectivity))
         }
         _ => Ok(()),

@@ -99,7 +99,7 @@ fn a_default_is_what_its_absence_means() {
 
 /// Every word in the code that reads configurations, also as a field's name is written in JSON.
 fn words() -> BTreeSet<String> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/conf");
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/conf");
     let files = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     let sources = files.filter(|path| path.is_file()).map(|path| std::fs::read_to_string(path).unwrap());
     let mut words = BTreeSet::new();
