@@ -19,7 +19,7 @@ use crate::holdings::hold::hold;
 use crate::ipam::Reserving;
 use crate::key::{AttachmentKey, VethEnd, group};
 use crate::plan::{Ipv6, Plan};
-use crate::pod::Pod;
+use crate::pod::{Pod, open_host};
 use crate::ruleset::Rules;
 use crate::shaping::{self, HostEnd};
 use crate::step::{Journal, Shared, Step};
@@ -40,14 +40,9 @@ pub fn add(args: AddArgs) -> Result<Outcome, Error> {
         Err(error) => {
             // One that is still at work would come after what takes back its reservation.
             drop(attachment.reserving);
-            Err(taken_back(&mut attachment.journal, error))
+            Err(attachment.journal.fail(error))
         }
     }
-}
-
-/// The error with what was taken back because of it, and what was not.
-fn taken_back(journal: &mut Journal, error: Error) -> Error {
-    journal.roll_back().into_iter().fold(error, Error::detail)
 }
 
 /// One attachment in the making.
@@ -89,12 +84,9 @@ impl Attachment {
             let plugin = network.ipam.as_ref();
             let reserving =
                 plugin.map(|plugin| Reserving::begin(plugin, call, journal.record())).transpose()?;
-            let pod = Pod::open(&args.netns, call.deadline).map_err(|f| failed(&"open CNI_NETNS", f))?;
-            let host =
-                Netlink::open(call.deadline).map_err(|e| failed(&"open a netlink socket", e.into()))?;
-            Ok((reserving, pod, host))
+            Ok((reserving, Pod::open(&args.netns, call.deadline)?, open_host(call.deadline)?))
         };
-        let (reserving, pod, host) = open().map_err(|error| taken_back(&mut journal, error))?;
+        let (reserving, pod, host) = open().map_err(|error| journal.fail(error))?;
         Ok(Self { args, network, asked, key, mac, announces, host, pod, reserving, rules: None, journal })
     }
 

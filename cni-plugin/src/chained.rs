@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::rc::Rc;
 
-use cni_protocol::{AddArgs, AddResult, Call, CheckArgs, Code, ContainerNetns, Error, Outcome, StatusArgs};
+use cni_protocol::{AddArgs, AddResult, Call, CheckArgs, Code, Error, Outcome, StatusArgs};
 use serde_json::Value;
 use weft_net::nft::Nft;
 use weft_net::{Family, NetError, Netlink};
@@ -24,7 +24,7 @@ use crate::holdings::hold::hold;
 use crate::hostport;
 use crate::isolation;
 use crate::key::AttachmentKey;
-use crate::pod::Pod;
+use crate::pod::{Pod, open_host};
 use crate::record::{self, Found};
 use crate::ruleset::{self, Group};
 use crate::shaping::{self, HostEnd, Limited};
@@ -45,7 +45,7 @@ pub fn add(args: AddArgs) -> Result<Outcome, Error> {
             let result = unchanged(&args.call, &attachment.previous);
             Ok(Outcome::Passed { result, rollback: Box::new(attachment.journal.into_rollback()) })
         }
-        Err(error) => Err(attachment.journal.roll_back().into_iter().fold(error, Error::detail)),
+        Err(error) => Err(attachment.journal.fail(error)),
     }
 }
 
@@ -76,8 +76,8 @@ impl Attachment {
                        or leave chained out";
             Error::new(Code::InvalidConfig, why)
         })?;
-        let mut host = open_host(call)?;
-        let mut pod = open_pod(&args.netns, call)?;
+        let mut host = open_host(call.deadline)?;
+        let mut pod = Pod::open(&args.netns, call.deadline)?;
         let mut found = OfAnother::find(&previous, &args.ifname, &mut host, &mut pod)?;
         if !asked.mappings.is_empty() {
             found.look_at_default_routes(&mut pod)?;
@@ -122,8 +122,8 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     let conf = Chained::parse(&call.conf)?;
     let key = AttachmentKey::new(&call.network, &args.container_id, &args.ifname);
     let asked = Asked::parse(&call.conf)?;
-    let mut host = open_host(call)?;
-    let mut pod = open_pod(&args.netns, call)?;
+    let mut host = open_host(call.deadline)?;
+    let mut pod = Pod::open(&args.netns, call.deadline)?;
     let gone = |error: Error| match error.code {
         Code::Conflict => Error { code: Code::CheckFailed, ..error },
         _ => error,
@@ -132,12 +132,9 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         OfAnother::find(&args.prev_result, &args.ifname, &mut host, &mut pod).map_err(gone)?;
     let mut found: Vec<String> = record::damage(&conf.state_dir, &key)?.into_iter().collect();
     // The record has what was asked for when the container was attached.
-    let (mut holdings, limits) = match record::peek(&conf.state_dir, &key.network, key.hash())? {
-        Found::Attached(content) => {
-            let content = record::up_to_date(&conf.state_dir, &key.network, content)?;
-            (content.holdings, content.shaping)
-        }
-        _ => {
+    let (mut holdings, limits) = match record::up_to_date(&conf.state_dir, &key)? {
+        Some(content) => (content.holdings, content.shaping),
+        None => {
             interface.look_at_default_routes(&mut pod)?;
             (interface.holdings(&conf, &asked)?, conf.shaping.or(&asked.shaping))
         }
@@ -148,14 +145,11 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
             "{port}, where the container's frames are compared, is no port of a bridge any more"
         ));
     }
-    // What the network has may be from a newer configuration than the record, or from another container's subnet.
-    if let Some(isolation) = &mut holdings.isolation {
+    if holdings.isolation.is_some() {
         match interface.isolation(&conf, &asked) {
-            Ok(Some(now)) => {
-                isolation.policy = now.policy;
-                check::complete(call, &conf.state_dir, &mut isolation.policy)?;
+            Ok(now) => {
+                check::renew_policy(call, &conf.state_dir, &mut holdings, now.map(|now| now.policy))?;
             }
-            Ok(None) => {}
             Err(error) => found.push(error.msg),
         }
     }
@@ -232,12 +226,4 @@ fn check_firewalls(call: &Call, state_dir: &Path) -> Result<(), Error> {
         firewalls::check(&mut nft, &ports)?;
     }
     Ok(())
-}
-
-fn open_host(call: &Call) -> Result<Netlink, Error> {
-    Netlink::open(call.deadline).map_err(|error| failed(&"open a netlink socket", error.into()))
-}
-
-fn open_pod(netns: &ContainerNetns, call: &Call) -> Result<Pod, Error> {
-    Pod::open(netns, call.deadline).map_err(|fault| failed(&"open CNI_NETNS", fault))
 }

@@ -22,8 +22,8 @@ use crate::key::{AttachmentKey, group};
 use crate::masquerade;
 use crate::overlay::{self, Exit, Overlay};
 use crate::plan::{Ipv6, Plan, metric};
-use crate::pod::Pod;
-use crate::record::{self, Found};
+use crate::pod::{Pod, open_host};
+use crate::record;
 use crate::shaping;
 use crate::tuning;
 use promised::Promised;
@@ -49,27 +49,28 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     let asked = Asked::parse(&call.conf)?;
     network.mtu = asked.tuning.mtu.or(network.mtu);
     let plan = planned(&mut network, &key, &promised, &args.prev_result.routes)?;
-    let mut host =
-        Netlink::open(call.deadline).map_err(|error| failed(&"open a netlink socket", error.into()))?;
+    let mut host = open_host(call.deadline)?;
     let damage = record::damage(&network.state_dir, &key)?;
     let ended = masquerade::ending::ended(&network.state_dir, &key.network);
-    let (mut holdings, limits, may_be_masqueraded) =
-        match record::peek(&network.state_dir, &key.network, key.hash())? {
-            // The record has what was asked for when the container was attached.
-            Found::Attached(content) => {
-                let content = record::up_to_date(&network.state_dir, &key.network, content)?;
-                let is_masqueraded = content.is_masqueraded(ended);
-                (content.holdings, content.shaping, is_masqueraded)
-            }
-            _ => {
-                let port = find_port(&mut host, &network, &key, promised.mac(&key))?;
-                (Holdings::new(&network, &asked, &plan, port)?, network.shaping.or(&asked.shaping), true)
-            }
-        };
-    renew_policy(call, &network, &plan, &mut holdings)?;
+    let (mut holdings, limits, may_be_masqueraded) = match record::up_to_date(&network.state_dir, &key)? {
+        // The record has what was asked for when the container was attached.
+        Some(content) => {
+            let is_masqueraded = content.is_masqueraded(ended);
+            (content.holdings, content.shaping, is_masqueraded)
+        }
+        None => {
+            let port = find_port(&mut host, &network, &key, promised.mac(&key))?;
+            (Holdings::new(&network, &asked, &plan, port)?, network.shaping.or(&asked.shaping), true)
+        }
+    };
+    if holdings.isolation.is_some() {
+        let bridge = Some(network.bridge.as_str());
+        let now = Policy::new(&network.isolation, bridge, &network.all_hosts, &plan)?;
+        renew_policy(call, &network.state_dir, &mut holdings, now)?;
+    }
     let mut checker = Checker {
         host,
-        pod: Pod::open(&args.netns, call.deadline).map_err(|fault| failed(&"open CNI_NETNS", fault))?,
+        pod: Pod::open(&args.netns, call.deadline)?,
         network,
         key,
         promised,
@@ -110,22 +111,19 @@ fn planned(
     Ok(Plan::new(network, &own, told)?.with_metric(of_interface))
 }
 
-/// What the network has may be from a newer configuration than the record.
-fn renew_policy(call: &Call, network: &Network, plan: &Plan, holdings: &mut Holdings) -> Result<(), Error> {
-    let Some(isolation) = &mut holdings.isolation else { return Ok(()) };
-    let bridge = Some(network.bridge.as_str());
-    if let Some(policy) = Policy::new(&network.isolation, bridge, &network.all_hosts, plan)? {
-        isolation.policy = policy;
-        complete(call, &network.state_dir, &mut isolation.policy)?;
-    }
-    Ok(())
-}
-
-/// Has a policy name all that the network has in the rules, where other containers came with other subnets.
-pub fn complete(call: &Call, state_dir: &Path, policy: &mut Policy) -> Result<(), Error> {
+/// What the network has may be from a newer configuration than the record. All that it has in the rules is added, where other containers
+/// came with other subnets.
+pub fn renew_policy(
+    call: &Call,
+    state_dir: &Path,
+    holdings: &mut Holdings,
+    now: Option<Policy>,
+) -> Result<(), Error> {
+    let (Some(isolation), Some(now)) = (&mut holdings.isolation, now) else { return Ok(()) };
+    isolation.policy = now;
     let mut nft =
         Nft::open(call.deadline).map_err(|error| failed(&"open a netfilter socket", error.into()))?;
-    holdings::network::complete(&mut nft, state_dir, &call.network, policy)
+    holdings::network::complete(&mut nft, state_dir, &call.network, &mut isolation.policy)
         .map_err(|fault| failed(&"look at what the network has in the ruleset", fault))
 }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use cni_protocol::{Code, Deadline, Error, GcArgs, NetworkName, Outcome, ValidAttachment};
+use cni_protocol::{Code, Error, GcArgs, NetworkName, Outcome, ValidAttachment};
 use log::{info, warn};
 use weft_state::{Lock, boot_dir, state_dir};
 
@@ -20,6 +20,7 @@ use crate::key::host_veth_of;
 use crate::localnet;
 use crate::locks::network_lock;
 use crate::masquerade::{self, Masquerade, ending};
+use crate::pod::open_host;
 use crate::record::{self, Record};
 use crate::ruleset;
 use crate::shaping;
@@ -55,7 +56,7 @@ impl<'a> Collector<'a> {
     /// # Errors
     /// [`Code::TryAgain`] when an ADD is under way until the deadline: nothing was done then.
     fn run(&mut self) -> Result<(), Error> {
-        let mut netlink = open(self.args.call.deadline)?;
+        let mut netlink = open_host(self.args.call.deadline)?;
         let (no_add, (mut stale, mut kept)) = self.find_alone(&mut netlink)?;
         // An address is given back after its link is gone, or not at all.
         let left = remove_links(&mut netlink, &stale, &mut self.problems);
@@ -203,10 +204,6 @@ impl<'a> Collector<'a> {
         masquerade::remove(&mut nft, self.network()).map_err(refused)?;
         ruleset::network::restore(&mut nft, self.network(), &[]).map_err(refused)
     }
-}
-
-fn open(deadline: Deadline) -> Result<Netlink, Error> {
-    Netlink::open(deadline).map_err(|error| failed(&"open a netlink socket", error.into()))
 }
 
 /// Deletes the links, and takes off the limits on those of other plugins. Returns the attachments of which something is left.

@@ -27,7 +27,7 @@ pub fn handle(command: Command) -> Result<Outcome, Error> {
 
 fn add(args: AddArgs) -> Result<Outcome, Error> {
     let deadline = args.call.deadline;
-    let mut pod = Pod::open(&args.netns, deadline).map_err(|fault| failed(&"open CNI_NETNS", fault))?;
+    let mut pod = Pod::open(&args.netns, deadline)?;
     let step = "set lo up in the container";
     let changed = pod.ensure_loopback().map_err(|error| failed(&step, error.into()))?;
     let result = result(&mut pod, &args).map_err(|fault| failed(&step, fault)).inspect_err(|_| {
@@ -90,13 +90,13 @@ fn del(args: &DelArgs) -> Result<Outcome, Error> {
             return Ok(Outcome::Done);
         }
     };
-    let down = Pod::open(&netns, args.call.deadline).and_then(|mut pod| Ok(pod.netlink.set_down(LO)?));
-    down.map(|()| Outcome::Done).map_err(|fault| failed(&"set lo down in the container", fault))
+    let down = Pod::open(&netns, args.call.deadline)?.netlink.set_down(LO);
+    down.map(|()| Outcome::Done).map_err(|error| failed(&"set lo down in the container", error.into()))
 }
 
 fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     let step = "check lo in the container";
-    let mut pod = Pod::open(&args.netns, args.call.deadline).map_err(|fault| failed(&step, fault))?;
+    let mut pod = Pod::open(&args.netns, args.call.deadline)?;
     let link = pod.netlink.link(LO).map_err(|error| failed(&step, error.into()))?;
     let broken = |found: String| {
         Err(Error::new(Code::CheckFailed, format!("{found}: DEL and ADD the container again")))

@@ -7,7 +7,7 @@ use cni_protocol::{Code, ContainerNetns, Deadline, Error, IfName};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 use crate::conf::tuning::Tuning;
-use crate::fault::Fault;
+use crate::fault::{Fault, failed};
 use crate::plan::Ipv6;
 use weft_net::netns::NetNs;
 use weft_net::sysctl::Sysctl;
@@ -24,6 +24,11 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// to look among so many.
 const MANY: u32 = 100;
 
+/// Opens a socket in the host's namespace.
+pub fn open_host(deadline: Deadline) -> Result<Netlink, Error> {
+    Netlink::open(deadline).map_err(|error| failed(&"open a netlink socket", error.into()))
+}
+
 /// A container's network namespace, with a socket in it.
 pub struct Pod {
     pub netns: NetNs,
@@ -33,9 +38,11 @@ pub struct Pod {
 
 impl Pod {
     /// Opens a socket in the namespace.
-    pub fn open(container: &ContainerNetns, deadline: Deadline) -> Result<Self, Fault> {
+    pub fn open(container: &ContainerNetns, deadline: Deadline) -> Result<Self, Error> {
         let (netns, home) = (NetNs::of(container), NetNs::host_of(container));
-        let netlink = netns.run(&home, || Netlink::open(deadline))??;
+        let opened = netns.run(&home, || Netlink::open(deadline)).map_err(Fault::from);
+        let netlink =
+            opened.and_then(|opened| Ok(opened?)).map_err(|fault| failed(&"open CNI_NETNS", fault))?;
         Ok(Self { netns, home, netlink })
     }
 

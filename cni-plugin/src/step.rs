@@ -252,7 +252,7 @@ impl Journal {
 
     /// Takes back all that was done, the last first, and goes on after a failure. Returns what is left, and what is not. The
     /// address and the record of an attachment whose link is left stay for DEL and GC, which need them.
-    pub fn roll_back(&mut self) -> Vec<String> {
+    fn roll_back(&mut self) -> Vec<String> {
         // A panic may have struck inside the container's namespace, where links of the same names can be.
         if let Err(error) = NetNs::host_of(&self.args.netns).enter() {
             return vec![format!("nothing was taken back, as the host's network namespace is lost: {error}")];
@@ -275,6 +275,11 @@ impl Journal {
             left.push(format!("taken back: {}", taken_back.join("; ")));
         }
         left
+    }
+
+    /// The error because of which all is taken back, with what was, and what was not.
+    pub fn fail(&mut self, error: Error) -> Error {
+        self.roll_back().into_iter().fold(error, Error::detail)
     }
 
     /// All is done. What is left of the journal is the way back, for when the result cannot be delivered;
@@ -306,7 +311,8 @@ impl Journal {
                 shaping::undo(link, deadline, Netlink::delete_token_bucket).map_err(Fault::from)
             }
             Step::Sysctl(key, before) => {
-                Pod::open(&self.args.netns, deadline).and_then(|pod| tuning::restore(&pod, key, before))
+                let pod = Pod::open(&self.args.netns, deadline).map_err(Fault::from);
+                pod.and_then(|pod| tuning::restore(&pod, key, before))
             }
             // Gone with the veth pair.
             Step::Port(_)

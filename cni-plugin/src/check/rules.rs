@@ -9,7 +9,7 @@ use weft_net::sysctl::Sysctl;
 use crate::fault::Fault;
 use crate::holdings::Holdings;
 use crate::key::AttachmentKey;
-use crate::record::{self, Found};
+use crate::record;
 use crate::ruleset;
 
 /// What is different from what an attachment holds in the host's rules.
@@ -42,10 +42,7 @@ pub fn rules(
 
 /// Whether others have left since it was looked what the attachment holds with them: then that is less now.
 fn have_others_left(state_dir: &Path, key: &AttachmentKey, holdings: &mut Holdings) -> Result<bool, Fault> {
-    let Found::Attached(content) = record::peek(state_dir, &key.network, key.hash())? else {
-        return Ok(false);
-    };
-    let now = record::up_to_date(state_dir, &key.network, content)?.holdings.isolation;
+    let now = record::up_to_date(state_dir, key)?.and_then(|content| content.holdings.isolation);
     let (Some(before), Some(now)) = (&mut holdings.isolation, now) else { return Ok(false) };
     let is_less = now.grants.len() < before.grants.len();
     before.grants = now.grants;

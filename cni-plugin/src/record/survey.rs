@@ -24,12 +24,13 @@ pub fn contents(state_dir: &Path, network: &NetworkName) -> Result<Vec<Content>,
     Ok(contents)
 }
 
-/// What is on file of an attachment, with what it holds now: some that were there when it came may be gone.
-pub fn up_to_date(state_dir: &Path, network: &NetworkName, mut content: Content) -> Result<Content, Error> {
+/// What is on file of an attachment that is held, with what it holds now: some that were there when it came may be gone.
+pub fn up_to_date(state_dir: &Path, key: &AttachmentKey) -> Result<Option<Content>, Error> {
+    let Found::Attached(mut content) = peek(state_dir, &key.network, key.hash())? else { return Ok(None) };
     if isolation::holds_with_others(&content) {
-        isolation::leave_out_the_gone(&mut content, &contents(state_dir, network)?);
+        isolation::leave_out_the_gone(&mut content, &contents(state_dir, &key.network)?);
     }
-    Ok(content)
+    Ok(Some(content))
 }
 
 /// Whether an attachment of any network, other than one with this hash, has been made since a moment of the monotonic clock. What cannot be
