@@ -7,6 +7,7 @@ use std::path::Path;
 use cni_protocol::{Call, Code, Error, IpConfig, Outcome, StatusArgs, Verb};
 use ipnetwork::IpNetwork;
 use serde_json::Value;
+use weft_state::can_be_made;
 use weft_state::lease::HostLease;
 
 use crate::bridge;
@@ -144,21 +145,14 @@ pub fn check_capabilities() -> Result<(), Error> {
 
 /// The nearest directory above the state that exists must be writable; nothing is created here.
 pub fn check_state_dir(dir: &Path) -> Result<(), Error> {
-    let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(dir);
-    let writable = existing.is_dir()
-        && nix::unistd::access(existing, nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK)
-            .is_ok();
-    if writable {
-        return Ok(());
-    }
-    Err(Error::new(
-        Code::Io,
-        format!(
-            "the state directory {} cannot be written ({} is no writable directory): set stateDir or WEFT_STATE_DIR",
-            dir.display(),
-            existing.display()
-        ),
-    ))
+    can_be_made(dir).map_err(|(there, _)| {
+        let why = format!("{} is no writable directory", there.display());
+        let remedy = "set stateDir or WEFT_STATE_DIR";
+        Error::new(
+            Code::Io,
+            format!("the state directory {} cannot be written ({why}): {remedy}", dir.display()),
+        )
+    })
 }
 
 fn check_bridge(args: &StatusArgs, network: &Network, plan: &Plan) -> Result<(), Error> {

@@ -1,6 +1,5 @@
 //! ADD, DEL, CHECK, GC and STATUS.
 
-use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -10,8 +9,7 @@ use cni_protocol::{
     IpConfig, Outcome, StatusArgs,
 };
 use ipnetwork::IpNetwork;
-use nix::unistd::{AccessFlags, access};
-use weft_state::started;
+use weft_state::{can_be_made, started};
 
 use crate::conf::{Conf, Leased, reservations_dir};
 use crate::dns;
@@ -311,14 +309,9 @@ fn status(args: &StatusArgs) -> Result<Outcome, Error> {
 
 /// Whether an ADD could create the store, without creating anything.
 fn can_be_created(root: &Path) -> Result<Outcome, Error> {
-    let there = root.ancestors().find(|p| fs::symlink_metadata(p).is_ok()).unwrap_or(root);
-    let writable = access(there, AccessFlags::W_OK | AccessFlags::X_OK);
-    if let Err(e) =
-        writable.and_then(|()| if there.is_dir() { Ok(()) } else { Err(nix::errno::Errno::ENOTDIR) })
-    {
+    can_be_made(root).map(|()| Outcome::Done).map_err(|(there, e)| {
         let remedy = "make it writable or choose another ipam.dataDir";
         let msg = format!("create {} for reservations: {}: {e}; {remedy}", root.display(), there.display());
-        return Err(Error::new(Code::NotAvailable, msg));
-    }
-    Ok(Outcome::Done)
+        Error::new(Code::NotAvailable, msg)
+    })
 }

@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use cni_protocol::{Code, Error};
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
 use serde_json::Value;
 
 /// Where the state of one boot is: what the key `stateDir` has, else the environment's `WEFT_STATE_DIR`, else `/run/weft`, which is on a
@@ -37,6 +39,17 @@ fn dir(key: &str, told: Option<&Value>, variable: &str, default: &str) -> Result
 
 fn relative(name: &str, found: &dyn Display) -> Error {
     Error::new(Code::InvalidConfig, format!("{name} is {found}: give an absolute path"))
+}
+
+/// Whether a directory can be made and written, or is there and can be: by the nearest of its ancestors that is there. Nothing is made.
+///
+/// # Errors
+/// That ancestor, and what access(2) says of it, or `ENOTDIR`.
+pub fn can_be_made(dir: &Path) -> Result<(), (PathBuf, Errno)> {
+    let there = dir.ancestors().find(|dir| dir.symlink_metadata().is_ok()).unwrap_or(dir);
+    let writable = access(there, AccessFlags::W_OK | AccessFlags::X_OK);
+    let writable = writable.and_then(|()| if there.is_dir() { Ok(()) } else { Err(Errno::ENOTDIR) });
+    writable.map_err(|errno| (there.to_owned(), errno))
 }
 
 #[cfg(test)]

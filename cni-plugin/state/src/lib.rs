@@ -16,7 +16,7 @@ mod lock;
 
 pub use boot::{BOOT_ID_ENV, boot_dir, boot_id, boot_path};
 pub use clock::{STARTED_ENV, boot_began, monotonic, started, worked};
-pub use dirs::{data_dir, state_dir};
+pub use dirs::{can_be_made, data_dir, state_dir};
 pub use files::{hash, open_to_write, read_at_once, short_hash, write_durable, write_public, write_whole};
 pub use limit::ManyFiles;
 pub use lock::{Lock, holder};
