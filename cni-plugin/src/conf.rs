@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use cni_protocol::{CniArgs, Code, Dns, Error, IfName, MacAddr, NetworkName, Route, decode};
+use cni_protocol::{Code, Dns, Error, IfName, NetworkName, Route, decode};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -25,7 +25,7 @@ pub mod ports;
 pub mod shaping;
 pub mod tuning;
 
-pub use asked::Asked;
+pub use asked::{Asked, chooses_addresses, requested_mac};
 
 /// The default bridge.
 const DEFAULT_BRIDGE: &str = "weft0";
@@ -54,16 +54,8 @@ struct NetConf {
     disable_container_interface: bool,
     ipam: Option<Map<String, Value>>,
     dns: Option<Dns>,
-    mac: Option<String>,
     routes: Vec<Route>,
     interface_metrics: BTreeMap<String, u32>,
-    runtime_config: Option<RuntimeConfig>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct RuntimeConfig {
-    mac: Option<String>,
 }
 
 /// Whether the bridge is the containers' way out.
@@ -172,56 +164,6 @@ impl Network {
             forwards_bpdus: self.guard.contains(&Part::Rogue),
         }
     }
-}
-
-/// The MAC address asked for, by the conventions' order: `runtimeConfig.mac`, `args.cni.mac`, `CNI_ARGS` MAC; then the
-/// tuning plugin's `mac`.
-///
-/// # Errors
-/// [`Code::InvalidConfig`] for text that is no unicast MAC address.
-pub fn requested_mac(conf: &Map<String, Value>, args: &CniArgs) -> Result<Option<MacAddr>, Error> {
-    let raw: NetConf = decode(conf)?;
-    let convention = match conventions(conf).and_then(|cni| cni.get("mac")) {
-        None | Some(Value::Null) => None,
-        Some(Value::String(text)) => Some(text.clone()),
-        Some(other) => return Err(invalid("args.cni.mac", other, "give a text, like \"02:00:00:00:00:01\"")),
-    };
-    let asked = [
-        ("runtimeConfig.mac", raw.runtime_config.and_then(|config| config.mac)),
-        ("args.cni.mac", convention),
-    ];
-    let asked = asked.into_iter().find_map(|(key, mac)| Some((key, mac.filter(|mac| !mac.is_empty())?)));
-    let of_network = raw.mac.filter(|mac| args.mac.is_none() && !mac.is_empty()).map(|mac| ("mac", mac));
-    let mac = match asked.or(of_network) {
-        None => args.mac,
-        Some((key, text)) => Some(
-            text.parse::<MacAddr>()
-                .map_err(|error| Error { msg: format!("{key}: {}", error.msg), ..error })?,
-        ),
-    };
-    match mac {
-        Some(mac) if mac.octets()[0] & 1 == 1 || mac.octets() == [0; 6] => Err(Error::new(
-            Code::InvalidConfig,
-            format!("the MAC address {mac} cannot be an interface's: give a unicast address other than zero"),
-        )),
-        mac => Ok(mac),
-    }
-}
-
-/// Whether an attachment's addresses are chosen, so that another container can have had them a moment ago: asked for by the
-/// runtime or the user, kept for a name (`ipam.sticky`), or those of the configuration (the IPAM plugin `static`). What a
-/// pool gives comes round late, unless the pool is small; to announce all of it would be fifteen system calls more in every ADD, and
-/// a broadcast to every port of the bridge. Whatever else is there is for the IPAM plugin to judge.
-pub fn chooses_addresses(conf: &Map<String, Value>, args: &CniArgs) -> bool {
-    let ipam = conf.get("ipam");
-    let asked = [
-        conf.get("runtimeConfig").and_then(|config| config.get("ips")),
-        conventions(conf).and_then(|cni| cni.get("ips")),
-        ipam.and_then(|ipam| ipam.get("sticky")),
-    ];
-    !args.ips.is_empty()
-        || asked.into_iter().flatten().any(keys::asks_for_something)
-        || ipam.and_then(|ipam| ipam.get("type")).is_some_and(|kind| kind == "static")
 }
 
 /// What the CNI conventions have for one container, `args.cni`.

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
-use cni_protocol::{Call, Code, Error, IpConfig, Outcome, StatusArgs, Verb};
+use cni_protocol::{Call, CniArgs, Code, Error, IpConfig, Outcome, StatusArgs, Verb};
 use ipnetwork::IpNetwork;
 use serde_json::Value;
 use weft_state::can_be_made;
@@ -13,7 +13,7 @@ use weft_state::lease::HostLease;
 use crate::bridge;
 use crate::conf::shaping::Shaping;
 use crate::conf::tuning::Tuning;
-use crate::conf::{Gateway, Network};
+use crate::conf::{Gateway, Network, requested_mac};
 use crate::fault::{Fault, failed};
 use crate::firewalls::{self, Traffic};
 use crate::guard;
@@ -41,6 +41,7 @@ const CAPABILITIES: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADM
 pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
     let call = &args.call;
     let mut network = Network::parse(&call.network, &call.conf)?;
+    requested_mac(&call.conf, &CniArgs::default())?;
     let overlay = overlay::on_file(&network).map_err(not_available)?;
     if let Some(overlay) = &overlay {
         network.all_hosts.clone_from(&overlay.networks);

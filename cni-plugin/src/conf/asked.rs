@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use cni_protocol::{Code, Dns, Error, decode_part};
+use cni_protocol::{CniArgs, Code, Dns, Error, MacAddr, decode, decode_part};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -13,7 +13,7 @@ use super::names::Names;
 use super::ports::{Mapping, requested_mappings};
 use super::shaping::Shaping;
 use super::tuning::Tuning;
-use super::{invalid, keys, prefixes};
+use super::{conventions, invalid, keys, prefixes};
 
 /// Every key that may stand in `args.weft`.
 const KEYS: &[&str] = &["allow", "sources"];
@@ -84,6 +84,66 @@ impl Asked {
         );
         Err(Error::new(Code::InvalidConfig, msg))
     }
+}
+
+/// The MAC address asked for, by the conventions' order: `runtimeConfig.mac`, `args.cni.mac`, `CNI_ARGS` MAC; then the
+/// tuning plugin's `mac`.
+///
+/// # Errors
+/// [`Code::InvalidConfig`] for text that is no unicast MAC address.
+pub fn requested_mac(conf: &Map<String, Value>, args: &CniArgs) -> Result<Option<MacAddr>, Error> {
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Raw {
+        mac: Option<String>,
+        runtime_config: Option<Runtime>,
+    }
+    #[derive(Debug, Deserialize)]
+    struct Runtime {
+        mac: Option<String>,
+    }
+    let raw: Raw = decode(conf)?;
+    let convention = match conventions(conf).and_then(|cni| cni.get("mac")) {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(other) => return Err(invalid("args.cni.mac", other, "give a text, like \"02:00:00:00:00:01\"")),
+    };
+    let asked = [
+        ("runtimeConfig.mac", raw.runtime_config.and_then(|config| config.mac)),
+        ("args.cni.mac", convention),
+    ];
+    let asked = asked.into_iter().find_map(|(key, mac)| Some((key, mac.filter(|mac| !mac.is_empty())?)));
+    let of_network = raw.mac.filter(|mac| args.mac.is_none() && !mac.is_empty()).map(|mac| ("mac", mac));
+    let mac = match asked.or(of_network) {
+        None => args.mac,
+        Some((key, text)) => Some(
+            text.parse::<MacAddr>()
+                .map_err(|error| Error { msg: format!("{key}: {}", error.msg), ..error })?,
+        ),
+    };
+    match mac {
+        Some(mac) if mac.octets()[0] & 1 == 1 || mac.octets() == [0; 6] => Err(Error::new(
+            Code::InvalidConfig,
+            format!("the MAC address {mac} cannot be an interface's: give a unicast address other than zero"),
+        )),
+        mac => Ok(mac),
+    }
+}
+
+/// Whether an attachment's addresses are chosen, so that another container can have had them a moment ago: asked for by the
+/// runtime or the user, kept for a name (`ipam.sticky`), or those of the configuration (the IPAM plugin `static`). What a
+/// pool gives comes round late, unless the pool is small; to announce all of it would be fifteen system calls more in every ADD, and
+/// a broadcast to every port of the bridge. Whatever else is there is for the IPAM plugin to judge.
+pub fn chooses_addresses(conf: &Map<String, Value>, args: &CniArgs) -> bool {
+    let ipam = conf.get("ipam");
+    let asked = [
+        conf.get("runtimeConfig").and_then(|config| config.get("ips")),
+        conventions(conf).and_then(|cni| cni.get("ips")),
+        ipam.and_then(|ipam| ipam.get("sticky")),
+    ];
+    !args.ips.is_empty()
+        || asked.into_iter().flatten().any(keys::asks_for_something)
+        || ipam.and_then(|ipam| ipam.get("type")).is_some_and(|kind| kind == "static")
 }
 
 /// The capability `dns`, whose names differ from the result's.

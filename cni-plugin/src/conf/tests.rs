@@ -1,3 +1,4 @@
+use cni_protocol::{CniArgs, MacAddr};
 use serde_json::json;
 
 use super::*;
