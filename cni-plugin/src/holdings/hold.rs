@@ -45,15 +45,17 @@ pub fn hold(
     let meeting = meet(journal, rules, call, key, state_dir, &mut holdings)?;
     let ports = holdings.ports.as_ref();
     let _only_one = ports.map(|_| lock_ports(state_dir, call.deadline)).transpose()?;
-    let elements = holdings.elements(key);
-    let mut add = |nft: &mut Nft| add(nft, key, &mut holdings, &|hash| is_alive(state_dir, hash));
+    let mut elements = holdings.elements(key);
+    let mut add = |nft: &mut Nft, elements: &mut Elements| {
+        add(nft, key, &mut holdings, elements, &|hash| is_alive(state_dir, hash))
+    };
     ensure_shared(journal, rules, state_dir, &elements)?;
-    let mut added = add(&mut rules.nft);
+    let mut added = add(&mut rules.nft, &mut elements);
     if matches!(&added, Err(Fault::Net(error)) if error.not_found() || ruleset::is_misfit(error)) {
         // Flushed since it was looked at, or a set is missing that no rule uses, or another version's.
         rules.distrust();
         ensure_shared(journal, rules, state_dir, &elements)?;
-        added = add(&mut rules.nft);
+        added = add(&mut rules.nft, &mut elements);
     }
     journal.run(Step::Rules, || added.map(|()| ((), Change::Made)))?;
     if let Some(ports) = &holdings.ports {
@@ -75,19 +77,23 @@ fn add(
     nft: &mut Nft,
     key: &AttachmentKey,
     holdings: &mut Holdings,
+    elements: &mut Elements,
     alive: &dyn Fn(&str) -> bool,
 ) -> Result<(), Fault> {
-    if let Some(ports) = &mut holdings.ports {
-        let theirs = ports.refuse_conflicts(nft, key, alive)?;
-        ports.leave(&theirs);
-    }
+    let mut theirs = match &holdings.ports {
+        Some(ports) => ports.refuse_conflicts(nft, key, alive)?,
+        None => Vec::new(),
+    };
     loop {
-        let theirs = ruleset::add(nft, key, &holdings.elements(key), alive)?;
+        if !theirs.is_empty() {
+            if !holdings.ports.as_mut().is_some_and(|ports| ports.leave(&theirs)) {
+                return Err(NetError::from(Errno::EEXIST).into());
+            }
+            *elements = holdings.elements(key);
+        }
+        theirs = ruleset::add(nft, key, elements, alive)?;
         if theirs.is_empty() {
             return Ok(());
-        }
-        if !holdings.ports.as_mut().is_some_and(|ports| ports.leave(&theirs)) {
-            return Err(NetError::from(Errno::EEXIST).into());
         }
     }
 }
