@@ -30,7 +30,7 @@ use weft_net::{BridgePort, Entry, Link, NetError, Netlink, NewVeth, index_of};
 /// The MTU of a veth pair that is given none (linux/if_ether.h, and `ether_setup` of net/ethernet/eth.c).
 const ETH_DATA_LEN: u32 = 1500;
 
-/// Attaches the container. What was done goes with the result: who cannot deliver that takes all back.
+/// Attaches the container. What was done goes with the result: a caller that cannot deliver that takes all back.
 pub fn add(args: AddArgs) -> Result<Outcome, Error> {
     let mut attachment = Attachment::begin(Rc::new(args))?;
     match attachment.attach() {
@@ -38,7 +38,7 @@ pub fn add(args: AddArgs) -> Result<Outcome, Error> {
             Ok(Outcome::Attached { result, rollback: Box::new(attachment.journal.into_rollback()) })
         }
         Err(error) => {
-            // One that is still at work would come after what takes back its reservation.
+            // A plugin still at work would end after its reservation was taken back.
             drop(attachment.reserving);
             Err(attachment.journal.fail(error))
         }
@@ -190,7 +190,7 @@ impl Attachment {
         Ok(bridge)
     }
 
-    /// An address that somebody else had a moment ago is not to be looked for at that one's MAC address, for half a minute.
+    /// An address that somebody else had a moment ago must not be looked for at the former MAC address for half a minute.
     fn forget_neighbours(&mut self, bridge: &Link, plan: &Plan) -> Result<(), Error> {
         let (index, mac) = (bridge.index, self.mac);
         let known = plan.ips.iter().map(|ip| Entry::Neighbour { index, address: ip.address.ip(), mac });
@@ -200,7 +200,7 @@ impl Attachment {
         })
     }
 
-    /// The veth pair, its host end a port of the bridge, and down. Returns that one's number.
+    /// The veth pair, its host end a port of the bridge, and down. Returns the host end's number.
     fn connect(&mut self, bridge: &Link) -> Result<u32, Error> {
         let name = self.key.host_veth();
         let (host, pod, key, network) = (&mut self.host, &mut self.pod, &self.key, &self.network);
@@ -283,8 +283,8 @@ impl Attachment {
         }
         for IpConfig { address, .. } in &plan.ips {
             let nodad = plan.ipv6 != Ipv6::OnAfterDetection;
-            // Once the interface is up: for an IPv6 address that is there before, the kernel makes the subnet's route when it comes up,
-            // in a context that may not wait for memory, and tells nobody if it gets none (addrconf_permanent_addr).
+            // Once the interface is up: for an IPv6 address that is there before, the kernel makes the subnet's route as it comes up.
+            // It may not wait for memory then, and tells nobody if it gets none (addrconf_permanent_addr).
             journal.within(Step::Address(*address), || match plan.by_gateway {
                 true => pod.netlink.add_address_without_route(index, *address, nodad),
                 false => pod.netlink.add_address(index, *address, nodad),
@@ -299,16 +299,16 @@ impl Attachment {
         Ok(())
     }
 
-    /// The pair's host end. Asked for it, the kernel settles its carrier, which is work for the whole bridge: so it is asked when the
-    /// container's end is up, and the bridge passes the port's frames then. By itself the kernel leaves that to a work queue; a
-    /// packet in between would be lost, and the first question for an address is repeated after a second.
+    /// The pair's host end. Asking for it makes the kernel settle its carrier, which is work for the whole bridge: so it is asked
+    /// when the container's end is up, and the bridge passes the port's frames then. By itself the kernel leaves that to a work
+    /// queue; a packet in between would be lost, and the first question for an address is repeated after a second.
     fn host_end(&mut self) -> Result<Link, Error> {
         let name = self.key.host_veth();
         self.journal
             .within(Step::ReadBack(name.clone()), || Ok::<_, Fault>(present(self.host.link(&name)?, &name)?))
     }
 
-    /// With its first port the bridge itself has a carrier, with which it is the same: before it is settled the host's packets
+    /// With its first port the bridge itself gets a carrier, of which the same is true: until it is settled the host's packets
     /// are lost.
     fn settle(&mut self, bridge: &Link) -> Result<(), Error> {
         if bridge.running || self.network.interface_down {
@@ -327,7 +327,7 @@ impl Attachment {
         self.journal.within(Step::Answering(ifname.clone()), || pod.wait_for_addresses(index, &addresses))
     }
 
-    /// Other containers may still look for an address at the MAC address of who had it before. What the kernel sent when the
+    /// Other containers may still look for an address at its former holder's MAC address. What the kernel sent when the
     /// interface came up is lost where the port was not open yet.
     fn announce(&mut self) -> Result<(), Error> {
         let (pod, mac, ifname) = (&mut self.pod, self.mac, &self.key.ifname);

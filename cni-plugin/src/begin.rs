@@ -20,7 +20,7 @@ use crate::step::Journal;
 pub fn open_journal(args: &Rc<AddArgs>, key: &AttachmentKey, state_dir: &Path) -> Result<Journal, Error> {
     let deadline = args.call.deadline;
     if !record::has_place(state_dir, &key.network)? {
-        // Before there is a place, so that the next one does it where this one is killed.
+        // Before there is a place, so that the next ADD does it where this one is killed.
         if let Err(error) = erasure::sweep_earlier_boots(state_dir, deadline) {
             log::warn!("what an earlier boot left in the ruleset cannot be removed: {error}");
         }

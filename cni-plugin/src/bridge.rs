@@ -59,7 +59,7 @@ pub fn adopt(netlink: &mut Netlink, network: &Network, found: Option<Link>) -> R
     Ok((Link { up: true, ..link }, Change::Made))
 }
 
-/// Sets a bridge up. One that Weft made is down until it has its settings, whoever was killed in between: it is one that does not snoop.
+/// Sets a bridge up. One that Weft made, which does not snoop, is down until it has its settings, whoever was killed in between.
 fn bring_up(netlink: &mut Netlink, bridge: &Link, is_gateway: bool) -> Result<(), Fault> {
     if !bridge.snoops {
         prepare(netlink, &bridge.name, is_gateway)?;
@@ -73,7 +73,7 @@ fn prepare(netlink: &mut Netlink, name: &str, is_gateway: bool) -> Result<(), Fa
     Sysctl::ipv6_of(name, "accept_ra").ensure("0")?;
     // While its own address is being looked for elsewhere, the host cannot ask for containers on it.
     Sysctl::ipv6_of(name, "accept_dad").ensure("0")?;
-    // Of a gateway it is the host's to say whether it routes, not what that has for new links.
+    // Whether a gateway routes is for the host's setting to say, not for the one for new links.
     for family in Family::ALL {
         if is_gateway && Sysctl::forwarding(family).get()?.as_deref() == Some("1") {
             forwarding::switch_on(netlink, family, &Sysctl::forwarding_at(family, name))?;
@@ -82,7 +82,7 @@ fn prepare(netlink: &mut Netlink, name: &str, is_gateway: bool) -> Result<(), Fa
     Ok(())
 }
 
-/// Sets a bridge down, if it is there. It keeps its IPv6 addresses, which the kernel takes from a link that goes down.
+/// Sets a bridge down, if it is there. It keeps its IPv6 addresses, which the kernel would take from a link that goes down.
 pub fn set_down(name: &IfName, deadline: Deadline) -> Result<(), Fault> {
     let mut netlink = Netlink::open(deadline)?;
     let Some(bridge) = netlink.link(name.as_str())? else {
@@ -157,8 +157,8 @@ pub fn in_the_way(
     Ok(Some(found))
 }
 
-/// That the kernel looks for containers on no other link, where it has a route to the gateway's subnet or a part of it. Otherwise
-/// it would go on to do so.
+/// Sees that no other link has a route to the gateway's subnet or a part of it: the kernel would go on to look for containers
+/// there.
 ///
 /// # Errors
 /// [`Code::Conflict`], naming the link.
@@ -169,7 +169,7 @@ pub fn refuse_elsewhere(
     plan: &Plan,
 ) -> Result<(), Fault> {
     for ip in plan.ips.iter().map(|ip| ip.address.ip()).filter(|ip| prefix(gateway).contains(*ip)) {
-        // A wider route gives way to that of the subnet, and of one to the container alone somebody knows why.
+        // A wider route gives way to the subnet's, and somebody knows why there is one to the container alone.
         let is_as_narrow = |length| length >= gateway.prefix() && length < Family::of(ip).bits();
         let Some(Way { is_local: false, link: Some(index), length }) = netlink.way_to(ip)? else { continue };
         if is_as_narrow(length) && bridge.is_none_or(|bridge| bridge.index != index) {
@@ -184,8 +184,8 @@ pub fn refuse_elsewhere(
     Ok(())
 }
 
-/// Sees to it that the bridge answers to a gateway's address, which it has not yet, by the MAC address that it had before the container came:
-/// one that somebody made without any would have that of a port, and another one when that goes.
+/// Gives the bridge a gateway's address that it does not have yet, under the MAC address that it had before the container came: a bridge that
+/// somebody made without any would have a port's, and another one when the port goes.
 pub fn ensure_gateway(netlink: &mut Netlink, bridge: &Link, gateway: IpNetwork) -> NlResult<Change> {
     if let Some(mac) = bridge.mac {
         netlink.set_mac(&bridge.name, mac)?;
@@ -197,8 +197,7 @@ pub fn ensure_gateway(netlink: &mut Netlink, bridge: &Link, gateway: IpNetwork) 
     }
 }
 
-/// Sees to it that a bridge that is to have a gateway's address of IPv6 takes one: the host has that switched off, for new links or for all
-/// that it had.
+/// Makes a bridge take a gateway's IPv6 address, where the host has IPv6 switched off for new links or for all that it had.
 pub fn ensure_ipv6(name: &str) -> NlResult<Change> {
     Ok(Sysctl::ipv6_of(name, "disable_ipv6").ensure("0")?.into())
 }

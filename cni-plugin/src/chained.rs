@@ -35,8 +35,8 @@ mod interface;
 
 use interface::OfAnother;
 
-/// Does for the container's interface what is asked for. What was done goes with the result: who cannot deliver that
-/// takes all back.
+/// Does for the container's interface what is asked for. What was done goes with the result: a caller that cannot
+/// deliver that takes all back.
 pub fn add(args: AddArgs) -> Result<Outcome, Error> {
     let args = Rc::new(args);
     let mut attachment = Attachment::begin(&args)?;
@@ -193,7 +193,7 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
     Ok(Outcome::Done)
 }
 
-/// The groups of rules that are sure to be needed: which interface will come is not known, so it is what is asked for.
+/// The groups of rules that are sure to be needed: which interface will come is not known, so what is asked for counts.
 fn needed(conf: &Chained, has_ports: bool) -> Vec<&'static Group> {
     let mut groups = if has_ports { hostport::groups(&conf.ports) } else { Vec::new() };
     if !conf.isolation_wishes.is_empty() {
@@ -205,8 +205,8 @@ fn needed(conf: &Chained, has_ports: bool) -> Vec<&'static Group> {
     groups
 }
 
-/// Whether firewalls of others let pass what comes to host ports. By which bridge that goes is for the plugin before to choose, and told by
-/// the containers that are there; what else it forwards is its own affair.
+/// Whether firewalls of others let pass what comes to host ports. The plugin before chooses by which bridge that goes, and the containers
+/// that are there tell it; what else the bridge forwards is that plugin's affair.
 fn check_firewalls(call: &Call, state_dir: &Path) -> Result<(), Error> {
     let mut bridges: BTreeMap<String, BTreeSet<Family>> = BTreeMap::new();
     for hash in record::hashes(state_dir, &call.network)? {

@@ -94,7 +94,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     Ok(Outcome::Done)
 }
 
-/// What ADD has planned, by its result. Of the network's routes those are left that the result does not tell otherwise.
+/// What ADD has planned, by its result. Of the network's routes only those that the result does not contradict are left.
 fn planned(
     network: &mut Network,
     key: &AttachmentKey,
@@ -105,7 +105,7 @@ fn planned(
     let own = |ip: &&IpConfig| ip.gateway.is_some() || network.gateway == Gateway::None;
     let own: Vec<IpConfig> = promised.ips.iter().filter(own).cloned().collect();
     let of_interface = network.metrics.get(key.ifname.as_str()).copied();
-    // What the container's other interfaces made of its metric, the result says.
+    // The result says what the container's other interfaces made of its metric.
     let is_told = |own: &Route| told.iter().any(|told| (told.dst, told.table) == (own.dst, own.table));
     network.routes.retain(|own| own.priority.is_some() || !is_told(own));
     Ok(Plan::new(network, &own, told)?.with_metric(of_interface))
@@ -194,7 +194,7 @@ impl Checker {
         let mtu = self.promised.bridge_mtu.filter(|mtu| *mtu != bridge.mtu);
         if mac.is_some() || mtu.is_some() {
             let ports = self.host.links(Some(bridge.index))?;
-            // What was never set is a port's, and something else when ports come and go.
+            // A MAC address that was never set is a port's, and changes when ports come and go.
             if let Some(mac) = mac.filter(|_| !ports.iter().any(|port| port.mac == bridge.mac)) {
                 self.found.push(other_mac(&bridge, &mac));
             }
@@ -235,7 +235,7 @@ impl Checker {
         self.require(veth.port.is_none_or(|port| port == wanted), || {
             format!("bridge port {name} has {} instead of {wanted}", veth.port.unwrap_or_default())
         });
-        // Without a carrier, as long as the container's end is down, every port is.
+        // Every port is disabled without a carrier, as long as the container's end is down.
         self.require(!(veth.running && veth.port_disabled), || {
             format!("bridge port {name} is disabled, so nothing passes it")
         });
@@ -325,7 +325,7 @@ impl Checker {
             let value = key.get()?;
             self.require(value.as_deref() == Some("1"), || format!("{key} is {value:?} instead of 1"));
             let exits = self.exits.iter().filter(|exit| Family::of(exit.network.ip()) == family);
-            // In IPv6 packets pass all the same, and how another's interface is set is its owner's.
+            // In IPv6 packets pass all the same, and another's interface is its owner's affair.
             let exits = exits.filter(|exit| exit.is_own || family == Family::V4);
             let links = exits.map(|exit| exit.interface.as_str()).chain([self.network.bridge.as_str()]);
             for setting in links.map(|link| Sysctl::forwarding_at(family, link)) {
@@ -360,7 +360,7 @@ fn other_mac(link: &Link, promised: &str) -> String {
     format!("{} has MAC {} instead of {promised}", link.name, or_none(link.mac))
 }
 
-/// How a route is another one than was promised.
+/// How a route differs from the one that was promised.
 fn route_differences(route: &KernelRoute, wanted: &Route, has_metrics: bool) -> Vec<String> {
     let default = has_metrics.then(|| default_priority(route.dst));
     let priority = metric(wanted);

@@ -155,8 +155,8 @@ impl Network {
 }
 
 impl Network {
-    /// What a container's port of the bridge is. With br_netfilter a frame to a host port of the container itself is turned
-    /// round on the bridge.
+    /// How a container's port of the bridge is set. With br_netfilter a frame to a host port of the container itself is
+    /// turned round on the bridge.
     pub fn port(&self, has_host_ports: bool) -> BridgePort {
         BridgePort {
             hairpin: self.hairpin || (has_host_ports && !self.promiscuous),

@@ -1,5 +1,5 @@
-//! DEL: by the attachment's key alone. No namespace, previous result or record is needed, and none that is
-//! wrong is in the way.
+//! DEL: by the attachment's key alone. No namespace, previous result or record is needed, and a wrong one
+//! is not in the way.
 
 use std::path::Path;
 
@@ -32,7 +32,7 @@ pub fn del(args: &DelArgs) -> Result<Outcome, Error> {
     if matches!(found, Some(Found::Damaged)) {
         warn!("{key}: its record is damaged; what it has is searched for");
     }
-    // Who comes from now on must not be allowed anything with addresses that will be another's.
+    // Containers to come must not be allowed anything with addresses that will be another's.
     record.iter().for_each(Record::hide);
     let content = found.as_ref().and_then(Found::content);
     if let (Some(record), Some(content)) = (&record, content) {
@@ -43,8 +43,8 @@ pub fn del(args: &DelArgs) -> Result<Outcome, Error> {
     Ok(Outcome::Done)
 }
 
-/// Removes everything of an attachment but its record. The address is given back after link and rules are gone:
-/// before, two containers could answer to it. What an attachment may have that is not recorded as attached is searched for.
+/// Removes everything of an attachment but its record. The address is given back after link and rules are gone: before, two
+/// containers could answer to it. What an attachment not recorded as attached may have is searched for.
 pub fn remove(
     call: &Call,
     key: &AttachmentKey,
@@ -104,7 +104,7 @@ pub fn remove(
     }
 }
 
-/// The plugin that has the attachment's addresses. What is on record of one that had none says so, whatever the configuration has by now.
+/// The plugin that has the attachment's addresses. The record of one that had none says so, whatever the configuration has by now.
 fn plugin<'a>(call: &'a Call, recorded: Option<&Content>) -> Result<Option<&'a str>, Error> {
     match conf::ipam(&call.conf) {
         Err(error) if recorded.is_some() => {

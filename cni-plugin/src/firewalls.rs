@@ -68,9 +68,9 @@ impl Traffic<'_> {
     }
 }
 
-/// Sees that no firewall of others drops what the containers of a bridge send to other networks and hosts, or the answers, nor
-/// what comes to them from other hosts' containers, nor, where they may have host ports, what comes to these from outside,
-/// or the answers.
+/// Sees that no firewall of others drops what the containers of a bridge send to other networks and hosts, or what comes to
+/// them from other hosts' containers. Nor, where they may have host ports, what comes to these from outside. The same holds
+/// for all answers.
 ///
 /// # Errors
 /// [`Code::LimitedConnectivity`] with the chain, and the command that lets the traffic through; of several the others are in the details.
@@ -138,7 +138,7 @@ fn decides(chain: &Chain, family: Family) -> bool {
     of_family && chain.policy.is_some()
 }
 
-/// Whether a chain lets nothing through by itself. What cannot be told of another one is no reason for doubts: its rules are about what it
+/// Whether a chain lets nothing through by itself. What cannot be told of another chain raises no doubts: its rules are about what it
 /// drops, and most are not about containers.
 fn is_closed(chain: &Chain) -> bool {
     let table = match &chain.table {
@@ -252,7 +252,7 @@ fn program(table: &TableOf) -> &'static str {
     }
 }
 
-/// What lets a bridge's traffic through, by the documented means of the firewall that the chain is of.
+/// What lets a bridge's traffic through, by the documented means of the firewall that has the chain.
 fn remedy(chain: &Chain, chains: &[Chain], traffic: &Traffic<'_>, way: Way) -> String {
     let bridge = traffic.bridge;
     let has = |name: &str| chains.iter().any(|other| other.table == chain.table && other.name == name);
@@ -277,7 +277,7 @@ fn remedy(chain: &Chain, chains: &[Chain], traffic: &Traffic<'_>, way: Way) -> S
     format!("{insert} iifname {bridge} accept && {insert} oifname {bridge} accept")
 }
 
-/// A zone lets out what comes from it. Into it firewalld lets what is redirected, unless its setting StrictForwardPorts says
+/// A zone lets out what comes from it. firewalld lets in what is redirected, unless its setting StrictForwardPorts says
 /// otherwise: then it rejects before it looks at zones and policies, and accepts only ports that it redirects itself.
 fn remedy_of_firewalld(traffic: &Traffic<'_>, is_strict: bool) -> String {
     let change = match is_strict {

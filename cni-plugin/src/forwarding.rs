@@ -1,7 +1,7 @@
 //! Whether the host routes packets between its links.
 //!
-//! Where anything of the host forwards IPv6, the kernel drops the routes that it has from advertisements of routers, and takes no more, but on
-//! links that are told to take them also then. So these are told first, or a host would lose its default route to its first container.
+//! Where anything of the host forwards IPv6, the kernel drops the routes that it has from advertisements of routers, and takes no more, except
+//! on links that are told to take them even then. So links are told first, or a host would lose its default route to its first container.
 
 use cni_protocol::Error;
 use nix::errno::Errno;
@@ -45,7 +45,7 @@ fn is_off(netlink: &mut Netlink, family: Family) -> NlResult<bool> {
     Ok(Sysctl::forwarding(family).get()?.is_some_and(|value| value != "1"))
 }
 
-/// Has the host route packets no more, but between interfaces where it did before.
+/// Stops the host from routing packets, except between interfaces where it did before.
 pub fn stop(family: Family, alone: &[Sysctl]) -> NlResult<()> {
     Sysctl::forwarding(family).set("0")?;
     // One that cannot be written is no reason to leave out the others.
@@ -71,7 +71,7 @@ fn accept(settings: &[Sysctl]) -> NlResult<()> {
     })
 }
 
-/// Has them take these only where nothing forwards.
+/// Has links take them only where nothing forwards.
 pub fn accept_no_more(settings: &[Sysctl]) -> NlResult<()> {
     settings.iter().map(|setting| setting.set("1")).fold(Ok(()), Result::and)
 }

@@ -80,8 +80,8 @@ impl<'a> Collector<'a> {
         Ok(())
     }
 
-    /// What [`Self::find`] finds while no ADD is under way: such a one is not in the runtime's list. A host on which none ever began has no
-    /// lock, and gets none unless there is something to be removed.
+    /// What [`Self::find`] finds while no ADD is under way: its attachment would not be in the runtime's list. A host on which none ever
+    /// began has no lock, and gets none unless there is something to be removed.
     fn find_alone(&mut self, netlink: &mut Netlink) -> Result<(Option<Lock>, Findings), Error> {
         let lock = network_lock(&self.state_dir, self.network());
         if !lock.exists() {
@@ -189,14 +189,14 @@ impl<'a> Collector<'a> {
         Ok(ending::is_there(nft, self.network())? || ruleset::network::is_there(nft, self.network())?)
     }
 
-    /// Removes what the network as a whole has in the ruleset, unless one that came meanwhile is in need of it.
+    /// Removes what the network as a whole has in the ruleset, unless a container that came meanwhile needs it.
     fn remove_rules(&self, no_add: Option<Lock>) -> Result<(), Error> {
         let refused = |error: NetError| failed(&"remove the network's rules", error.into());
         let mut nft = Nft::open(self.args.call.deadline).map_err(refused)?;
         if no_add.is_none() && !self.has_rules(&mut nft).map_err(refused)? {
             return Ok(());
         }
-        // Where none had begun, one may have since: between a look at the records and the removal none is to come.
+        // Where no ADD had begun, one may have since: none may come between a look at the records and the removal.
         let _no_add = no_add.map_or_else(|| self.keep_out_adds(), Ok)?;
         if !record::hashes(&self.state_dir, self.network())?.is_empty() {
             return Ok(());

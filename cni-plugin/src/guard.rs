@@ -1,4 +1,4 @@
-//! The guard: what a container may say that it is. On the port of the bridge where its frames come in, their source MAC
+//! The guard: what a container may claim to be. On the port of the bridge where its frames come in, their source MAC
 //! address, source IP address and the sender in ARP and in IPv6's neighbour discovery must be the attachment's, and no
 //! container plays router, DHCP server or bridge.
 //!
@@ -30,10 +30,10 @@ use rules::{DHCP, MAC, MORE, ND_MAC, ND_MORE, ND_OWN, OWN, PORTS, QUIET, off};
 /// The port of the bridge where a container's frames come in, and the MAC address that they have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
-    /// The number of the interface: a look-up of it costs less than one of the name, and no other one ever gets it.
+    /// The number of the interface: a look-up of it costs less than one of the name, and no other link ever gets it.
     pub index: u32,
     pub mac: MacAddr,
-    /// Whether its bridge passes multicast to every port, so that none is in need of hearing who listens.
+    /// Whether its bridge passes multicast to every port, so that none needs to hear who listens.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub quiet: bool,
 }
@@ -89,7 +89,7 @@ impl Guard {
         self.container.index
     }
 
-    /// Whether it drops reports of multicast listeners, which a bridge that snoops is in need of.
+    /// Whether it drops reports of multicast listeners, which a bridge that snoops needs.
     pub fn is_quiet(&self) -> bool {
         self.container.quiet && self.addresses.iter().any(IpAddr::is_ipv6)
     }

@@ -1,8 +1,8 @@
 //! Host ports: `-p 8080:80`. Traffic to a port of this host goes to a container.
 //!
 //! Three maps per family say where to: for a port of every address, for a port of one address, and for ranges
-//! of ports. No two elements of the three may meet, so it does not matter which one is asked first; who wants a
-//! port looks it up in the two others under a lock, and the kernel refuses a second element of the same key. Who wants a range
+//! of ports. No two elements of the three may meet, so it does not matter which one is asked first. Whoever wants a
+//! port looks it up in the two others under a lock, and the kernel refuses a second element of the same key. Whoever wants a range
 //! looks through all three.
 //!
 //! Only what is addressed to this host is caught (`fib daddr type local`; CVE-2025-67499), after the rules of the
@@ -52,7 +52,7 @@ pub struct Ports {
     /// The container's addresses, all of whose clients are masqueraded.
     masquerade: Vec<IpAddr>,
     sources: Vec<IpNetwork>,
-    /// The prefixes of its network, where there are sources: who is there asks the container itself as if there were none.
+    /// The prefixes of its network, where there are sources: clients there ask the container itself as if there were none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     neighbours: Vec<IpNetwork>,
     /// The interface to the container, where 127.0.0.1 of the host has ports.
@@ -265,7 +265,7 @@ impl Ports {
     pub fn warn_of_listeners(&self) {
         let ports =
             self.claims.iter().flat_map(|claim| (claim.first..=claim.last).map(move |port| (claim, port)));
-        // One of both families is in the way of both.
+        // A listener of both families is in the way of both.
         let mut told = BTreeSet::new();
         for (claim, port) in ports.take(PROBES) {
             let any: IpAddr = match Family::of(claim.to) {

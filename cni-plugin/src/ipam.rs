@@ -79,8 +79,8 @@ fn given(output: &[u8]) -> Result<AddResult, Error> {
     Ok(given)
 }
 
-/// The call as it is for the plugin that has a recorded attachment's addresses: the configuration may have another one by now, or
-/// have that look elsewhere.
+/// The call as it is for the plugin that has a recorded attachment's addresses: the configuration may name another one by now, or
+/// have the plugin look elsewhere.
 pub fn call_as_recorded<'a>(call: &'a Call, recorded: Option<&Map<String, Value>>) -> Cow<'a, Call> {
     let Some(then) = recorded else { return Cow::Borrowed(call) };
     if matches!(conf::ipam(&call.conf), Ok(Some((_, now))) if now == then) {

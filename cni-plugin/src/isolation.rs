@@ -1,9 +1,9 @@
 //! Isolation: who may talk with a network's containers.
 //!
 //! What a network says is kept as pairs of its subnets with others, by which one rule serves all networks. What is
-//! allowed between its containers where `icc` is off are elements of the two containers' addresses, so a packet's cost is
-//! the same whatever else is allowed. Such containers cannot reach each other on the bridge, but by the host, where
-//! conntrack knows answers.
+//! allowed between its containers where `icc` is off is kept as elements of the two containers' addresses, so a packet's
+//! cost is the same whatever else is allowed. Such containers cannot reach each other on the bridge, but by the host,
+//! where conntrack knows answers.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -68,8 +68,8 @@ pub fn leave_out_the_gone(content: &mut Content, all: &[Content]) {
     }
 }
 
-/// What others hold by which they talk with a container that leaves, as far as it is on file: `None` where that is not all. The caller
-/// holds the lock of the meeting.
+/// What others hold by which they talk with a container that leaves, as far as on file; `None` where the files do not tell all. The
+/// caller holds the lock of the meeting.
 ///
 /// # Errors
 /// [`Code::Io`].
@@ -220,7 +220,7 @@ impl Policy {
         }))
     }
 
-    /// That of a network without containers on this host, whose addresses are these.
+    /// The policy of a network of these addresses without containers on this host.
     pub fn of_hosts(subnets: &[IpNetwork], closed: bool, internal: bool) -> Self {
         Self {
             bridge: None,

@@ -1,7 +1,7 @@
 //! 127.0.0.1 of the host, where containers have ports of it: `route_localnet` of the interface that leads to them.
 //!
 //! An interface is open as long as an attachment has a note in its directory, and whoever takes away the last one closes it. One
-//! that was open before the first note came is somebody else's to close. Who changes notes holds the lock of the host's ports.
+//! that was open before the first note came is somebody else's to close. Whoever changes notes holds the lock of the host's ports.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
@@ -81,7 +81,7 @@ pub fn holders(state_dir: &Path) -> io::Result<Vec<String>> {
     };
     let mut holders = Vec::new();
     for interface in interfaces {
-        // Its last note may go meanwhile, and it with that.
+        // Its last note may go meanwhile, and the directory with it.
         let notes = match fs::read_dir(interface?.path()) {
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             other => other?,

@@ -52,7 +52,7 @@ fn take_back(pod: &mut Pod) {
     }
 }
 
-/// What a plugin before this one returned; without, `lo` and its first address of each family.
+/// What a plugin before this one returned; without one, `lo` and its first address of each family.
 fn result(pod: &mut Pod, args: &AddArgs) -> Result<AddResult, Fault> {
     let link = pod.netlink.link(LO)?;
     let index = link.as_ref().map_or(1, |link| link.index);

@@ -92,8 +92,8 @@ pub fn ensure(nft: &mut Nft, network: &NetworkName, wanted: &Masquerade) -> NlRe
     outcome.map_err(explain)
 }
 
-/// The same for who knows a network's prefixes, but not whether what it knows of its exemptions is up to date: rules that are there
-/// stay as they are.
+/// The same for a caller that knows a network's prefixes, but not whether its exemptions are up to date: rules that are there stay
+/// as they are.
 ///
 /// # Errors
 /// As [`ensure`].

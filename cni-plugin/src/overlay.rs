@@ -78,7 +78,7 @@ pub enum Direct {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejected {
     pub key: String,
-    /// In a few words, of which there are only a few.
+    /// In a few words; there are only a few kinds.
     pub kind: &'static str,
     pub reason: String,
 }
@@ -92,7 +92,7 @@ impl From<&Unreached> for Rejected {
 }
 
 impl Overlay {
-    /// Works it out. Records that cannot be meant are told, and keep nobody else's from being followed: everything in
+    /// Works it out. Records that cannot be meant are told, and do not keep others from being followed: everything in
     /// the store may have been written by anybody.
     ///
     /// # Errors
@@ -125,7 +125,7 @@ impl Overlay {
         let mut known = Known::new(own.segments());
         let mut rejected = Vec::new();
         let mut others: Vec<_> = peers.records.iter().filter(|(key, _)| **key != lease.key).collect();
-        // Who comes later takes nothing from who is there.
+        // A later host takes nothing from an earlier one.
         others.sort_by_key(|(key, _)| (peers.made(key), *key));
         for (key, value) in others {
             let peer = HostRecord::parse(key, value).map_err(|error| ("unreadable", error.to_string()));

@@ -30,7 +30,7 @@ pub struct Plan {
     pub ipv6: Ipv6,
     /// Whether the container reaches its own subnets by the gateway too.
     pub by_gateway: bool,
-    /// The families of which the container sends what goes elsewhere by another interface.
+    /// The families whose traffic to elsewhere the container sends by another interface.
     pub second: Vec<Family>,
 }
 
@@ -113,7 +113,7 @@ impl Plan {
         }
     }
 
-    /// Gives routes of which nobody said how they compare with others this metric.
+    /// Gives this metric to routes of which nobody said how they compare with others.
     #[must_use]
     pub fn with_metric(mut self, metric: Option<u32>) -> Self {
         for route in &mut self.routes {
@@ -159,7 +159,7 @@ impl Plan {
         kept
     }
 
-    /// Whether the container answers by this interface whoever asks it.
+    /// Whether the container answers everybody by this interface.
     pub fn answers_everybody(&self, family: Family) -> bool {
         !self.second.contains(&family) && self.routes.iter().any(|route| is_default(route, family))
     }

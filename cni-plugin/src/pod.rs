@@ -13,15 +13,15 @@ use weft_net::netns::NetNs;
 use weft_net::sysctl::Sysctl;
 use weft_net::{Detection, KernelRoute, Link, NetError, Netlink, NlResult, RT_TABLE_MAIN, Socket};
 
-/// How soon it is looked again whether something has come about of which no event tells: events can be lost.
+/// How soon to look again whether something has come about of which no event told: events can be lost.
 const RECHECK: Duration = Duration::from_millis(20);
 
-/// How long an address may take to be answered for. Seen once on a busy machine, the kernel's route for one did not come in a minute; why is
-/// not known.
+/// How long an address may take to be answered for. Once, on a busy machine, the kernel's route for one did not come in a minute; why is not
+/// known.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Among how many other namespaces a container's settings are looked for in a procfs of the process' own: to make one takes as long as
-/// to look among so many.
+/// With so many other namespaces a container's settings are looked for in a procfs of the process' own: making one takes as long as
+/// looking among so many.
 const MANY: u32 = 100;
 
 /// Opens a socket in the host's namespace.
@@ -79,7 +79,7 @@ impl Pod {
         let of_interface =
             |&(key, value): &(&str, &'static str)| (Sysctl::ipv6_of(ifname.as_str(), key), value);
         let mut settings: Vec<_> = ipv6_settings(ipv6).iter().map(of_interface).collect();
-        // Who asks for another value gets that.
+        // Whoever asks for another value gets it.
         let asked: Vec<Sysctl> = tuning.sysctls.iter().filter_map(|setting| setting.sysctl(ifname)).collect();
         settings.retain(|(key, _)| !asked.contains(key));
         let found = self.netns.run(&self.home, || {
@@ -138,9 +138,9 @@ impl Pod {
         })
     }
 
-    /// Waits until the container answers for its addresses. With one of IPv6 the kernel leaves it to a work queue to join the
-    /// group in which neighbours ask for it, and to make its route after that (`addrconf_dad_begin` of net/ipv6/addrconf.c): usually
-    /// that is done before anybody asks, but a question that comes first is lost, and repeated after a second.
+    /// Waits until the container answers for its addresses. With one of IPv6 the kernel leaves it to a work queue to join the group
+    /// in which neighbours ask for it, and to make its route after that (`addrconf_dad_begin` of net/ipv6/addrconf.c). Usually that
+    /// is done before anybody asks, but a question that comes first is lost, and repeated after a second.
     pub fn wait_for_addresses(&mut self, index: u32, addresses: &[IpAddr]) -> Result<(), Fault> {
         /// `RTNLGRP_IPV6_ROUTE` of linux/rtnetlink.h.
         const RTNLGRP_IPV6_ROUTE: u32 = 11;
@@ -161,7 +161,7 @@ impl Pod {
         })
     }
 
-    /// Waits until something is so, of which the kernel tells in events of a group.
+    /// Waits until something is so that the kernel tells of in events of a group.
     fn wait(
         &mut self,
         group: u32,

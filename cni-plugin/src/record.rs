@@ -53,7 +53,7 @@ pub struct Content {
     /// What its network has masqueraded, once all is done.
     #[serde(default, skip_serializing_if = "Masquerade::is_nothing")]
     pub masquerade: Masquerade,
-    /// Of which bridge its host end is a port, once all is done.
+    /// The bridge that its host end is a port of, once all is done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub membership: Option<Membership>,
     /// How its traffic is limited, once all is done.
@@ -230,7 +230,7 @@ impl Record {
         self.lock.take_from_children();
     }
 
-    /// Has others know that its DEL has begun, where they may have anything with it. Without, CHECK may miss what goes with it.
+    /// Has others know that its DEL has begun, where they may have anything with it. Else CHECK may find missing what goes with it.
     pub fn announce_leaving(&self, content: &Content) {
         if content.holdings.private().is_some()
             && let Err(error) = self.write(&Content { is_leaving: true, ..content.clone() })
@@ -304,7 +304,7 @@ fn find_or_clear(path: &Path) -> Result<bool, Error> {
         Ok(found) if found.is_file() => return Ok(true),
         Ok(_) => {}
     }
-    // Whose it is nobody knows; it goes with the boot's directory.
+    // Nobody knows whose it is; it goes with the boot's directory.
     let name = format!("no-record-{}", monotonic().as_nanos());
     let aside = path.parent().and_then(Path::parent).unwrap_or(path).join(name);
     log::warn!(

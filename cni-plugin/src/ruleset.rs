@@ -203,8 +203,8 @@ pub fn add(
     Err(NetError::from(Errno::EEXIST).into())
 }
 
-/// Removes everything of the attachment that is in the way of an element, if it is gone. Whether it stays: a living one of
-/// the same container has that very element.
+/// Removes everything of the attachment that is in the way of an element, if that is gone. Returns whether it stays: a
+/// living one of the same container has that very element.
 ///
 /// # Errors
 /// [`Code::Conflict`] if another is alive, naming its container.
@@ -277,7 +277,7 @@ pub fn erase_what_is_there(nft: &mut Nft, elements: &[Element]) -> NlResult<()> 
     erase_if(nft, elements, |wanted, found| found.is_at(wanted))
 }
 
-/// Deletes all elements, or, if that is refused, those of which one is there that `is_meant`.
+/// Deletes all elements, or, if one is missing, those that are there and `is_meant`.
 fn erase_if(
     nft: &mut Nft,
     elements: &[Element],
@@ -318,7 +318,7 @@ fn owner(key: &AttachmentKey) -> String {
     format!("{} {}", key.hash(), key.container_id)
 }
 
-/// The hash of whose an element is.
+/// The hash of an element's owner.
 fn owner_of(element: &Element) -> &str {
     hash_in(&element.comment)
 }
@@ -327,7 +327,7 @@ fn hash_in(comment: &str) -> &str {
     comment.split(' ').next().unwrap_or_default()
 }
 
-/// The hash of the attachment of which an element with this comment is.
+/// The hash of the attachment whose element has this comment.
 pub fn owner_in(comment: &str) -> Option<&str> {
     Some(hash_in(comment)).filter(|hash| is_hash(hash))
 }

@@ -17,7 +17,7 @@ use crate::fault::{Change, Fault};
 use crate::key::{AttachmentKey, Direction};
 use crate::step::{Journal, Step};
 
-/// How long what is waiting takes at the limit's rate, in milliseconds. Longer queues have TCP overshoot by so much when it
+/// How long what is waiting takes at the limit's rate, in milliseconds. Longer queues make TCP overshoot so far when it
 /// starts that one connection in ten stood still for its first half second (measured with 80 ms, cubic and bbr).
 const QUEUE_MS: u64 = 50;
 /// No packet, and no burst that nobody asked for, is more than this part of the queue.
@@ -177,7 +177,7 @@ pub fn undo(link: &str, deadline: Deadline, delete: fn(&mut Netlink, u32) -> NlR
 /// Gives an ifb its bucket, and sends through it what counts.
 fn redirect(host: &mut Netlink, veth: u32, bucket: &TokenBucket, detour: &Detour) -> NlResult<Link> {
     let ifb = host.link(&detour.ifb)?.ok_or(Errno::ENODEV)?;
-    // Of a link that is up the kernel first waits for the queue that it has.
+    // For a link that is up the kernel first waits for the queue that it has.
     host.add_token_bucket(ifb.index, bucket)?;
     host.set_up(&detour.ifb)?;
     for filter in detour.filters(ifb.index) {

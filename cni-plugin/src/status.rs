@@ -107,7 +107,7 @@ fn rehearse_isolation(nft: &mut Nft, network: &Network) -> NlResult<()> {
     Ok(())
 }
 
-/// As STATUS says it, unless that is said already.
+/// The error as STATUS says it, unless it is already.
 pub fn unless_told(error: Error) -> Error {
     match error.code {
         Code::NotAvailable | Code::LimitedConnectivity => error,
@@ -258,7 +258,7 @@ fn in_subnet(subnet: IpNetwork, gateway: Option<IpAddr>) -> IpConfig {
     IpConfig { address, gateway, interface: None }
 }
 
-/// The gateway that weft-ipam gives a subnet without one. One of two addresses has none that is the subnet's own (RFC 3021, RFC 6164).
+/// The gateway that weft-ipam gives a subnet without one. A subnet of two addresses has none of its own (RFC 3021, RFC 6164).
 fn usual_gateway(subnet: IpNetwork) -> Option<IpAddr> {
     if subnet.prefix() + 1 == Family::of(subnet.ip()).bits() {
         Some(subnet.network())

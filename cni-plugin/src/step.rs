@@ -68,7 +68,7 @@ pub enum Step {
     Neighbours(IfName),
 }
 
-/// A step whose outcome all attachments of the host may come to rely on. Who takes it back must be alone.
+/// A step whose outcome all attachments of the host may come to rely on. Whoever takes it back must be alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Shared {
     Bridge(IfName),
@@ -154,9 +154,9 @@ pub struct Journal {
     args: Rc<AddArgs>,
     state_dir: PathBuf,
     key: AttachmentKey,
-    /// Let go before the network's lock, in the order of these lines: who has that alone finds no ADD at work.
+    /// Let go before the network's lock, in the order of these lines: whoever has that alone finds no ADD at work.
     record: Option<Record>,
-    /// Held shared by every ADD of the host: who has it alone may take back what hosts share.
+    /// Held shared by every ADD of the host: whoever has it alone may take back what attachments share.
     host_lock: Lock,
     /// Held shared by every ADD of the network, and alone by its GC.
     _network_lock: Lock,
@@ -298,7 +298,7 @@ impl Journal {
             }
             Step::Shared(shared) => match self.alone()? && !self.is_relied_on() {
                 true => self.take_back_shared(shared, deadline),
-                // Other ADDs are under way, or have ended since this one began, and may rely on it by now; theirs it is then.
+                // Other ADDs are under way, or have ended since this one began, and may rely on it by now; then it is theirs.
                 false => Ok(()),
             },
             Step::Rules => Nft::open(deadline)

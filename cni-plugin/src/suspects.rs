@@ -22,7 +22,7 @@ impl Default for Suspects {
 }
 
 impl Suspects {
-    /// Adds those of whom elements with these comments were.
+    /// Adds those that had elements with these comments.
     pub fn add_owners(&mut self, comments: &[String]) {
         for comment in comments {
             match (ruleset::owner_in(comment), &mut *self) {
@@ -34,7 +34,7 @@ impl Suspects {
         }
     }
 
-    /// Adds the one of which a link of this name is the host end; whether it is any's.
+    /// Adds the one whose host end a link of this name is; whether there is one.
     pub fn add_host_end(&mut self, name: &str) -> bool {
         let hash = hash_of_host_veth(name);
         if let (Some(hash), Self::These(hashes)) = (hash, self) {
@@ -43,7 +43,7 @@ impl Suspects {
         hash.is_some()
     }
 
-    /// Those of them at whom somebody is at work: to be looked at when that is over, of which the kernel does not tell. All, where all are
+    /// Those at which somebody is at work: to be looked at when that is over, of which the kernel does not tell. All, where all are
     /// suspects: it matters to what their networks have, too.
     #[must_use]
     pub fn busy(&self, state_dir: &Path) -> Self {

@@ -71,7 +71,7 @@ pub fn differences(pod: &Pod, ifname: &IfName, link: &Link, tuning: &Tuning) -> 
             found.push(format!("{ifname} is {} {name}", if is { "" } else { "not" }).replace("  ", " "));
         }
     };
-    // One that is promiscuous without having been asked to be captures packets: that is no one's damage.
+    // An interface that is promiscuous without being asked captures packets: that is no one's damage.
     flag("promiscuous", link.promiscuous, tuning.promiscuous.then_some(true));
     flag("all-multicast", link.all_multicast, tuning.all_multicast);
     if let Some(length) = tuning.queue_length.filter(|length| *length != link.queue_length) {

@@ -31,7 +31,7 @@ const RTNLGRP_LINK: u32 = 1;
 /// kernel drops notifications.
 const RECHECK: Duration = Duration::from_millis(2);
 
-/// A removal that has begun. With [`Company`], the child keeps that one's socket until this is dropped and the company has ended.
+/// A removal that has begun. With [`Company`], the child keeps the company's socket until this is dropped and the company has ended.
 pub struct Removal {
     netlink: Netlink,
     notifications: Socket,
@@ -174,7 +174,7 @@ fn delete_and_exit(
     company: Option<Company>,
     deadline: Deadline,
 ) -> ! {
-    // It is the parent who is at work on the ruleset, until it has done all or has been killed.
+    // It is the parent that is at work on the ruleset, until it has done all or has been killed.
     let company = company.map(Company::given_up);
     let verdict = child
         .detached

@@ -125,8 +125,8 @@ fn join(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(), 
     ended.unwrap_or_else(|panic| Err(Error::new(Code::Internal, format!("a network's loop: {panic}"))))
 }
 
-/// READY once of every network all is set up that can be, and a line of status whenever it changes. Whether that is enough is left to
-/// `/readyz`: what is missing may come only with what starts later.
+/// READY once all that can be is set up for every network, and a line of status whenever it changes. Whether that is enough is left
+/// to `/readyz`: what is missing may come only with what starts later.
 async fn tell_systemd(truths: Truths) {
     let mut timer = tokio::time::interval(Duration::from_millis(20));
     let (mut ready, mut said) = (false, String::new());

@@ -143,7 +143,7 @@ fn claim_requested(
     ))
 }
 
-/// The address that the owner had before a kill or that its name had, or the next free one behind that given last.
+/// The address that the owner had before a kill or that its name had, or the next free one behind the one given last.
 fn choose(
     store: &Store,
     reservation: &Reservation<'_>,
@@ -177,7 +177,7 @@ pub(crate) fn next_free(
     if let Some(ip) = reservation.claim_next(set, last, name)? {
         return Ok(ip);
     }
-    // Before it is said that there is none: killed ADDs may hold some, and marks may be wrong.
+    // Before saying that there is none: killed ADDs may hold some, and marks may be wrong.
     store.reclaim_unfinished(Some(owner))?;
     store.forget_full()?;
     let mut used = store.used()?;

@@ -105,7 +105,7 @@ struct RawHost {
 }
 
 impl EtcdConf {
-    /// The part of `ipam` that says it; `None` without the key `etcd`.
+    /// The part of `ipam` that is about etcd; `None` without the key `etcd`.
     ///
     /// # Errors
     /// [`Code::UnsupportedField`] for an unknown key, [`Code::InvalidConfig`] with key, value and remedy,

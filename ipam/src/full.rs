@@ -6,8 +6,8 @@
 //! ```
 //!
 //! A mark is made by a search that found a block full, and removed before one of the block's addresses is. So after a kill
-//! anywhere it may be missing, which costs the next search one look at the block, but it is never wrong. One that is wrong all the
-//! same, as somebody removed files by hand, hides addresses until the pool looks exhausted: then the marks are not believed.
+//! anywhere it may be missing, which costs the next search one look at the block, but it is never wrong. A mark that is wrong all
+//! the same, as somebody removed files by hand, hides addresses until the pool looks exhausted: then the marks are not believed.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -27,8 +27,8 @@ use crate::store::{Store, failed, ignore_missing, names_in, private_dir, read_te
 const FULL: &str = "full";
 
 impl Reservation<'_> {
-    /// Takes the first address behind `last` that is free and not kept for another than `name`. Of a block of addresses
-    /// that is known to be full one file is read; the addresses of the others are looked at one by one.
+    /// Takes the first address behind `last` that is free and not kept for another than `name`. For a block that is
+    /// known to be full one file is read; the addresses of other blocks are looked at one by one.
     ///
     /// # Errors
     /// [`cni_protocol::Code::Io`] when the store cannot be read or written.
@@ -89,7 +89,7 @@ impl Store {
         }
     }
 
-    /// Removes the file of an address: it is free. Its block is no longer full, before.
+    /// Removes the file of an address, which is free then; its block's mark goes before.
     pub(crate) fn remove_address(&self, name: &str) -> io::Result<()> {
         if let Ok(ip) = name.parse() {
             remove_file(&self.full_file(Family::of(ip), number(ip)))?;

@@ -160,7 +160,7 @@ fn a_long_run_is_passed_without_a_look() {
     give_again(total - 10);
     fs::remove_file(net.store.address_file(nth(300))).unwrap();
     give_again(total - 10);
-    // Who frees another there in the right way has both found.
+    // Freeing another there in the right way has both found.
     net.del("c301");
     net.store.set_last(0, nth(total - 1)).unwrap();
     assert_eq!([net.add("one"), net.add("two")], [Some(nth(300)), Some(nth(301))]);

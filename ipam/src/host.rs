@@ -1,4 +1,4 @@
-//! This host in a network that spans hosts, for a command of the plugin: its lease is on file, and etcd is asked only
+//! This host in a network that spans hosts, for a command of the plugin: its lease is on file. etcd is asked only
 //! when the lease is missing, or when the other hosts have not been looked at for a while and no agent does that.
 
 mod status;
@@ -23,7 +23,7 @@ pub(crate) use status::check_taken;
 const PATIENCE: Duration = Duration::from_millis(200);
 /// Between two attempts to take the first lease: a member that starts, or a new leader, needs about so long.
 const PAUSE: Duration = Duration::from_millis(100);
-/// The part of the command's time in which etcd is asked again for what the command cannot go on without, and that for all calls.
+/// The part of the command's time in which etcd is asked again for what the command cannot go on without, for all calls together.
 const SHARE: f32 = 0.25;
 const LIMIT: f32 = 0.5;
 
@@ -110,7 +110,7 @@ impl<'c> Host<'c> {
         Deadline::after(self.deadline.remaining().mul_f32(share))
     }
 
-    /// That another host has the subnet, by what was last known: somebody may have done something about it since, of which nobody would
+    /// That another host has the subnet, by what was last known: somebody may have done something about it since, and nobody would
     /// tell.
     ///
     /// # Errors
@@ -166,7 +166,7 @@ impl<'c> Host<'c> {
         store::glance(&self.reservations, self.network).is_ok_and(|held| held.is_empty())
     }
 
-    /// The store, if nothing is reserved in it: while it is held, nobody reserves an address of a subnet that is about to be another one.
+    /// The store, if nothing is reserved in it: while it is held, nobody reserves an address of a subnet that is about to change.
     fn hold_unused(&self, until: Deadline) -> Result<Option<Store>, Error> {
         if !self.is_unused() {
             return Ok(None);
@@ -181,7 +181,7 @@ impl<'c> Host<'c> {
         fs::metadata(lease).ok().map(|file| (file.ino(), file.mtime(), file.mtime_nsec()))
     }
 
-    /// Whether the lease on file has the subnet still that this one has.
+    /// Whether the lease on file still has this one's subnet.
     ///
     /// # Errors
     /// [`Code::Io`].
@@ -219,8 +219,8 @@ impl<'c> Host<'c> {
         }
     }
 
-    /// How long an ADD waits for etcd with a lease on file. Nobody else renews that, and where it ends the subnet is given away: a slow etcd
-    /// is waited for then.
+    /// How long an ADD waits for etcd with a lease on file. Nobody else renews the lease, and where it ends the subnet is given away: then a
+    /// slow etcd is waited for.
     fn patience(&self, lease: &HostLease) -> Duration {
         if is_half_over(lease) { self.part(SHARE).remaining() } else { PATIENCE }
     }
@@ -232,8 +232,8 @@ impl<'c> Host<'c> {
         }
     }
 
-    /// The lease, renewed if it is time, the other hosts, and whether the lease is right: as it is not when its record, its address or the
-    /// network's configuration are others.
+    /// The lease, renewed if it is time, the other hosts, and whether the lease is right: it is not when its record, its address or the
+    /// network's configuration have changed.
     async fn look(&self, lease: &HostLease) -> Result<(HostLease, Peers, bool), Error> {
         let mut registry = Registry::new(&self.etcd)?;
         let Snapshot { config, hosts, held, .. } = registry.snapshot(&lease::published(lease)).await?;
@@ -253,11 +253,11 @@ impl<'c> Host<'c> {
 
     /// Takes what is this host's by now, in place of a lease that is not right any more.
     fn settle(&self, kept: HostLease, hosts: &Peers) -> Result<HostLease, Error> {
-        // Who comes next looks again, unless this one finds that all can stay: it may be killed, or there may be something to do for a person.
+        // The next ADD looks again, unless this one finds that all can stay: it may be killed, or there may be something to do for a person.
         if let Err(error) = fs::remove_file(self.tried()) {
             log::warn!("remove {}: {error}", self.tried().display());
         }
-        // Who holds it for so long may do the same, which is seen when the address is reserved.
+        // Whoever holds it for so long may do the same, which is seen when the address is reserved.
         let store = match self.hold_unused(Deadline::after(PATIENCE)) {
             Err(error) if error.code == Code::TryAgain => return Ok(self.go_on(kept, hosts)),
             other => other?,
@@ -275,7 +275,7 @@ impl<'c> Host<'c> {
         }));
         let (kept, why) = match taken {
             Ok(Lease::Held(lease)) if lease.key == kept.key => (lease, None),
-            // A configuration that is none is no reason to leave the host's network.
+            // A missing or wrong configuration is no reason to leave the host's network.
             Ok(Lease::Unconfigured(error)) => (kept, Some(error)),
             Err(error) if error.code == Code::InvalidConfig || store.is_none() => (kept, Some(error)),
             // The subnet may be another one already.
@@ -288,7 +288,7 @@ impl<'c> Host<'c> {
         Ok(self.go_on(kept, hosts))
     }
 
-    /// With a lease that is not another one. What the disk does not take is left for the next ADD.
+    /// Goes on with the lease as it is. What the disk does not take is left for the next ADD.
     fn go_on(&self, kept: HostLease, hosts: &Peers) -> HostLease {
         if let Err(error) = self.put_on_file(Lease::Held(kept.clone()), hosts) {
             log::warn!("network {}: {}; going on without", self.network, error.msg);

@@ -1,7 +1,7 @@
 //! Which subnet is this host's: taken, kept, lost.
 //!
 //! A record's key names the host's subnets, so two hosts cannot put one key. In a network of both families a key names
-//! two subnets, and two hosts may put different keys that share one: whoever put later notices and gives way
+//! two subnets, and two hosts may put different keys that share one. Whoever put later notices and gives way
 //! ([`Search::is_alone`]). flanneld does not (v0.28), which is why Weft gives way to it, too.
 
 mod configuration;
@@ -45,15 +45,15 @@ pub enum Lease {
         key: String,
         owner: String,
     },
-    /// The network's configuration is missing or wrong, or this host has no address that it says to publish. Who has a subnet keeps it.
+    /// The network's configuration is missing or wrong, or this host has no address that it says to publish. A host with a subnet keeps it.
     Unconfigured(Error),
     /// There is none until a person has done something: another live host has this one's public address, or another network of
-    /// this host its place in etcd ([`Code::Conflict`]), or the network does not have the subnet any more in which containers live
+    /// this host its place in etcd ([`Code::Conflict`]), or the network no longer has the subnet in which containers live
     /// ([`Code::InvalidConfig`]).
     Refused(Error),
 }
 
-/// What a host knows about itself that comes for a subnet.
+/// What a host that comes for a subnet knows about itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Claimant<'a> {
     /// The lease on file.
@@ -74,7 +74,7 @@ impl Claimant<'_> {
     }
 }
 
-/// Takes the subnet that etcd has for this host, else that of before, else that which it wishes for, else a free one.
+/// Takes the subnet that etcd has for this host, else the former one, else the one that it wishes for, else a free one.
 ///
 /// # Errors
 /// [`Code::TryAgain`] without etcd; [`Code::InvalidConfig`] when the network's configuration is missing or wrong and there is no
@@ -262,8 +262,8 @@ impl<'a> Search<'a> {
         Ok(Some(self.held(key.to_owned(), value, lease_id)))
     }
 
-    /// Renews the lease of a record; `None` when it is gone. In place of one that lasts another time than is configured now, or
-    /// that whoever comes to a former address would take for its own, the record gets this host's own.
+    /// Renews the lease of a record; `None` when it is gone. A lease that lasts another time than is configured now, or that
+    /// whoever comes to a former address would take for its own, is replaced with this host's own.
     async fn renew(&self, registry: &mut Registry, found: i64) -> Result<Option<i64>, Error> {
         let own = self.lease_id();
         if found == 0 || found == own {

@@ -70,7 +70,7 @@ impl RangeSet {
     }
 
     /// Every address that the set gives, once, beginning behind `last` and going around. Lazy, so
-    /// that whoever takes the first free one looks at no more than there are held, and one.
+    /// that whoever takes the first free one looks at one more than are held, at most.
     ///
     /// A `last` that the set does not give (the configuration has changed) counts as `None`: from
     /// the beginning.

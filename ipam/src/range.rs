@@ -20,7 +20,7 @@ pub struct RangeSpec {
     pub gateway: Option<IpAddr>,
 }
 
-/// What is wrong with a range: `key` of it has `value`, which `reason` says cannot be.
+/// What is wrong with a range: its `key` has `value`, and `reason` says why not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
     /// The key of the range, such as `rangeStart`; empty when it is about the range as a whole.
@@ -68,7 +68,7 @@ impl Span {
         Self { first: number(network.network()), last: number(network.broadcast()) }
     }
 
-    /// The block of addresses that one is in: such as share all but their last byte.
+    /// The block of addresses that an address is in: they share all but their last byte.
     pub(crate) fn block_of(number: u128) -> Self {
         Self { first: number & !0xff, last: number | 0xff }
     }

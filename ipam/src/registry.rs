@@ -30,13 +30,13 @@ pub use watch::{Watch, Watched};
 const LARGEST: usize = 64 << 20;
 
 /// How long TCP may take for a connection: until it has asked a second time, which it does after a second, and then more and more
-/// rarely. Who is cut off for longer begins anew, and is in touch within a second when it is not any more.
+/// rarely. A host that is cut off for longer begins anew, and is in touch within a second when it no longer is.
 const CONNECT: Duration = Duration::from_millis(1100);
 
 /// Where the hosts' records are below the network's prefix.
 const SUBNETS: &str = "/subnets/";
 
-/// A configuration for who has none.
+/// A configuration for whoever has none.
 pub(crate) const SAMPLE: &str = r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#;
 
 /// A network's part of etcd.
@@ -48,7 +48,7 @@ pub struct Registry {
     options: ConnectOptions,
     prefix: String,
     timeout: Duration,
-    /// Until when all calls together have to be done, if they have.
+    /// By when all calls together have to be done, if at all.
     until: Option<Deadline>,
 }
 
@@ -100,7 +100,7 @@ impl Registry {
         })
     }
 
-    /// For who has so much time for all calls: each endpoint gets its part, so that all are asked and can be named.
+    /// For a caller that has so much time for all calls: each endpoint gets its part, so that all are asked and can be named.
     #[must_use]
     pub fn within(self, until: Deadline) -> Self {
         Self { until: Some(until), ..self }
@@ -202,8 +202,8 @@ impl Registry {
         Ok(self.revisions(&answer))
     }
 
-    /// Has a lease of this number. A process that was killed between this and its record's put leaves the lease that
-    /// the next one takes up.
+    /// Sees that there is a lease of this number. A process killed between this and its record's put leaves the
+    /// lease that the next one takes up.
     ///
     /// # Errors
     /// [`Code::TryAgain`].
@@ -245,7 +245,7 @@ impl Registry {
         Ok(Watch::new(stream, self))
     }
 
-    /// Asks one endpoint after the other, each once, beginning with that which answered last.
+    /// Asks one endpoint after the other, each once, beginning with the one that answered last.
     async fn call<T, F>(&mut self, step: &str, ask: impl Fn(Client) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
@@ -334,8 +334,8 @@ impl Registry {
     }
 }
 
-/// Runs what talks with etcd to its end, for who has no event loop. Only who has to talk with it comes here: an event loop
-/// costs a part of an ADD.
+/// Runs what talks with etcd to its end, for a caller without an event loop. Only what has to talk with etcd comes here:
+/// an event loop costs a part of an ADD.
 ///
 /// # Errors
 /// [`Code::Io`] when there can be none; those of the work.

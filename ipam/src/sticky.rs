@@ -6,8 +6,8 @@
 //!     kept/<ip>     for whom a free address is kept, and until when
 //! ```
 //!
-//! Who holds an address is said by `addr/` and `owner/` alone; what is here only steers the choice among free ones. So a
-//! file that is lost or garbage costs a name its address and is no error, and nothing here can have an address held. The
+//! `addr/` and `owner/` alone say who holds an address; what is here only steers the choice among free ones. So a file
+//! that is lost or garbage costs a name its address and is no error, and nothing here can have an address held. The
 //! record of a reservation has the name: whoever frees it, DEL or GC, needs no more to keep it.
 
 use std::collections::{HashMap, HashSet};
@@ -149,8 +149,8 @@ impl Store {
         Ok(all.filter(|ip| self.kept_for_another(*ip, name).is_some()).collect())
     }
 
-    /// Every address that is kept, the one whose time ends first at the beginning: which is the one that has been free the
-    /// longest where a network keeps all for the same time.
+    /// Every address that is kept, the one whose time ends first at the beginning: where a network keeps all for the same
+    /// time, that has been free the longest.
     ///
     /// # Errors
     /// [`Code::Io`] when the directory cannot be read.
@@ -196,7 +196,7 @@ impl Store {
         }
     }
 
-    /// [`Store::forget`] where no GC comes. It looks at all names, so it is not done more often than in so much `time`.
+    /// [`Store::forget`] where no GC comes. It looks at all names, so it is done at most once in so much `time`.
     fn forget_now_and_then(&self, time: u64) {
         let path = self.dir().join("forgotten");
         let last = read_text(&path).trim().parse::<u64>().ok();

@@ -238,7 +238,7 @@ fn names_that_runtimes_give() {
     // What nerdctl makes up is another one for each container.
     args.hostname = Some("3f4e8d1c9a7b".into());
     assert_eq!(name(&args), None);
-    // A short name may begin the container ID by chance, and who gives a pod's makes up none.
+    // A short name may begin the container ID by chance, and a runtime that gives a pod's makes up none.
     args.hostname = Some("3f4e8d1c9a7".into());
     assert_eq!(name(&args), Some("3f4e8d1c9a7".into()));
     args.k8s_pod = BTreeMap::from([("NAME".into(), "3f4e8d1c9a7b".into())]);

@@ -17,8 +17,8 @@
 //! process is dead and that nobody was ever told the address. DEL removes each address before its
 //! link by owner: killed between the two, the next DEL finds the rest.
 //!
-//! The content of a record serves messages, the order of GC and ADD, and DEL where links are lost; who owns
-//! an address is said by names and links. A record that is empty or garbage therefore loses nothing.
+//! The content of a record serves messages, the order of GC and ADD, and DEL where links are lost; names
+//! and links say who owns an address. A record that is empty or garbage therefore loses nothing.
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder};
@@ -144,7 +144,7 @@ impl Store {
         let mut left = self.sweep(&pending);
         let is_whole = self.keep(&finished);
         left.extend(self.sweep(&finished));
-        // Who has no link at all may have lost all, and be known by records alone; mostly it is called a second time.
+        // An owner without any link may have lost all, and be known by records alone; mostly this is a second call.
         let unlinked = if had_links && is_whole { Vec::new() } else { self.unlinked(&mut left) };
         for name in hints.iter().map(ToString::to_string).chain(unlinked) {
             let path = self.part("addr", &name);

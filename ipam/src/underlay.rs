@@ -147,8 +147,8 @@ impl Choice {
     }
 }
 
-/// Whether an interface of this host has an address. One that is its own source is; that of a further IPv4 address of a
-/// subnet is the first one, so that not all is said by it.
+/// Whether an interface of this host has an address. One that is its own source is; the source of a further IPv4
+/// address of a subnet is the first one, so this does not tell all.
 #[must_use]
 pub fn is_here(ip: IpAddr) -> bool {
     match source_towards(ip) {

@@ -156,7 +156,7 @@ const PIPE: usize = 64 * 1024;
 fn feed(pipe: &mut impl Write, bytes: &[u8]) {
     match pipe.write_all(bytes) {
         Ok(()) => {}
-        // A plugin that refuses before it has read everything is in its right.
+        // A plugin that refuses before it has read everything is within its rights.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
         Err(error) => panic!("write to the plugin: {error}"),
     }

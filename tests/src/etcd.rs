@@ -176,7 +176,7 @@ impl Etcd {
         self.protect();
     }
 
-    /// All members start anew and miss a leader only after three to six seconds: a question of just then surely meets the change
+    /// All members start anew and miss a leader only after three to six seconds: a question at that time surely meets the change
     /// to the next one.
     #[must_use]
     pub fn slow_to_elect(mut self) -> Self {

@@ -208,7 +208,7 @@ pub fn arp(operation: u16, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Addr)) -> 
     [&head[..], &sender.0, &sender.1.octets(), &target.0, &target.1.octets()].concat()
 }
 
-/// An IP packet of either family, by its identification or its flow label another one than all before. Where
+/// An IP packet of either family, told from all before by its identification or its flow label. Where
 /// `fragment` is not zero it is of IPv4's header: flags, and offset in units of 8 bytes.
 pub fn packet(
     from: impl Into<IpAddr>,
@@ -259,7 +259,7 @@ pub fn icmp6(from: Ipv6Addr, to: Ipv6Addr, kind: u8, body: &[u8]) -> Vec<u8> {
 }
 
 /// Has a router on a link tell everybody there that it leads everywhere, for half an hour (RFC 4861 §4.2), until somebody has heard
-/// it: who has just come up may not listen yet.
+/// it: a host that has just come up may not listen yet.
 #[track_caller]
 pub fn advertise_router(netns: &NetNs, ifname: &str, mut is_heard: impl FnMut() -> bool) {
     const ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x77);

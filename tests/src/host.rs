@@ -15,7 +15,7 @@ use crate::tools;
 
 /// The settings of br_netfilter, where it is loaded.
 const BR_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
-/// Has all hosts of a run go without it, which a new network namespace has on: hack/test runs the tests of connections both ways.
+/// Has all hosts of a run go without it, though it is on in a new network namespace: hack/test runs the tests of connections both ways.
 const WITHOUT_BR_NETFILTER: &str = "WITHOUT_BR_NETFILTER";
 
 /// A machine: network namespace, mount namespace, empty `/run` and `/var/lib`. The thread that makes it is on it

@@ -1,4 +1,4 @@
-//! Records of other hosts, and such that are no hosts, of either family and both.
+//! Records of other hosts, and records that are no host's, of either family and both.
 
 use std::net::Ipv4Addr;
 
@@ -18,7 +18,7 @@ struct Half {
     data: String,
 }
 
-/// Of a host that there may be, with this number.
+/// Of a possible host with this number.
 fn good(family: Family, number: usize) -> Half {
     let subnet = match family {
         Family::V4 => format!("10.244.{number}.0-24"),
@@ -88,13 +88,13 @@ pub fn apart(config: &str) -> String {
     config.to_string()
 }
 
-/// That of a host with the number 99 in a network of these families, with VXLAN, that has 10.244.0.0/16 and fd00:42::/48.
+/// The record of a host with number 99 in a network of these families with VXLAN, 10.244.0.0/16 and fd00:42::/48.
 pub fn of_a_host(families: &[Family]) -> Record {
     let [v4, v6] = halves(families, 99);
     record(v4.as_ref(), v6.as_ref())
 }
 
-/// Those of none: in each one half is wrong, and the other one, if there is one, good.
+/// Records of no host: in each one half is wrong, and the other one, if there is one, good.
 pub fn of_none(families: &[Family]) -> Vec<Record> {
     let variants = |family: Family| (0..bad(family, 0).len()).map(move |variant| (family, variant));
     let cases = families.iter().copied().flat_map(variants);

@@ -28,7 +28,7 @@ pub fn host_at(etcd: &Etcd, number: u16) -> EtcdConf {
     EtcdConf::parse(ipam.as_object().expect("an object")).expect("valid").expect("with etcd")
 }
 
-/// So many hosts take a subnet each, all at once, each by a connection of its own: their keys.
+/// So many hosts take a subnet each, all at once, each by a connection of its own. Returns their keys.
 pub fn take_all(etcd: &Etcd, hosts: u16) -> Vec<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an event loop");
     runtime.block_on(async {

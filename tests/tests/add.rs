@@ -257,7 +257,7 @@ fn two_networks_on_one_bridge() {
     other_network.check(&other, &second).done();
 }
 
-/// A network's name is a directory's: none may be that of a file which Weft keeps beside it, or in another network's.
+/// A network's name is a directory's: none may be the name of a file that Weft keeps beside it, or in another network's.
 #[test]
 fn networks_of_any_name() {
     let host = Host::new();
@@ -284,7 +284,7 @@ fn networks_of_any_name() {
             .with(&json!({ "ipMasq": true, "runtimeConfig": { "portMappings": port } }))
     });
     let networks: Vec<Network> = networks.collect();
-    // Container IDs have no greatest length; as the name of a file one has 255 bytes.
+    // Container IDs have no greatest length; a file's name has 255 bytes at most.
     let pods: Vec<Pod> =
         (10..10 + names.len()).map(|number| Pod::named(&format!("{number:0>250}"))).collect();
     // Also as the first one of a host.

@@ -19,7 +19,7 @@ fn file(path: &str) -> String {
     found.trim().to_owned()
 }
 
-/// Whose attachment somebody else is at work on says who that is, and does nothing.
+/// A call on an attachment that somebody else is at work on says who that is, and does nothing.
 #[test]
 fn an_attachment_that_another_call_has() {
     let _host = Host::new();

@@ -139,7 +139,7 @@ fn what_a_reservation_costs_with_many_held() {
 
     let around = u32::from(Ipv4Addr::new(10, 64, 255, 254));
     store.set_last(around);
-    // Who comes first notes which blocks are full.
+    // Whoever comes first notes which blocks are full.
     network.add(&pod);
     network.del(&pod);
     store.set_last(around);

@@ -66,7 +66,7 @@ fn port_alone() -> Value {
     wishes
 }
 
-/// A port besides: what several containers need of ports stays with who has it.
+/// A port besides: what several containers need of ports stays with the one that has it.
 fn other_port() -> Value {
     json!({ "runtimeConfig": { "portMappings": [{ "hostPort": 8081, "containerPort": 81, "protocol": "tcp" }] } })
 }

@@ -32,7 +32,7 @@ impl Demo {
     fn start(name: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mark = directory.path().display().to_string();
-        // As from a terminal: who runs tests in the background may ignore the signal of ctrl-C, and processes inherit that.
+        // As from a terminal: whoever runs tests in the background may ignore the signal of ctrl-C, and processes inherit that.
         let mut demo = Command::new("env");
         demo.arg("--default-signal=INT").arg(Path::new(ROOT).join("hack/demo"));
         demo.arg(name).env(MARK, &mark).env("TMPDIR", directory.path()).process_group(0);

@@ -257,7 +257,7 @@ fn keys_are_documented_with_values_that_weft_takes() {
         attached.add(&pod);
         attached.del(&pod);
         if row.key.starts_with("args.cni.") {
-            // Of what nobody reads anything would be as good.
+            // For what nobody reads, anything would be as good.
             let wrong = changed(&Network::v4(), &row.with(json!({ "no": ["such"] })));
             wrong.add_call(&pod).run().error_code(7).assert_names(&[&row.key]);
         }

@@ -223,7 +223,7 @@ fn host_ports_behind_a_table_of_nftables() {
     published().add(&pod);
     ports_behind(&pod, &outside, &["nft insert rule inet mine passing oifname weft0 accept".to_owned()]);
     command("nft delete table inet mine");
-    // Who accepts some ports only may mean those that there are, or not.
+    // A firewall that accepts some ports only may mean those that there are, or not.
     host.nft(
         "table inet mine { chain passing { type filter hook forward priority 0; policy drop; iifname \"weft0\" accept; ct state established accept; tcp dport 80 accept; }; }",
     );
@@ -290,7 +290,7 @@ fn a_table_of_nftables() {
     );
     Network::v4().status().done();
     network().status().error_code(51).assert_names(&["table ip6 six"]);
-    // One of layer 2 only is not forwarded, and an internal one shall not be.
+    // A network of layer 2 only is not forwarded, and an internal one shall not be.
     Network::new("flat", &[]).status().done();
     network().with(&json!({ "internal": true })).status().done();
 }

@@ -310,7 +310,7 @@ fn damaged_files_and_wrong_keys_are_told() {
     before.assert_unchanged(&host, &[&pod], "refused ADDs");
 }
 
-/// Who knows whether it still is, without the agent: flanneld is back, say.
+/// Without the agent nobody knows whether it still is: flanneld may be back.
 #[test]
 fn a_subnet_that_was_taken_counts_while_the_agent_lives() {
     let _host = leased(ENV);

@@ -1,4 +1,4 @@
-//! The guard: what a container may say that it is. Real forged frames, and what arrives at a neighbour of them.
+//! The guard: what a container may claim to be. Real forged frames, and what arrives at a neighbour of them.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
 
 #[path = "guard/files.rs"]
@@ -47,7 +47,7 @@ fn wire(result: &Value, pod: &Pod) -> Wire {
     Wire::open(pod.netns(), "eth0")
 }
 
-/// Sends forged frames and the honest ones of their kinds; those arrive which nothing stops that is on.
+/// Sends forged frames and the honest ones of their kinds; those that no active part stops arrive.
 fn assert_stopped(cases: Vec<Case>, wire: &Wire, seen: &mut Wire, off: &[&str]) {
     for case in cases {
         wire.send(&case.forged);
@@ -134,7 +134,7 @@ fn the_gateways_address_cannot_be_claimed() {
     for gateway in gateways {
         assert_eq!(neighbour(&victim, gateway).as_ref(), Some(&bridge), "{gateway}");
     }
-    // So easy is it where nothing stops it. The kernel keeps an entry of IPv4 for a second at least.
+    // It is that easy where nothing stops it. The kernel keeps an entry of IPv4 for a second at least.
     let (me, wire) = attach(&Network::dual().with(&json!({ "guard": false })), &other);
     let mac = attacker_mac(&other);
     for gateway in gateways {

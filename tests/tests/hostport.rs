@@ -192,7 +192,7 @@ fn nothing_is_left_and_what_is_flushed_comes_back() {
     assert_eq!(elements(), Vec::<String>::new());
 }
 
-/// Of a container whose record was cut nobody knows any more what it had.
+/// Nobody knows any more what a container whose record was cut had.
 #[test]
 fn what_a_flush_took_for_good_is_told() {
     let _host = Host::new();
@@ -270,7 +270,7 @@ fn what_cannot_be_meant() {
         .assert_names(&["portMappings", "isGateway"]);
 }
 
-/// Of a set that no rule uses nobody hears that it is gone, until something is to be put into it.
+/// Nobody hears that a set that no rule uses is gone, until something is to be put into it.
 #[test]
 fn a_set_that_was_deleted_comes_back_with_what_was_in_it() {
     let _host = Host::new();

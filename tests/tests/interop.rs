@@ -197,7 +197,7 @@ fn reference_bridge_hears_of_a_lost_reservation() {
     let pod = Pod::new();
     let result = add(&conf, &pod);
     check(&conf, &pod, &result).done();
-    // As an administrator may who calls the IPAM plugin alone.
+    // As an administrator who calls the IPAM plugin alone may.
     call(&with(&conf, &json!({ "type": "weft-ipam" })), "DEL").pod(&pod).run().done();
     let (code, message) = refused(&check(&conf, &pod, &result));
     assert_eq!(code, 105, "{message}");

@@ -51,7 +51,7 @@ struct Killer {
     wanted: u32,
     died: u32,
     made: u32,
-    /// Within this time after a call's start its moment lies. It follows what calls take at present, so that one in five comes to its end
+    /// A call's moment lies within this time after its start. It follows what calls take at present, so that one in five comes to its end
     /// before: then moments are all over a call, and most of them in it.
     window: Duration,
 }

@@ -241,7 +241,7 @@ fn etcds_lease_is_renewed_when_half_of_it_is_over() {
     assert_eq!((fleet.keys().len(), fleet.etcd.leases().len()), (1, 1));
 }
 
-/// Also where the record hangs on a lease of flanneld's. A lease that lasts as long as it is to is kept, whose ever it is.
+/// Also where the record hangs on a lease of flanneld's. A lease that lasts as long as it is to is kept, whosever it is.
 #[test]
 fn a_record_goes_on_with_a_lease_as_long_as_configured() {
     let fleet = Fleet::new(1, V4);

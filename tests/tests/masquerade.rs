@@ -189,7 +189,7 @@ fn what_was_flushed_is_told_and_healed() {
     }
 }
 
-/// Who comes next to any network puts back what all of them have masqueraded.
+/// Whoever comes next to any network puts back what all of them have masqueraded.
 #[test]
 fn a_flush_is_healed_for_other_networks_too() {
     let host = Host::new();
@@ -205,7 +205,7 @@ fn a_flush_is_healed_for_other_networks_too() {
     assert_eq!(seen(&pod, &outside), host_addresses());
 }
 
-/// Who fails after it has put back what a flush took leaves that to those whose it is, and takes its own.
+/// An ADD that fails after it has put back what a flush took leaves that to its owners, and takes its own.
 #[test]
 fn an_add_that_fails_after_a_flush_takes_back_its_own_masquerade_alone() {
     let host = Host::new();
@@ -246,8 +246,8 @@ fn new_exemptions_outlast_old_records() {
     now.check(&next, &result).done();
 }
 
-/// It is the network's: who comes by a configuration without it ends it for all, and nobody puts it back from what older containers have
-/// on file.
+/// It is the network's: whoever comes by a configuration without it ends it for all, and nobody puts it back from what older containers
+/// have on file.
 #[test]
 fn it_ends_with_the_configuration_that_asked_for_it() {
     let host = Host::new();

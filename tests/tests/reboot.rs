@@ -64,7 +64,7 @@ fn del_check_and_gc_of_the_last_boot() {
     network().status().done();
 }
 
-/// Who saves the table and loads it at boot has ports in it that lead to addresses which others get.
+/// Whoever saves the table and loads it at boot has ports in it that lead to addresses which others get.
 #[test]
 fn ports_of_the_last_boot_lead_to_nobody_although_somebody_saved_the_rules() {
     let host = Host::new();

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use weft_tests::runtime::{self, Containerd, Machine};
 use weft_tests::{CniTool, Etcd, Host, Mirror, Pod, World, command, eventually, ips};
 
-/// What a container runs that serves on its port 80.
+/// What a container that serves on its port 80 runs.
 const SERVE: [&str; 3] = ["sh", "-c", "while nc -l -p 80 -e echo served; do :; done"];
 
 /// The host's address towards the containers of `20-weft-nerdctl-podman.conflist`.

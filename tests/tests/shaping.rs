@@ -68,7 +68,7 @@ fn gc_removes_detours_of_the_dead_only() {
     let before = World::of(&host, &[&alive]);
     limited().add(&dead);
     let lost_result = limited().add(&lost);
-    // What nothing but its name tells whose it is.
+    // Nothing but its name tells whose it is.
     command(&format!("find /run/weft -name {} -delete", &veth(&lost_result)[4..]));
     command(&format!("ip link delete {}", veth(&lost_result)));
     limited().gc(&[(&alive.id, "eth0")]);

@@ -139,7 +139,7 @@ fn adds_of_one_attachment() {
     }
 }
 
-/// What is at work at the same time is left alone by who gives up, and whoever comes again finds nothing of the last time.
+/// What is at work at the same time is left alone by whoever gives up, and whoever comes again finds nothing of the last time.
 #[test]
 fn containers_that_come_and_go_at_once() {
     let host = Host::new();

@@ -119,7 +119,7 @@ fn an_allowlist_of_the_host_is_heeded() {
     tuned().add_call(&pod).run().error_code(7).assert_names(&words);
     tuned().status().error_code(50).assert_names(&words);
     before.assert_unchanged(&host, &[&pod], "a setting that is not allowed");
-    // Who asks for no setting is none of the list's business.
+    // Whoever asks for no setting is none of the list's business.
     list("(");
     tuned().status().error_code(50).assert_names(&["pattern (", words[1]]);
     Network::dual().status().done();

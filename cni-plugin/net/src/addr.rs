@@ -51,7 +51,7 @@ impl Netlink {
             .map_err(|error| self.explain_ipv6(index, error))
     }
 
-    /// Says which setting it is by which a link takes nothing of IPv6.
+    /// Says which setting keeps a link from taking anything of IPv6.
     pub(super) fn explain_ipv6(&mut self, index: u32, error: NetError) -> NetError {
         if error.errno != Errno::EACCES {
             return error;
@@ -260,7 +260,7 @@ impl WholeAddress {
 fn as_to_be_made(mut route: RouteMessage) -> RouteMessage {
     use RouteAttribute::{CacheInfo, Gateway, MultiPath, NhId, Oif, Via};
     route.header.flags &= RouteFlags::Onlink;
-    // A nexthop object says where to, and the kernel takes it from nobody twice.
+    // A nexthop object says where to; the kernel refuses to be told it twice.
     let has_object = route.attributes.iter().any(|attribute| matches!(attribute, NhId(_)));
     route.attributes.retain(|attribute| match attribute {
         CacheInfo(_) => false,

@@ -29,7 +29,7 @@ const CTA_IP_V6_DST: u16 = 4;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_FILTER_ORIG_FLAGS: u16 = 1;
-/// `CTA_FILTER_F_CTA_PROTO_NUM` of net/netfilter/nf_conntrack_netlink.c; in the host's order, other than the rest.
+/// `CTA_FILTER_F_CTA_PROTO_NUM` of net/netfilter/nf_conntrack_netlink.c; in the host's order, unlike the rest.
 const FILTER_PROTO_NUM: u32 = 1 << 3;
 const IPPROTO_UDP: u8 = 17;
 
@@ -51,7 +51,7 @@ impl Nft {
     /// # Errors
     /// `EINVAL` or `EOPNOTSUPP` where the kernel has no nf_conntrack_netlink.
     pub fn forget_udp(&mut self, family: Family, is_chosen: impl Fn(&Flow) -> bool) -> NlResult<usize> {
-        // The kernel gives only UDP; one before 5.8 gives all, which the flow's protocol tells.
+        // The kernel gives only UDP; one before 5.8 gives all, told apart by protocol.
         let filter = vec![
             nested(CTA_TUPLE_ORIG, |tuple| {
                 put(tuple, CTA_TUPLE_PROTO | NLA_F_NESTED, |bytes| {

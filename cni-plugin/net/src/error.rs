@@ -21,7 +21,7 @@ impl NetError {
         Self { errno: Errno::EACCES, explanation: Some(explanation) }
     }
 
-    /// Whether it is that.
+    /// Whether it is [`NetError::without_ipv6`].
     pub fn is_without_ipv6(&self) -> bool {
         let explanation = self.explanation.as_deref().unwrap_or_default();
         self.errno == Errno::EACCES && explanation.contains(".disable_ipv6 ")

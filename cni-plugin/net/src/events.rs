@@ -58,7 +58,7 @@ pub enum Event {
     Route { destination: Option<IpAddr>, index: Option<u32> },
     /// Whether the host routes between its links, or what comes in by one link.
     Forwarding { index: Option<u32> },
-    /// Something in an nftables table of this name, in the family that the table of Weft's is of.
+    /// Something in an nftables table of this name, in the family of Weft's table.
     Table(Table, String),
     /// Elements were taken out of a set of such a table: their comments.
     Elements(Table, String, Vec<String>),

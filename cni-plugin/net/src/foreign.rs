@@ -10,7 +10,7 @@ use crate::Family;
 
 pub use legacy::legacy_chains;
 
-/// So many rules are read of one chain at most: more are nobody's few words about a bridge.
+/// At most so many rules of one chain are read: more are nobody's few words about a bridge.
 pub const RULES_MAX: u32 = 4096;
 
 /// A chain that forwarded packets pass, or one that another can jump to.
@@ -48,7 +48,7 @@ pub struct Rule {
 pub enum Condition {
     /// Whether it came in by an interface of such a name; `is` is false for "any other".
     Input { name: Pattern, is: bool },
-    /// Whether it leaves by one.
+    /// Whether it leaves by such an interface.
     Output { name: Pattern, is: bool },
     /// Whether conntrack has it in one of these states, bits as in `NF_CT_STATE_BIT` of
     /// linux/netfilter/nf_conntrack_common.h.

@@ -56,8 +56,8 @@ pub struct Link {
 pub struct BridgePort {
     pub hairpin: bool,
     pub isolated: bool,
-    /// Whether what bridges tell each other is forwarded, as other frames are: so it passes the rules. Where the bridge
-    /// takes part in the spanning tree protocol it otherwise takes this in by itself.
+    /// Whether what bridges tell each other is forwarded like other frames, and so passes the rules. Otherwise a bridge
+    /// that takes part in the spanning tree protocol takes it in by itself.
     pub forwards_bpdus: bool,
 }
 
@@ -77,7 +77,7 @@ impl fmt::Display for BridgePort {
 /// The bit of 01:80:c2:00:00:00 in a port's `group_fwd_mask`.
 const BPDUS: u16 = 1;
 
-/// The number of a link, by if_nametoindex(3): who asks for the link by netlink has the kernel settle its carrier first.
+/// The number of a link, by if_nametoindex(3): a request by netlink would have the kernel settle the link's carrier first.
 ///
 /// # Errors
 /// `ENODEV` without such a link; what else the kernel says.
@@ -203,9 +203,9 @@ impl Netlink {
         self.request(RouteNetlinkMessage::SetLink(link), 0)
     }
 
-    /// `ip link set NAME address MAC`. The kernel takes that for a change also where it is the one that the link has: with
+    /// `ip link set NAME address MAC`. The kernel takes that for a change also where the link has that address already. With
     /// `arp_notify` and `ndisc_notify` set it announces the link's addresses (`NETDEV_CHANGEADDR` in net/ipv4/devinet.c,
-    /// net/ipv6/ndisc.c), and a bridge keeps it from then on, whatever ports come and go (`br_stp_change_bridge_id`).
+    /// net/ipv6/ndisc.c). A bridge keeps it from then on, whatever ports come and go (`br_stp_change_bridge_id`).
     pub fn set_mac(&mut self, name: &str, mac: MacAddr) -> NlResult<()> {
         let link = LinkUnspec::new_with_name(name).address(mac.octets().to_vec()).build();
         self.request(RouteNetlinkMessage::SetLink(link), 0)

@@ -44,7 +44,7 @@ pub struct Detour {
 }
 
 impl Entry {
-    /// What a route of the kernel's with a gateway is: `wanted`, if it is as that would be made.
+    /// What a route of the kernel's with a gateway is: `wanted`, if it is as Weft would make that.
     #[must_use]
     pub fn of_route(
         index: u32,
@@ -84,8 +84,8 @@ impl fmt::Display for Detour {
 }
 
 impl Netlink {
-    /// Makes them so (`ip neigh replace`, `bridge fdb replace`, `ip route replace`), as far as the kernel lets it: what came
-    /// of each, in their order.
+    /// Makes the entries (`ip neigh replace`, `bridge fdb replace`, `ip route replace`), as far as the kernel lets it.
+    /// Returns what came of each, in order.
     ///
     /// # Errors
     /// `ETIMEDOUT` at the command's deadline.

@@ -18,12 +18,12 @@ pub(super) const NETCONFA_FORWARDING: u16 = 2;
 pub(super) const NETCONFA_IFINDEX_ALL: i32 = -1;
 /// struct netconfmsg, which is one byte, up to where the attributes begin.
 pub(super) const HEADER: usize = 4;
-/// Of the one attribute that is asked with.
+/// The length of the one attribute in a request.
 const IFINDEX_LEN: u16 = 8;
 
 impl Netlink {
-    /// `ip netconf show`: whether the namespace routes between its links. To read the same below /proc/sys costs more with
-    /// every other namespace, as the directory `net` of all of them has one name there.
+    /// `ip netconf show`: whether the namespace routes between its links. Reading the same below /proc/sys costs more with
+    /// every other namespace, as their directories `net` all have one name there.
     pub fn forwards(&mut self, family: Family) -> NlResult<bool> {
         let answers: Vec<Answer> = self.socket.request(Query(family), 0)?;
         Ok(answers.iter().any(|Answer { forwarding }| *forwarding))

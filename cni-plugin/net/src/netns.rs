@@ -22,7 +22,7 @@ impl NetNs {
         Self(container.file())
     }
 
-    /// The host's, of which the container is one.
+    /// The namespace of the container's host.
     pub fn host_of(container: &ContainerNetns) -> Self {
         Self(container.host())
     }
@@ -56,7 +56,7 @@ impl AsFd for NetNs {
 }
 
 impl Netlink {
-    /// `ip netns list-id`: the number that the socket's namespace has for another one, which is the smallest that it has for none yet.
+    /// `ip netns list-id`: the number that the socket's namespace has for another one. A new one gets the smallest that is free.
     /// `None` where the two have nothing to do with each other.
     pub fn number_of(&mut self, netns: &NetNs) -> NlResult<Option<u32>> {
         let mut query = NsidMessage::default();

@@ -83,7 +83,7 @@ impl AsFd for Nft {
 }
 
 /// Where a base chain stands in the packet's way: `type KIND hook HOOK priority PRIORITY; policy POLICY`.
-/// A regular chain, which has none of these, is one with an empty kind.
+/// A regular chain has none of these, and an empty kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
     pub kind: String,

@@ -92,7 +92,7 @@ impl Netlink {
         Ok(found)
     }
 
-    /// `ip -FAMILY route show dev INDEX`: what policy routing has in other tables decides about other packets.
+    /// `ip -FAMILY route show dev INDEX`: other tables, of policy routing, decide about other packets.
     pub fn main_routes(&mut self, index: u32, family: Family) -> NlResult<Vec<KernelRoute>> {
         match self.routes_of(index, family, Some(RT_TABLE_MAIN)) {
             // The kernel makes the table with its first route.

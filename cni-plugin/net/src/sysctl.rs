@@ -35,7 +35,7 @@ impl Sysctl {
         }
     }
 
-    /// Those of interfaces, and that of new ones, that are 1: the kernel overwrites all with [`Sysctl::forwarding`].
+    /// The settings of interfaces, and of new ones, that are 1: the kernel overwrites all with [`Sysctl::forwarding`].
     pub fn all_forwarding_at(family: Family) -> NlResult<Vec<Self>> {
         let Self(all) = Self::at(match family {
             Family::V4 => "ipv4/conf",
@@ -90,7 +90,7 @@ impl Sysctl {
         }
     }
 
-    /// Whether nobody may write it: in other namespaces than the host's own the kernel shows its own settings so.
+    /// Whether nobody may write it: the kernel shows its own settings so in namespaces other than the host's.
     pub fn is_read_only(&self) -> io::Result<bool> {
         Ok(fs::metadata(&self.0)?.permissions().readonly())
     }
@@ -116,7 +116,7 @@ impl Sysctl {
         const FLAGS: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
         let Self(path) = Self::at(&format!("ipv6/conf/{ifname}"));
         let own = are_many.then(own_procfs).transpose().unwrap_or_else(|error| {
-            // Who is root in a user namespace alone may not have one.
+            // Root of a user namespace alone may not have one.
             log::debug!("no procfs of its own: {error}");
             None
         });

@@ -146,7 +146,7 @@ mod tests {
             assert!(error.contains(reason), "{text}: {error}");
         }
     }
-    /// The keys of the table in docs/configuration.md are those that are no mistake without `IgnoreUnknown`.
+    /// The table in docs/configuration.md lists exactly the keys that are no mistake without `IgnoreUnknown`.
     #[test]
     fn keys_are_documented() {
         let is_known = |key: &str| {

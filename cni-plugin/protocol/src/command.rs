@@ -116,8 +116,8 @@ pub struct GcArgs {
 }
 
 impl GcArgs {
-    /// Adds to the list, here and in the configuration as a delegate gets it, what is to be kept although the runtime
-    /// does not name it.
+    /// Adds what is to be kept although the runtime does not name it: to the list, and to the configuration that a
+    /// delegate gets.
     pub fn keep(&mut self, kept: &[ValidAttachment]) {
         if kept.is_empty() {
             return;
@@ -158,7 +158,7 @@ pub enum Outcome {
     Passed {
         /// In the version's own form.
         result: Value,
-        /// As that of [`Outcome::Attached`].
+        /// As for [`Outcome::Attached`].
         rollback: Box<dyn FnOnce() -> Vec<String>>,
     },
     /// Every other command: success has nothing to say.

@@ -22,7 +22,7 @@ pub fn decode_part<T: DeserializeOwned>(key: &str, part: &Map<String, Value>) ->
 }
 
 fn decode_at<T: DeserializeOwned>(place: &str, joint: &str, object: &Map<String, Value>) -> Result<T, Error> {
-    // Keeping track of the path takes as long again as the decoding, so that is done when there is an error to tell.
+    // Tracking the path takes as long again as the decoding: it is done only when there is an error to tell.
     if let Ok(decoded) = T::deserialize(node::of_object(object)) {
         return Ok(decoded);
     }

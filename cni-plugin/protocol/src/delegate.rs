@@ -74,8 +74,8 @@ impl Delegate {
     /// Its stderr is this process'.
     ///
     /// # Errors
-    /// [`Code::Io`] when the kernel has no process to give. That the file cannot be executed is told by
-    /// [`Running::finish`].
+    /// [`Code::Io`] when the kernel has no process to give. [`Running::finish`] tells when the file
+    /// cannot be executed.
     pub fn start(&self, verb: Verb, env: &[(&str, &str)]) -> Result<Running, Error> {
         let env = [&[("CNI_COMMAND", verb.as_str())], env].concat();
         let process = Process::start(&self.program, &env).map_err(|error| {

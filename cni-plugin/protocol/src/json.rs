@@ -24,7 +24,7 @@ pub(crate) fn parse_object(text: &[u8], source: &str) -> Result<Map<String, Valu
         return Err(refuse("is empty: a JSON object is expected there".to_owned()));
     }
     let mut json = deserializer(text);
-    // Keeping track of the path takes as long again as the reading, so that is done when there is an error to tell.
+    // Tracking the path takes as long again as the reading: it is done only when there is an error to tell.
     let value = match (Level { depth: 0 }).deserialize(&mut json) {
         Ok(value) => value,
         Err(_) => {
@@ -39,7 +39,7 @@ pub(crate) fn parse_object(text: &[u8], source: &str) -> Result<Map<String, Valu
     }
 }
 
-/// A key whose value is null is one that is not there, as it is to plugins in Go. The previous result is passed on as it came.
+/// A key whose value is null counts as absent, as it does for plugins in Go. The previous result is passed on as it came.
 pub(crate) fn leave_out_nulls(fields: &mut Map<String, Value>) {
     fields.retain(|key, value| {
         if key != "prevResult" {

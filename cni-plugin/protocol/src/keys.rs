@@ -1,9 +1,9 @@
-//! Keys as those write them whose programs read either spelling: encoding/json of Go ignores case.
+//! Keys as users of programs that read either spelling write them: Go's encoding/json ignores case.
 
 use serde_json::{Map, Value};
 
-/// Gives fields whose keys differ from `keys` by ASCII case alone the spelling that they have there. Whoever gives both
-/// means the one that is written right; the other is an unknown key then.
+/// Gives fields whose keys differ from `keys` by ASCII case alone the spelling that `keys` has. Whoever gives both
+/// means the one spelled right; the other is an unknown key then.
 pub fn canonicalize_keys(fields: &mut Map<String, Value>, keys: &[&str]) {
     for key in keys {
         if fields.contains_key(*key) {

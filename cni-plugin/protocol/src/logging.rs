@@ -51,7 +51,7 @@ pub fn init(level: Option<&str>, file: Option<&Path>) {
     }
 }
 
-/// Opens a log file for appending, for root's eyes only: lines may have what a configuration has.
+/// Opens a log file for appending, for root's eyes only: lines may quote a configuration.
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }

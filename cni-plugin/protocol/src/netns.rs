@@ -24,8 +24,8 @@ mod ioctl {
     nix::ioctl_none_bad!(siocgskns, 0x894c);
 }
 
-/// Opens the network namespace that this thread is in: a plugin's host. Who may administer it is given it by a socket;
-/// /proc, which everybody may ask, makes half a dozen directories for the answer, and takes ten times as long.
+/// Opens the network namespace that this thread is in: a plugin's host. A caller that may administer it gets it from a
+/// socket; /proc, which everybody may ask, makes half a dozen directories for the answer and takes ten times as long.
 ///
 /// # Errors
 /// What socket(2) says, and open(2) where /proc has to be asked.

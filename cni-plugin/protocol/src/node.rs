@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 #[derive(Clone, Copy)]
 pub(crate) struct Node<'de>(pub(crate) &'de Value);
 
-/// Why a value does not fit, and what would, in words of who writes JSON.
+/// Why a value does not fit, and what would, in words for people who write JSON.
 #[derive(Debug)]
 pub(crate) struct Misfit(Box<str>);
 

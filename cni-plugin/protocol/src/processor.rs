@@ -3,9 +3,9 @@
 use nix::sched::{sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// Has a child that was just made begin on another processor than this one, to work beside its caller. The kernel may leave it on the caller's,
-/// where it waits until that has nothing to do, and balances by the millisecond, which is longer than both live. Where it may
-/// run is as before in the end. A matter of speed, so no failure counts.
+/// Makes a new child begin on another processor than this one, to work beside its caller. The kernel may leave it on the caller's, where it
+/// waits until the caller has nothing to do, and balances by the millisecond, which is longer than both live. In the end the child may run
+/// where it could before. A matter of speed, so no failure counts.
 pub fn move_away(child: Pid) {
     let moved = || {
         let everywhere = sched_getaffinity(Pid::from_raw(0))?;

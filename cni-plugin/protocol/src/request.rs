@@ -37,7 +37,7 @@ pub(crate) enum Request {
 /// known, for the error's JSON.
 ///
 /// # Errors
-/// All of the specification's for a wrong request; one of the environment comes before one of stdin, which
+/// All the specification's errors for a wrong request. Errors of the environment come before those of stdin, which
 /// is read nevertheless: it has the version to answer in, and the runtime shall not write into a closed pipe.
 pub(crate) fn read(verb: Verb, raw: &RawEnv, version: &Cell<Version>) -> Result<Request, Error> {
     let start = Instant::now();
@@ -99,7 +99,7 @@ fn del(attachment: Attachment<Option<PathBuf>>, call: Call) -> Command {
     Command::Del(DelArgs { call, container_id, ifname, netns, args, prev_result })
 }
 
-/// Reads stdin as one JSON object, in which runtimes' spellings are settled, and whose version and wishes about logs hold from then on.
+/// Reads stdin as one JSON object and settles runtimes' spellings in it. Its version and its wishes about logs hold from then on.
 ///
 /// # Errors
 /// [`Code::Io`] and [`Code::Decode`] of stdin, [`Code::InvalidEnvironment`] for a wrong time for it.

@@ -27,7 +27,7 @@ pub struct AddResult {
 #[serde(rename_all = "camelCase")]
 pub struct Interface {
     pub name: String,
-    /// The hardware address as text: of a chained plugin's interface it may be something else than Ethernet's.
+    /// The hardware address as text: a chained plugin's interface may have one that is not Ethernet's.
     #[serde(default, deserialize_with = "empty_is_none", skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
     /// In bytes.

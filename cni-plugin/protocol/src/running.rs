@@ -21,7 +21,7 @@ const OUTPUT_MAX: usize = 4 << 20;
 /// How much of an output that is no error JSON is shown in the error, in bytes.
 const HEAD: usize = 500;
 
-/// How long a plugin that only its end is wanted of may take until it is listened to.
+/// How long a plugin whose end alone is awaited may take before it is listened to.
 const MOMENT: Duration = Duration::from_millis(10);
 
 /// How long a killed plugin is waited for. One that sits in the kernel for longer is left to init.
@@ -67,7 +67,7 @@ impl Running {
         self.process.not_executed().is_none()
     }
 
-    /// Has the plugin work beside its caller, for who has other things to do before [`Running::finish`].
+    /// Makes the plugin work beside its caller, which has other things to do before [`Running::finish`].
     #[must_use]
     pub fn beside(self) -> Self {
         move_away(self.process.pid);
@@ -83,11 +83,11 @@ impl Running {
         self.pipes.send(stdin).map_err(|error| self.talking(&error))
     }
 
-    /// Waits until the plugin's output is whole, and returns it: when it has closed it, or has ended. Whether it ends well, only
+    /// Waits until the plugin has closed its output or ended, and returns the output. Whether the plugin ends well, only
     /// [`Running::finish`] tells.
     ///
     /// # Errors
-    /// As [`Running::finish`], but for what a plugin's end is about.
+    /// As [`Running::finish`], except for those about the plugin's end.
     pub fn listen(&mut self, stdin: &[u8], deadline: Deadline) -> Result<&[u8], Error> {
         self.exchange(stdin, deadline, |pipes| pipes.from.is_none())?;
         Ok(&self.pipes.output)
@@ -168,8 +168,8 @@ impl Drop for Running {
 }
 
 impl Pipes {
-    /// Gives a plugin that has its configuration a moment to end. What it says fits into the pipe mostly; to be woken up for
-    /// that, and then for its end, takes two changes of process more.
+    /// Gives a plugin that has its configuration a moment to end. What it says mostly fits into the pipe; being woken up for
+    /// that and then for its end takes two more changes of process.
     fn wait_for_end(&mut self, ended: &OwnedFd, stdin: &[u8], deadline: Deadline) -> io::Result<()> {
         self.send(stdin)?;
         if self.to.is_some() {
@@ -184,7 +184,7 @@ impl Pipes {
 
     /// Moves what can be moved, waiting for it; false once the plugin has ended and nothing more can come.
     ///
-    /// Its end counts, not that of its output: a daemon that it left behind may hold the pipe open.
+    /// The plugin's end counts, not its output's: a daemon that it left behind may hold the pipe open.
     fn exchange(&mut self, ended: &OwnedFd, stdin: &[u8], deadline: Deadline) -> io::Result<bool> {
         self.send(stdin)?;
         let has_ended = {

@@ -1,9 +1,9 @@
 //! Starting a program without waiting for it.
 //!
 //! `std::process::Command` stops its caller until the child has executed the program, as the two share their
-//! memory so long: 0.1 ms at best, and more where the child starts on a processor that slept. Here the child has
-//! a stack of its own, and its caller goes on at once; that the program could not be executed is told when it
-//! is waited for.
+//! memory until then: 0.1 ms at best, and more where the child starts on a processor that slept. Here the child
+//! has a stack of its own, and its caller goes on at once; waiting for the child tells if the program could not
+//! be executed.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;

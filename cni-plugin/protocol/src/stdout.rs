@@ -54,8 +54,8 @@ pub(crate) fn write_all(output: impl AsFd, mut bytes: &[u8], deadline: Deadline)
     Ok(())
 }
 
-/// Closes stdout, after which nothing may be written there: who reads it need not wait for the process' end, and a plugin's caller
-/// goes on meanwhile.
+/// Closes stdout, after which nothing may be written there: whoever reads it need not wait for the process' end, and a plugin's
+/// caller goes on meanwhile.
 ///
 /// # Errors
 /// What close(2) says.

@@ -15,8 +15,8 @@ const UNUSABLE: [(&str, &str); 8] = [
     ("ff00::/8", "multicast"),
 ];
 
-/// Why containers cannot have their addresses in `network`: the first that it overlaps of those that cannot be. `None`
-/// when they can.
+/// Why containers cannot have their addresses in `network`: the first unusable network that it overlaps. `None` when
+/// they can.
 #[must_use]
 pub fn not_unicast(network: IpNetwork) -> Option<String> {
     let overlaps = |other: IpNetwork| other.contains(network.network()) || network.contains(other.network());

@@ -25,7 +25,7 @@ impl Version {
     /// What a configuration without `cniVersion` is written for: the key came with 0.2.0.
     pub const UNSTATED: Version = Self::V0_1_0;
 
-    /// The newest version, in which is answered what cannot be answered in the request's.
+    /// The newest version: for answers that cannot be given in the request's.
     pub const NEWEST: Version = Self::V1_1_0;
 
     #[must_use]

@@ -1,4 +1,4 @@
-//! Links of an ADD, and what becomes of one that is not as it needs them.
+//! Links of an ADD, and what becomes of one that is not as the ADD needs it.
 
 use cni_protocol::{Code, Error, IfName};
 

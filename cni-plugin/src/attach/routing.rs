@@ -67,7 +67,7 @@ impl Attachment {
         if has_moved { self.retire_prefixes(plan) } else { Ok(()) }
     }
 
-    /// Where the network has got other prefixes, those of former configurations end of which no container is left.
+    /// Where the network has got other prefixes, ends former configurations' prefixes that no container has any more.
     fn retire_prefixes(&mut self, plan: &Plan) -> Result<(), Error> {
         let Some(rules) = &mut self.rules else { return Ok(()) };
         let (state_dir, of) = (&self.network.state_dir, (&self.network.name, Some(self.key.hash())));
@@ -82,8 +82,8 @@ impl Attachment {
         self.journal.within(step(Vec::new()), || ending::retire(&mut rules.nft, state_dir, of, stale))
     }
 
-    /// What a former configuration had masqueraded ends with the first container that comes by one without. Who has no addresses has not
-    /// asked for the rules, and leaves that to others.
+    /// What a former configuration had masqueraded ends with the first container of one without masquerade. A container without
+    /// addresses has not asked for the rules, and leaves that to others.
     fn end_masquerade(&mut self) -> Result<(), Error> {
         let (Some(rules), false) = (&mut self.rules, self.network.masquerade) else { return Ok(()) };
         let (state_dir, name) = (&self.network.state_dir, &self.network.name);

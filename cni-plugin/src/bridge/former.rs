@@ -1,8 +1,8 @@
 //! Addresses of a bridge that were gateways of former configurations.
 //!
-//! With `forceAddress` the reference plugin has a bridge with one address of IPv4. Here those stay that containers need, as several
-//! networks may share a bridge and a network may have several subnets. Nobody keeps ADDs out meanwhile: one that comes has its record
-//! before it looks at the bridge, and is seen by a second look at the records, or sees that the address is gone.
+//! With `forceAddress` the reference plugin leaves a bridge one address of IPv4. Here the addresses that containers need stay, as
+//! several networks may share a bridge and a network may have several subnets. Nobody keeps ADDs out meanwhile: one that comes has
+//! its record before it looks at the bridge, and is seen by a second look at the records, or sees that the address is gone.
 
 use ipnetwork::IpNetwork;
 use weft_net::{Link, Netlink, NlResult, WholeAddress};
@@ -13,7 +13,7 @@ use crate::key::AttachmentKey;
 use crate::plan::Plan;
 use crate::record;
 
-/// The addresses that give way to the plan's gateways, in the order of giving way. Who is at work may need any, so then none does.
+/// The addresses that give way to the plan's gateways, in the order of giving way. An ADD at work may need any, so then none does.
 pub fn find(
     netlink: &mut Netlink,
     network: &Network,
@@ -35,7 +35,7 @@ pub fn find(
     Ok(found)
 }
 
-/// Puts those back that somebody may need who came meanwhile.
+/// Puts back those that a container that came meanwhile may need.
 pub fn give_back(
     netlink: &mut Netlink,
     network: &Network,

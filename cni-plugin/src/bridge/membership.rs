@@ -1,4 +1,4 @@
-//! Of which bridge a container's host end is a port, as it is on file.
+//! The bridge that a container's host end is a port of, as it is on file.
 
 use cni_protocol::MacAddr;
 use ipnetwork::IpNetwork;

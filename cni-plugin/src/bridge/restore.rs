@@ -123,7 +123,7 @@ fn restore_settings(
     is_changed |= localnet::reopen(state_dir, &bridge.name)?;
     let addresses = netlink.addresses(bridge.index)?;
     for gateway in gateways(present.iter().map(|(_, member)| &member.membership)) {
-        // One that somebody gave the bridge instead is for CHECK to tell.
+        // An address that somebody gave the bridge instead is for CHECK to tell.
         if addresses.iter().any(|address| overlap(*address, gateway)) {
             continue;
         }
@@ -166,7 +166,7 @@ fn restore_port(netlink: &mut Netlink, bridge: &Link, port: &Link, wanted: Bridg
     }
     let restored = (|| {
         if !(is_member && port.port == Some(wanted)) {
-            // One that joins has all settings off: it passes nothing until it has its own.
+            // A port that joins has all settings off: it passes nothing until it has its own.
             netlink.set_down(&port.name)?;
             netlink.set_master(&port.name, None)?;
             netlink.set_master(&port.name, Some(bridge.index))?;

@@ -1,4 +1,4 @@
-//! An interface that another plugin made: found by what that one says, and what Weft can do for it.
+//! An interface that another plugin made: found by what that plugin says, and what Weft can do for it.
 
 use std::net::{IpAddr, Ipv4Addr};
 

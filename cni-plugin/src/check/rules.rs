@@ -40,7 +40,7 @@ pub fn rules(
     Ok(found)
 }
 
-/// Whether others have left since it was looked what the attachment holds with them: then that is less now.
+/// Whether others have left since a look at what the attachment holds with them: that is less now.
 fn have_others_left(state_dir: &Path, key: &AttachmentKey, holdings: &mut Holdings) -> Result<bool, Fault> {
     let now = record::up_to_date(state_dir, key)?.and_then(|content| content.holdings.isolation);
     let (Some(before), Some(now)) = (&mut holdings.isolation, now) else { return Ok(false) };

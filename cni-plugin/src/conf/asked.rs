@@ -26,7 +26,7 @@ pub struct Asked {
     pub sources: Option<Vec<IpNetwork>>,
     /// Whom it may talk with where the network's `icc` is off.
     pub allow: Vec<Allow>,
-    /// What else than its own addresses it may use.
+    /// What it may use besides its own addresses.
     pub allowed_addresses: Vec<IpNetwork>,
     pub shaping: Shaping,
     pub tuning: Tuning,

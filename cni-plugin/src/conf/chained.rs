@@ -33,9 +33,9 @@ pub struct Chained {
     pub shaping: Shaping,
     pub guard: BTreeSet<Part>,
     pub isolation: IsolationPolicy,
-    /// By which key the guard is asked for; without, it is on where it can be.
+    /// The key that asks for the guard; without one, it is on where it can be.
     pub guard_wish: Option<Wish>,
-    /// The keys that ask for isolation; without, a network is closed where it can be.
+    /// The keys that ask for isolation; without any, a network is closed where it can be.
     pub isolation_wishes: Vec<Wish>,
     pub state_dir: PathBuf,
 }

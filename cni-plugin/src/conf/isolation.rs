@@ -15,7 +15,7 @@ use super::{conventions, invalid, keys, prefixes};
 /// What a network says of who may talk with its containers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IsolationPolicy {
-    /// Whether containers of other networks are kept out, and whether nobody else outside comes in, either, but by published ports.
+    /// Whether containers of other networks are kept out, and whether everybody else outside is, except from published ports.
     pub closed: bool,
     pub published_only: bool,
     /// Whether the network's containers may talk with each other without a rule that allows it.
@@ -150,8 +150,8 @@ impl IsolationPolicy {
     }
 }
 
-/// What a value of `isolation` says: whether the network is closed to other networks, and whether to all outside; `None` of one that it
-/// cannot have.
+/// What a value of `isolation` says: whether the network is closed to other networks, and whether to all outside; `None` for any other
+/// value.
 pub fn extent(isolation: &str) -> Option<(bool, bool)> {
     match isolation {
         "" | "network" => Some((true, false)),

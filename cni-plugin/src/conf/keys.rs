@@ -1,4 +1,4 @@
-//! Which keys there are: one that is not is an error which names the nearest one that is.
+//! Which keys there are: an unknown one is an error that names the nearest known one.
 
 use cni_protocol::{Code, Error, nearest};
 use serde_json::{Map, Value};

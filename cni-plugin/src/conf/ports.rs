@@ -47,7 +47,7 @@ impl Protocol {
 pub struct PortPolicy {
     /// Whether a client of the container's own subnet, and the host at 127.0.0.1, are masqueraded.
     pub snat: bool,
-    /// Whether every client is. As with portmap it says nothing without `snat`.
+    /// Whether every client is. As with portmap it has no effect without `snat`.
     pub masquerade_all: bool,
     /// Who may use the ports: everybody where it is empty.
     pub sources: Vec<IpNetwork>,

@@ -12,7 +12,7 @@ use crate::key::Direction;
 const KEYS: &[&str] =
     &["egressBurst", "egressRate", "ingressBurst", "ingressRate", "shapedSubnets", "unshapedSubnets"];
 
-/// Kubernetes allows as little and as much, in bits per second.
+/// The least and the most that Kubernetes allows, in bits per second.
 const RATES: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
 /// What runtimes write as burst when they were told a rate only (2^31 - 1, 2^32 - 1 or more, in bits), which would let half
 /// a gigabyte through before a limit is felt.
@@ -29,7 +29,7 @@ pub struct Limit {
     pub burst: Option<u64>,
 }
 
-/// With whom the traffic is that counts.
+/// With whom traffic counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Subnets {
@@ -74,8 +74,8 @@ impl Shaping {
         })
     }
 
-    /// The network's limits, and for a direction that it leaves free those of the container: in this order the reference
-    /// plugin has them too.
+    /// The network's limits, and for a direction that it leaves free those of the container: the reference plugin's
+    /// order.
     pub fn or(&self, requested: &Self) -> Self {
         let either = |of: fn(&Self) -> Option<Limit>| {
             if let (Some(ours), Some(theirs)) = (of(self), of(requested))

@@ -86,8 +86,8 @@ impl Tuning {
         })
     }
 
-    /// Sees that the administrator of the host lets all settings be asked for, as with the reference tuning plugin: where there is no
-    /// list, everything.
+    /// Sees that the administrator of the host allows all settings that are asked for, as with the reference tuning plugin: without a
+    /// list, any.
     ///
     /// # Errors
     /// [`Code::InvalidConfig`] naming setting and file, [`Code::Io`] when that cannot be read.

@@ -108,8 +108,8 @@ impl Packet<'_> {
         rule.conditions.iter().map(|condition| self.fits(condition)).fold(Truth::True, Truth::and)
     }
 
-    /// Whether a rule is about some of the others that it talks to. To drop what is for these only is what a firewall is
-    /// for, and says nothing of the rest.
+    /// Whether a rule is about some of the others that it talks to. Dropping what is for these only is what a firewall
+    /// is for, and says nothing of the rest.
     fn is_narrow(&self, rule: &Rule) -> bool {
         let others = if self.way.is_from_bridge() { End::Destination } else { End::Source };
         rule.conditions.contains(&Condition::Address(others))

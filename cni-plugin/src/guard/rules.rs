@@ -1,7 +1,7 @@
 //! The static rules of the guard.
 //!
-//! An honest packet of IP pays one look-up: port, MAC address and IP address are one key. TCP is then through; of other
-//! protocols it is looked whether a container may say that. What is not found, and what is no IP, goes a longer way.
+//! An honest packet of IP pays one look-up: port, MAC address and IP address are one key. TCP is then through; other
+//! protocols are checked for whether a container may say that. What is not found, or is no IP, goes a longer way.
 
 use weft_net::Family;
 use weft_net::nft::{ChainKind, InetHookNumber, Load, Rule, Set, Table, Type};
@@ -23,7 +23,7 @@ const OPTION: u8 = 24;
 const OPTION_OF_RS: u8 = 8;
 const SOURCE_OPTION: [u8; 2] = [1, 1];
 const TARGET_OPTION: [u8; 2] = [2, 1];
-/// By which a host knows its own duplicate address detection again (RFC 7527).
+/// The option by which a host recognises its own duplicate address detection (RFC 7527).
 const NONCE_OPTION: [u8; 2] = [14, 1];
 const MAC_LEN: u8 = 6;
 
@@ -107,7 +107,7 @@ const IP6: [u8; 2] = [0x86, 0xdd];
 const UNSPECIFIED: [u8; 16] = [0; 16];
 const TCP: u8 = 6;
 const UDP: u8 = 17;
-/// Where servers answer to: RFC 2131 §4.1, RFC 8415 §7.2.
+/// The ports that servers answer to: RFC 2131 §4.1, RFC 8415 §7.2.
 const DHCP_CLIENT: u16 = 68;
 const DHCP6_CLIENT: u16 = 546;
 const ICMP: u8 = 1;
@@ -186,7 +186,7 @@ fn ip() -> Vec<Rule> {
 }
 
 fn ip6() -> Vec<Rule> {
-    // Duplicate address detection, whose target is looked at later, and that its group is listened to.
+    // Duplicate address detection, whose target is looked at later, and the report that its group is listened to.
     let [detection, listening] = [SOLICITATION, LISTENER_REPORT].map(|kind| {
         let from_nowhere = from_nowhere(Family::V6).is(Load::L4Protocol, &[ICMP6]);
         from_nowhere.is(Load::IcmpType, &[kind]).goto("guard-ip6-known")
@@ -202,7 +202,7 @@ fn ip6() -> Vec<Rule> {
 
 fn arp() -> Vec<Rule> {
     let arp = || Rule::any().is(Load::Protocol, &ARP);
-    // Addresses of other kinds have other lengths, and so the sender's elsewhere.
+    // Addresses of other kinds have other lengths, which puts the sender's elsewhere.
     let wrong = [
         arp().is_not(Load::ArpHardware, &[0, 1]),
         arp().is_not(Load::ArpProtocol, &IP),
@@ -211,7 +211,7 @@ fn arp() -> Vec<Rule> {
     ];
     let own = arp().found(&[Load::Iif, Load::ArpSenderMac, Load::ArpSender], &OWN[0]);
     let forged = arp().not_found(&[Load::Iif, Load::ArpSenderMac], &MAC);
-    // A probe says of no address that it is somebody's (RFC 5227 §2.1).
+    // A probe claims no address (RFC 5227 §2.1).
     let probe = arp().is(Load::ArpOperation, &[0, 1]).is(Load::ArpSender, &UNSPECIFIED[..4]);
     let more = arp().found(&[Load::Iifname, Load::ArpSender], &MORE[0]);
     let off = [if_off(Part::Arp).give_back()];
@@ -282,7 +282,7 @@ fn nd_target() -> Vec<Rule> {
     ]
 }
 
-/// Behind an extension header nobody accepts it who keeps to RFC 6980, and options would be elsewhere.
+/// Nobody who keeps to RFC 6980 accepts it behind an extension header, and options would be elsewhere.
 fn behind_other_headers() -> Rule {
     of(Family::V6).is_not(Load::Ipv6Next, &[ICMP6]).drop()
 }

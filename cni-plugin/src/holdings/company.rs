@@ -2,8 +2,8 @@
 //!
 //! Whoever closes a netfilter socket while nftables has deleted objects to free waits for RCU (8 to 16 ms) and keeps every other
 //! change of the namespace's ruleset waiting, the removal of links too (`nft_rcv_nl_event` of net/netfilter/nf_tables_api.c).
-//! So while others are at it, none is closed: children that outlive their DELs, and the ADDs among these, close theirs
-//! together, and the kernel waits once.
+//! So while others are at work, no socket is closed: children that outlive their DELs, and the ADDs among these, close
+//! theirs together, and the kernel waits once.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read as _};
@@ -58,7 +58,7 @@ impl Company {
         Ok(Self { place, others, socket: socket.as_fd().try_clone_to_owned()? })
     }
 
-    /// Joins those who are there. `None`: nobody is, which is a matter of three system calls.
+    /// Joins those who are there. `None`: nobody is, which takes three system calls to find out.
     pub fn find(state_dir: &Path, socket: impl AsFd) -> Option<Self> {
         let path = state_dir.join(FIFO);
         let mut others = File::from(open(&path, FLAGS | OFlag::O_RDONLY, Mode::empty()).ok()?);
@@ -68,8 +68,8 @@ impl Company {
         }
     }
 
-    /// Has a child outlast the others in the place of this process, which lets go of its socket: before its place, or it might close it
-    /// last.
+    /// Has a child outlast the others in the place of this process, which lets go of its socket before its place, or it might close
+    /// that last.
     ///
     /// # Errors
     /// Those of fork(2).
@@ -92,7 +92,7 @@ impl Company {
     }
 }
 
-/// What is left to somebody who is at work no more: to wait for the others.
+/// What is left to a process that has done its work: to wait for the others.
 pub struct Rest {
     others: OwnedFd,
     socket: OwnedFd,
@@ -182,7 +182,7 @@ mod tests {
         assert!(has_others(&first));
         drop(third);
         assert!(!has_others(&first));
-        // Who comes later is another company's first.
+        // Whoever comes later is another company's first.
         assert!(!has_others(&join(dir.path()).given_up()));
     }
 
@@ -215,7 +215,7 @@ mod tests {
         assert!((0..10).any(|_| keeps_the_socket_and_nothing_else()));
     }
 
-    /// Sees when it is let go whether a descriptor of this process is open.
+    /// Notes, when it is dropped, whether a descriptor of this process is open.
     struct Watched<'a>(RawFd, &'a mut bool);
 
     impl Drop for Watched<'_> {

@@ -61,7 +61,7 @@ impl Erasure {
         Ok((!found.is_empty()).then_some(Self { nft, what: What::Searched, state_dir }))
     }
 
-    /// Erases it. Who closes the socket last waits for RCU, so a child should have it too.
+    /// Erases it. Whoever closes the socket last waits for RCU, so a child should have it too.
     pub fn carry_out(mut self, key: &AttachmentKey) -> NlResult<()> {
         let What::Known(known) = &self.what else {
             return sweep(&mut self.nft, |hash| hash == key.hash());
@@ -110,7 +110,7 @@ pub fn is_dead(state_dir: &Path, links: &BTreeSet<String>, hash: &str) -> bool {
     !links.contains(&host_veth_of(hash)) && !record::exists(state_dir, hash)
 }
 
-/// Erases what the attachments have that a predicate on their hashes chooses, and has their flows of UDP forgotten.
+/// Erases what the attachments chosen by their hashes have, and has their flows of UDP forgotten.
 ///
 /// # Errors
 /// What the kernel refused; what is gone already is no error.
@@ -120,8 +120,8 @@ pub fn sweep(nft: &mut Nft, is_chosen: impl Fn(&str) -> bool) -> NlResult<()> {
     Ok(())
 }
 
-/// Removes what others have with its addresses. An ADD that met the container before this may still add to that: what it looks
-/// at stays, unless this has its lock. What others have is known from their records; only where that is not all, the sets are looked through.
+/// Removes what others have with its addresses. An ADD that met the container before this may still add to that: the notes that it reads
+/// stay, unless this has its lock. What others have is known from their records; the sets are looked through only where that is not all.
 fn forget(
     nft: &mut Nft,
     state_dir: &Path,

@@ -1,6 +1,6 @@
 //! What a network has in the host's rules for all its containers. Which subnets are the network's follows from all of them, as a
-//! configuration may have had other ranges when some came; and no two networks with containers have addresses in common, as rules could
-//! not tell them apart.
+//! configuration may have had other ranges when some came. No two networks with containers have addresses in common, as rules could not
+//! tell them apart.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,8 +25,8 @@ use crate::step::{Journal, Step};
 /// How long the agent waits for the lock of all networks. An ADD has it for a moment, but may be stopped then, and all that the agent does is on one thread.
 const AGENT_PATIENCE: Duration = Duration::from_millis(100);
 
-/// Has the network's policy name the subnets of all its containers, where the rules do not have what this one's alone tells. Returns the
-/// lock under which the rules can be changed then.
+/// Has the network's policy name the subnets of all its containers, where the rules lack what this one's alone tells. Returns the lock
+/// under which the rules can be changed then.
 ///
 /// # Errors
 /// [`Code::Conflict`] when another network has addresses in common, [`Code::TryAgain`].
@@ -60,7 +60,7 @@ pub(super) fn agree(
     let on_file = isolation.policy.clone();
     isolation.policy.join(known);
     if isolation.policy != on_file && !is_announced && is_all && journal.alone()? {
-        // Nobody is on the way who would rely on what nobody has on file; what was read before somebody ended may be old.
+        // Nobody on the way would rely on what nobody has on file; what was read before somebody ended may be old.
         isolation.policy = own;
         isolation.policy.join(subnets_on_file(state_dir, name)?.0);
     }
@@ -72,8 +72,8 @@ pub(super) fn agree(
     Ok(Some(lock))
 }
 
-/// For the agent: has the rules know a network of which no container is here, so that those of other networks are kept from its containers
-/// on other hosts, and the other way round. Whether there was anything to do; what containers brought is left alone.
+/// For the agent: has the rules know a network of which no container is here, so that other networks' containers are kept from its
+/// containers on other hosts, and the other way round. Whether there was anything to do; what containers brought is left alone.
 ///
 /// # Errors
 /// [`Code::Conflict`] when another network has addresses in common, [`Code::TryAgain`] while an ADD is at it, [`Code::Kernel`].
@@ -160,7 +160,7 @@ fn subnets_on_file(state_dir: &Path, network: &NetworkName) -> Result<(Vec<IpNet
     Ok((subnets, is_all))
 }
 
-/// That no other network with containers has any of the addresses that a network is to have in the rules.
+/// Sees that no other network with containers has any of the addresses that a network is to have in the rules.
 ///
 /// # Errors
 /// [`Code::Conflict`], naming the other network and what it has.
@@ -197,7 +197,7 @@ fn lives(state_dir: &Path, network: &NetworkName, wanted: &[Element]) -> Result<
                     return Ok(Some(format!("of which container {} is there", content.container_id)));
                 }
             }
-            // One that was killed left nobody's lock.
+            // An ADD that was killed holds no lock.
             Found::Begun(content) if is_held(state_dir, network, &hash)? => {
                 return Ok(Some(format!("of which container {} is on its way", content.container_id)));
             }

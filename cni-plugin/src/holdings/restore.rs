@@ -38,7 +38,7 @@ pub fn restore(state_dir: &Path, suspects: &Suspects, deadline: Deadline) -> Res
     let mut held = held_by(&attached);
     let mut all = Elements::default();
     held.iter().cloned().for_each(|elements| all.extend(elements));
-    // First: what is still missing then has whoever comes next do all of it again.
+    // First, so that whatever is still missing makes the next comer do all of it again.
     let mut lost = masquerade_again(&mut nft, &attached);
     for _ in 0..ATTEMPTS {
         // Once more, until nothing is missing: what was back may have been flushed while the rest was put back.
@@ -68,7 +68,7 @@ fn elements_again(nft: &mut Nft, state_dir: &Path, suspects: &Suspects) -> Resul
     Ok(ruleset::put_back(nft, &held)?)
 }
 
-/// Leaves out what networks have at which somebody is at work: who is on the way may have brought another configuration.
+/// Leaves out what networks have at which somebody is at work: a container on its way may have brought another configuration.
 fn leave_out_unsettled(state_dir: &Path, attached: &[Locked], held: &mut [Elements]) {
     let own: BTreeSet<&str> = attached.iter().map(|one| one.key.hash()).collect();
     let networks: BTreeSet<&NetworkName> = attached.iter().map(|one| &one.key.network).collect();
@@ -112,7 +112,7 @@ pub fn end_masquerade(state_dir: &Path, network: &NetworkName, deadline: Deadlin
     Ok(true)
 }
 
-/// Whether what the host's networks masquerade is there, as far as one record of each tells that has anything of it.
+/// Whether what the host's networks masquerade is there, by one record of each that has anything of it.
 fn masquerade_is_whole(nft: &mut Nft, state_dir: &Path) -> NlResult<bool> {
     for network in record::networks(state_dir) {
         if let Some(masquerade) = record::any_masquerade(state_dir, &network)
@@ -136,8 +136,8 @@ pub(super) fn masquerade_again(nft: &mut Nft, attached: &[Locked]) -> bool {
     was_missing
 }
 
-/// What the networks of these attachments have masqueraded: all of their prefixes, with the exemptions of who came
-/// last.
+/// What the networks of these attachments have masqueraded, by their names: all of their prefixes, with the exemptions of whoever
+/// came last.
 fn masquerades(attached: &[Locked]) -> BTreeMap<&NetworkName, Masquerade> {
     let mut all: Vec<_> = attached.iter().filter(|one| !one.content.masquerade.is_nothing()).collect();
     all.sort_by_key(|one| one.content.since());

@@ -11,8 +11,8 @@ use crate::conf::ports::{Mapping, Protocol};
 use crate::plan::everything;
 use crate::ruleset::by_address;
 
-/// From how many ports in a row on a range is one element. The kernel copies the map of ranges at every change,
-/// so a few single ports are cheaper.
+/// At least so many ports in a row are one element. The kernel copies the map of ranges at every change, so a
+/// few single ports are cheaper.
 const RANGE_MIN: u16 = 8;
 
 /// Ports of the host that go to the container.

@@ -43,13 +43,13 @@ pub(super) static RANGES: [Set; 2] = [
     set("hostport-range-v4", &[V4, Type::Protocol, Type::Port], &[V4], true),
     set("hostport-range-v6", &[V6, Type::Protocol, Type::Port], &[V6], true),
 ];
-/// The host's addresses of which one alone has or had a port: where to look for who wants a port of every address. No rule asks it.
+/// The host's addresses that have or had a port alone: where to look when a port of every address is wanted. No rule asks it.
 pub(super) static ADDRESSES: [Set; 2] =
     [set("hostport-addresses-v4", &[V4], &[], false), set("hostport-addresses-v6", &[V6], &[], false)];
 /// Containers whose clients are masqueraded where they would be answered directly.
 pub(super) static HAIRPIN: [Set; 2] =
     [set("hostport-hairpin-v4", &[V4], &[], false), set("hostport-hairpin-v6", &[V6], &[], false)];
-/// Pairs of a prefix with itself: who talks within it would be.
+/// Pairs of a prefix with itself: clients within it would be.
 pub(super) static SAME: [Set; 2] =
     [set("hostport-same-v4", &[V4, V4], &[], true), set("hostport-same-v6", &[V6, V6], &[], true)];
 /// Containers all of whose clients are masqueraded.
@@ -60,7 +60,7 @@ pub(super) static LIMITED: [Set; 2] =
     [set("hostport-limited-v4", &[V4], &[], false), set("hostport-limited-v6", &[V6], &[], false)];
 pub(super) static SOURCES: [Set; 2] =
     [set("hostport-sources-v4", &[V4, V4], &[], true), set("hostport-sources-v6", &[V6, V6], &[], true)];
-/// Their ports to which ports of the host lead, and who asks these themselves as if nobody were left out: their networks.
+/// Their ports to which ports of the host lead, and their networks, which ask these themselves as if nobody were left out.
 pub(super) static LIMITED_PORTS: [Set; 2] = [
     set("hostport-limited-ports-v4", &[V4, Type::Protocol, Type::Port], &[], true),
     set("hostport-limited-ports-v6", &[V6, Type::Protocol, Type::Port], &[], true),
@@ -135,13 +135,13 @@ pub fn groups(policy: &PortPolicy) -> Vec<&'static Group> {
     std::iter::once(&GROUP).chain(limited).collect()
 }
 
-/// What host ports led to a container. Who has translated a flow before the chains above is another, as kube-proxy for a Service,
-/// and the flow comes to none of them; so those that come are given a label.
+/// What host ports led to a container. A flow that another has translated before the chains above, as kube-proxy for a Service,
+/// comes to none of them; so those that come are given a label.
 pub fn published() -> Rule {
     Rule::any().dnatted().labelled()
 }
 
-/// The kernel forwards nothing from a link-local address, and who sends to one of the host's does it from such: that is for the host.
+/// The kernel forwards nothing from a link-local address, and packets to one of the host's come from one: they are for the host.
 fn to_containers() -> Vec<Rule> {
     let port = [Load::L4Protocol, Load::DestinationPort];
     let rules = FAMILIES.iter().flat_map(|&(family, at)| {
@@ -200,7 +200,7 @@ fn loopback_stays_inside() -> Vec<Rule> {
         .into()
 }
 
-/// Who has a way to the container's network by this host could ask the container itself, so he is kept to the same.
+/// Whoever has a way to the container's network by this host could ask the container itself, so the same rules apply.
 fn only_sources() -> Vec<Rule> {
     let limited = FAMILIES.iter().map(|&(family, at)| {
         let port = [Load::Destination(family), Load::L4Protocol, Load::DestinationPort];

@@ -21,7 +21,7 @@ pub(super) fn elements(claims: &[Claim], sources: &[IpNetwork], neighbours: &[Ip
             .chain(from(&NEIGHBOURS, *to, neighbours))
             .collect::<Vec<_>>()
     };
-    // A record of a version that limited nobody who asks the container itself names no neighbours.
+    // A record of a version that did not limit requests to the container itself names no neighbours.
     let ports = if neighbours.is_empty() { Vec::new() } else { ports(claims) };
     targets(claims).iter().flat_map(limited).chain(ports).collect()
 }

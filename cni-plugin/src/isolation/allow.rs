@@ -123,8 +123,8 @@ fn label_term(label: &str) -> String {
     format!("label {label}")
 }
 
-/// What a container's rules and those of others come to for it. Each two containers are asked once: when the
-/// second of them comes.
+/// What a container's rules and those of others come to for it. Each pair of containers is asked once: when
+/// the second of them comes.
 pub(super) fn grants(own: &Member, others: &[Member]) -> Vec<Grant> {
     without_overlaps(meant(own, others))
 }
@@ -148,8 +148,8 @@ fn meant(own: &Member, others: &[Member]) -> Vec<Grant> {
     all
 }
 
-/// What is left of a container's grants while some that were there when it came are gone, and their addresses may be others'. Where
-/// one that came later has the same, that one holds it.
+/// What is left of a container's grants when some that were there when it came are gone: their addresses may be others'. Where a
+/// later one has the same grant, that one holds it.
 pub(super) fn current(content: &Content, others: &[&Content]) -> Vec<Grant> {
     let Some(own) = Member::of(content) else { return Vec::new() };
     let holds = |grant: &&Grant| {
@@ -275,8 +275,8 @@ pub(super) fn held(by: &[Content], addresses: &[IpAddr]) -> Vec<Element> {
     grants.filter(|grant| is_meant(grant.from) || is_meant(grant.to)).map(element).collect()
 }
 
-/// Removes what others were allowed with addresses that are somebody else's from now on. Only where it is noted that there is
-/// something, the sets are looked through. The notes stay where an ADD may be `beside`, which relies on them.
+/// Removes what others were allowed with addresses that are somebody else's from now on. The sets are looked through only
+/// where it is noted that there is something. The notes stay where an ADD may be `beside`, which relies on them.
 ///
 /// # Errors
 /// What the kernel refused; what is gone already is no error.
@@ -288,7 +288,7 @@ pub fn forget(nft: &mut Nft, addresses: &[IpAddr], beside: bool) -> NlResult<()>
             if notes.is_empty() {
                 continue;
             }
-            // Those of a container on the other side of a prefix are that one's.
+            // Elements of a container on the other side of a prefix are that container's.
             let sets = [(&ALL, None), (&PORT, None), (&PORTS, None), (&FROM, Some(0)), (&TO, Some(1))];
             for (sets, open_field) in sets {
                 found.extend(with(nft, by_address(sets, *address), *address, open_field)?);
@@ -320,7 +320,7 @@ pub fn notes(nft: &mut Nft, addresses: &[IpAddr]) -> NlResult<Vec<Element>> {
     Ok(found)
 }
 
-/// The elements of a set one field of which, but for one, is this address: which one, another version may have seen otherwise.
+/// The elements of a set that have this address in any field but one: which one, another version may have seen otherwise.
 fn with(nft: &mut Nft, set: &Set, address: IpAddr, but: Option<usize>) -> NlResult<Vec<Element>> {
     let own = Tuple::default().address(address);
     let own = own.bytes();

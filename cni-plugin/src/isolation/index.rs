@@ -1,7 +1,7 @@
 //! Which containers of a network its rules are about, without reading the records of all of them.
 //!
 //! In the directory of the network's boot there is one for each name or label, with an empty file for each container: `has-…`
-//! those that have it, `asks-…` those with a rule by which they may talk with who has it. The latter are there for all containers as long as
+//! those that have it, `asks-…` those with a rule by which they may talk with whoever has it. The latter are there for all containers as long as
 //! the whole is; one of the former is made of the records when it is first asked for, and kept up from then on. It is only ever
 //! added to under the lock of the meeting, before the container is on record as attached. A file says where to look, no more:
 //! one whose record is gone, or says something else, is no harm. Whoever leaves is taken out first, and is among the `leaving` as
@@ -28,7 +28,7 @@ const HAS: &str = "has-";
 const ASKS: &str = "asks-";
 const LEAVING: &str = "leaving";
 
-/// What is on file of the containers between which and this one something may be allowed. It is entered for those that come
+/// What is on file of the containers with which this one may be allowed something. This one is entered for those that come
 /// later. The caller holds the lock of the meeting.
 ///
 /// # Errors
@@ -39,8 +39,8 @@ pub(super) fn meet(state_dir: &Path, key: &AttachmentKey, own: &Member) -> Resul
     told("add to", &index.dir, index.enter(key.hash(), own))?;
     let mut contents = Vec::new();
     for hash in met {
-        // What is only begun is of an ADD that was killed: it would hold the lock. What leads nowhere is GC's, and tells who leaves
-        // that something may be left in the rules.
+        // A record that is only begun is of a killed ADD: any other would hold the lock. What leads nowhere is GC's, and tells
+        // those that leave that something may be left in the rules.
         if let Found::Attached(content) = record::peek(state_dir, &key.network, &hash)? {
             contents.push(content);
         }

@@ -66,11 +66,11 @@ pub(super) static NETWORKS: [Set; 2] = pairs(Table::Inet, "networks-v4", "networ
 pub(super) static CLOSED: [Set; 2] = pairs(Table::Inet, "closed-v4", "closed-v6");
 /// Those that nobody outside comes into.
 pub(super) static INTERNAL: [Set; 2] = pairs(Table::Inet, "internal-v4", "internal-v6");
-/// Those whose containers talk with each other as they are allowed only.
+/// Those whose containers talk with each other only as allowed.
 pub(super) static PRIVATE: [Set; 2] = pairs(Table::Inet, "private-v4", "private-v6");
 /// Those whose containers use no service of the host.
 pub(super) static HOSTLESS: [Set; 2] = pairs(Table::Inet, "hostless-v4", "hostless-v6");
-/// Those whose containers go out as they are allowed only.
+/// Those whose containers go out only as allowed.
 pub(super) static LIMITED: [Set; 2] = pairs(Table::Inet, "limited-v4", "limited-v6");
 /// A network's subnet and where its containers may go, or may not go.
 pub(super) static WAYS_OUT: [Set; 2] = pairs(Table::Inet, "egress-allow-v4", "egress-allow-v6");
@@ -88,7 +88,7 @@ pub(super) static BRIDGES: [Set; 2] = [
     Set { table: Table::Bridge, name: "bridges-v4", key: &[Type::Ifname, V4], data: &[], intervals: true },
     Set { table: Table::Bridge, name: "bridges-v6", key: &[Type::Ifname, V6], data: &[], intervals: true },
 ];
-/// The ports of bridges whose containers talk with each other as they are allowed only.
+/// The ports of bridges whose containers talk with each other only as allowed.
 pub(super) static PRIVATE_PORTS: Set =
     Set { table: Table::Bridge, name: "private-ports", key: &[Type::Ifname], data: &[], intervals: false };
 
@@ -221,7 +221,7 @@ fn to_dialled() -> Rule {
     Rule::any().dnatted().jump("isolation-dialled")
 }
 
-/// From containers that go out as they are allowed only. What conntrack does not know has one address to be allowed by.
+/// From containers that go out only as allowed. What conntrack does not know has one address to be allowed by.
 fn limited() -> Vec<Rule> {
     let allowed = FAMILIES.iter().flat_map(|&(family, at)| {
         let dialled = [Load::Source(family), Load::Dialled(family)];
@@ -307,7 +307,7 @@ fn on_link_to_the_host() -> Vec<Rule> {
     ]
 }
 
-/// Containers that reach each other by the host only must not be told of a shorter way.
+/// Containers that reach each other only by the host must not be told of a shorter way.
 fn no_redirects() -> Vec<Rule> {
     ICMP.iter()
         .zip(REDIRECT)
@@ -322,7 +322,7 @@ fn no_redirects() -> Vec<Rule> {
         .collect()
 }
 
-/// A frame that was for the bridge and goes on to another port was turned round by br_netfilter: address translation in
+/// A frame that was for the bridge and goes on to another port was turned round by br_netfilter. Address translation in
 /// the inet table sent it to a container of the same bridge, and the chain there says whether it may go.
 fn bridged() -> Vec<Rule> {
     let translated = Rule::any().to_bridge().accept();

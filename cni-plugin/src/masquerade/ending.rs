@@ -35,8 +35,8 @@ pub(crate) fn is_there(nft: &mut Nft, network: &NetworkName) -> NlResult<bool> {
     Ok(nft.chain(&chain_name(network))?.is_some())
 }
 
-/// What is left of a former configuration in a network that is not to be masqueraded. Where a node agent looks after the network, or did
-/// since the host was booted, that has a configuration of its own.
+/// What is left of a former configuration in a network that is not to be masqueraded. A node agent that looks after the network, or did
+/// since the host was booted, has a configuration of its own.
 ///
 /// # Errors
 /// What the kernel refused.
@@ -93,8 +93,9 @@ pub fn undo(nft: &mut Nft, state_dir: &Path, network: &NetworkName, former: &For
     }
 }
 
-/// The prefixes in a network's sets that none of its containers needs, but for one's own, which are wanted. Who is at work may need any, so then
-/// there is none; nor is there where a node agent has them. `of` is the network, and the hash of one's own attachment.
+/// The prefixes in a network's sets that none of its containers needs, but for one's own, which are wanted. An ADD at work may need any, so then
+/// there is none; nor is there where a node agent has them.
+/// `of` is the network, and the hash of the attachment that asks.
 ///
 /// # Errors
 /// What the kernel refused.
@@ -115,8 +116,8 @@ pub fn stale(
     Ok(stale)
 }
 
-/// Takes them out of the sets. Who came meanwhile may have found its own there, and has a record since before it looked: for that one they
-/// are put back.
+/// Takes them out of the sets. A container that came meanwhile may have found its own there, and had a record before it looked: for that
+/// one they are put back.
 ///
 /// # Errors
 /// What the kernel refused.

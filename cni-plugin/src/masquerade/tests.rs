@@ -329,7 +329,7 @@ fn a_rehearsal_changes_nothing_and_is_refused_like_the_real_thing() {
     let before = ruleset();
     rehearse(&mut kernel, &name, &wanted).unwrap();
     assert_eq!(ruleset(), before);
-    // A chain that is missing is refused as an expression would be that the kernel has not.
+    // A missing chain is refused as an expression that the kernel lacks would be.
     let missing = Change::add_rule("not-there", &Rule::of(Family::V4).masquerade());
     assert_eq!(kernel.rehearse(vec![missing]).unwrap_err().errno, Errno::ENOENT);
     assert_eq!(ruleset(), before);

@@ -98,8 +98,8 @@ impl Device {
         }
     }
 
-    /// Two networks with one VNI would take the device from each other for ever. One without a mark is this network's when it has its
-    /// MAC address, with which it is made: the mark comes a message later, and is missing from one of an earlier version of Weft.
+    /// Two networks with one VNI would take the device from each other for ever. One without a mark is this network's when it has the
+    /// network's MAC address, with which it is made: the mark comes a message later, and an earlier version of Weft made none.
     fn claim(&self, link: &Link) -> NlResult<()> {
         let other = match &link.alias {
             Some(owner) if *owner == self.owner => return Ok(()),
@@ -120,7 +120,7 @@ impl Device {
         Err(NetError { explanation: Some(explanation), ..Errno::EEXIST.into() })
     }
 
-    /// Whether the device lacks its address, and those that are not its own.
+    /// Whether the device lacks its address, and the addresses that are not its own.
     fn addresses(&self, netlink: &mut Netlink, index: u32) -> NlResult<(bool, Vec<IpNetwork>)> {
         let mut found = netlink.addresses(index)?;
         let missing = !found.contains(&self.address);
@@ -167,7 +167,7 @@ impl Device {
         require(link.mac == Some(self.mac), format!("device {name} has MAC {mac} instead of {}", self.mac));
         require(link.mtu == mtu, format!("device {name} has MTU {} instead of {mtu}", link.mtu));
         require(link.up, format!("device {name} is down"));
-        // Which takes in all that comes from other hosts.
+        // That link would take in all that comes from other hosts.
         require(link.master.is_none(), format!("device {name} is a port of another link"));
         let (missing, foreign) = self.addresses(netlink, link.index)?;
         require(!missing, format!("device {name} has not the address {}", self.address));

@@ -100,13 +100,13 @@ fn connect(
     if before.told != told {
         tell(network, &rejected);
     }
-    // What cannot be told now is looked at again by the next one: the device is there, and this one knows what to take back.
+    // The next ADD looks again at what cannot be told now: the device is there, and this one knows what to take back.
     let found = mtus(netlink, &overlay).unwrap_or_default().unwrap_or_default();
     let lease = serde_json::to_string(&lease).unwrap_or_default();
     if let Some(stamp) = stamp
         && let Err(error) = (Note { stamp, told, mtus: words(&found), lease }).write(marker)
     {
-        // The next one does the same again.
+        // The next ADD does the same again.
         log::warn!("network {network}: what was connected is not noted in {}: {error}", marker.display());
     }
     Ok(Joined { overlay, mtu: changes.mtu.unwrap_or_default(), made: absent })
@@ -119,12 +119,12 @@ fn connect(
 pub fn retire(netlink: &mut Netlink, former: &HostLease, successor: &Overlay) -> NlResult<()> {
     match Overlay::new(former, &Peers::default()) {
         Ok((former, _)) => remove(netlink, &former.without(successor)),
-        // One that cannot be read led nowhere.
+        // A lease that cannot be read led nowhere.
         Err(_) => Ok(()),
     }
 }
 
-/// What stands for having told it, so that it is told once.
+/// Stands for what was told, so that it is told once.
 fn told(rejected: &[Rejected]) -> String {
     let parts: Vec<&str> = rejected.iter().flat_map(|record| [record.key.as_str(), &record.reason]).collect();
     format!("{:x}", weft_state::hash(&parts))
@@ -242,7 +242,7 @@ struct Note {
     told: String,
     /// What the devices' MTUs were then.
     mtus: String,
-    /// What a later lease may leave unused: as text, which only who has a later one reads.
+    /// What a later lease may leave unused: as text, read only where there is a later one.
     lease: String,
 }
 

@@ -33,7 +33,7 @@ pub struct Changes {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreached {
     pub subnet: IpNetwork,
-    /// In a few words, of which there are only a few.
+    /// In a few words; there are only a few kinds.
     pub kind: &'static str,
     pub reason: String,
 }
@@ -174,8 +174,8 @@ impl Underlay {
         }
     }
 
-    /// Whether no router is on the way to an address: where one of the interface's has it in its prefix, or a route by the interface leads to
-    /// it alone, as where a host's own prefix is a single address.
+    /// Whether no router is on the way to an address: one of the interface's has it in its prefix, or a route by the interface leads to it
+    /// alone, as where a host's own prefix is a single address.
     fn is_on_link(&self, public: IpAddr, routes: &[&KernelRoute]) -> bool {
         let there = routes.iter().filter(|route| route.dst.contains(public));
         let used = there.max_by_key(|route| (route.dst.prefix(), Reverse(route.priority)));
@@ -342,7 +342,7 @@ impl Side {
         Ok(self.peers.values().any(|peer| underlay.is_on_link(peer.public, &others)))
     }
 
-    /// All by the interface to other hosts, where plain routes come into question.
+    /// All routes by the interface to other hosts, where plain ones come into question.
     fn routes_of_link(&self, netlink: &mut Netlink, underlay: &Underlay) -> NlResult<Vec<KernelRoute>> {
         match self.direct {
             Direct::None => Ok(Vec::new()),

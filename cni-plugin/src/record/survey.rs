@@ -33,8 +33,8 @@ pub fn up_to_date(state_dir: &Path, key: &AttachmentKey) -> Result<Option<Conten
     Ok(Some(content))
 }
 
-/// Whether an attachment of any network, other than one with this hash, has been made since a moment of the monotonic clock. What cannot be
-/// read may be such a one.
+/// Whether an attachment of any network, other than one with this hash, has been made since a moment of the monotonic clock. A record that
+/// cannot be read may be one.
 pub fn has_newer(state_dir: &Path, than: Duration, own: &str) -> bool {
     networks(state_dir).into_iter().any(|network| {
         let is_newer = |hash: String| match peek(state_dir, &network, &hash) {

@@ -48,8 +48,8 @@ impl fmt::Debug for Group {
     }
 }
 
-/// Whether no group is damaged. One that is not there at all was never needed as long as another one of its table is
-/// whole: who puts back one puts back all.
+/// Whether no group is damaged. A missing group was never needed as long as another one of its table is whole:
+/// whoever puts back one puts back all.
 ///
 /// # Errors
 /// What the kernel says to the query.
@@ -75,8 +75,8 @@ fn is_undamaged(nft: &mut Nft, group: &Group) -> NlResult<bool> {
     Ok((is_intact(nft, group)? || is_waiting(nft, group)?) && has_all_sets(nft, group)?)
 }
 
-/// Makes those groups anew that are damaged and of which attachments need nothing: [`super::ensure`] does not look at them,
-/// and one that stays damaged is never whole. Whether there were any. An ADD may be at it: sets that are as wanted keep their elements.
+/// Makes anew damaged groups of which attachments need nothing: [`ensure`](super::ensure) does not look at them, and one that stays
+/// damaged is never whole. Whether there were any. An ADD may be at work: sets that are as wanted keep their elements.
 ///
 /// # Errors
 /// What the kernel refused; the explanation names the object.
@@ -96,7 +96,7 @@ pub fn renew_others(nft: &mut Nft, needed: &Elements) -> NlResult<bool> {
     Ok(renewed)
 }
 
-/// Makes those chains anew that ADD takes for intact, as it counts the rules at hooks and reads none, and has packets come to them
+/// Makes anew the chains that ADD takes for intact, as it counts the rules at hooks and reads none, and has packets come to them
 /// again where somebody put a table to sleep. Whether there was anything. The
 /// sets keep their elements, and nothing is open meanwhile. Where another version's sets are, elements have to be put back as well,
 /// which is not for here: such a group is not whole.
@@ -114,7 +114,7 @@ pub fn mend(nft: &mut Nft) -> NlResult<bool> {
     for group in GROUPS {
         mended |= retry(|| match is_altered(nft, group)? {
             true => {
-                // Where a flush came in between, table, sets or chains are missing, this fails, and it is no alteration.
+                // After a flush in between, table, sets or chains are missing: this fails, and it is no alteration.
                 let mut changes = clear(nft, group)?;
                 changes.extend(chains_of(group, group.chains));
                 nft.batch(changes).map(|()| true)

@@ -1,4 +1,4 @@
-//! Groups whose chains are made when there is something for them to decide: a chain costs every packet of its hook, also
+//! Groups whose chains are made when there is something for them to decide. A chain costs every packet of its hook, also
 //! those on bridges where br_netfilter is in use, and one with `ct` has the kernel keep a record of all flows. Their sets are
 //! there from the first attachment on, so whoever comes later sees who is there.
 
@@ -15,7 +15,7 @@ pub struct Idle {
     pub group: &'static Group,
     /// Networks' elements in these sets alone decide nothing. An element of any other set does.
     pub sets: &'static [Set],
-    /// Of two networks that meet in these sets the elements do.
+    /// Elements of two networks that meet in these sets do.
     pub meeting: &'static [Set; 2],
     /// They meet where so many bytes at the beginning of their keys are the same.
     pub common: usize,
@@ -51,7 +51,7 @@ pub(super) fn can_wait(group: &Group) -> bool {
     of(group).is_some()
 }
 
-/// Whether these elements alone have a group's chains nothing to decide.
+/// Whether these elements alone give a group's chains nothing to decide.
 pub(super) fn may_wait_without_a_look<'a>(
     group: &Group,
     mut wanted: impl Iterator<Item = &'a Element>,

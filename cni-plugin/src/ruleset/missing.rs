@@ -46,7 +46,7 @@ pub fn put_back(nft: &mut Nft, held: &[Elements]) -> NlResult<bool> {
     }
 }
 
-/// Whether somebody made an attachment's element another one. What another attachment has by now is that one's.
+/// Whether somebody altered an attachment's element. What another attachment has by now is that one's.
 fn is_altered(found: &Element, wanted: &Element) -> bool {
     let owner = owner_in(&wanted.comment);
     let is_anothers = owner.is_some() && owner_in(&found.comment).is_some_and(|other| Some(other) != owner);

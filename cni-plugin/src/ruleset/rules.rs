@@ -14,7 +14,7 @@ pub struct Rules {
     seen: Vec<(&'static Group, Seen)>,
     /// Whether what the network has in the rules was there already, as its configuration has it now.
     settled: bool,
-    /// The mark of what that was asked for.
+    /// The mark of the elements that this was asked for.
     mark: Option<String>,
     /// Whether something was not there that a quick look does not miss.
     distrusted: bool,
@@ -76,7 +76,7 @@ impl Rules {
         self.distrusted = true;
     }
 
-    /// Looks whether a network has these elements, which are marked, and no others. Who makes it so asks for himself, so once is
+    /// Looks whether a network has these elements, which are marked, and no others. Whoever makes it so asks again, so once is
     /// enough.
     ///
     /// # Errors
@@ -112,8 +112,8 @@ impl Rules {
         Ok(true)
     }
 
-    /// Where a settled network has nobody to be kept from, whoever comes later makes the chains: that there are none says
-    /// that nobody came.
+    /// Where a settled network has nobody to be kept from, whoever comes later makes the chains: as long as there are
+    /// none, nobody came.
     fn is_ready(&mut self, group: &'static Group, wanted: &Elements) -> NlResult<bool> {
         match self.seen.iter().find(|(seen, _)| *seen == group) {
             Some((_, Seen::Intact)) => Ok(true),

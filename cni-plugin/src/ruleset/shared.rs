@@ -16,7 +16,7 @@ pub(super) fn widest(elements: impl Iterator<Item = Element>) -> Vec<Element> {
     kept
 }
 
-/// What has the sets cover all that is wanted where elements are in the way; `None` where there are none.
+/// What makes the sets cover all that is wanted where elements are in the way; `None` where there are none.
 pub(super) fn make_way(nft: &mut Nft, wanted: &[Element]) -> NlResult<Option<Vec<Change>>> {
     let (mut left, mut narrower) = (Vec::new(), Vec::new());
     let mut is_in_the_way = false;

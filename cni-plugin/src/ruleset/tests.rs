@@ -73,7 +73,7 @@ fn what_is_made_is_intact() {
     check(&mut kernel, &Elements::default()).unwrap();
 }
 
-/// By their number the rules are all there, which is what ADD looks at; who looks after the host reads them.
+/// By their number the rules are all there, which is what ADD looks at; the agent reads them.
 #[test]
 fn a_rule_that_was_altered_in_place_is_mended() {
     let mut kernel = fresh_host();
@@ -331,7 +331,7 @@ fn the_later_of_two_networks_sees_the_other() {
     assert_eq!(has_chains(), [true; 2]);
 }
 
-/// A group that stayed damaged would have who looks after the host read and lock all records at every look.
+/// A group that stayed damaged would have the agent read and lock all records at every look.
 #[test]
 fn what_nobody_needs_is_made_whole_and_keeps_what_fits() {
     let mut kernel = fresh_host();

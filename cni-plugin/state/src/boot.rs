@@ -10,7 +10,7 @@ use cni_protocol::{Code, Error, NetworkName};
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// By which a plugin tells the one that it executes what boot this is: to have the kernel write it down again costs a hundredth of an
+/// The variable by which a plugin tells the one that it executes what boot this is: asking the kernel again costs a hundredth of an
 /// ADD. No environment outlives a boot.
 pub const BOOT_ID_ENV: &str = "WEFT_BOOT_ID";
 

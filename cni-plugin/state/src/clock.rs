@@ -20,8 +20,8 @@ pub fn monotonic() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
 }
 
-/// By the wall clock, the earliest time at which this boot can have begun: what a file says to be older is of another one.
-/// A clock that was set meanwhile says something else now than it did then: /proc has the time of its mount, so the earlier one counts.
+/// The earliest time, by the wall clock, at which this boot can have begun: a file with an older time is of another boot. A clock that
+/// was set since then gives another time now; /proc has the time of its mount, and the earlier of the two counts.
 #[must_use]
 pub fn boot_began() -> SystemTime {
     let up = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();

@@ -23,7 +23,7 @@ pub(crate) fn remedy(cause: &io::Error) -> &'static str {
     }
 }
 
-/// The content of a file. What waits for a writer elsewhere, as a FIFO that somebody put in its place, counts as empty.
+/// The content of a file. What would wait for a writer, as a FIFO that somebody put in its place, counts as empty.
 ///
 /// # Errors
 /// Those of open(2) and read(2).
@@ -50,7 +50,7 @@ pub fn open_to_write(path: &Path, truncate: bool) -> io::Result<File> {
     })
 }
 
-/// Has what is no file give way to one. What a directory has in it stays, beside it, as long as the directory that they are in.
+/// Replaces what is no file with one. A directory with something in it is moved aside, and stays as long as its parent.
 pub(crate) fn displace(path: &Path) -> io::Result<()> {
     let aside = path.with_file_name(format!(".no-file-{}", monotonic().as_nanos()));
     log::warn!("{} is no file, and gives way to one", path.display());

@@ -41,11 +41,11 @@ pub struct HostLease {
     pub ttl: u64,
     /// When it was last renewed, in seconds since 1970.
     pub renewed: u64,
-    /// The addresses that packets to other hosts leave with, at most one of each family: where a record has the
-    /// address of a router in front of this host, another one than the record's.
+    /// The addresses that packets to other hosts leave with, at most one of each family: not the record's own
+    /// where the record has the address of a router in front of this host.
     #[serde(default)]
     pub local: Vec<IpAddr>,
-    /// By what configuration these were found, as text; empty of a lease of an earlier version.
+    /// The configuration by which these were found, as text; empty in a lease of an earlier version.
     #[serde(default)]
     pub underlay: String,
     /// What this host put at its public addresses' keys, which tells it from another one with the same address; empty
@@ -61,7 +61,7 @@ pub struct Peers {
     pub revision: i64,
     /// Values by the last part of their keys.
     pub records: BTreeMap<String, String>,
-    /// The revisions that made the keys; a record that is renewed keeps its own. Not of those that the store has lost.
+    /// The revisions that made the keys; a record that is renewed keeps its own. Keys that the store has lost have none.
     #[serde(default)]
     pub created: BTreeMap<String, i64>,
 }
@@ -174,7 +174,7 @@ impl Taken {
 }
 
 impl Peers {
-    /// The revision that made a key: of records that cannot all be believed it is the one with the smallest, which was there first.
+    /// The revision that made a key. Of records that cannot all be believed, the one with the smallest is: it was there first.
     #[must_use]
     pub fn made(&self, key: &str) -> i64 {
         self.created.get(key).copied().unwrap_or_default()

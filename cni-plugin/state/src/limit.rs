@@ -2,11 +2,11 @@
 
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
-/// As many open files as the process may have at most, until the value is dropped: programs that are executed then have what
+/// As many open files as the process may have at most, until the value is dropped. Programs that are executed then have what
 /// they had (`setrlimit(2)`: the soft limit is inherited, and select(2) cannot do with files beyond 1,024).
 #[derive(Debug)]
 pub struct ManyFiles {
-    /// The limits of before; nothing to be set back where these are the same, or could not be changed.
+    /// The limits before, to be set back; `None` where both were the same, or could not be changed.
     before: Option<(rlim_t, rlim_t)>,
 }
 

@@ -223,8 +223,8 @@ fn failed(path: &Path, cause: &io::Error) -> Error {
     Error::new(Code::Io, format!("lock {}: {cause}: {}", path.display(), remedy(cause)))
 }
 
-/// What is at the path, made where nothing is. A directory in a lock's place can be locked too, and is before it gives way; `None` where it
-/// just did, to another.
+/// Opens or makes what is at the path. A directory in a lock's place can be locked too, and is before it gives way; `None` where it has
+/// just given way to another.
 fn open_any(path: &Path) -> io::Result<Option<File>> {
     match open(path, true) {
         Err(e) if e.kind() == io::ErrorKind::IsADirectory => {}

@@ -87,7 +87,7 @@ fn a_lock_no_longer_shared_is_not_inherited(path: &Path) {
     Holder { child, stdin }.end();
 }
 
-/// As what an IPAM plugin leaves behind.
+/// Like what an IPAM plugin leaves behind.
 fn a_lock_that_was_taken_back_is_not_kept(path: &Path) {
     let lock = Lock::exclusive(path, Deadline::after(Duration::from_secs(20))).unwrap();
     lock.share_with_children(true).unwrap();

@@ -232,8 +232,8 @@ impl RawPool {
     }
 }
 
-/// What no subnet of a network may have of the link of an interface with this address: all of the link's. Of one that has the whole network,
-/// which was carved out of it then, only the interface's own.
+/// What no subnet of a network may have of the link of an interface with this address: all of the link's. Of a link that has the whole
+/// network, which was carved out of it then, only the interface's own.
 #[must_use]
 pub fn kept_by_link(network: IpNetwork, address: IpNetwork) -> IpNetwork {
     let is_carved_out = address.prefix() < network.prefix() && address.contains(network.ip());

@@ -1,4 +1,4 @@
-//! What was meant by a configuration that is none.
+//! What was meant by a configuration that is wrong.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -15,8 +15,8 @@ const LONGEST: usize = 2000;
 /// How comments begin and end. People know them from flannel's examples.
 const COMMENTS: [(&str, &str); 3] = [("#", "\n"), ("//", "\n"), ("/*", "*/")];
 
-/// The text of a configuration as it was meant, with all its other keys: comments taken out, and corrected what has one
-/// remedy. `None` where a person has to choose.
+/// The text of a configuration as it was meant, with all its other keys: comments are taken out, and what has one
+/// remedy is corrected. `None` where a person has to choose.
 ///
 /// One line of printable ASCII without apostrophes: it is to be pasted into a shell, and anybody may have written it.
 #[must_use]

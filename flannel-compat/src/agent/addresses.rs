@@ -18,7 +18,7 @@ pub(crate) struct Addresses {
     pub(crate) free: f64,
 }
 
-/// The same of each family: of both together nobody would see that one has none left.
+/// The same for each family: with both together nobody would see that one has none left.
 pub(crate) type ByFamily = BTreeMap<&'static str, Addresses>;
 
 impl Addresses {

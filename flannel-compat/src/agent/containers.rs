@@ -1,5 +1,5 @@
-//! What containers of all networks of the host are attached by, and hold in its rules, also of networks that no agent has to look
-//! after otherwise: put back when it was deleted, flushed or altered.
+//! Puts back what containers of all networks of the host are attached by and hold in its rules, when it was deleted, flushed or
+//! altered. That includes networks that no agent has to look after otherwise.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -143,8 +143,8 @@ pub(super) fn heal(
     report
 }
 
-/// Ends what former configurations of the agent had networks masquerade, unless an attachment has it on file: of those that are not to
-/// any more, and of those that no agent looks after any more.
+/// Ends what former configurations of the agent had networks masquerade, unless an attachment has it on file: of networks that are not
+/// to any more, and of those that no agent looks after any more.
 pub(super) fn end_masquerades(conf: &Conf, own: &[&NetworkConf]) {
     for network in weft::record::networks(&conf.state_dir) {
         let is_wanted = match own.iter().find(|own| own.name == network) {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use weft_state::lease::Peers;
 
-/// How long hosts stay that went with the store's data: each of them will put its record back, and until it has, its
+/// How long hosts that went with the store's data stay: each of them will put its record back, and until it has, its
 /// containers are where they were.
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -338,7 +338,7 @@ impl Network {
         }
     }
 
-    /// Says what is damaged when that changes, and that nothing is any more. `damage` is what could not be set up.
+    /// Says what is damaged when that changes, and when nothing is any more. `damage` is what could not be set up.
     fn judge(&mut self, damage: Option<String>) {
         self.damage = damage;
         let now = self.damage.clone().or_else(|| self.unfiled.clone());

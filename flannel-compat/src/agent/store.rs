@@ -243,7 +243,7 @@ async fn renew(
     }
 }
 
-/// All hosts; `None` when by what they are the lease is not this host's any more.
+/// All hosts; `None` when they show that the lease is not this host's any more.
 async fn all_hosts(registry: &mut Registry, lease: &HostLease) -> Result<Option<Peers>, Error> {
     let hosts = registry.hosts().await?;
     Ok(owns(&hosts, lease).then_some(hosts))

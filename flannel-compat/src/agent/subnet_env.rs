@@ -18,8 +18,8 @@ pub(super) fn key_in(file: &Path) -> Option<String> {
         .map(|env| env.key())
 }
 
-/// Writes the file for flannel's consumers, who need not be root, unless it says so already to all of them; whether it
-/// did not.
+/// Writes the file for flannel's consumers, who need not be root, unless it says so to all of them already; whether it
+/// had to.
 ///
 /// # Errors
 /// What kept it from being written, in words.

@@ -20,12 +20,12 @@ pub(super) struct Truth {
     pub(super) refused: Option<String>,
     /// Why the kernel's objects are not as they ought to be; `None` when they are, `Some` until they were looked at.
     pub(super) damage: Option<String>,
-    /// Whether etcd was heard, or known to be silent, and what could be set up with that is.
+    /// Whether etcd was heard, or is known to be silent, and all that this allows is set up.
     pub(super) settled: bool,
     pub(super) store: Store,
     /// How many other hosts are connected.
     pub(super) peers: usize,
-    /// How many records are none of a host that can be connected or reached, by the kind of reason.
+    /// How many records are of no host that can be connected or reached, by the kind of reason.
     pub(super) rejected: BTreeMap<&'static str, usize>,
     /// When the loop last turned.
     pub(super) turned: Instant,
@@ -90,7 +90,7 @@ impl Truth {
         let subnet = &lease.key;
         let complaint = self.store.complaint();
         let left = lease.remaining().as_secs();
-        // Leases may be shorter than the silence that is none: anybody may have the subnet by now.
+        // Leases may be shorter than a silence that counts as none: anybody may have the subnet by now.
         if lease.ttl > 0 && left == 0 {
             return Err(format!("the lease of {subnet} has ended{complaint}"));
         }
@@ -198,7 +198,7 @@ pub(super) mod tests {
         // A record without an end is held for good.
         truth.lease = Held::Lease(HostLease { ttl: 0, ..lease() });
         assert!(!truth.ready().unwrap().contains("ends"));
-        // A short silence of a store that answers otherwise is none.
+        // A short silence of a store that answers otherwise counts as none.
         truth.store.seen = Some(Instant::now());
         assert!(!truth.ready().unwrap().contains("etcd"));
     }

@@ -68,7 +68,7 @@ impl FlannelConf {
         })
     }
 
-    /// What the delegate is told that gives an address, or says whether it would.
+    /// What the delegate is told when it gives an address, or says whether it would.
     ///
     /// # Errors
     /// As [`default_ipam`].
@@ -119,7 +119,7 @@ impl FlannelConf {
         delegate
     }
 
-    /// Whoever gives addresses, and what it is told before it is known which the host has.
+    /// Who gives addresses, and what it is told before the host's are known.
     fn ipam(&self, call: &Call) -> Result<Map<String, Value>, Error> {
         let mut ipam = self.ipam.clone();
         if !ipam.contains_key("type") {

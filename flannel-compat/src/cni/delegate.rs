@@ -73,14 +73,14 @@ impl Facts {
     }
 }
 
-/// Whether nobody but Weft takes part, which finds all that it made by the attachment's key.
+/// Whether only Weft takes part, which finds all that it made by the attachment's key.
 pub(super) fn is_weft_alone(delegate: &Map<String, Value>) -> bool {
     let ipam = delegate.get("ipam").and_then(|ipam| ipam.get("type"));
     delegate.get("type").is_some_and(|kind| kind == WEFT) && ipam.is_some_and(|kind| kind == WEFT_IPAM)
 }
 
-/// The IPAM plugin of a network that names none, and what it must not give. Two stores would give one address twice: it is
-/// Weft's, unless host-local, which flannel's plugin would take, holds addresses of this network and Weft's none.
+/// The IPAM plugin of a network that names none, and what it must not give. Two stores would give one address twice, so it
+/// is Weft's, unless host-local, which flannel's plugin would take, holds addresses of this network and Weft's holds none.
 ///
 /// # Errors
 /// [`Code::Conflict`] when it is host-local, and that is not there; [`Code::Io`] when it cannot be told what one of them holds.
@@ -104,7 +104,7 @@ pub(super) fn default_ipam(call: &Call) -> Result<(&'static str, Vec<IpAddr>), E
     })
 }
 
-/// Whose containers can be there: none outlives a boot, though what host-local wrote of it does.
+/// Addresses whose containers can be there: none outlives a boot, though what host-local wrote of it does.
 fn held_by_host_local(directory: &Path) -> io::Result<Vec<IpAddr>> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

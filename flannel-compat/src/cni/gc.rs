@@ -1,4 +1,4 @@
-//! GC, also of what delegates made that have none of their own.
+//! GC, also of what was made by delegates without a GC of their own.
 
 use cni_protocol::{Call, Command, Delegate, Error, GcArgs, Outcome, ValidAttachment, Verb};
 use serde_json::Value;
@@ -36,7 +36,7 @@ pub(super) fn gc(conf: &FlannelConf, mut args: GcArgs) -> Result<Outcome, Error>
     failure.map_or(Ok(Outcome::Done), Err)
 }
 
-/// Of delegates it cannot be told whether their GC has done it, and the reference plugins' interface plugins have none
+/// It cannot be told whether delegates' GC has done it, and the reference plugins' interface plugins have none
 /// (v1.9.1): an attachment that nothing is known of any more could not even be deleted.
 fn undo(gone: &Gone, call: &Call) -> Result<(), Error> {
     let mut delegate = conf::again(call, gone.delegate.clone());

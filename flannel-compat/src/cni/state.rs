@@ -105,13 +105,13 @@ impl State {
     /// interface's.
     ///
     /// # Errors
-    /// [`Code::Io`] when it cannot be removed; that it is not there is none.
+    /// [`Code::Io`] when it cannot be removed; one that is not there is no error.
     pub(super) fn remove(&self) -> Result<(), Error> {
         if remove(&self.own)? { Ok(()) } else { remove(&self.flannels).map(drop) }
     }
 }
 
-/// What an ADD holds that notes something here. Delegates inherit it: should this process be killed alone, GC waits for them.
+/// What an ADD that notes something here holds. Delegates inherit it: should this process be killed alone, GC waits for them.
 ///
 /// # Errors
 /// [`Code::TryAgain`] when a GC has it until the deadline, [`Code::Io`] when there is no place for it.
@@ -123,7 +123,7 @@ pub(super) fn share_lock(conf: &FlannelConf, call: &Call) -> Result<Lock, Error>
     Ok(lock)
 }
 
-/// What GC holds, so that no ADD is under way: that would not be in the runtime's list. `None` where there never was one.
+/// What GC holds to keep ADDs out: one under way would not be in the runtime's list. `None` where there never was one.
 ///
 /// # Errors
 /// [`Code::TryAgain`] when an ADD has it until the deadline.
@@ -148,7 +148,7 @@ pub(super) struct Gone {
 #[derive(Debug, Default)]
 pub(super) struct Unlisted {
     pub(super) gone: Vec<Gone>,
-    /// Attached after the runtime wrote that.
+    /// Attached after the runtime wrote the list.
     pub(super) kept: Vec<ValidAttachment>,
 }
 

@@ -25,7 +25,7 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 pub(super) fn leave(conf: &Conf, network: &NetworkConf, force: bool) -> Result<String, Error> {
     let name = &network.name;
     let _locks = keep_out(conf, name)?;
-    // Other interface plugins have none of these: what reserves an address for them looks under this one whether the lease is still there.
+    // Other interface plugins have none of these locks: what reserves an address for them looks under this one whether the lease is still there.
     let _store = Store::open(&conf.state_dir, name, Deadline::after(PATIENCE))?;
     let held = list(&conf.state_dir, name)?;
     if !held.is_empty() && !force {

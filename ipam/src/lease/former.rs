@@ -43,8 +43,8 @@ pub fn has_moved(conf: &EtcdConf, lease: &HostLease) -> bool {
     })
 }
 
-/// This host's addresses of a family: those of before while it has them and is to find them as it did then, whatever would be found
-/// now, or nothing for want of a route; else what is found now.
+/// This host's addresses of a family. Those of before count while it has them and is to find them as it did then, whatever would be
+/// found now, or nothing for want of a route. Else what is found now does.
 ///
 /// # Errors
 /// As [`crate::underlay::Underlay::find`].
@@ -101,7 +101,7 @@ mod tests {
 
     use super::*;
 
-    /// Whether what a machine put at 192.0.2.1 is another one's that has the same disk.
+    /// Whether what a machine put at 192.0.2.1 is that of another one with the same disk.
     fn is_former(one: (Option<&str>, &str, u64), other: (Option<&str>, &str, u64)) -> bool {
         let value = |(mac, boot, netns)| {
             let holder = json!({

@@ -69,7 +69,7 @@ impl Search<'_> {
         }
     }
 
-    /// Where a host goes that has no lease on file: to what it asks for, if it can have that.
+    /// Where a host without a lease on file goes: to what it asks for, if it can have that.
     fn place_anew<'s>(&self, records: &BTreeMap<String, String>) -> Place<'s> {
         let wish = self.wish.filter(|key| self.fits(key) && sharing(records, key).is_none());
         wish.and_then(parse_key).map_or(Place::Anywhere, Place::Before)
@@ -103,9 +103,9 @@ impl Search<'_> {
             .is_ok_and(|record| record.segments().iter().any(|segment| mine(segment.public)))
     }
 
-    /// An address that is configured, but that no interface here has, may have been configured on another host, too.
-    /// The record is this host's when the file of the lease says so, or when it is known: a Weft host that has put itself
-    /// at the address is no rival, and somebody who has pinned it (without a lease) meant whoever comes with the address.
+    /// An address that is configured, but that no interface here has, may have been configured on another host, too. The
+    /// record is this host's when the file of the lease says so, or when it is known: a Weft host that has put itself at
+    /// the address is no rival. Somebody who has pinned it (without a lease) meant whoever comes with the address.
     fn doubtful(&self, key: &str, is_known: bool) -> Option<IpAddr> {
         if is_known || self.before.is_some_and(|lease| lease.key == key) {
             return None;
@@ -145,9 +145,9 @@ impl Search<'_> {
         Error::new(Code::InvalidConfig, msg)
     }
 
-    /// A subnet of each pool that none of the keys has and the link to other hosts neither, the first behind a random one: hosts that
-    /// start at once do not all want the same. A key of another size, from before the network was configured anew, counts unless its
-    /// value, where that is known, is no host's: anybody can put one that has the whole network.
+    /// A subnet of each pool that neither the keys nor the link to other hosts have, the first behind a random one: hosts that start
+    /// at once do not all want the same. A key of another size, from before the network was configured anew, counts unless its value,
+    /// where that is known, is no host's: anybody can put one that has the whole network.
     ///
     /// # Errors
     /// [`Code::Exhausted`] when a pool has none; [`Code::Io`] when the link's addresses cannot be found out.

@@ -1,5 +1,5 @@
-//! Another network of this host that has the same place in etcd, or the same addresses. At one place, for etcd both are one host in one
-//! network: it would have both give out the addresses of one subnet.
+//! Another network of this host that has the same place in etcd, or the same addresses. At one place both are one host in one network
+//! to etcd, which would have both give out the addresses of one subnet.
 
 use std::ffi::os_str;
 use std::path::{self, Path, PathBuf};
@@ -26,7 +26,7 @@ impl Search<'_> {
         })
     }
 
-    /// Why this network gets its first subnet not yet. Who has one keeps it.
+    /// Why this network does not get its first subnet yet. Whoever has one keeps it.
     fn overlap(&self) -> Option<Error> {
         let networks: Vec<IpNetwork> = self.config.pools().iter().map(Pool::network).collect();
         let found = self.before.is_none().then(|| overlap(&networks, &self.conf.prefix, self.others))?;

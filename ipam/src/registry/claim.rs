@@ -69,7 +69,7 @@ impl Registry {
             other => other.map(Some),
         };
         let answer = self.call("read the age of a lease", call).await?;
-        // One that has ended has -1 seconds left.
+        // A lease that has ended has -1 seconds left.
         let seconds = |count: i64| Duration::from_secs(u64::try_from(count).unwrap_or_default());
         Ok(answer.filter(|answer| answer.ttl() >= 0).map(|answer| Term {
             granted: seconds(answer.granted_ttl()),

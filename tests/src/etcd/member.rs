@@ -129,12 +129,12 @@ impl Member {
         self.ask("/health").is_some_and(|answer| answer.contains(r#""health":"true""#))
     }
 
-    /// Whether it believes to lead. For the moment of an election two members may.
+    /// Whether it believes that it leads. For the moment of an election two members may.
     pub(super) fn leads(&self) -> bool {
         self.ask("/metrics").is_some_and(|answer| answer.contains("\netcd_server_is_leader 1\n"))
     }
 
-    /// What it answers where it is asked for its state, from its own machine: nothing while it is down or frozen.
+    /// What it answers when asked for its state, from its own machine: nothing while it is down or frozen.
     fn ask(&self, path: &str) -> Option<String> {
         let address = SocketAddr::new(self.place.addresses[0], STATE);
         self.place.netns.inside(|| http::get(address, path)).map(|answer| answer.body)

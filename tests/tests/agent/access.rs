@@ -76,8 +76,8 @@ fn passwords() {
     assert_heard(&fleet, 91);
 }
 
-/// In etcd first, and in the file later: the hosts go on meanwhile, and need no restart. Who is connected is let be by etcd, so it
-/// ends the connections.
+/// In etcd first, and in the file later: the hosts go on meanwhile, and need no restart. etcd lets connected clients be, so its
+/// restart ends the connections.
 #[test]
 fn a_password_that_is_changed() {
     let file = Path::new("/run/password");

@@ -84,7 +84,7 @@ fn a_host_without_a_default_route_keeps_its_lease() {
     assert_eq!(fleet.agents[0].metric(r#"weft_store_errors_total{network="pods"}"#).unwrap_or(0.0), 0.0);
 }
 
-/// What a host lacks that comes to a network without a lease is its own, and not etcd's.
+/// What a host that comes to a network without a lease lacks is its own, and not etcd's.
 #[test]
 fn a_host_without_an_address_says_so() {
     let cluster = Cluster::new(1);

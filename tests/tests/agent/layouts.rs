@@ -256,7 +256,7 @@ fn an_agent_makes_also_those_its_own_that_nobody_needs() {
     assert_eq!(heals(), Some(1.0), "once is enough");
 }
 
-/// Who leaves before anybody has made them anew leaves nothing there.
+/// Whoever leaves before anybody has made them anew leaves nothing there.
 #[test]
 fn del_and_gc_take_what_is_a_containers_out_of_them() {
     for (layout, way) in

@@ -220,7 +220,7 @@ fn another_host_takes_the_subnet_during_a_partition() {
     assert_learns(fleet.node(1), PATIENCE, &own_mac, true);
 }
 
-/// By a configuration that is gone, or no JSON, nobody gets a subnet; who has one keeps it, and learns of others.
+/// By a configuration that is gone, or no JSON, nobody gets a subnet; whoever has one keeps it, and learns of others.
 #[test]
 fn a_broken_configuration_takes_nobodys_lease() {
     const KEY: &str = "/coreos.com/network/config";
@@ -252,7 +252,7 @@ fn a_broken_configuration_takes_nobodys_lease() {
     assert_eq!(subnet(node), own);
 }
 
-/// The same with another host that lives: the network has one subnet, which is whose lease lasts.
+/// The same with another host that lives: the network has one subnet, for the host whose lease lasts.
 #[test]
 fn two_live_hosts_and_one_subnet() {
     let cluster = Cluster::new(2);

@@ -96,8 +96,8 @@ fn plain_routes_without_a_device_are_whole_again() {
     }
 }
 
-/// Who is on the link is told by what leads there, and not by the one address that a host is known by: that may be a prefix of its own, or
-/// one of several subnets. To whom a router leads, though its route is within another one of the link, no plain route does.
+/// What leads to the link tells who is on it, and not the one address that a host is known by: that may be a prefix of its own, or one of
+/// several subnets. No plain route leads to a host behind a router, though the router's route is within another one of the link.
 #[test]
 fn neighbours_are_told_by_all_that_leads_to_the_link() {
     for backend in [r#"{"Type": "host-gw"}"#, r#"{"Type": "vxlan", "DirectRouting": true}"#] {

@@ -86,7 +86,7 @@ fn who_comes_later_takes_nothing_from_who_is_there() {
     fleet.agents[0].daemon().stop();
     fleet.agents[0] = Weftd::up(fleet.node(0), &fleet.etcd);
     assert_stays(&fleet, "a start");
-    // It goes, and who comes next in time has it.
+    // It goes, and whoever comes next in time has it.
     fleet.etcd.del(&key);
     assert_learns(fleet.node(0), REPAIR, "8e:00:00:00:00:01 dst 172.30.0.94", true);
 }

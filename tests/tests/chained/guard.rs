@@ -173,7 +173,7 @@ fn check_tells_what_is_missing_and_the_next_add_brings_it_back() {
     assert!(!link.passes(&frame, SILENCE));
     let frame = link.v4_from(link.from.mac, link.own.0);
     assert!(link.passes(&frame, PATIENCE));
-    // At no port of a bridge nothing is compared.
+    // Where there is no port of a bridge nothing is compared.
     command(&format!("ip link set {port} nomaster"));
     network.check(&one, &result).error_code(105).assert_names(&[port, "no port of a bridge"]);
     assert!(host.ruleset().contains(port));

@@ -34,8 +34,8 @@ pub(crate) fn routed(pod: &Pod, (subnet, number): (u8, u8)) -> Value {
     })
 }
 
-/// What Calico does, and as to the interfaces AWS' plugin for VPCs: single addresses, and default routes to a next hop that stands for the
-/// pair's other end. Their results tell of no route, and Calico's of the host's end alone.
+/// What Calico does, and for the interfaces also AWS' plugin for VPCs: single addresses, and default routes to a next hop that stands for
+/// the pair's other end. Their results tell of no route, and Calico's of the host's end alone.
 fn routed_to_the_pair(pod: &Pod) -> Value {
     let (netns, mac) = (pod.path().display(), "ee:ee:ee:ee:ee:ee");
     command(&format!("ip link add cali1 address {mac} type veth peer name eth0 netns {netns}"));

@@ -51,7 +51,7 @@ fn firewalld_rejects_until_the_bridge_has_a_zone() {
 
 const FIREWALLD_CONF: &str = "/etc/firewalld/firewalld.conf";
 
-/// What firewalld makes where its setting StrictForwardPorts says yes, which older versions do not know: in place of the rule that
+/// What firewalld makes where its setting StrictForwardPorts says yes, which older versions do not know. In place of the rule that
 /// accepts all that is redirected it has a jump to a chain with the ports that it redirects itself, and the rest is rejected there.
 fn forward_strictly(host: &Host) {
     std::fs::write(FIREWALLD_CONF, "StrictForwardPorts=yes\n").unwrap();

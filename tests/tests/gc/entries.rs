@@ -37,7 +37,7 @@ fn entries() -> Vec<PathBuf> {
 /// What is in the place of an entry then.
 type Spoil = (&'static str, fn(&str));
 
-/// Whatever is lost or replaced: who comes is attached, who goes leaves nothing, and no two have one address.
+/// Whatever is lost or replaced: whoever comes is attached, whoever goes leaves nothing, and no two have one address.
 #[test]
 fn none_is_needed() {
     let host = Host::new();

@@ -300,7 +300,7 @@ pub(crate) fn fragments(me: Station, peer: Station) -> Vec<Case> {
     ]
 }
 
-/// What says that an IPv4 address is the sender's: a packet from it, and an answer to who asks for it.
+/// What says that an IPv4 address is the sender's: a packet from it, and an answer to whoever asks for it.
 pub(crate) fn claims(me: Station, peer: Station, address: Ipv4Addr) -> Vec<Frame> {
     let datagram = udp(address, peer.v4, (9, 9), b"v4");
     vec![
@@ -309,7 +309,7 @@ pub(crate) fn claims(me: Station, peer: Station, address: Ipv4Addr) -> Vec<Frame
     ]
 }
 
-/// The same for IPv6, where who answers may also have another address.
+/// The same for IPv6, where whoever answers may also have another address.
 pub(crate) fn claims6(me: Station, peer: Station, address: Ipv6Addr) -> Vec<Frame> {
     let datagram = udp(address, peer.v6, (9, 9), b"v6");
     let from = |from: Ipv6Addr| {

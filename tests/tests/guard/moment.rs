@@ -15,7 +15,7 @@ const ROUNDS: usize = 30;
 const MAC: Mac = [2, 0, 0, 0, 0, 0x42];
 const ADDRESSES: [&str; 2] = ["10.88.0.77", "fd00:88::77"];
 
-/// Who the container will be that the frames are made for before it is there.
+/// Who the container will be: frames are made for it before it is there.
 fn station() -> Station {
     let [IpAddr::V4(v4), IpAddr::V6(v6)] = ADDRESSES.map(|ip| ip.parse().unwrap()) else { unreachable!() };
     // By its MAC address (RFC 4291, appendix A).

@@ -1,4 +1,4 @@
-//! A port of the host is one container's: who comes second hears who has it.
+//! A port of the host is one container's: whoever comes second hears who has it.
 
 use serde_json::{Value, json};
 use weft_tests::{Host, Network, Pod, Reply, Running};

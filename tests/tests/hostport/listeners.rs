@@ -21,7 +21,7 @@ fn port(protocol: &str, number: u16) -> Value {
     json!({ "hostPort": number, "containerPort": number, "protocol": protocol })
 }
 
-/// No rule can redirect what goes to it: who asks for it is told, and gets the other ports.
+/// No rule can redirect what goes to it: whoever asks for it is told, and gets the other ports.
 #[test]
 fn loopback_and_link_local_addresses_of_ipv6_serve_nobody() {
     let _host = Host::new();

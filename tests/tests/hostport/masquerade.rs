@@ -85,8 +85,8 @@ fn sender_seen(server: &UdpSocket, from: &Pod, target: (IpAddr, u16)) -> IpAddr 
     seen.ip().to_canonical()
 }
 
-/// Each container's clients are masqueraded as its network said when it came. Of who is answered directly, as without `snat`,
-/// a datagram arrives.
+/// Each container's clients are masqueraded as its network said when it came. Of clients that are answered directly, as
+/// without `snat`, a datagram arrives.
 #[test]
 fn whom_a_neighbour_is_seen_as_is_for_snat_to_say() {
     let host = Host::new();

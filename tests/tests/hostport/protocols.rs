@@ -25,7 +25,7 @@ struct Asking<'a> {
     seen: IpAddr,
 }
 
-/// Everybody who asks, in one family. Whose answer would not come back by the host is seen as the gateway.
+/// Everybody who asks, in one family. A client whose answer would not come back by the host is seen as the gateway.
 fn everybody<'a>(
     family: usize,
     host: &'a Host,

@@ -46,7 +46,7 @@ fn ranges_may_contain_the_former_ones_or_be_within() {
                 one.del(&first);
             }
             two.del(&second);
-            // Who takes its place under another name.
+            // A network takes its place under another name.
             let heir = one.clone().with(&json!({ "name": "heir" }));
             heir.add(&first);
             assert_serves(&first, 8080, &outside);

@@ -14,7 +14,7 @@ const SILENCE: Duration = Duration::from_millis(200);
 pub(crate) const PUBLISHED: u16 = 5000;
 pub(crate) const OWN: u16 = 6000;
 
-/// The next packet to a port. Who asks itself gets at one address what is for both ends.
+/// The next packet to a port. An end that asks itself gets at one address what is for both ends.
 fn next(endpoint: &Endpoint, port: u16) -> Option<(IpAddr, Packet)> {
     std::iter::from_fn(|| endpoint.receive(PATIENCE)).find(|(_, packet)| packet.to == port)
 }

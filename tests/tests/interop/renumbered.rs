@@ -81,7 +81,7 @@ fn gc_ends_what_former_subnets_had_masqueraded() {
     check(&after, &two, &second).done();
 }
 
-/// What one needs that is on its way is not on file yet.
+/// What a container on its way needs is not on file yet.
 #[test]
 fn while_another_comes_all_stay() {
     let host = Host::new();

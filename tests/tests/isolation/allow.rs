@@ -328,7 +328,7 @@ fn nothing_is_left_for_the_heir_of_one_whose_partner_has_no_record() {
             None => std::fs::remove_file(record).expect("lose the record"),
             Some(half) => std::fs::write(record, half).expect("cut the record"),
         }
-        // Who comes meanwhile, and a GC, do not have it forgotten.
+        // Whoever comes meanwhile, and a GC, do not have it forgotten.
         let other = Pod::new();
         db.add(&other);
         let valid = [&client, &server, &other].map(|pod| (pod.id.as_str(), "eth0"));

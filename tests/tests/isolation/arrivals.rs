@@ -1,4 +1,4 @@
-//! There is no moment in which somebody reaches a container that comes and who may not reach it.
+//! There is no moment in which a container that comes is reached by somebody who may not reach it.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, UdpSocket};
@@ -86,7 +86,7 @@ fn assert_arrivals(network: &Network, senders: &[(Sender, bool)], to: [&str; 2],
     network.del(&pod);
 }
 
-/// Who may not reach a container does not reach it from the moment on in which it can hear, also where the rules are lost when it comes.
+/// Whoever may not reach a container does not reach it from the moment on in which it can hear, also where the rules are lost when it comes.
 #[test]
 fn not_one_forbidden_packet_reaches_a_container_that_comes() {
     let to = ["10.88.0.77", "fd00:88::77"];

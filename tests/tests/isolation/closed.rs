@@ -61,7 +61,7 @@ fn from_outside_only_published_ports_are_reached() {
     }
 }
 
-/// What is open says the configuration of the last ADD.
+/// The configuration of the last ADD says what is open.
 #[test]
 fn it_takes_hold_and_ends_with_the_configuration() {
     let host = Host::new();

@@ -76,7 +76,7 @@ fn targets(
 }
 
 /// A container floods everybody from the moment on in which its link is up, also where the rules are lost when it comes. Nobody
-/// is reached to whom the way is closed, and all are where it is not.
+/// to whom the way is closed is reached, and all are where it is not.
 #[test]
 fn not_one_forbidden_packet_passes_while_a_container_comes() {
     for is_open in [false, true] {

@@ -218,7 +218,7 @@ fn asked_while_the_leader_changes(guarded: &Guarded, command: &str) -> Reply {
     reply
 }
 
-/// Who asks once is told; an ADD asks again, and has its lease by the new one.
+/// Whoever asks once is told; an ADD asks again, and has its lease by the new one.
 #[test]
 fn the_leader_changes_during_a_question() {
     let mut guarded = Guarded::new(3, Access::Open);

@@ -25,7 +25,7 @@ fn hosts_are_told_apart_by_their_addresses() {
     }
 }
 
-/// Whose disk is a copy of another host's has that one's lease on file.
+/// A host whose disk is a copy of another's has that one's lease on file.
 #[test]
 fn a_cloned_disk_is_no_lease() {
     let fleet = Fleet::new(2, V4);
@@ -108,7 +108,7 @@ fn the_subnet_on_file_is_preferred_while_it_is_free() {
     );
 }
 
-/// The record of who has it names another subnet of the other family, and so has another key.
+/// The record of the host that has it names another subnet of the other family, and so has another key.
 #[test]
 fn a_subnet_of_two_is_another_hosts_meanwhile() {
     for family in [0, 1] {
@@ -177,7 +177,7 @@ fn a_network_that_was_configured_anew() {
     let add = fleet.ipam("ADD", 0, &json!({}));
     add.clone().run().result();
     let (key, _) = fleet.record();
-    // What still has the subnet changes nothing for it.
+    // A configuration that still has the subnet changes nothing for it.
     fleet.etcd.put(
         CONFIG,
         r#"{"Network": "10.240.0.0/12", "SubnetMin": "10.250.0.0", "Backend": {"Type": "vxlan", "VNI": 7}}"#,
@@ -187,7 +187,7 @@ fn a_network_that_was_configured_anew() {
     let (same, value) = fleet.record();
     assert_eq!(same, key);
     assert!(value.contains(r#""VNI":7"#), "{value}");
-    // What has not, while containers live in it, does.
+    // One that has not, while containers live in it, does.
     fleet.etcd.put(CONFIG, r#"{"Network": "10.96.0.0/12", "Backend": {"Type": "vxlan"}}"#);
     fs::remove_file(fleet.node(0).data_dir().join("pods/lease.json")).expect("forget the lease");
     fleet
@@ -220,7 +220,7 @@ fn a_network_that_is_configured_anew_under_its_hosts() {
     fleet.fails(0, &due, 7).assert_names(&parts);
     fleet.fails(0, &due, 7).assert_names(&parts);
     assert_eq!(fleet.record().0, key, "nothing is moved");
-    // A configuration that is none, and an etcd that is away or does not answer, are no reason to fail.
+    // A broken configuration, and an etcd that is away or does not answer, are no reason to fail.
     fleet.etcd.put(CONFIG, "{");
     fleet.add(0, &due).result();
     fleet.etcd.del(CONFIG);

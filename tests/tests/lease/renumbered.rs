@@ -40,7 +40,7 @@ fn a_host_keeps_its_subnet_when_its_address_changes() {
         let leases = fleet.etcd.leases();
         assert_eq!(leases.len(), 1, "{what}: the former lease is gone");
         assert_eq!(leases[0].keys[1..], holders, "{what}");
-        // Who comes to the former address is another host.
+        // Whoever comes to the former address is another host.
         for family in &renumbered {
             fleet.node(1).renumber(["172.30.0.12", "fd30::12"][*family], BEFORE[*family]);
         }

@@ -101,7 +101,7 @@ fn a_network_with_addresses_of_another_one_gets_no_subnet() {
     fleet.add(0, &json!({ "ipam": { "peerRefresh": 0 } })).result();
     fleet.etcd.put("/other/config", V4.replace("10.240.0.0/12", "10.96.0.0/12"));
     fleet.add(0, &second).result();
-    // Who has a subnet keeps it.
+    // Whoever has a subnet keeps it.
     fleet.etcd.put("/other/config", V4.replace("10.240.0.0/12", "10.0.0.0/8"));
     fleet.add(0, &second).result();
     fs::remove_dir_all(fleet.node(0).data_dir().join("other")).expect("forget the second network");

@@ -26,7 +26,7 @@ const ENTRIES_AT: usize = 40;
 const FORWARD: usize = 2;
 /// `IFNAMSIZ`
 const IFNAME_LEN: usize = 16;
-/// `XT_STANDARD_TARGET` is nameless; user chains begin and the table ends with this one.
+/// `XT_STANDARD_TARGET` is nameless; user chains begin with this one, and the table ends with it.
 const ERROR_TARGET: &str = "ERROR";
 /// `struct xt_entry_target` and `xt_entry_match`: size, name, revision.
 const EXTENSION_HEADER: usize = 32;
@@ -39,7 +39,7 @@ const XT_INV_VIA_OUT: u8 = 0x02;
 /// # Errors
 /// What getsockopt(2) says.
 pub fn legacy_chains(family: Family) -> NlResult<Vec<(Chain, Vec<Rule>)>> {
-    // Asking for a table makes it; so it is looked at first whether there is one.
+    // Asking for a table makes it, so first see whether there is one.
     let (names, domain, level) = match family {
         Family::V4 => ("/proc/self/net/ip_tables_names", AddressFamily::Inet, libc::IPPROTO_IP),
         Family::V6 => ("/proc/self/net/ip6_tables_names", AddressFamily::Inet6, libc::IPPROTO_IPV6),
@@ -94,7 +94,7 @@ fn chains(family: Family, block: &[u8], (forward, policy): (usize, usize)) -> Ve
     for (start, name) in &heads {
         let body = entries.iter().skip_while(|entry| entry.at < *start).take_while(|entry| !entry.is_head());
         let body: Vec<Entry> = body.copied().collect();
-        // The last entry returns to who jumped.
+        // The last entry returns to the chain that jumped.
         all.push((chain(name.clone(), None), rules(&body)));
     }
     all

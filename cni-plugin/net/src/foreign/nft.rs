@@ -119,14 +119,14 @@ fn chain(family: NetfilterProtoFamily, answer: &Answer) -> Option<Chain> {
     })
 }
 
-/// What the register has that was loaded last.
+/// What was loaded into the register last.
 #[derive(Clone, Copy)]
 enum Loaded {
     Input,
     Output,
     /// Conntrack's state, of which these bits are looked at.
     State(u32),
-    /// The same of conntrack's status.
+    /// The same for conntrack's status.
     Status(u32),
     Family,
     Address(End),
@@ -233,7 +233,7 @@ fn compared(loaded: Loaded, operator: Option<u32>, value: &[u8]) -> Condition {
     match loaded {
         Loaded::Input => Condition::Input { name: pattern(value), is },
         Loaded::Output => Condition::Output { name: pattern(value), is },
-        // Of the bits looked at, none is set or not none.
+        // Of the bits looked at, none is set, or some are.
         Loaded::State(bits) if value.iter().all(|byte| *byte == 0) => Condition::State { bits, is: !is },
         Loaded::State(_) if is => {
             host_number(value).map_or(Condition::Other, |bits| Condition::State { bits, is })
@@ -256,7 +256,7 @@ fn pattern(value: &[u8]) -> Pattern {
     Pattern { text: text(value), is_prefix: !value.contains(&0) }
 }
 
-/// Of iptables' extensions those that matter; `None` for a comment.
+/// Those of iptables' extensions that matter; `None` for a comment.
 pub(super) fn matched(name: &str, info: Option<&[u8]>) -> Option<Condition> {
     match name {
         "comment" => None,

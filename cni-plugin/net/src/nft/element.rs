@@ -168,7 +168,7 @@ impl Element {
             })
     }
 
-    /// The prefix that its first field is, which is of addresses.
+    /// Its first field, which is of addresses, as a prefix.
     pub fn first_prefix(&self) -> Option<IpNetwork> {
         let len = self.set.key.first()?.len();
         let range = (from_octets(self.key.0.get(..len)?)?, from_octets(self.last().get(..len)?)?);
@@ -276,7 +276,7 @@ impl Nft {
     /// that the key is in.
     ///
     /// # Errors
-    /// What the kernel says to the query; that there is none is none.
+    /// What the kernel says to the query; no such element is no error.
     pub fn element(&mut self, key: &Element) -> NlResult<Option<Element>> {
         let query = NfTablesMessage::Other {
             message_type: NFT_MSG_GETSETELEM,
@@ -301,7 +301,7 @@ impl Nft {
 /// The type of the message that tells of elements taken out of a set.
 pub(crate) const REMOVED_ELEMENTS: u16 = (NFNL_SUBSYS_NFTABLES << 8) | NFT_MSG_DELSETELEM as u16;
 
-/// The comments of the elements that a message is about, given its attributes; that of one without is empty.
+/// The comments of the elements that a message is about, given its attributes; empty for an element without one.
 pub(crate) fn comments(message: &[u8]) -> impl Iterator<Item = String> + '_ {
     let list = find(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
     attributes(list).map(|(_, element)| comment_of(element))

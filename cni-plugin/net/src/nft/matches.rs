@@ -47,7 +47,7 @@ const NFT_META_OIFGROUP: u32 = 22;
 const NFT_CT_LABELS: u32 = 13;
 const NFT_CT_DST_IP: u32 = 20;
 const NFT_CT_DST_IP6: u32 = 22;
-/// The label that tells flows which came to Weft's own address translation: the number that its routes have as their protocol.
+/// The label of flows that came to Weft's own address translation: the number that its routes have as their protocol.
 const LABEL: u128 = 1 << 119;
 /// `IP_CT_DIR_ORIGINAL` of linux/netfilter/nf_conntrack_tuple_common.h.
 const ORIGINAL: u8 = 0;

@@ -1,8 +1,8 @@
 //! Rules, as the expressions that nft makes of their text: only then does it print them as text again.
 //!
 //! The expressions are written as bytes, in the order in which the kernel gives them back. Every ADD builds
-//! and compares two rules; out of the types of netlink-packet-netfilter, which allocate each part, one took
-//! 75 to 100 µs with musl on a busy 2-core VM, and takes 2 to 10 µs so.
+//! and compares two rules. Out of the types of netlink-packet-netfilter, which allocate each part, one took
+//! 75 to 100 µs with musl on a busy 2-core VM; as bytes it takes 2 to 10 µs.
 
 use std::net::IpAddr;
 
@@ -97,7 +97,7 @@ impl Rule {
         self.meta(MetaKey::Nfproto).compare(Operator::Equal, &[protocol.into()])
     }
 
-    /// `meta pkttype host`: of frames that pass a bridge those that were addressed to the bridge itself.
+    /// `meta pkttype host`: frames that pass a bridge and were addressed to the bridge itself.
     #[must_use]
     pub fn to_bridge(self) -> Self {
         self.meta(MetaKey::PacketType).compare(Operator::Equal, &[PACKET_HOST])
@@ -278,8 +278,8 @@ fn same(one: &[u8], other: &[u8]) -> bool {
         return true;
     }
     let (mine, theirs) = (parameters(one), parameters(other));
-    // Another version of the kernel may give them back in another order, without or with those that were not
-    // sent and have their default, which is zero.
+    // Another version of the kernel may give them back in another order, with or without those that were not
+    // sent and have their default, zero.
     let within = |(one, other)| {
         attributes(one)
             .all(|(kind, value)| value.iter().all(|byte| *byte == 0) || find(other, kind) == Some(value))
@@ -288,8 +288,8 @@ fn same(one: &[u8], other: &[u8]) -> bool {
         && (attributes(mine).eq(attributes(theirs)) || within((mine, theirs)) && within((theirs, mine)))
 }
 
-/// Whether it is `meta protocol` or `ether type`, which are the same of a frame without a tag: of a rule in the table
-/// `bridge weft` that was saved and loaded again, it depends on nft's version which of them it has.
+/// Whether it is `meta protocol` or `ether type`, which are the same for a frame without a tag. Which of the two a
+/// rule in `bridge weft` has after it was saved and loaded again depends on nft's version.
 fn loads_ethertype(element: &[u8]) -> bool {
     let data = find(element, NFTA_EXPR_DATA).unwrap_or_default();
     let parameter = |kind| find(data, kind).and_then(number);

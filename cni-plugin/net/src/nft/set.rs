@@ -95,7 +95,7 @@ pub struct Set {
 }
 
 impl Set {
-    /// Whether the kernel's numbers are those of this set. It does not tell flags that are 0.
+    /// Whether the kernel's numbers are those of this set. The kernel does not tell flags that are 0.
     pub(super) fn is(&self, number: impl Fn(u16) -> Option<u32>) -> bool {
         let key = [
             (NFTA_SET_FLAGS, self.flags()),

@@ -49,7 +49,7 @@ impl Socket {
         refused.map_err(Refusal::whole)?.into_iter().next().map_or(Ok(()), Err)
     }
 
-    /// Reads answers until the one that is the last. What was refused, in the order of the messages.
+    /// Reads answers up to the last one. Returns what was refused, in the order of the messages.
     fn refusals<M>(&mut self, first: u32, is_last: impl Fn(u32, bool) -> bool) -> NlResult<Vec<Refusal>>
     where
         M: NetlinkDeserializable,
@@ -71,8 +71,8 @@ impl Socket {
 }
 
 impl Netlink {
-    /// Sends requests that the kernel only acknowledges, of which each stands for itself, many in one system call. What
-    /// came of each, in their order.
+    /// Sends requests that the kernel only acknowledges and that stand for themselves, many in one system call. Returns
+    /// what came of each, in order.
     ///
     /// # Errors
     /// `ETIMEDOUT` at the command's deadline: then it is not known what came of them.

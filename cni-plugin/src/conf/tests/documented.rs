@@ -6,7 +6,7 @@ use crate::conf::names::Names;
 
 const PAGE: &str = include_str!("../../../../docs/configuration.md");
 
-/// Keys by whose value alone nothing changes that is read here: other crates read them, or nobody does.
+/// Keys whose value alone changes nothing that is read here: other crates read them, or nobody does.
 const WITHOUT_EFFECT: &[&str] = &[
     "capabilities", "logFile", "logLevel", "macspoofchk", "preserveDefaultVlan", "runtimeConfig.ipRanges",
     "timeout",

@@ -84,7 +84,7 @@ fn between_hosts_both_begin() {
     let fates = |rules| fates_by("weft.1", [Way::ToHosts, Way::FromHosts], &docker(rules));
     assert_eq!(fates(vec![]), [Fate::IsDropped; 2]);
     let outward = rule(&[from("weft0")], Verdict::Accept);
-    // What lets answers pass lets no host's container begin.
+    // Letting answers pass lets no other host's container begin.
     let with_answers = vec![outward.clone(), rule(&[answers()], Verdict::Accept)];
     assert_eq!(fates(with_answers), [Fate::Passes, Fate::IsDropped]);
     assert_eq!(fates(vec![outward.clone(), rule(&[from("weft.1")], Verdict::Accept)]), [Fate::Passes; 2]);
@@ -122,7 +122,7 @@ fn what_drops_some_of_the_others_lets_the_rest_pass() {
     );
     assert_eq!(with(rule(&[of(Family::V6)], Verdict::Drop)), [Fate::Passes; 3]);
     assert_eq!(with(rule(&[of(Family::V4)], Verdict::Drop)), [Fate::IsDropped; 3]);
-    // Who accepts some only cannot be meant for all.
+    // A rule that accepts only some cannot be meant for all.
     let accepted = [("FORWARD", vec![rule(&[to_some()], Verdict::Accept)])];
     assert_eq!(fates(&accepted), [Fate::Unknown; 3]);
 }

@@ -114,7 +114,7 @@ fn single_addresses_are_prefixes_like_others() {
     assert!(!element(&open[0]).overlaps(&element(&open[1])));
 }
 
-/// Who held such a grant when the records did not tell it by more than the length holds the same.
+/// A container that held such a grant when records told it by the length alone holds the same.
 #[test]
 fn what_is_on_file_since_before_an_upgrade_is_read() {
     let mut file = serde_json::to_value(from("10.0.0.0/24", "10.0.0.2/32", None)).unwrap();

@@ -7,7 +7,7 @@ use std::path::Path;
 use cni_protocol::{Code, Error};
 use nix::sys::stat::{major, minor};
 
-/// The error of who waited for a lock in vain.
+/// The error after waiting for a lock in vain.
 pub(super) fn held(path: &Path, file: &File) -> Error {
     let by = file.metadata().ok().and_then(|meta| of(&meta)).unwrap_or_else(nobody);
     let remedy = "call again; if it hangs, end that process: the lock goes with it";
@@ -34,7 +34,7 @@ fn of(meta: &Metadata) -> Option<String> {
         let pid = (words.next() == Some("FLOCK")).then(|| words.nth(2))??;
         (words.next() == Some(place.as_str())).then_some(pid)
     })?;
-    // It is named who took the lock, also where only a process has it left that was started by that one.
+    // The process that took the lock is named, also where only a process that it started still has it.
     Some(named(pid).unwrap_or_else(|| {
         let waits = |other: &str| locks.contains(&format!(" {other} {place} "));
         let heir = heir(meta, waits).unwrap_or_else(|| "a process".to_owned());
@@ -47,7 +47,7 @@ fn named(pid: &str) -> Option<String> {
     Some(format!("pid {pid} ({})", name.trim()))
 }
 
-/// A process that has the file open, and not to wait for the lock.
+/// A process that has the file open other than to wait for the lock.
 fn heir(meta: &Metadata, waits: impl Fn(&str) -> bool) -> Option<String> {
     let own = std::process::id().to_string();
     let pids = fs::read_dir("/proc").ok()?.flatten().map(|entry| entry.file_name().display().to_string());

@@ -70,7 +70,7 @@ fn a_removed_file_is_not_locked_twice() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("lock");
     let lock = Lock::exclusive(&path, soon()).unwrap();
-    // One who opened the file before it was removed has it locked in the end, and must notice.
+    // A waiter that opened the file before it was removed locks it in the end, and must notice.
     let old = open(&path, false).unwrap();
     lock.remove_file().unwrap();
     assert!(!path.exists());
@@ -100,7 +100,7 @@ fn a_missing_directory_is_an_io_error_that_names_the_file() {
     assert!(error.msg.contains("/nonexistent/lock"), "{}", error.msg);
 }
 
-/// Whoever comes at the same time has one lock with the others in the end.
+/// All that come at the same time lock the same file in the end.
 #[test]
 fn what_is_no_file_gives_way() {
     use std::sync::atomic::{AtomicUsize, Ordering};

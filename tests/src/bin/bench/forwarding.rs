@@ -77,7 +77,7 @@ impl Entries {
     }
 }
 
-/// Of each message about a forwarding entry in the next datagram, whether the entry is new.
+/// For each message about a forwarding entry in the next datagram, whether the entry is new.
 fn next(events: &OwnedFd) -> Option<Vec<bool>> {
     let mut buffer = vec![0; 1 << 16];
     let length = loop {

@@ -126,8 +126,8 @@ pub(crate) fn ip(arguments: &[&str]) {
 }
 
 /// Waits until the kernel has cleared away all network namespaces that nobody has any more, and returns how long that took. It does so
-/// for all that there are at a time, in batches, one after the other: so when a second one that ended later is gone, those of
-/// before are.
+/// for all that there are at a time, in batches, one after the other: so when a second one that ended later is gone, the earlier ones
+/// are, too.
 ///
 /// # Panics
 /// After two minutes.

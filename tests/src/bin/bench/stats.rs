@@ -41,7 +41,7 @@ pub(crate) fn interleave<T>(
     (0..runs).map(|run| in_turn(run, || ours(run), || theirs(run))).collect()
 }
 
-/// Measures one pair. Each thing is first in every other pair: who comes first finds other caches.
+/// Measures one pair. Each thing is first in every other pair: the first finds other caches.
 pub(crate) fn in_turn<T>(run: usize, ours: impl FnOnce() -> T, theirs: impl FnOnce() -> T) -> (T, T) {
     if run.is_multiple_of(2) {
         let first = ours();

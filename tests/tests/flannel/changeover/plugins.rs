@@ -14,9 +14,9 @@ pub(super) struct Plugins {
 }
 
 impl Plugins {
-    /// As a host has them where flanneld runs. flannel's own plugin cannot be built here, as it is no Go module that is to be had;
-    /// for ADD it does no more than this (flannel.go of github.com/flannel-io/cni-plugin v1.7): it executes `bridge`, with what
-    /// subnet.env says, and keeps what it told that.
+    /// As a host has them where flanneld runs. flannel's own plugin cannot be built here, as it is no Go module that is to be had.
+    /// For ADD it does no more than this (flannel.go of github.com/flannel-io/cni-plugin v1.7): it executes `bridge`, with what
+    /// subnet.env says, and keeps what it told `bridge`.
     pub(super) fn of_flannel(node: &Node) -> Self {
         let directory = node.directory().join("bin");
         let (data, reservations) = (node.directory().join("flannel"), node.directory().join("host-local"));

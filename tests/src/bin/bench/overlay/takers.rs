@@ -50,7 +50,7 @@ fn ask_all(etcd: &Etcd) {
     runtime.block_on(async {
         let mut askers = JoinSet::new();
         for number in 0..MANY {
-            // Of all of its addresses it would connect to each, and a host talks with one.
+            // With all of its addresses it would connect to each, and a host talks with one.
             let endpoint = etcd.endpoints().swap_remove(0);
             askers.spawn(async move {
                 let client = Client::connect([endpoint], None).await.expect("reach etcd");

@@ -1,9 +1,9 @@
 //! An ADD beside a thousand containers, and on a machine without them.
 //!
-//! The two cannot take turns: what the thousand send each other, and that they are there at all, is work for the whole machine. So what is
-//! compared with is measured before they are made, and again when they are gone and the kernel has cleared them away. Every other
-//! pair has one of those before, the rest have one of those after, and a row says how far the two are apart: that is what the
-//! machine did meanwhile.
+//! The two cannot take turns: what the thousand send each other, and that they are there at all, is work for the whole machine. So what
+//! they are compared with is measured before they are made, and again when they are gone and the kernel has cleared them away. Every other
+//! pair has one measured before, the rest one measured after, and a row says how far the two are apart: that is what the machine did
+//! meanwhile.
 
 use super::{
     Container, Cost, Host, Network, Pairs, Peers, Row, SLOW_RUNS, Shape, Suite, Target, at_once, process,
