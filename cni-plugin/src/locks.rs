@@ -1,13 +1,13 @@
-//! The locks of the state directory. Who waits for several waits in this order.
+//! The locks of the state directory. A command that needs several takes them in this order.
 //!
-//! * The host's: every ADD shared, until it ends. Alone, without waiting, who takes back what hosts share.
-//! * A network's: every ADD of it shared, until it ends. Alone its GC, `weftctl leave`, and who ends its masquerade.
+//! * The host's: every ADD shared, until it ends. Exclusive, without waiting, to take back what attachments share.
+//! * A network's: every ADD of it shared, until it ends. Exclusive: its GC, `weftctl leave`, and the end of its masquerade.
 //! * An attachment's: its [record](crate::record).
-//! * `overlay.lock`, of a network: alone, an ADD that leads the way to other hosts where no agent does.
-//! * Of all networks: alone, an ADD or the agent that changes what a network has in the rules.
-//! * `meeting.lock`, of a network: alone, an ADD until its record has what was worked out between containers, and a DEL that takes that
-//!   out.
-//! * Of ports: alone, an ADD with host ports, and who changes what these have besides their elements.
+//! * `overlay.lock`, of a network, exclusive: an ADD that sets up the way to other hosts where no agent does.
+//! * Of all networks, exclusive: an ADD or the agent that changes what a network has in the rules.
+//! * `meeting.lock`, of a network, exclusive: an ADD until its record has what was worked out between containers, and a DEL that
+//!   takes that out.
+//! * Of ports, exclusive: an ADD with host ports, and a change of what these have besides their elements.
 //!
 //! `agent.lock`, of a network, is the agent's: [`weft_state::lease::agent_lives`].
 
