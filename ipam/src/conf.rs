@@ -1,5 +1,6 @@
 //! The configuration: what was written, and what it means once checked.
 
+pub mod etcd;
 mod leased;
 
 use std::net::IpAddr;
@@ -14,7 +15,6 @@ use weft_state::state_dir;
 
 pub use leased::Leased;
 
-use crate::etcd_conf;
 use crate::pool::{Misplaced, Pools, Refusal};
 use crate::range::{Invalid, Range, RangeSpec};
 use crate::sticky;
@@ -142,14 +142,14 @@ impl Conf {
     }
 }
 
-pub(crate) fn invalid(path: &str, value: impl std::fmt::Display, reason: &str) -> Error {
+fn invalid(path: &str, value: impl std::fmt::Display, reason: &str) -> Error {
     Error::new(Code::InvalidConfig, format!("{path}: {value} {reason}"))
 }
 
 fn check_keys(conf: &Map<String, Value>) -> Result<(), Error> {
     let ipam = conf.get("ipam");
     let spans_hosts = ipam.and_then(|ipam| ipam.get("etcd")).is_some_and(|etcd| !etcd.is_null());
-    let keys = if spans_hosts { [&IPAM_KEYS[..], &etcd_conf::KEYS].concat() } else { IPAM_KEYS.to_vec() };
+    let keys = if spans_hosts { [&IPAM_KEYS[..], &etcd::KEYS].concat() } else { IPAM_KEYS.to_vec() };
     known(ipam, "ipam", &keys)?;
     let list = |value: Option<&Value>| value.and_then(Value::as_array).cloned().unwrap_or_default();
     for (i, route) in list(ipam.and_then(|v| v.get("routes"))).iter().enumerate() {
@@ -167,7 +167,7 @@ fn check_keys(conf: &Map<String, Value>) -> Result<(), Error> {
     Ok(())
 }
 
-pub(crate) fn known(value: Option<&Value>, path: &str, keys: &[&str]) -> Result<(), Error> {
+fn known(value: Option<&Value>, path: &str, keys: &[&str]) -> Result<(), Error> {
     let unknown =
         value.and_then(Value::as_object).and_then(|o| o.iter().find(|(k, _)| !keys.contains(&k.as_str())));
     let Some((key, value)) = unknown else { return Ok(()) };

@@ -244,7 +244,7 @@ fn a_documented_default_is_what_its_absence_means() {
     let meaning = |document: &Value| {
         let call = call(document, Version::V1_1_0);
         let conf = Conf::new(&call, &CniArgs::default(), Some(&leased)).unwrap();
-        let etcd = etcd_conf::EtcdConf::parse(document["ipam"].as_object().unwrap()).unwrap();
+        let etcd = etcd::EtcdConf::parse(document["ipam"].as_object().unwrap()).unwrap();
         (conf, etcd, reservations_dir(&call.conf).unwrap())
     };
     let of_ipam = [rows("| key | meaning | default | example |", 2), rows("| key of `ipam` |", 2)].concat();
@@ -328,7 +328,7 @@ proptest! {
         let leased = Leased { subnets: vec!["10.0.0.0/24".parse().unwrap()], networks: Vec::new() };
         let ipam = document["ipam"].as_object().cloned().unwrap_or_default();
         let spans_hosts = ipam.get("etcd").is_some_and(|etcd| !etcd.is_null());
-        let checked = etcd_conf::EtcdConf::parse(&ipam)
+        let checked = etcd::EtcdConf::parse(&ipam)
             .and_then(|_etcd| Conf::new(&call, &CniArgs::default(), spans_hosts.then_some(&leased)))
             .and_then(|_conf| reservations_dir(&call.conf));
         let Err(error) = checked else { return Ok(()) };

@@ -13,7 +13,7 @@ use serde_json::Value;
 use weft_state::lease::{HostLease, Peers, Taken, agent_lives, lease_files, since_1970};
 use weft_state::{Lock, data_dir, state_dir};
 
-use crate::etcd_conf::EtcdConf;
+use crate::conf::etcd::EtcdConf;
 use crate::lease::{self, Claimant, Keeper, Lease};
 use crate::registry::{Registry, Snapshot, in_event_loop};
 use crate::store::{self, Store};

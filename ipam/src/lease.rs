@@ -18,7 +18,7 @@ use flannel_records::{Backend, HostRecord, NetworkConfig, Segment, Transport, Vn
 use ipnetwork::IpNetwork;
 use weft_state::lease::{HostLease, since_1970};
 
-use crate::etcd_conf::EtcdConf;
+use crate::conf::etcd::EtcdConf;
 use crate::registry::{Attempt, Claim, Held, Record, Registry, Snapshot};
 use crate::underlay::Found;
 use configuration::configured;

@@ -9,7 +9,6 @@
 mod commands;
 pub mod conf;
 mod dns;
-pub mod etcd_conf;
 mod full;
 mod gc;
 mod host;

@@ -17,7 +17,7 @@ use etcd_client::{
 };
 use weft_state::lease::Peers;
 
-use crate::etcd_conf::{EtcdConf, host_and_port};
+use crate::conf::etcd::{EtcdConf, host_and_port};
 pub(crate) use claim::address_key;
 use claim::held;
 pub use claim::{Claim, Held};

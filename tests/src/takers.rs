@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use serde_json::json;
 use tokio::task::JoinSet;
-use weft_ipam::etcd_conf::EtcdConf;
+use weft_ipam::conf::etcd::EtcdConf;
 use weft_ipam::lease::{Claimant, Keeper, Lease, acquire};
 use weft_ipam::registry::Registry;
 

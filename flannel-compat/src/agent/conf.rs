@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use weft::conf::isolation::extent;
-use weft_ipam::etcd_conf::EtcdConf;
+use weft_ipam::conf::etcd::EtcdConf;
 use weft_state::{data_dir, state_dir};
 
 /// Where flannel's consumers look unless told otherwise.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use cni_protocol::{Code, Error, NetworkName};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use weft_ipam::etcd_conf::EtcdConf;
+use weft_ipam::conf::etcd::EtcdConf;
 use weft_ipam::lease::{self, Claimant, Keeper, Lease};
 use weft_ipam::registry::{Registry, Watched};
 use weft_ipam::store::glance;

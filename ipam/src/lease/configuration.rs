@@ -3,7 +3,7 @@
 use cni_protocol::{Code, Error};
 use flannel_records::NetworkConfig;
 
-use crate::etcd_conf::EtcdConf;
+use crate::conf::etcd::EtcdConf;
 use crate::registry::{SAMPLE, Snapshot, put_line};
 
 /// A network's configuration, as it stands in etcd.

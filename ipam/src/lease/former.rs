@@ -10,7 +10,7 @@ use weft_state::lease::HostLease;
 
 use super::Snapshot;
 use super::holder::Holder;
-use crate::etcd_conf::EtcdConf;
+use crate::conf::etcd::EtcdConf;
 use crate::registry::Held;
 use crate::underlay::{self, Found};
 

@@ -55,7 +55,7 @@ fn known(file: &str, list: &str) -> Vec<String> {
 
 #[test]
 fn keys_of_ipam_are_documented() {
-    let mut of_ipam = [known("conf.rs", "IPAM_KEYS"), known("etcd_conf.rs", "KEYS")].concat();
+    let mut of_ipam = [known("conf.rs", "IPAM_KEYS"), known("conf/etcd.rs", "KEYS")].concat();
     of_ipam.sort();
     assert_eq!(keys([OF_IPAM, OF_LEASES]), of_ipam);
     assert_eq!(keys([OF_A_RANGE]), known("conf.rs", "RANGE_KEYS"));
@@ -67,7 +67,7 @@ fn keys_of_ipam_are_documented() {
     let variables = rows(OF_ETCD).into_iter().flat_map(|row| quoted(&row.columns[2])).collect();
     let mut of_etcd = [keys([OF_ETCD]), variables].concat();
     of_etcd.sort();
-    assert_eq!(of_etcd, known("etcd_conf.rs", "ETCD_KEYS"));
+    assert_eq!(of_etcd, known("conf/etcd.rs", "ETCD_KEYS"));
 }
 
 /// Each key's example makes a network to which a container is attached; something else in its place is refused by the key's name.

@@ -10,11 +10,11 @@ use cni_protocol::{Code, Error};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::conf::{invalid, known};
+use super::{invalid, known};
 use crate::underlay::{Choice, Underlay};
 
 /// The keys of `ipam` that belong to `etcd`.
-pub(crate) const KEYS: [&str; 7] =
+pub(super) const KEYS: [&str; 7] =
     ["iface", "ifaceRegex", "ifaceCanReach", "publicIP", "publicIPv6", "leaseTTL", "peerRefresh"];
 /// The keys of `etcd`, each with the environment's variable for it.
 const ETCD_KEYS: [(&str, &str); 8] = [
@@ -375,5 +375,4 @@ fn checked_underlay(
 }
 
 #[cfg(test)]
-#[path = "etcd_conf_tests.rs"]
 mod tests;
