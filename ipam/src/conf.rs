@@ -366,5 +366,4 @@ fn why(refusal: Refusal) -> &'static str {
 }
 
 #[cfg(test)]
-#[path = "conf_tests.rs"]
 mod tests;

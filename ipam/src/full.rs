@@ -114,5 +114,4 @@ impl Store {
 }
 
 #[cfg(test)]
-#[path = "full_tests.rs"]
 mod tests;

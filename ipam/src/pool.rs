@@ -225,5 +225,4 @@ impl RangeSet {
 }
 
 #[cfg(test)]
-#[path = "pool_tests.rs"]
 mod tests;

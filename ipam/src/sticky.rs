@@ -247,5 +247,4 @@ fn warn_of(ip: IpAddr, result: io::Result<()>) {
 }
 
 #[cfg(test)]
-#[path = "sticky_tests.rs"]
 mod tests;

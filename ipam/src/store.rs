@@ -381,5 +381,4 @@ pub(crate) fn failed(step: &str, path: &Path, cause: &io::Error) -> Error {
 }
 
 #[cfg(test)]
-#[path = "store_tests.rs"]
 mod tests;

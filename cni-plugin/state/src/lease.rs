@@ -272,5 +272,4 @@ fn failed(step: &str, path: &Path, cause: &io::Error) -> Error {
 }
 
 #[cfg(test)]
-#[path = "lease_tests.rs"]
 mod tests;

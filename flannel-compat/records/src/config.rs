@@ -337,5 +337,4 @@ impl Pool {
 }
 
 #[cfg(test)]
-#[path = "config_tests.rs"]
 mod tests;

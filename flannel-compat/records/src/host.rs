@@ -248,5 +248,4 @@ pub fn parse_key(key: &str) -> Option<Vec<IpNetwork>> {
 }
 
 #[cfg(test)]
-#[path = "host_tests.rs"]
 mod tests;

@@ -284,5 +284,4 @@ fn invalid(msg: String) -> Error {
 }
 
 #[cfg(test)]
-#[path = "conf_tests.rs"]
 mod tests;

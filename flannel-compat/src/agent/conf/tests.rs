@@ -99,7 +99,7 @@ fn a_missing_file_is_named() {
 #[test]
 fn a_documented_default_is_what_its_absence_means() {
     let whole: Value = serde_json::from_str(&minimal("pods", "")).unwrap();
-    let tables = include_str!("../../../docs/weftd.md").split("| key | meaning | default |\n").skip(1);
+    let tables = include_str!("../../../../docs/weftd.md").split("| key | meaning | default |\n").skip(1);
     let mut keys = Vec::new();
     for (place, table) in ["", "/networks/0"].into_iter().zip(tables) {
         for row in table.lines().skip(1).take_while(|line| line.starts_with('|')) {

@@ -221,7 +221,7 @@ fn the_data_directory_has_to_be_absolute() {
 /// The defaults in docs/ipam.md are those of the code, as far as they are values and not told in words.
 #[test]
 fn a_documented_default_is_what_its_absence_means() {
-    let page = include_str!("../../docs/ipam.md");
+    let page = include_str!("../../../docs/ipam.md");
     let rows = |table: &str, default: usize| {
         let (_, table) = page.split_once(table).unwrap();
         let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
