@@ -138,6 +138,11 @@ impl Network {
     }
 }
 
+/// [`Network::dual`], masqueraded.
+pub fn masqueraded() -> Network {
+    Network::dual().with(&json!({ "ipMasq": true }))
+}
+
 /// The container's addresses in a result of version 0.3.0 or later, in its order.
 pub fn ips(result: &Value) -> Vec<IpAddr> {
     let address = |ip: &Value| {

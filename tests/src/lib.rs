@@ -50,7 +50,7 @@ mod world;
 pub use call::{Call, CniError, Reply, Running, cni_path, script};
 pub use cluster::Cluster;
 pub use cnitool::CniTool;
-pub use conf::{Network, ip, ips, merge};
+pub use conf::{Network, ip, ips, masqueraded, merge};
 pub use daemon::Daemon;
 pub use dockerd::Dockerd;
 pub use etcd::{Access, Connection, Etcd, Identity, Lease, Member, Tls};

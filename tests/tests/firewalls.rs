@@ -14,7 +14,10 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use serde_json::json;
-use weft_tests::{Dockerd, Host, Injection, Mirror, Network, Outside, Pod, Reply, assert_way, command};
+use weft_tests::{
+    Dockerd, Host, Injection, Mirror, Network, Outside, Pod, Reply, assert_way, command,
+    masqueraded as network,
+};
 
 /// A host with a way to everybody else.
 fn connected() -> (Host, Outside) {
@@ -23,10 +26,6 @@ fn connected() -> (Host, Outside) {
     command("ip route add default via 198.51.100.2 dev up0");
     command("ip -6 route add default via 2001:db8:ffff::2 dev up0");
     (host, outside)
-}
-
-fn network() -> Network {
-    Network::dual().with(&json!({ "ipMasq": true }))
 }
 
 /// With a host port, by which the container's port 80 is reached.

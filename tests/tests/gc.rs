@@ -5,16 +5,12 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use serde_json::{Value, json};
-use weft_tests::{Host, Network, Pod, Running, World, command, ip, script};
+use weft_tests::{Host, Network, Pod, Running, World, command, ip, masqueraded as network, script};
 
 #[path = "gc/circumstances.rs"]
 mod circumstances;
 #[path = "gc/entries.rs"]
 mod entries;
-
-fn network() -> Network {
-    Network::dual().with(&json!({ "ipMasq": true }))
-}
 
 /// The list entry of a container's `eth0`.
 fn live(pod: &Pod) -> (&str, &str) {

@@ -34,13 +34,11 @@ use std::time::Duration;
 
 use renumbered::elements;
 use serde_json::{Value, json};
-use weft_tests::{Host, Injection, Mirror, Network, Outside, Pod, answered_as, command, ips};
+use weft_tests::{
+    Host, Injection, Mirror, Network, Outside, Pod, answered_as, command, ips, masqueraded as network,
+};
 
 const PATIENCE: Duration = Duration::from_secs(3);
-
-fn network() -> Network {
-    Network::dual().with(&json!({ "ipMasq": true }))
-}
 
 fn mapping(host: u16, container: u16) -> Value {
     json!({ "hostPort": host, "containerPort": container, "protocol": "tcp" })

@@ -5,11 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_tests::{Host, Network, Outside, Pod, World, command, ips};
-
-fn network() -> Network {
-    Network::dual().with(&json!({ "ipMasq": true }))
-}
+use weft_tests::{Host, Network, Outside, Pod, World, command, ips, masqueraded as network};
 
 /// The source address that the outside sees of a container's connection, for each family.
 fn seen(pod: &Pod, outside: &Outside) -> Vec<IpAddr> {

@@ -8,14 +8,10 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_tests::{Call, Host, Network, Pod, Reply, Running, World, ips};
+use weft_tests::{Call, Host, Network, Pod, Reply, Running, World, ips, masqueraded as network};
 
 /// How many calls run at once.
 const STORM: usize = 50;
-
-fn network() -> Network {
-    Network::dual().with(&json!({ "ipMasq": true }))
-}
 
 /// Starts all calls, then waits for all.
 fn at_once(calls: impl Iterator<Item = Call>) -> Vec<Reply> {
