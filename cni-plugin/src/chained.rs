@@ -87,18 +87,19 @@ impl Attachment {
         Ok(Self { args: args.clone(), conf, asked, key, previous, host, found, journal })
     }
 
-    /// The steps, in their order. Which link will have limits is on record before it has them.
+    /// The steps, in their order. Which link will have limits, and which port rules may name, is on record before.
     fn attach(&mut self) -> Result<(), Error> {
         let limits = self.conf.shaping.or(&self.asked.shaping);
         let limited = if limits.is_none() { None } else { Some(self.found.to_be_limited(&self.key)?) };
         self.journal.content.limited =
             limited.map(|link| Limited { link: link.name.clone(), index: link.index });
+        let holdings = self.found.holdings(&self.conf, &self.asked)?;
+        self.journal.content.holdings.port.clone_from(&holdings.port);
         self.journal.write_record(false)?;
         if let Some(link) = limited {
             let end = HostEnd { name: &link.name, index: link.index, mtu: link.mtu };
             shaping::apply(&mut self.journal, &mut self.host, &self.key, &end, &limits)?;
         }
-        let holdings = self.found.holdings(&self.conf, &self.asked)?;
         let _hold =
             hold(&mut self.journal, None, &self.args.call, &self.key, &self.conf.state_dir, holdings)?;
         self.journal.write_record(true)

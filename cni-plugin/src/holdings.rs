@@ -28,7 +28,7 @@ pub struct Holdings {
     pub isolation: Option<Isolation>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guard: Option<Guard>,
-    /// The host's end of the container's pair, where another plugin made it and rules name it.
+    /// The container's port of a bridge, where another plugin made it and rules name it. On record before the rest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<String>,
 }
@@ -63,7 +63,7 @@ impl Holdings {
         let mut all = Elements::default();
         let ports = self.ports.as_ref().map(Ports::elements);
         let port = self.port.clone().unwrap_or_else(|| key.host_veth());
-        let isolation = self.isolation.as_ref().map(|isolation| isolation.elements(&key.network, &port));
+        let isolation = self.isolation.as_ref().map(|isolation| isolation.elements(&key.network));
         let guard = self.guard.as_ref().map(|guard| guard.elements(&port));
         for part in [ports, isolation, guard].into_iter().flatten() {
             all.extend(part);
@@ -74,10 +74,8 @@ impl Holdings {
     /// The groups that an attachment will need, whatever its addresses are.
     pub fn expected(network: &Network, asked: &Asked) -> Vec<&'static Group> {
         let ports = (!asked.mappings.is_empty()).then_some(&hostport::GROUP);
-        let has_addresses = network.ipam.is_some();
-        let isolation = isolation::GROUPS.into_iter().filter(|_| has_addresses);
         let guard = (!network.guard.is_empty()).then_some(&guard::GROUP);
-        ports.into_iter().chain(isolation).chain(guard).collect()
+        ports.into_iter().chain(isolation::GROUPS).chain(guard).collect()
     }
 
     /// What others may have been allowed with it.

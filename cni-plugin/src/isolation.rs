@@ -11,9 +11,8 @@ use std::path::Path;
 use cni_protocol::{Code, Error, NetworkName};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
-use weft_net::Family;
-use weft_net::NlResult;
 use weft_net::nft::{Element, Nft, Set, Tuple, ends};
+use weft_net::{Family, NetError, NlResult};
 
 use crate::conf::isolation::{Allow, IsolationPolicy, reduced};
 use crate::conf::names::Names;
@@ -31,7 +30,7 @@ use allow::{Member, current, grants, held};
 use rules::{
     BRIDGE_CLOSED, BRIDGE_INSIDE, BRIDGE_NETWORKS, BRIDGES, CLOSED, HOSTLESS, HOSTLESS_PORTS, INSIDE,
     INTERNAL, LIMITED, NETWORKS, NO_WAYS_OUT, PORTS_CLOSED, PORTS_INSIDE, PORTS_OF_NETWORKS, PRIVATE,
-    PRIVATE_PORTS, WAYS_OUT,
+    PRIVATE_LINKS, PRIVATE_PORTS, WAYS_OUT,
 };
 pub use rules::{BRIDGE_GROUP, GROUP, IDLE};
 
@@ -90,6 +89,9 @@ pub struct Policy {
     /// Where they are ports.
     #[serde(default)]
     bridge: Option<String>,
+    /// The ports that another plugin made. Whose they are is for the holdings on file to say.
+    #[serde(skip)]
+    pub links: Vec<String>,
     pub subnets: Vec<IpNetwork>,
     closed: bool,
     /// Whether nobody outside comes in but by published ports.
@@ -103,7 +105,7 @@ pub struct Policy {
 }
 
 impl Isolation {
-    /// Works out what an attachment needs; `None` without addresses, unless it is kept from others. Pure.
+    /// Works out what an attachment needs; `None` without addresses and a bridge, unless it is kept from others. Pure.
     ///
     /// # Errors
     /// [`Code::InvalidConfig`] when no subnet is known to which the network's policy could apply, or when what is allowed
@@ -119,7 +121,7 @@ impl Isolation {
             let msg = "args.weft.allow has rules, but the network's icc is true: set icc to false or leave allow out";
             return Err(Error::new(Code::InvalidConfig, msg));
         }
-        if plan.ips.is_empty() && conf.icc {
+        if plan.ips.is_empty() && conf.icc && bridge.is_none() {
             return Ok(None);
         }
         let Some(policy) = Policy::new(conf, bridge, all_hosts, plan)? else { return Ok(None) };
@@ -162,21 +164,17 @@ impl Isolation {
         Ok(())
     }
 
-    /// The elements that stand for it, for a port of this name.
-    pub fn elements(&self, network: &NetworkName, port: &str) -> Elements {
-        let named = |set| Element::new(set, Tuple::default().ifname(port), port.to_owned());
+    /// The elements that stand for it.
+    pub fn elements(&self, network: &NetworkName) -> Elements {
         let mut elements = allow::elements(&self.grants, &self.addresses);
-        elements.own.extend(self.policy.private.then(|| named(&PRIVATE_PORTS)));
-        elements.own.extend(
-            (!self.policy.host_access && self.policy.bridge.is_some()).then(|| named(&HOSTLESS_PORTS)),
-        );
         elements.network = self.policy.elements(network);
         elements
     }
 }
 
 impl Policy {
-    /// What a network's configuration comes to; `None` when it asks for nothing that needs to know its subnets.
+    /// What a network's configuration comes to; `None` when it asks for nothing that needs to know its subnets. Where there is a bridge,
+    /// ports may have been kept from each other by an earlier configuration.
     ///
     /// # Errors
     /// [`Code::InvalidConfig`] when it does, and they are not known.
@@ -198,18 +196,19 @@ impl Policy {
                 ("egress", conf.egress_allow.is_some() || !conf.egress_deny.is_empty()),
                 ("hostAccess", !conf.host_access),
             ];
-            return match asked.into_iter().find(|(_, is_asked)| *is_asked) {
-                None => Ok(None),
-                Some((key, _)) => Err(Error::new(
-                    Code::InvalidConfig,
-                    format!(
-                        "{key} is for the network's subnets, but all addresses are single ones: name a subnet in ipam"
-                    ),
-                )),
-            };
+            if let Some((key, _)) = asked.into_iter().find(|(_, is_asked)| *is_asked) {
+                let msg = format!(
+                    "{key} is for the network's subnets, but all addresses are single ones: name a subnet in ipam"
+                );
+                return Err(Error::new(Code::InvalidConfig, msg));
+            }
+            if bridge.is_none() {
+                return Ok(None);
+            }
         }
         Ok(Some(Self {
             bridge: bridge.map(str::to_owned),
+            links: Vec::new(),
             subnets,
             closed: conf.closed,
             internal: conf.internal || conf.published_only,
@@ -224,6 +223,7 @@ impl Policy {
     pub fn of_hosts(subnets: &[IpNetwork], closed: bool, internal: bool) -> Self {
         Self {
             bridge: None,
+            links: Vec::new(),
             subnets: reduced(subnets.to_vec()),
             closed,
             internal,
@@ -246,9 +246,12 @@ impl Policy {
         elements
     }
 
-    /// Adds subnets that are the network's, too.
-    pub fn join(&mut self, subnets: Vec<IpNetwork>) {
-        self.subnets = reduced(self.subnets.iter().copied().chain(subnets).collect());
+    /// Adds what is the network's, too.
+    pub fn join(&mut self, known: Known) {
+        self.subnets = reduced(self.subnets.iter().copied().chain(known.subnets).collect());
+        self.links.extend(known.links);
+        self.links.sort_unstable();
+        self.links.dedup();
     }
 
     fn elements(&self, network: &NetworkName) -> Vec<Element> {
@@ -296,30 +299,55 @@ impl Policy {
         elements
     }
 
-    /// What tells the network's ports from those of others.
+    /// What tells the network's ports from those of others. By a group, what changes for the network does so for all its ports at once.
     fn of_ports(&self, group: u32) -> Vec<Element> {
         if self.bridge.is_none() {
             return Vec::new();
         }
         let one = || Tuple::default().ifgroup(group);
-        let inside = Element::new(&PORTS_INSIDE, one().ifgroup(group), format!("{group} . {group}"));
-        let alone = |set| Element::new(set, one(), group.to_string());
-        let closed = self.closed.then(|| alone(&PORTS_CLOSED));
-        [inside, alone(&PORTS_OF_NETWORKS)].into_iter().chain(closed).collect()
+        let mut elements =
+            vec![Element::new(&PORTS_INSIDE, one().ifgroup(group), format!("{group} . {group}"))];
+        // Without subnets it is nobody's, unless its ports are kept from each other.
+        let is_network = !self.subnets.is_empty() || self.private;
+        let sets = [
+            (&PORTS_OF_NETWORKS, true),
+            (&PORTS_CLOSED, self.closed),
+            (&PRIVATE_PORTS, self.private),
+            (&HOSTLESS_PORTS, !self.host_access),
+        ];
+        let asked = sets.into_iter().filter(|(_, is_set)| is_network && *is_set);
+        elements.extend(asked.map(|(set, _)| Element::new(set, one(), group.to_string())));
+        let links = self.links.iter().filter(|_| self.private);
+        let named = |link: &String| Element::new(&PRIVATE_LINKS, Tuple::default().ifname(link), link.clone());
+        elements.extend(links.map(named));
+        elements
     }
 }
 
-/// The subnets that a network has in the rules.
+/// What tells a network's containers from others, as far as it is on file or in the rules.
+#[derive(Debug, Default)]
+pub struct Known {
+    pub subnets: Vec<IpNetwork>,
+    /// Ports that another plugin made.
+    pub links: Vec<String>,
+}
+
+/// What a network has in the rules.
 ///
 /// # Errors
 /// What the kernel says to the queries.
-pub fn known_subnets(nft: &mut Nft, name: &NetworkName) -> NlResult<Vec<IpNetwork>> {
-    let mut subnets = Vec::new();
+pub fn known(nft: &mut Nft, name: &NetworkName) -> NlResult<Known> {
+    let mut known = Known::default();
+    let mut of_network = |set| {
+        let all = nft.elements(set)?.into_iter();
+        Ok::<_, NetError>(all.filter(|element| network::is_of(element, name)))
+    };
     for set in &INSIDE {
-        let of_network = nft.elements(set)?.into_iter().filter(|element| network::is_of(element, name));
-        subnets.extend(of_network.filter_map(|element| element.first_prefix()));
+        known.subnets.extend(of_network(set)?.filter_map(|element| element.first_prefix()));
     }
-    Ok(reduced(subnets))
+    known.subnets = reduced(known.subnets);
+    known.links.extend(of_network(&PRIVATE_LINKS)?.map(|element| element.key.as_ifname()));
+    Ok(known)
 }
 
 fn pair_element(set: &Set, one: IpNetwork, other: IpNetwork) -> Element {

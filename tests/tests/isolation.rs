@@ -15,6 +15,8 @@ mod moment;
 mod prefixes;
 #[path = "isolation/subnets.rs"]
 mod subnets;
+#[path = "isolation/switched.rs"]
+mod switched;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;

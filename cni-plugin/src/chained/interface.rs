@@ -82,11 +82,10 @@ impl OfAnother {
     /// What the attachment needs in the host's rules. Pure.
     pub(super) fn holdings(&self, conf: &Chained, asked: &Asked) -> Result<Holdings, Error> {
         let (guard, isolation) = (self.guard(conf, asked)?, self.isolation(conf, asked)?);
-        let is_named =
-            guard.is_some() || isolation.as_ref().is_some_and(|isolation| isolation.policy.private);
         Ok(Holdings {
             ports: Ports::new(&conf.ports, &self.reach, asked, &self.plan, None)?,
-            port: self.host_end.as_ref().filter(|_| is_named).map(|link| link.name.clone()),
+            // Also where no rule names it yet: one may when the network's configuration is another.
+            port: self.port_name().filter(|_| guard.is_some() || isolation.is_some()).map(str::to_owned),
             isolation,
             guard,
         })
@@ -151,7 +150,11 @@ impl OfAnother {
             Reach::Bridge(name) => Some(name.as_str()),
             _ => None,
         };
-        Isolation::new(&conf.isolation, bridge, &[], &asked.allow, &plan)
+        let mut isolation = Isolation::new(&conf.isolation, bridge, &[], &asked.allow, &plan)?;
+        if let (Some(isolation), Some(port)) = (&mut isolation, self.port_name()) {
+            isolation.policy.links.push(port.to_owned());
+        }
+        Ok(isolation)
     }
 
     /// The link at which traffic is limited.

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use cni_protocol::{Code, Deadline, Error, NetworkName};
-use ipnetwork::IpNetwork;
 use weft_net::NetError;
 use weft_net::nft::{Element, Nft};
 use weft_state::Lock;
@@ -15,7 +14,7 @@ use weft_state::lease::agent_lives;
 
 use super::Holdings;
 use crate::fault::{Fault, failed};
-use crate::isolation::{Policy, known_subnets};
+use crate::isolation::{Known, Policy, known};
 use crate::key::AttachmentKey;
 use crate::locks::lock_networks;
 use crate::record::{self, Attached, Content, Found, Locked};
@@ -25,8 +24,8 @@ use crate::step::{Journal, Step};
 /// How long the agent waits for the lock of all networks. An ADD has it for a moment, but may be stopped then, and all that the agent does is on one thread.
 const AGENT_PATIENCE: Duration = Duration::from_millis(100);
 
-/// Has the network's policy name the subnets of all its containers, where the rules lack what this one's alone tells. Returns the lock
-/// under which the rules can be changed then.
+/// Has the network's policy name the subnets and ports of all its containers, where the rules lack what this one's alone tells. Returns
+/// the lock under which the rules can be changed then.
 ///
 /// # Errors
 /// [`Code::Conflict`] when another network has addresses in common, [`Code::TryAgain`].
@@ -46,23 +45,23 @@ pub(super) fn agree(
     // What the agent says of a network is for all hosts, and more than a plugin may know.
     let is_announced = agent_lives(state_dir, name)?;
     if is_announced {
-        isolation.policy.join(known_subnets(&mut rules.nft, name).map_err(unreadable)?);
+        isolation.policy.join(known(&mut rules.nft, name).map_err(unreadable)?);
         if rules.look_for(&isolation.policy.of_network(name)).map_err(unreadable)? {
             return Ok(None);
         }
     }
     let lock = lock_networks(state_dir, rules.nft.deadline())?;
     rules.look_again();
-    let known = known_subnets(&mut rules.nft, name).map_err(unreadable)?;
-    let (on_file, is_all) = subnets_on_file(state_dir, name)?;
+    let in_rules = known(&mut rules.nft, name).map_err(unreadable)?;
+    let (filed, is_all) = on_file(state_dir, name)?;
     let own = isolation.policy.clone();
-    isolation.policy.join(on_file);
-    let on_file = isolation.policy.clone();
-    isolation.policy.join(known);
-    if isolation.policy != on_file && !is_announced && is_all && journal.alone()? {
+    isolation.policy.join(filed);
+    let filed = isolation.policy.clone();
+    isolation.policy.join(in_rules);
+    if isolation.policy != filed && !is_announced && is_all && journal.alone()? {
         // Nobody on the way would rely on what nobody has on file; what was read before somebody ended may be old.
         isolation.policy = own;
-        isolation.policy.join(subnets_on_file(state_dir, name)?.0);
+        isolation.policy.join(on_file(state_dir, name)?.0);
     }
     let wanted = isolation.policy.of_network(name);
     if rules.look_for(&wanted).map_err(unreadable)? {
@@ -128,7 +127,7 @@ pub fn forget(state_dir: &Path, name: &NetworkName, deadline: Deadline) -> Resul
         .map_err(|error| failed(&"have the ruleset forget the network", error.into()))
 }
 
-/// For CHECK: has a policy name all the subnets that the network has.
+/// For CHECK: has a policy name all the subnets and ports that the network has.
 ///
 /// # Errors
 /// What the kernel says, or the records.
@@ -138,26 +137,28 @@ pub fn complete(
     network: &NetworkName,
     policy: &mut Policy,
 ) -> Result<(), Fault> {
-    policy.join(subnets_on_file(state_dir, network)?.0);
-    policy.join(known_subnets(nft, network)?);
+    policy.join(on_file(state_dir, network)?.0);
+    policy.join(known(nft, network)?);
     Ok(())
 }
 
-/// The subnets of a network's containers, and whether all of their records can be read.
-fn subnets_on_file(state_dir: &Path, network: &NetworkName) -> Result<(Vec<IpNetwork>, bool), Error> {
-    let (mut subnets, mut is_all) = (Vec::new(), true);
+/// What tells a network's containers from others, and whether all of their records can be read. The port of one that is on its way is
+/// among it, as what its network has in the rules may change meanwhile.
+fn on_file(state_dir: &Path, network: &NetworkName) -> Result<(Known, bool), Error> {
+    let (mut known, mut is_all) = (Known::default(), true);
     for hash in record::hashes(state_dir, network)? {
         match record::peek(state_dir, network, &hash) {
-            Ok(Found::Attached(content)) => {
-                subnets.extend(
+            Ok(Found::Attached(content) | Found::Begun(content)) => {
+                known.links.extend(content.holdings.port);
+                known.subnets.extend(
                     content.holdings.isolation.into_iter().flat_map(|isolation| isolation.policy.subnets),
                 );
             }
-            Ok(Found::Begun(_) | Found::Nothing) => {}
+            Ok(Found::Nothing) => {}
             Ok(Found::Damaged) | Err(_) => is_all = false,
         }
     }
-    Ok((subnets, is_all))
+    Ok((known, is_all))
 }
 
 /// Sees that no other network with containers has any of the addresses that a network is to have in the rules.
@@ -221,12 +222,14 @@ pub(super) fn held_by(attached: &[Locked]) -> Vec<Elements> {
         let Some(isolation) = &content.holdings.isolation else { continue };
         let (last, policy) =
             policies.entry(&key.network).or_insert_with(|| (content, isolation.policy.clone()));
-        let before = std::mem::take(&mut policy.subnets);
+        let mut all =
+            Known { subnets: std::mem::take(&mut policy.subnets), links: std::mem::take(&mut policy.links) };
+        all.subnets.extend(&isolation.policy.subnets);
+        all.links.extend(content.holdings.port.clone());
         if content.since() > last.since() {
             (*last, *policy) = (content, isolation.policy.clone());
         }
-        policy.join(before);
-        policy.join(isolation.policy.subnets.clone());
+        policy.join(all);
     }
     let held = attached.iter().map(|Locked { key, content, .. }| {
         let mut holdings = content.holdings.clone();

@@ -89,12 +89,12 @@ pub(super) static BRIDGES: [Set; 2] = [
     Set { table: Table::Bridge, name: "bridges-v6", key: &[Type::Ifname, V6], data: &[], intervals: true },
 ];
 /// The ports of bridges whose containers talk with each other only as allowed.
-pub(super) static PRIVATE_PORTS: Set =
-    Set { table: Table::Bridge, name: "private-ports", key: &[Type::Ifname], data: &[], intervals: false };
-
+pub(super) static PRIVATE_PORTS: Set = groups("private-ports", &[Type::Ifgroup]);
+/// The same ports, by their names, where another plugin made them: these are in no group of the network's.
+pub(super) static PRIVATE_LINKS: Set =
+    Set { table: Table::Bridge, name: "private-links", key: &[Type::Ifname], data: &[], intervals: false };
 /// The ports of bridges whose containers use no service of the host.
-pub(super) static HOSTLESS_PORTS: Set =
-    Set { table: Table::Bridge, name: "hostless-ports", key: &[Type::Ifname], data: &[], intervals: false };
+pub(super) static HOSTLESS_PORTS: Set = groups("hostless-ports", &[Type::Ifgroup]);
 
 /// From container to container, one port.
 pub(super) static PORT: [Set; 2] = services("allow-port-v4", "allow-port-v6", false);
@@ -158,14 +158,14 @@ pub static BRIDGE_GROUP: Group = Group {
     sets: &[
         PORTS_INSIDE, PORTS_OF_NETWORKS, PORTS_CLOSED, BRIDGE_INSIDE[0], BRIDGE_INSIDE[1],
         BRIDGE_NETWORKS[0], BRIDGE_NETWORKS[1], BRIDGE_CLOSED[0], BRIDGE_CLOSED[1], BRIDGES[0], BRIDGES[1],
-        PRIVATE_PORTS, HOSTLESS_PORTS,
+        PRIVATE_PORTS, HOSTLESS_PORTS, PRIVATE_LINKS,
     ],
     chains: &[
         Chain {
             name: "isolation",
             kind: ChainKind::Base { kind: "filter", hook: InetHookNumber::Forward, priority: FILTER_BRIDGED },
             rules: bridged,
-            uses: 11,
+            uses: 12,
         },
         Chain {
             name: "isolation-host",
@@ -300,7 +300,7 @@ fn on_link_to_the_host() -> Vec<Rule> {
     vec![
         Rule::any().is(Load::L4Protocol, &icmp).accept(),
         Rule::any()
-            .found(&[Load::Iifname], &HOSTLESS_PORTS)
+            .found(&[Load::Iifgroup], &HOSTLESS_PORTS)
             .is(Load::Protocol, &ether_type)
             .is_in(Field::source(family), link_local, length)
             .drop(),
@@ -326,13 +326,13 @@ fn no_redirects() -> Vec<Rule> {
 /// the inet table sent it to a container of the same bridge, and the chain there says whether it may go.
 fn bridged() -> Vec<Rule> {
     let translated = Rule::any().to_bridge().accept();
-    let between_private =
-        Rule::any().found(&[Load::Iifname], &PRIVATE_PORTS).leaves_by(&PRIVATE_PORTS).drop();
     let [came, goes] = [Load::Iifgroup, Load::Oifgroup];
     let by_port = [
+        Rule::any().found(&[came], &PRIVATE_PORTS).found(&[goes], &PRIVATE_PORTS).drop(),
         Rule::any().found(&[came, goes], &PORTS_INSIDE).accept(),
         Rule::any().found(&[goes], &PORTS_CLOSED).found(&[came], &PORTS_OF_NETWORKS).drop(),
         Rule::any().found(&[came], &PORTS_CLOSED).found(&[goes], &PORTS_OF_NETWORKS).drop(),
+        Rule::any().found(&[Load::Iifname], &PRIVATE_LINKS).leaves_by(&PRIVATE_LINKS).drop(),
     ];
     let rules = ETHER_TYPES.iter().zip(FAMILIES).flat_map(|((family, ether_type), (_, at))| {
         let begin = || Rule::any().is(Load::Protocol, ether_type);
@@ -348,5 +348,5 @@ fn bridged() -> Vec<Rule> {
                 .drop(),
         ]
     });
-    [translated, between_private].into_iter().chain(by_port).chain(rules).collect()
+    [translated].into_iter().chain(by_port).chain(rules).collect()
 }

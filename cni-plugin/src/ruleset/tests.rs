@@ -237,7 +237,7 @@ fn of_network_on(bridge: &str, name: &str, subnet: &str) -> Vec<Element> {
     let isolation =
         isolation::Isolation::new(&network.isolation, Some(bridge), &[], &[], &plan).unwrap().unwrap();
     let key = key_in(name, "a");
-    isolation.elements(&key.network, "weft0123").of(&key).network
+    isolation.elements(&key.network).of(&key).network
 }
 
 #[test]

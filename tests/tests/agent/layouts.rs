@@ -13,7 +13,7 @@ struct Layout {
     without: &'static [&'static str],
 }
 
-const LAYOUTS: [Layout; 9] = [
+const LAYOUTS: [Layout; 10] = [
     Layout {
         what: "the guard knows ports by their names",
         instead: &[
@@ -92,9 +92,24 @@ const LAYOUTS: [Layout; 9] = [
         without: &[],
     },
     Layout {
+        what: "ports of private networks are known by their names",
+        instead: &[
+            (
+                "set private-ports {\n\t\ttype devgroup\n\t\telements = {\n970959971 comment",
+                "set private-ports {\n\t\ttype ifname\n\t\telements = {\n\"eth0\" comment",
+            ),
+            (
+                "iifgroup @private-ports oifgroup @private-ports",
+                "iifname @private-ports oifname @private-ports",
+            ),
+            ("\t\tiifname @private-links oifname @private-links drop\n", ""),
+        ],
+        without: &["private-links"],
+    },
+    Layout {
         what: "ports of private networks are nothing special, and the flow to a port is nobody's",
         instead: &[
-            ("\t\tiifname @private-ports oifname @private-ports drop\n", ""),
+            ("\t\tiifgroup @private-ports oifgroup @private-ports drop\n", ""),
             (
                 "\t\tip daddr @hostport-hairpin-v4 ip saddr . ip daddr @hostport-same-v4 masquerade fully-random\n",
                 "",

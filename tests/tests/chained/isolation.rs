@@ -1,6 +1,9 @@
 //! Who reaches a container whose interface another plugin made. Real connections.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
+use weft_tests::frames::{Frame, Wire};
 use weft_tests::{Host, Mirror, Network, Outside, Pod, World, assert_way, command, ips};
 
 use crate::behind;
@@ -117,11 +120,40 @@ fn without_icc_containers_of_one_bridge_reach_each_other_neither_on_it_nor_by_th
         }
         let checked = private.behind(&result);
         checked.check(&client, &result).done();
-        command("nft flush set bridge weft private-ports");
-        checked
-            .check(&client, &result)
-            .error_code(105)
-            .assert_names(&["private-ports", crate::host_end(&result)]);
+        command("nft flush set bridge weft private-links");
+        checked.check(&client, &result).error_code(105).assert_names(&["private-links", "lacks veth"]);
+    }
+}
+
+#[test]
+fn icc_is_for_containers_that_are_there_as_for_those_that_come() {
+    let host = Host::new();
+    host.set_br_netfilter(false);
+    let says = |icc: bool| one().with(&json!({ "icc": icc }));
+    let (first, second) = (Pod::new(), Pod::new());
+    let [of_first, of_second] = [&first, &second].map(|pod| ips(&says(true).add(pod)));
+    let (at_first, at_second) = (Mirror::on(&first, PORT), Mirror::on(&second, PORT));
+    for icc in [true, false, true, false] {
+        let (chain, next) = (says(icc), Pod::new());
+        let result = chain.add(&next);
+        let (at_next, of_next) = (Mirror::on(&next, PORT), ips(&result));
+        for (from, to, mirror, addresses, who) in [
+            (&first, &second, &at_second, &of_second, "between those that were there"),
+            (&first, &next, &at_next, &of_next, "to one that came"),
+            (&next, &first, &at_first, &of_first, "from one that came"),
+        ] {
+            for address in addresses {
+                assert_way(icc, mirror, from, *address, &format!("icc: {icc}, {who}"));
+            }
+            // One way, and of no protocol that rules know.
+            let (sent, mut received) = (Wire::of(from), Wire::of(to));
+            let frame = Frame::new(received.mac, sent.mac, 0x88b5, b"local experiment");
+            sent.send(&frame);
+            let time = Duration::from_millis(if icc { 3000 } else { 200 });
+            assert_eq!(received.receives(&frame, time), icc, "icc: {icc}, a frame {who}");
+        }
+        chain.behind(&result).check(&next, &result).done();
+        chain.behind(&result).del(&next);
     }
 }
 

@@ -159,19 +159,20 @@ fn nft_shows_isolation_as_it_is_meant() {
     );
     let bridged = rules_of("bridge", "isolation");
     assert_eq!(
-        bridged[1..6],
+        bridged[1..7],
         [
             "meta pkttype host accept",
-            "iifname @private-ports oifname @private-ports drop",
+            "iifgroup @private-ports oifgroup @private-ports drop",
             "iifgroup . oifgroup @inside-ports accept",
             "oifgroup @closed-ports iifgroup @networks-ports drop",
             "iifgroup @closed-ports oifgroup @networks-ports drop",
+            "iifname @private-links oifname @private-links drop",
         ]
     );
-    assert_eq!(bridged.len(), 12);
+    assert_eq!(bridged.len(), 13);
     assert_eq!(
         rules_of("bridge", "isolation-host")[1..],
-        ["meta l4proto ipv6-icmp accept", "iifname @hostless-ports ip6 saddr fe80::/10 drop",]
+        ["meta l4proto ipv6-icmp accept", "iifgroup @hostless-ports ip6 saddr fe80::/10 drop",]
     );
 }
 
