@@ -277,6 +277,9 @@ impl Attachment {
         if self.announces {
             journal.within(Step::Neighbours(ifname.clone()), || pod.set_announcing(ifname))?;
         }
+        if plan.by_gateway {
+            tuning::refuse_redirects(journal, pod, ifname)?;
+        }
         tuning::apply(journal, pod, ifname, &self.asked.tuning)?;
         if !self.network.interface_down {
             journal.within(Step::Up(ifname.clone()), || pod.netlink.set_up(ifname.as_str()))?;

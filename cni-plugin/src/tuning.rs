@@ -27,6 +27,25 @@ pub fn apply(journal: &mut Journal, pod: &mut Pod, ifname: &IfName, tuning: &Tun
     Ok(())
 }
 
+/// Has a container that sends everything by the host go on doing so. The host tells of a shorter way, on the link, as soon as it passes
+/// packets on between all containers of the network, and that way is closed when it does so no more. For IPv4 either of two settings is
+/// enough for the kernel to believe it (`IN_DEV_RX_REDIRECTS` of linux/inetdevice.h).
+pub fn refuse_redirects(journal: &mut Journal, pod: &Pod, ifname: &IfName) -> Result<(), Error> {
+    let of = |name, key: fn(&str, &str) -> Sysctl| key(name, "accept_redirects");
+    let name = ifname.as_str();
+    for sysctl in [of(name, Sysctl::ipv6_of), of(name, Sysctl::ipv4_of), of("all", Sysctl::ipv4_of)] {
+        let before = journal.run(Step::Sysctl(sysctl.clone(), String::new()), || {
+            let before =
+                pod.inside(|| sysctl.get().and_then(|before| sysctl.set("0").map(|()| before)))??;
+            Ok::<_, Fault>((before, Change::Found))
+        })?;
+        if let Some(before) = before {
+            journal.note(Step::Sysctl(sysctl, before));
+        }
+    }
+    Ok(())
+}
+
 /// Writes a setting, and returns what it was.
 fn set(pod: &Pod, sysctl: &Sysctl, setting: &Setting) -> Result<String, Fault> {
     let value = &setting.value;

@@ -81,3 +81,31 @@ fn host_access_is_for_containers_that_are_there_as_for_those_that_come() {
         }
     }
 }
+
+/// As long as `icc` is true the host tells containers that send by it of the shorter way, on the link, which is closed when it is false again.
+#[test]
+fn the_ways_of_containers_that_are_there_stay_as_they_are() {
+    let _host = Host::new();
+    let whole = json!({ "prefix": "10.88.0.0/24" });
+    let whole_v6 = json!({ "prefix": "fd00:88::/64" });
+    let allow = json!([{ "from": whole, "to": whole }, { "from": whole_v6, "to": whole_v6 }]);
+    let says =
+        |icc: bool| one().with(&json!({ "icc": icc, "allow": if icc { json!([]) } else { allow.clone() } }));
+    let (client, server) = (Pod::new(), Pod::new());
+    says(false).add(&client);
+    let (mirror, addresses) = serve(&says(false), &server);
+    for icc in [true, false, true, false] {
+        let next = Pod::new();
+        says(icc).add(&next);
+        for address in addresses.iter().cycle().take(8) {
+            assert_way(true, &mirror, &client, *address, &format!("icc: {icc}"));
+            // The host has answered as often as it tells of the way, and the neighbour is known.
+            client.assert_reaches(*address);
+        }
+        for family in ["-4", "-6"] {
+            let taken = client.command(&format!("ip {family} route show cache"));
+            assert_eq!(taken, "", "icc: {icc}");
+        }
+        says(icc).del(&next);
+    }
+}
