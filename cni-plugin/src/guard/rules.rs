@@ -91,7 +91,7 @@ pub static GROUP: Group = Group {
         regular("guard-ip-known", ip_known, 6),
         regular("guard-ip", ip, 5),
         regular("guard-arp", arp, 11),
-        regular("guard-frames", frames, 8),
+        regular("guard-frames", frames, 9),
         Chain {
             name: "guard",
             kind: ChainKind::Base { kind: "filter", hook: HOOK, priority: FIRST },
@@ -140,18 +140,18 @@ fn ports() -> Vec<Rule> {
 
 fn frames() -> Vec<Rule> {
     let forged = Rule::any().not_found(&[Load::Iif, Load::MacSource], &MAC);
-    // IEEE 802.1D: what bridges tell each other.
-    let of_bridges = Rule::any().is_masked(
-        Load::MacDestination,
-        &[0xff, 0xff, 0xff, 0xff, 0xff, 0xf0],
-        &[0x01, 0x80, 0xc2, 0, 0, 0],
-    );
+    // What bridges tell each other: IEEE 802.1D; CDP, VTP and DTP of Cisco's, and its spanning tree per VLAN (PVST+).
+    let of_bridges = [
+        ([0xff, 0xff, 0xff, 0xff, 0xff, 0xf0], [0x01, 0x80, 0xc2, 0, 0, 0]),
+        ([0xff, 0xff, 0xff, 0xff, 0xff, 0xfe], [0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xcc]),
+    ]
+    .map(|(mask, to)| unless_off(Rule::any().is_masked(Load::MacDestination, &mask, &to), Part::Rogue));
     let to_chain = [(IP, "guard-ip"), (IP6, "guard-ip6"), (ARP, "guard-arp")]
         .map(|(protocol, chain)| Rule::any().is(Load::EtherType, &protocol).goto(chain));
     // A tag would hide what is behind it.
     let tagged = [[0x81, 0x00], [0x88, 0xa8]].map(|tag| Rule::any().is(Load::EtherType, &tag).drop());
     let begin = [unless_off(forged, Part::Mac)];
-    begin.into_iter().chain(to_chain).chain(tagged).chain([unless_off(of_bridges, Part::Rogue)]).collect()
+    begin.into_iter().chain(to_chain).chain(tagged).chain(of_bridges).collect()
 }
 
 /// Packets with a source that is the container's.

@@ -247,6 +247,13 @@ fn rogues(me: Station, peer: Station) -> Vec<Case> {
     let bpdu = [&[0x42, 0x42, 3][..], &[0; 35]].concat();
     let to_bridges = |last| Frame::new([1, 0x80, 0xc2, 0, 0, last], me.mac, 38, &bpdu);
     let elsewhere = || Frame::new([1, 0x80, 0xc2, 0, 1, 0], me.mac, 38, &bpdu);
+    // Cisco's, behind SNAP: the spanning tree of a VLAN, and CDP.
+    let of_cisco = |last, protocol: [u8; 2], what: &[u8]| {
+        let snap = [&[0xaa, 0xaa, 3, 0, 0, 0x0c][..], &protocol, what].concat();
+        Frame::new([1, 0, 0x0c, 0xcc, 0xcc, last], me.mac, 50, &snap)
+    };
+    let pvst = |last| of_cisco(last, [0x01, 0x0b], &[0; 42]);
+    let cdp = |last| of_cisco(last, [0x20, 0x00], &[2; 42]);
     let lldp = Frame::new([1, 0x80, 0xc2, 0, 0, 0xe], me.mac, 0x88cc, b"lldp");
     vec![
         case("a router advertisement", &["rogue"], icmp6(ICMP6, &advertisement), echo),
@@ -262,6 +269,8 @@ fn rogues(me: Station, peer: Station) -> Vec<Case> {
         case("a DHCPv6 server's answer", &["rogue"], dhcp6((547, 546)), dhcp6((546, 547))),
         case("what bridges tell each other", &["rogue"], to_bridges(0), elsewhere()),
         case("what a bridge tells of itself", &["rogue"], lldp, elsewhere()),
+        case("what bridges tell each other of a VLAN", &["rogue"], pvst(0xcd), pvst(0xce)),
+        case("what a switch tells of itself", &["rogue"], cdp(0xcc), cdp(0xce)),
     ]
 }
 

@@ -89,6 +89,7 @@ fn nft_shows_the_guard_as_it_is_meant() {
             "ether type 8021q drop",
             "ether type 8021ad drop",
             "ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 iif != @guard-off-rogue drop",
+            "ether daddr & ff:ff:ff:ff:ff:fe == 01:00:0c:cc:cc:cc iif != @guard-off-rogue drop",
         ]
     );
     assert_eq!(
