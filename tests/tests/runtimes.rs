@@ -9,7 +9,7 @@ mod crowd;
 
 use std::fs;
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
@@ -27,7 +27,8 @@ const BRIDGE: Ipv4Addr = Ipv4Addr::new(10, 91, 0, 1);
 
 /// What serves in a container is at the host's port 8080.
 #[track_caller]
-fn assert_serves(host: Ipv4Addr) {
+fn assert_serves(host: impl Into<IpAddr>) {
+    let host = host.into();
     let asked = eventually(Duration::from_secs(5), "a container serves on the host's port", || {
         let mut stream = TcpStream::connect((host, 8080)).ok()?;
         let mut text = String::new();
@@ -332,4 +333,28 @@ fn a_container_of_nerdctl_comes_again_with_its_port_and_its_address() {
     }
     only_kept(first);
     machine.assert_nothing_left(&before);
+}
+
+/// As docs/migrate-from-docker-bridge.md says: nerdctl asks for IPv4 where `--publish` names no address.
+#[test]
+fn a_container_of_nerdctl_has_its_port_by_both_families_when_both_are_asked_for() {
+    let machine = Machine::with("20-weft-nerdctl-podman.conflist", |conflist| {
+        let ranges = conflist["plugins"][0]["ipam"]["ranges"].as_array_mut().expect("ranges");
+        ranges.push(json!([{ "subnet": "fd00:91::/64" }]));
+    });
+    let nerdctl = runtime::nerdctl(&machine);
+    let by_ipv6: IpAddr = Ipv6Addr::new(0xfd00, 0x91, 0, 0, 0, 0, 0, 1).into();
+    for (publish, has_ipv6) in [
+        (&["--publish", "8080:80"][..], false),
+        (&["--publish", "8080:80", "--publish", "[::]:8080:80"], true),
+    ] {
+        nerdctl.run_with("web", "weft-net", publish, &SERVE);
+        assert_serves(BRIDGE);
+        if has_ipv6 {
+            assert_serves(by_ipv6);
+        } else {
+            TcpStream::connect((by_ipv6, 8080)).expect_err("nobody asked for it");
+        }
+        nerdctl.remove("web");
+    }
 }
