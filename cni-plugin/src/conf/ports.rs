@@ -1,7 +1,7 @@
 //! Host ports: the capability `portMappings`, and the keys beside it, as the reference portmap has them.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cni_protocol::{Code, Error, decode};
 use ipnetwork::IpNetwork;
@@ -125,21 +125,22 @@ pub fn requested_mappings(conf: &Map<String, Value>) -> Result<Vec<Mapping>, Err
 }
 
 /// The mappings in their order, without those that others say already: runtimes may give one twice, and one of every address also as
-/// one of every address of a family.
+/// one of every address of a family. A port of one address is among those of every address, also where another container has these.
 fn distinct(mut mappings: Vec<Mapping>) -> Result<Vec<Mapping>, Error> {
     mappings.sort_unstable();
     mappings.dedup();
     let place = |mapping: &Mapping| (mapping.host_ip, mapping.protocol, mapping.host_port);
     let mut kept: Vec<Mapping> = Vec::with_capacity(mappings.len());
     for mapping in &mappings {
-        let is_wide = mapping.host_ip.is_some_and(|ip| ip.is_unspecified());
-        let wider = (None, mapping.protocol, mapping.host_port);
-        let wider = mappings.binary_search_by_key(&wider, place).ok().filter(|_| is_wide);
+        let find = |host_ip: Option<IpAddr>| {
+            let place_there = (host_ip, mapping.protocol, mapping.host_port);
+            mappings.binary_search_by_key(&place_there, place).ok().map(|at| &mappings[at])
+        };
         let same = kept.last().filter(|last| place(last) == place(mapping));
-        match same.or(wider.map(|at| &mappings[at])) {
-            None => kept.push(*mapping),
-            Some(other) if other.container_port == mapping.container_port => {}
-            Some(other) => {
+        let of_all = mapping.host_ip.and_then(|_| find(None));
+        let of_family = mapping.host_ip.and_then(|ip| find(Some(unspecified(ip))));
+        for other in [same, of_all, of_family].into_iter().flatten() {
+            if other.container_port != mapping.container_port {
                 return Err(Error::new(
                     Code::InvalidConfig,
                     format!(
@@ -149,8 +150,20 @@ fn distinct(mut mappings: Vec<Mapping>) -> Result<Vec<Mapping>, Error> {
                 ));
             }
         }
+        let is_wide = mapping.host_ip.is_some_and(|ip| ip.is_unspecified());
+        if same.is_none() && !(is_wide && of_all.is_some()) {
+            kept.push(*mapping);
+        }
     }
     Ok(kept)
+}
+
+/// All addresses of the family.
+fn unspecified(of: IpAddr) -> IpAddr {
+    match of {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 fn mapping(at: usize, raw: &RawMapping) -> Result<Mapping, Error> {
@@ -213,6 +226,10 @@ mod tests {
             [("::", 80), ("", 81)],
             [("192.0.2.1", 80), ("192.0.2.1", 81)],
             [("192.0.2.1", 80), ("::ffff:192.0.2.1", 81)],
+            [("192.0.2.1", 80), ("", 81)],
+            [("2001:db8::1", 80), ("", 81)],
+            [("127.0.0.1", 80), ("0.0.0.0", 81)],
+            [("::", 80), ("2001:db8::1", 81)],
         ] {
             let error = requested(&mappings).unwrap_err();
             assert_eq!(error.code, Code::InvalidConfig, "{mappings:?}");
@@ -220,6 +237,10 @@ mod tests {
                 assert!(error.msg.contains(word), "{}", error.msg);
             }
         }
-        assert_eq!(requested(&[("0.0.0.0", 80), ("::", 81)]).unwrap().len(), 2);
+        for others in
+            [[("0.0.0.0", 80), ("::", 81)], [("192.0.2.1", 80), ("::", 81)], [("192.0.2.1", 80), ("", 80)]]
+        {
+            assert_eq!(requested(&others).unwrap().len(), 2, "{others:?}");
+        }
     }
 }
