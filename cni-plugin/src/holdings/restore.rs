@@ -64,7 +64,11 @@ fn elements_again(nft: &mut Nft, state_dir: &Path, suspects: &Suspects) -> Resul
     // Their locks are held until their elements are back: no DEL can come in between.
     let attached = record::attached_of(state_dir, |hash| suspects.has(hash))?;
     let mut held = held_by(&attached);
-    leave_out_unsettled(state_dir, &attached, &mut held);
+    match suspects {
+        Suspects::All => leave_out_unsettled(state_dir, &attached, &mut held),
+        // Some of a network's containers may have come with a former configuration. Where anything of a network is missing, all are suspects.
+        Suspects::These(_) => held.iter_mut().for_each(|elements| elements.network.clear()),
+    }
     Ok(ruleset::put_back(nft, &held)?)
 }
 

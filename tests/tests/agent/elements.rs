@@ -98,3 +98,20 @@ fn what_a_del_takes_out_stays_out() {
     assert!(check(&stays, node));
     eventually(REPAIR, "once", || (heals(&agent) == Some(before.unwrap_or_default() + 1.0)).then_some(()));
 }
+
+/// What a network says is what its last container came with, whoever's elements are put back.
+#[test]
+fn one_of_before_a_change_brings_back_its_own_elements_alone() {
+    let cluster = Cluster::new(1);
+    let node = cluster.node(0);
+    let port = json!({ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" });
+    let before = Network::dual().with(&json!({ "icc": false, "runtimeConfig": { "portMappings": [port] } }));
+    let (_first, _) = node.attach(&before);
+    let (_second, _) = node.attach(&Network::dual());
+    let agent = Weftd::with(node, &json!({ "networks": [] }));
+    agent.ready();
+    let made = sets(node);
+    node.command("nft delete element inet weft hostport-v4 { tcp . 8080 }");
+    eventually(REPAIR, "the port", || heals(&agent));
+    assert_eq!(sets(node), made, "and nothing else");
+}
