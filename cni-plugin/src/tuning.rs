@@ -31,17 +31,18 @@ pub fn apply(journal: &mut Journal, pod: &mut Pod, ifname: &IfName, tuning: &Tun
 /// packets on between all containers of the network, and that way is closed when it does so no more. For IPv4 either of two settings is
 /// enough for the kernel to believe it (`IN_DEV_RX_REDIRECTS` of linux/inetdevice.h).
 pub fn refuse_redirects(journal: &mut Journal, pod: &Pod, ifname: &IfName) -> Result<(), Error> {
-    let of = |name, key: fn(&str, &str) -> Sysctl| key(name, "accept_redirects");
-    let name = ifname.as_str();
-    for sysctl in [of(name, Sysctl::ipv6_of), of(name, Sysctl::ipv4_of), of("all", Sysctl::ipv4_of)] {
-        let before = journal.run(Step::Sysctl(sysctl.clone(), String::new()), || {
-            let before =
-                pod.inside(|| sysctl.get().and_then(|before| sysctl.set("0").map(|()| before)))??;
-            Ok::<_, Fault>((before, Change::Found))
-        })?;
-        if let Some(before) = before {
-            journal.note(Step::Sysctl(sysctl, before));
-        }
+    const KEY: &str = "accept_redirects";
+    let of_interface = [Sysctl::ipv6_of, Sysctl::ipv4_of].map(|of| of(ifname.as_str(), KEY));
+    let of_all = Sysctl::ipv4_of("all", KEY);
+    let refuse = || {
+        of_interface.iter().try_for_each(|setting| setting.set("0"))?;
+        of_all.get().and_then(|before| of_all.set("0").map(|()| before))
+    };
+    let step = Step::Sysctl(of_all.clone(), String::new());
+    let before = journal.within(step, || Ok::<_, Fault>(pod.inside(refuse)??))?;
+    // The interface's go with it.
+    if let Some(before) = before {
+        journal.note(Step::Sysctl(of_all, before));
     }
     Ok(())
 }
