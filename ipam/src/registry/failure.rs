@@ -40,7 +40,7 @@ pub(super) fn explain(endpoint: &str, error: &Error) -> String {
     let found = refusal(&text).or_else(|| trouble(&text)).or_else(|| ended(endpoint, &text));
     match found {
         Some(meaning) => format!("{endpoint} {meaning}"),
-        None => format!("{endpoint}: {text}"),
+        None => format!("{endpoint}: {}", plain(error)),
     }
 }
 
@@ -90,6 +90,11 @@ fn trouble(text: &str) -> Option<&'static str> {
         ("CertificateExpired", "says that this host's certificate has expired: renew ipam.etcd.certFile"),
         ("InvalidContentType", "does not speak TLS: write http:// in ipam.etcd.endpoints, or enable its TLS"),
         ("(os error 111)", "refuses the connection: see whether etcd runs there"),
+        // No answer to TCP's first packets, or to the first ones of TLS.
+        (
+            "deadline has elapsed",
+            "takes no connection: see whether its host and etcd are up and no firewall is between",
+        ),
         // By their numbers: C libraries word them differently. EHOSTUNREACH, ENETUNREACH, ECONNREFUSED.
         ("(os error 113)", "cannot be reached: no route to host: see the network between"),
         ("(os error 101)", "cannot be reached: network is unreachable: see this host's routes"),
@@ -129,20 +134,35 @@ fn ended(endpoint: &str, text: &str) -> Option<&'static str> {
     })
 }
 
+/// For people: what etcd or the library says, and the innermost cause. The error's own text has the types of all causes in it.
+fn plain(error: &Error) -> String {
+    let said = match error {
+        Error::GRpcStatus(status) if !status.message().is_empty() => status.message().to_owned(),
+        other => other.to_string(),
+    };
+    match causes(error).last().map(ToString::to_string) {
+        Some(cause) if !said.contains(&cause) => format!("{said}: {cause}"),
+        _ => said,
+    }
+}
+
 /// All that the error and its causes say.
 fn chain(error: &Error) -> String {
     let mut text = error.to_string();
-    let mut cause = match error {
+    for cause in causes(error) {
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+    }
+    text
+}
+
+fn causes(error: &Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    let first = match error {
         Error::GRpcStatus(status) => status.source(),
         Error::TransportError(transport) => transport.source(),
         other => other.source(),
     };
-    while let Some(next) = cause {
-        let more = next.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = next.source();
-    }
-    text
+    std::iter::successors(first, |&cause| cause.source())
 }

@@ -157,6 +157,22 @@ fn frozen_altogether() {
     assert!(guarded.etcd.keys(SUBNETS).is_empty());
 }
 
+/// Its host is down, or a firewall drops what is for it: TCP gets no answer, also within the time that a call has by default.
+#[test]
+fn out_of_reach() {
+    let guarded = Guarded::new(1, Access::Open);
+    let network = guarded.network(&json!({})).with(&json!({ "timeout": 8 }));
+    guarded.etcd.members()[0].cable().cut();
+    let error = ipam("ADD", guarded.cluster.node(0), &network).run().error_code(11);
+    let meaning = "takes no connection: see whether its host and etcd are up and no firewall is between";
+    for endpoint in guarded.etcd.endpoints() {
+        error.assert_names(&[format!("{endpoint} {meaning}").as_str()]);
+    }
+    assert!(!error.msg.contains("Error"), "{}", error.msg);
+    guarded.etcd.members()[0].cable().join();
+    ipam("ADD", guarded.cluster.node(0), &network).run().result();
+}
+
 /// However long one call may take: each endpoint gets its part of the command's time, and an answer that is no answer is told before the
 /// runtime, or the plugin of the interface, has ended the call.
 #[test]
