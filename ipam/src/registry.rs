@@ -47,7 +47,10 @@ pub struct Registry {
     client: Option<Client>,
     options: ConnectOptions,
     prefix: String,
+    /// How long an endpoint may take for a call.
     timeout: Duration,
+    /// The same for calls that are to notice soon that an endpoint is silent.
+    patience: Option<Duration>,
     /// By when all calls together have to be done, if at all.
     until: Option<Deadline>,
 }
@@ -96,6 +99,7 @@ impl Registry {
             options,
             prefix: conf.prefix.clone(),
             timeout: conf.timeout,
+            patience: None,
             until: None,
         })
     }
@@ -104,6 +108,19 @@ impl Registry {
     #[must_use]
     pub fn within(self, until: Deadline) -> Self {
         Self { until: Some(until), ..self }
+    }
+
+    /// From now on calls notice within so much time that an endpoint is silent: of several endpoints each gets its part, so that another
+    /// one has answered by then, but a third at least. `None`: as long as is configured.
+    pub fn set_patience(&mut self, patience: Option<Duration>) {
+        let parts = self.endpoints.len().clamp(1, 3);
+        self.patience = patience.map(|patience| patience / u32::try_from(parts).unwrap_or(1));
+    }
+
+    /// Which of the endpoints is talked to, counted from 0: the one that answered last, or after a failure the next one.
+    #[must_use]
+    pub fn current(&self) -> usize {
+        self.current
     }
 
     /// The value of `<prefix>/config`.
@@ -295,7 +312,8 @@ impl Registry {
         let part = |until: Deadline| until.remaining() / u32::try_from(left).unwrap_or(u32::MAX);
         // In whole milliseconds, as people are told it.
         let whole = |part: Duration| Duration::from_millis(part.as_millis().try_into().unwrap_or(u64::MAX));
-        self.until.map_or(self.timeout, |until| self.timeout.min(whole(part(until))))
+        let most = self.patience.map_or(self.timeout, |patience| self.timeout.min(whole(patience)));
+        self.until.map_or(most, |until| most.min(whole(part(until))))
     }
 
     fn config_key(&self) -> String {

@@ -19,7 +19,8 @@ use super::every;
 /// How often the lease is renewed, or more often where it is short. That also shows whether etcd can be reached: a watch
 /// is silent on a broken connection, and TCP may take as long to go on after an outage as the outage lasted.
 const KEEP: Duration = Duration::from_secs(2);
-/// How long a renewal may take until the connection counts as broken, where etcd is not known to be slower.
+/// How long a renewal may take until the connection counts as broken, where etcd is not known to be slower; of several endpoints each
+/// gets its part.
 const KEEP_PATIENCE: Duration = Duration::from_secs(1);
 /// … and where it is, or less where leases are short.
 const MOST_PATIENCE: Duration = Duration::from_secs(5);
@@ -89,10 +90,18 @@ impl Store {
         }
     }
 
-    /// One connection: takes the lease, and follows the hosts until something fails.
+    /// Reads certificates and password anew, which may be others by now, and talks until something fails.
     async fn session(&mut self, backoff: &mut Backoff) -> Result<End, Error> {
         let mut registry = Registry::new(&self.conf)?;
-        let lease = match self.acquire(&mut registry).await? {
+        let outcome = self.talk(&mut registry, backoff).await;
+        // The next one begins with the endpoint that answered last, not with one that is silent.
+        self.conf.endpoints.rotate_left(registry.current());
+        outcome
+    }
+
+    /// Takes the lease, and follows the hosts.
+    async fn talk(&mut self, registry: &mut Registry, backoff: &mut Backoff) -> Result<End, Error> {
+        let lease = match self.acquire(registry).await? {
             Ok(lease) => lease,
             Err(news) => return self.look_on(registry, news).await,
         };
@@ -108,7 +117,7 @@ impl Store {
         if self.tell(News::Leased(lease.clone())).await.is_none() {
             return Ok(End::Stopped);
         }
-        let outcome = self.follow(&mut registry, lease).await;
+        let outcome = self.follow(registry, lease).await;
         // Only what went well for a while is a fresh start: a record that is deleted again and again is not.
         if outcome.is_err() {
             backoff.reset();
@@ -153,6 +162,9 @@ impl Store {
         }
         let mut watch = registry.watch(known + 1).await?;
         loop {
+            if !watch.is_current(registry) {
+                watch = registry.watch(known + 1).await?;
+            }
             let told = tokio::select! {
                 watched = watch.next() => match watched? {
                     Watched::Changes { revision, records, config } => {
@@ -198,7 +210,7 @@ impl Store {
     }
 
     /// There is no lease, for a reason that may last: looks now and then whether it has gone.
-    async fn look_on(&mut self, mut registry: Registry, mut reason: News) -> Result<End, Error> {
+    async fn look_on(&mut self, registry: &mut Registry, mut reason: News) -> Result<End, Error> {
         let mut look = every(often(LOOK, self.lease.as_ref()));
         loop {
             if self.tell(reason).await.is_none() {
@@ -207,16 +219,16 @@ impl Store {
             // The other hosts are reached all the same: containers' connections to them may still find back.
             let hosts = registry.hosts().await?;
             if let Some(lease) = self.lease.as_ref().filter(|lease| owns(&hosts, lease))
-                && lease::is_undisputed(&mut registry, lease).await?
+                && lease::is_undisputed(registry, lease).await?
             {
                 // What containers have addresses of stays this host's, whatever it is refused.
-                renew(&mut registry, lease, KEEP_PATIENCE).await?;
+                renew(registry, lease, KEEP_PATIENCE).await?;
             }
             if self.tell(News::Hosts(hosts)).await.is_none() {
                 return Ok(End::Stopped);
             }
             look.tick().await;
-            reason = match self.acquire(&mut registry).await? {
+            reason = match self.acquire(registry).await? {
                 Ok(_) => return Ok(End::Lost),
                 Err(reason) => reason,
             };
@@ -234,13 +246,10 @@ async fn renew(
     lease: &HostLease,
     patience: Duration,
 ) -> Result<Option<HostLease>, Error> {
-    match tokio::time::timeout(patience, lease::keep(registry, lease)).await {
-        Ok(outcome) => outcome,
-        Err(_) => {
-            let msg = format!("renew the lease: no answer within {patience:.1?}");
-            Err(Error::new(Code::TryAgain, msg))
-        }
-    }
+    registry.set_patience(Some(patience));
+    let outcome = lease::keep(registry, lease).await;
+    registry.set_patience(None);
+    outcome
 }
 
 /// All hosts; `None` when they show that the lease is not this host's any more.

@@ -34,6 +34,12 @@ impl Watch {
         }
     }
 
+    /// Whether the endpoint that tells them is the one that is talked to, not one that a call has found silent meanwhile.
+    #[must_use]
+    pub fn is_current(&self, registry: &Registry) -> bool {
+        registry.endpoints[registry.current] == self.endpoint
+    }
+
     /// The next changes, when there are some.
     ///
     /// # Errors

@@ -141,9 +141,47 @@ fn a_member_is_cut_off_from_the_others() {
     // Each member has two addresses.
     meanwhile.happen(&Connection::to(&fleet.etcd.endpoints()[2..]));
     meanwhile.assert_learnt(node, REPAIR);
-    assert_eq!(lines(agent, "watch the hosts: http://172.30.0.2:2379 has no leader"), 1);
-    assert_eq!(lines(agent, "etcd is back"), 1);
+    // Mostly the watch is told. A renewal that is told first goes on at another member, and nothing is said.
+    let told = lines(agent, "watch the hosts: http://172.30.0.2:2379 has no leader");
+    assert!(told <= 1 && lines(agent, "etcd is back") == told, "{}", agent.daemon().log());
     agent.ready();
+}
+
+/// Packets to the first of three members, with which the agent talks, are dropped. The others are fine: what one of them tells is
+/// seen in time, nobody speaks of an outage, and an agent that starts then is not held up for long either.
+#[test]
+fn a_member_is_out_of_reach() {
+    let cluster = Cluster::new(2);
+    let etcd = cluster.etcd(3, Access::Open);
+    etcd.put("/coreos.com/network/config", CONFIG);
+    // One address of each member.
+    let endpoints: Vec<String> = etcd.endpoints().into_iter().step_by(2).collect();
+    let changes = json!({ "etcd": { "endpoints": endpoints } });
+    let (node, agent) = (cluster.node(0), Weftd::start(cluster.node(0), &etcd, &changes));
+    agent.ready();
+    let store = Connection::to(&endpoints[1..]);
+    cluster.router().nft(
+        r#"table bridge cut {
+            chain cut {
+                type filter hook forward priority 0
+                oifname etcd0 tcp dport 2379 drop
+                iifname etcd0 tcp sport 2379 drop
+            }
+        }"#,
+    );
+    for number in 0..6 {
+        let mac = format!("8e:00:00:00:00:1{number}");
+        store.put(&format!("{SUBNETS}10.255.7.0-24"), &record("172.30.0.99", &mac));
+        // The member's silence is noticed by the next renewal.
+        assert_learns(node, REPAIR + Duration::from_secs(1), &mac, true);
+    }
+    agent.ready();
+    let log = agent.daemon().log();
+    assert!(errors(&agent) == 0.0 && !log.contains("WARN"), "{log}");
+    let late = Weftd::start(cluster.node(1), &etcd, &changes);
+    late.ready();
+    assert_learns(cluster.node(1), REPAIR, "8e:00:00:00:00:15", true);
+    assert_eq!(errors(&late), 0.0, "{}", late.daemon().log());
 }
 
 /// Most members end and start again: nothing can change meanwhile, and what changes then is learnt at once.
@@ -155,8 +193,8 @@ fn etcd_loses_its_quorum_and_gets_it_back() {
     renewed(agent);
     let others = &fleet.etcd.members()[1..];
     others.iter().for_each(weft_tests::Member::kill);
-    eventually(PATIENCE, "the watch is told", || {
-        (lines(agent, "watch the hosts: http://172.30.0.2:2379 has no leader") == 1).then_some(())
+    eventually(PATIENCE, "the watch, or on a busy machine a renewal, is told", || {
+        (lines(agent, "http://172.30.0.2:2379 has no leader") >= 1).then_some(())
     });
     // Repairs need no etcd.
     node.command(&format!("ip link del {DEVICE}"));
