@@ -283,7 +283,7 @@ fn status(args: &StatusArgs) -> Result<Outcome, Error> {
             None => return can_be_created(&reservations_dir(&args.call.conf)?),
         },
         None => {
-            host::check_taken(&args.call)?;
+            host::check_subnet(&args.call)?;
             None
         }
     };

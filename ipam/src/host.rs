@@ -17,7 +17,7 @@ use crate::conf::etcd::EtcdConf;
 use crate::lease::{self, Claimant, Keeper, Lease};
 use crate::registry::{Registry, Snapshot, in_event_loop};
 use crate::store::{self, Store};
-pub(crate) use status::check_taken;
+pub(crate) use status::check_subnet;
 
 /// How long an ADD waits for news of other hosts, which it can do without.
 const PATIENCE: Duration = Duration::from_millis(200);

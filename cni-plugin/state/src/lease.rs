@@ -134,6 +134,12 @@ impl HostLease {
     pub fn remaining(&self) -> Duration {
         Duration::from_secs(self.renewed.saturating_add(self.ttl).saturating_sub(since_1970().as_secs()))
     }
+
+    /// Whether that time is over, so that other hosts drop this one and anybody may have its subnet by now.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ttl != 0 && self.remaining().is_zero()
+    }
 }
 
 impl Taken {

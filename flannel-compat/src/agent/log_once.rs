@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use cni_protocol::NetworkName;
 use weft::overlay::Rejected;
 
+use super::truth::Held;
+
 /// How often an outage that goes on is spoken of.
 const REMINDER: Duration = Duration::from_secs(60);
 /// Ten thousand bad records are not ten thousand lines: so many are named within [`REMINDER`].
@@ -13,7 +15,7 @@ const LINES: usize = 20;
 /// The longest part of a reason that is logged, in characters.
 const LENGTH: usize = 200;
 
-/// An outage of etcd: one line when it begins, one when it ends, and one now and then.
+/// An outage of etcd: one line when it begins, one when it ends, one now and then, and one when the host's lease ends in it.
 pub(super) struct Outage {
     network: NetworkName,
     now: Option<Current>,
@@ -25,6 +27,8 @@ struct Current {
     /// The cause that was said: another one is worth another line, but a third is not.
     causes: BTreeSet<String>,
     failures: u32,
+    /// Whether it was said that the lease has ended.
+    is_end_said: bool,
 }
 
 impl Outage {
@@ -39,7 +43,7 @@ impl Outage {
         let Some(outage) = &mut self.now else {
             log::warn!("network {network}: etcd: {cause}: the host goes on with what it knows");
             let causes = BTreeSet::from([cause.to_owned()]);
-            self.now = Some(Current { since: now, said: now, causes, failures: 1 });
+            self.now = Some(Current { since: now, said: now, causes, failures: 1, is_end_said: false });
             return;
         };
         outage.failures += 1;
@@ -48,6 +52,18 @@ impl Outage {
             outage.said = now;
             let (failures, seconds) = (outage.failures, outage.since.elapsed().as_secs());
             log::warn!("network {network}: etcd: {cause}: {failures} failures in {seconds} s");
+        }
+    }
+
+    /// Says that the lease has ended, if it has.
+    pub(super) fn look(&mut self, lease: &Held) {
+        let (Some(outage), Held::Lease(lease)) = (&mut self.now, lease) else { return };
+        if lease.has_ended() && !std::mem::replace(&mut outage.is_end_said, true) {
+            log::error!(
+                "network {}: the lease of {} has ended, so other hosts drop this one, and another one may get its subnet: see to etcd",
+                self.network,
+                lease.key
+            );
         }
     }
 

@@ -167,6 +167,7 @@ impl Network {
                     return Ok(());
                 }
             }
+            self.outage.look(&self.truth.borrow().lease);
         }
     }
 

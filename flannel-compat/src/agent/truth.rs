@@ -91,7 +91,7 @@ impl Truth {
         let complaint = self.store.complaint();
         let left = lease.remaining().as_secs();
         // Leases may be shorter than a silence that counts as none: anybody may have the subnet by now.
-        if lease.ttl > 0 && left == 0 {
+        if lease.has_ended() {
             return Err(format!("the lease of {subnet} has ended{complaint}"));
         }
         if self.store.seen.is_some_and(|seen| seen.elapsed() < SILENCE) {

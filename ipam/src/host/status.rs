@@ -35,37 +35,49 @@ impl Host<'_> {
                 Some(Lease::Held(_)) | None => Ok(None),
             };
         };
-        if !agent_lives(&self.state_dir, self.network)? {
-            if lease.ttl != 0 && lease.remaining().is_zero() {
-                let msg = format!(
-                    "the lease of subnet {} has ended, so other hosts have dropped this one: start weftd, or any container, \
-                     with etcd in reach",
-                    lease.key
-                );
-                return Err(Error::new(Code::LimitedConnectivity, msg));
-            }
-            if is_half_over(&lease) {
-                log::warn!(
-                    "network {}: the lease of {} ends in {} s and no weftd renews it",
-                    self.network,
-                    lease.key,
-                    lease.remaining().as_secs()
-                );
-            }
+        let is_kept = agent_lives(&self.state_dir, self.network)?;
+        check_ended(&lease, is_kept)?;
+        if !is_kept && is_half_over(&lease) {
+            log::warn!(
+                "network {}: the lease of {} ends in {} s and no weftd renews it",
+                self.network,
+                lease.key,
+                lease.remaining().as_secs()
+            );
         }
         Ok(Some(lease))
     }
 }
 
+/// Whether the lease still lasts: an agent has it on file as renewed a tenth of its time ago at most.
+///
+/// # Errors
+/// [`Code::LimitedConnectivity`] when it has ended.
+fn check_ended(lease: &HostLease, is_kept: bool) -> Result<(), Error> {
+    if !lease.has_ended() {
+        return Ok(());
+    }
+    let remedy = if is_kept {
+        "etcd does not answer weftd: see its /readyz"
+    } else {
+        "start weftd, or any container, with etcd in reach"
+    };
+    let key = &lease.key;
+    let msg = format!("the lease of subnet {key} has ended, so other hosts have dropped this one: {remedy}");
+    Err(Error::new(Code::LimitedConnectivity, msg))
+}
+
 /// Whether the subnet is still this host's, as far as a living agent knows, for a network whose ranges were taken from subnet.env.
 ///
 /// # Errors
-/// [`Code::LimitedConnectivity`] when it is another host's.
-pub(crate) fn check_taken(call: &Call) -> Result<(), Error> {
-    match Taken::read(&data_dir(call.conf.get("dataDir"))?, &call.network)? {
-        Some(taken) if agent_lives(&state_dir(call.conf.get("stateDir"))?, &call.network)? => {
-            Err(taken.error(Code::LimitedConnectivity))
-        }
-        _ => Ok(()),
+/// [`Code::LimitedConnectivity`] when it is another host's, or the lease has ended.
+pub(crate) fn check_subnet(call: &Call) -> Result<(), Error> {
+    let data_dir = data_dir(call.conf.get("dataDir"))?;
+    if !agent_lives(&state_dir(call.conf.get("stateDir"))?, &call.network)? {
+        return Ok(());
     }
+    if let Some(taken) = Taken::read(&data_dir, &call.network)? {
+        return Err(taken.error(Code::LimitedConnectivity));
+    }
+    HostLease::read(&data_dir, &call.network)?.map_or(Ok(()), |lease| check_ended(&lease, true))
 }

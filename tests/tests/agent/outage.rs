@@ -87,6 +87,31 @@ fn etcd_is_frozen_and_back() {
     assert!(sent.abs_diff(received) < 200, "{received} of {sent}: the device was away for a moment only");
 }
 
+/// STATUS of the network as its plugins lease it, and on the ranges of subnet.env, says what `/readyz` does, and the log says it once.
+#[test]
+fn the_lease_ends_while_etcd_is_frozen() {
+    let fleet = Fleet::of(1, CONFIG, &json!({ "leaseTTL": 5 }));
+    let (agent, node) = (&fleet.agents[0], fleet.node(0));
+    let networks = [Weftd::network(&fleet.etcd), fleet.network(0)];
+    let status = |network: &Network| network.call("STATUS").on(node).run();
+    networks.iter().for_each(|network| status(network).done());
+    fleet.etcd.freeze();
+    let said = format!("the lease of {} has ended", subnet(node));
+    let lines = || agent.daemon().log().lines().filter(|line| line.contains(&said)).count();
+    eventually(Duration::from_secs(20), "readiness is false and says why", || {
+        let (status, text) = readiness(agent);
+        (status == 503 && text.contains(&said)).then_some(())
+    });
+    for network in &networks {
+        status(network).error_code(51).assert_names(&["the lease of subnet", &subnet(node), "/readyz"]);
+    }
+    eventually(PATIENCE, "the log says it", || (lines() == 1).then_some(()));
+    fleet.etcd.thaw();
+    agent.ready();
+    networks.iter().for_each(|network| status(network).done());
+    assert_eq!(lines(), 1, "{}", agent.daemon().log());
+}
+
 /// What happened while an agent could not see it, and of which etcd has no history any more.
 #[test]
 fn history_is_compacted_while_a_host_is_cut_off() {
