@@ -143,6 +143,9 @@ impl HostLease {
 }
 
 impl Taken {
+    /// What helps.
+    pub const REMEDY: &str = "move the containers away, then stop weftd, `weftctl leave`, start weftd";
+
     /// What is on file; `None` as long as this host's subnet is its own.
     ///
     /// # Errors
@@ -163,10 +166,12 @@ impl Taken {
     #[must_use]
     pub fn error(&self, code: Code) -> Error {
         let Self { key, owner, .. } = self;
-        let remedy = "move the containers away, then `weftctl leave` and restart weftd";
         Error::new(
             code,
-            format!("subnet {key} of this host belongs to {owner} now, its containers are cut off: {remedy}"),
+            format!(
+                "subnet {key} of this host belongs to {owner} now, its containers are cut off: {}",
+                Self::REMEDY
+            ),
         )
     }
 

@@ -21,7 +21,7 @@ use super::log_once::{Outage, Rejections};
 use super::metrics::Metrics;
 use super::store::{News, Store};
 use super::subnet_env;
-use super::truth::{Held, REMEDY, Truth};
+use super::truth::{Held, Truth};
 use super::{LOOK, at, every};
 
 /// How often peers are put on file at most: a thousand hosts that come at once are one or two files.
@@ -269,8 +269,9 @@ impl Network {
             return;
         }
         log::error!(
-            "network {}: subnet {key} of this host belongs to {owner} now: its containers are cut off: {REMEDY}",
-            self.conf.name
+            "network {}: subnet {key} of this host belongs to {owner} now: its containers are cut off: {}",
+            self.conf.name,
+            Taken::REMEDY
         );
         let since = since_1970().as_secs();
         self.filed(Taken { key, owner, since }.write(&self.data_dir, &self.conf.name));

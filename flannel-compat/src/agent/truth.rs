@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use cni_protocol::NetworkName;
-use weft_state::lease::HostLease;
+use weft_state::lease::{HostLease, Taken};
 
 /// How long the store may be silent before readiness speaks of an outage.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -80,7 +80,7 @@ impl Truth {
         let lease = match &self.lease {
             Held::Nothing => return Err(format!("no subnet is leased yet{}", self.store.complaint())),
             Held::Taken { lease, owner } => {
-                return Err(format!("subnet {} belongs to {owner} now: {REMEDY}", lease.key));
+                return Err(format!("subnet {} belongs to {owner} now: {}", lease.key, Taken::REMEDY));
             }
             Held::Lease(lease) => lease,
         };
@@ -106,9 +106,6 @@ impl Truth {
         self.turned.elapsed() < HANGS
     }
 }
-
-/// What to do when the subnet is another's.
-pub(super) const REMEDY: &str = "move the containers away, then `weftctl leave` and restart weftd";
 
 impl Store {
     /// The store answered.

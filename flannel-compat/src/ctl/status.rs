@@ -139,7 +139,9 @@ fn text(status: &Status) -> String {
     if let Some(owner) = &status.taken_by {
         line(
             "",
-            format!("TAKEN by {owner}: the containers here are cut off; move them away, then weftctl leave"),
+            format!(
+                "TAKEN by {owner}: the containers here are cut off; move them away, then stop weftd, weftctl leave, start weftd"
+            ),
         );
     }
     for (family, Addresses { used, free }) in &status.addresses {

@@ -139,7 +139,7 @@ impl Search<'_> {
         };
         let msg = format!(
             "{}/config was changed: {change}, and containers have addresses of it: put the former configuration back, or \
-             remove the containers, then weftctl leave",
+             remove the containers, then stop weftd, weftctl leave, start weftd",
             self.conf.prefix,
         );
         Error::new(Code::InvalidConfig, msg)

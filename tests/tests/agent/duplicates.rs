@@ -33,13 +33,7 @@ impl Twins {
     }
 
     fn weftctl(&self, node: usize, words: &[&str]) -> String {
-        let node = self.cluster.node(node);
-        let mut command = Command::new(dist().join("weftctl"));
-        command.args(["--name", Weftd::NETWORK, "--etcd-endpoints", &self.etcd.endpoints()[0]]);
-        command.arg("--subnet-file").arg(node.subnet_file()).args(words).envs(node.env());
-        let output = node.inside(|| command.output().expect("run weftctl"));
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).expect("text")
+        weftctl(self.cluster.node(node), &self.etcd, words)
     }
 
     fn everything(&self) -> Vec<(String, Option<String>)> {
@@ -56,6 +50,17 @@ impl Twins {
             (answer.status == 503 && all).then_some(())
         });
     }
+}
+
+/// What the operator's tool says on a node.
+#[track_caller]
+pub(super) fn weftctl(node: &Node, etcd: &Etcd, words: &[&str]) -> String {
+    let mut command = Command::new(dist().join("weftctl"));
+    command.args(["--name", Weftd::NETWORK, "--etcd-endpoints", &etcd.endpoints()[0]]);
+    command.arg("--subnet-file").arg(node.subnet_file()).args(words).envs(node.env());
+    let output = node.inside(|| command.output().expect("run weftctl"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
 }
 
 #[test]

@@ -245,6 +245,36 @@ fn another_host_takes_the_subnet_during_a_partition() {
     assert_learns(fleet.node(1), PATIENCE, &own_mac, true);
 }
 
+/// Word for word.
+#[test]
+fn the_remedy_for_a_subnet_that_another_host_has_helps() {
+    let mut fleet = Fleet::new(1);
+    let own = subnet(fleet.node(0));
+    let key = format!("{SUBNETS}{own}");
+    let network = fleet.network(0);
+    let (pod, _) = fleet.node(0).attach(&network);
+    let theirs = record("172.30.0.99", "8e:00:00:00:00:01");
+    fleet.etcd.put(&key, &theirs);
+    eventually(PATIENCE, "it is seen", || (readiness(&fleet.agents[0]).0 == 503).then_some(()));
+    let error = network.call("STATUS").on(fleet.node(0)).run().error_code(51);
+    let (_, remedy) = error.msg.rsplit_once(": ").expect("a remedy");
+    assert!(readiness(&fleet.agents[0]).1.contains(remedy));
+    for step in remedy.split(", ") {
+        match step {
+            "move the containers away" => network.del_call(&pod).on(fleet.node(0)).run().done(),
+            "then stop weftd" => assert!(fleet.agents[0].daemon().stop().success()),
+            "`weftctl leave`" => {
+                duplicates::weftctl(fleet.node(0), &fleet.etcd, &["leave"]);
+            }
+            "start weftd" => fleet.agents[0] = Weftd::up(fleet.node(0), &fleet.etcd),
+            other => panic!("{other}"),
+        }
+    }
+    assert_ne!(subnet(fleet.node(0)), own);
+    assert_eq!(fleet.etcd.get(&key), Some(theirs));
+    fleet.network(0).call("STATUS").on(fleet.node(0)).run().done();
+}
+
 /// By a configuration that is gone, or no JSON, nobody gets a subnet; whoever has one keeps it, and learns of others.
 #[test]
 fn a_broken_configuration_takes_nobodys_lease() {
