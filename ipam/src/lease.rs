@@ -77,23 +77,23 @@ impl Claimant<'_> {
 /// Takes the subnet that etcd has for this host, else the former one, else the one that it wishes for, else a free one.
 ///
 /// # Errors
-/// [`Code::TryAgain`] without etcd; [`Code::InvalidConfig`] when the network's configuration is missing or wrong and there is no
-/// `before`; [`Code::Exhausted`] when no subnet is free.
+/// [`Code::TryAgain`] without etcd; [`Code::InvalidConfig`] when etcd refuses this host's user; [`Code::Exhausted`] when no subnet is
+/// free.
 pub async fn acquire(
     registry: &mut Registry,
     conf: &EtcdConf,
     claimant: Claimant<'_>,
 ) -> Result<Lease, Error> {
     let claimant = claimant.of(conf);
-    let before = claimant.before;
     for _ in 0..ATTEMPTS {
-        let snapshot = registry.snapshot(&asked(conf, before)).await?;
-        let search = match (configured(conf, &snapshot), before) {
-            (Err(error), Some(_)) => return Ok(Lease::Unconfigured(error)),
-            (configured, _) => match Search::new(conf, configured?, &snapshot, claimant)? {
-                Ok(search) => search,
-                Err(unfound) => return Ok(Lease::Unconfigured(unfound)),
-            },
+        let snapshot = registry.snapshot(&asked(conf, claimant.before)).await?;
+        let configured = match configured(conf, &snapshot) {
+            Ok(configured) => configured,
+            Err(error) => return Ok(Lease::Unconfigured(error)),
+        };
+        let search = match Search::new(conf, configured, &snapshot, claimant)? {
+            Ok(search) => search,
+            Err(unfound) => return Ok(Lease::Unconfigured(unfound)),
         };
         if let Some(lease) = search.once(registry, &snapshot).await? {
             return Ok(lease);
@@ -105,7 +105,7 @@ pub async fn acquire(
 /// What [`acquire`] would say in place of a lease, without taking one; `None` when it would find a subnet.
 ///
 /// # Errors
-/// As [`acquire`].
+/// As [`acquire`]; [`Code::InvalidConfig`] also when the network's configuration is missing or wrong.
 pub async fn rehearse(
     registry: &mut Registry,
     conf: &EtcdConf,

@@ -103,7 +103,10 @@ impl Store {
     async fn talk(&mut self, registry: &mut Registry, backoff: &mut Backoff) -> Result<End, Error> {
         let lease = match self.acquire(registry).await? {
             Ok(lease) => lease,
-            Err(news) => return self.look_on(registry, news).await,
+            Err(news) => match self.look_on(registry, news).await? {
+                Some(lease) => lease,
+                None => return Ok(End::Stopped),
+            },
         };
         if let Some(wish) = self.wish.take().filter(|wish| *wish != lease.key) {
             log::error!(
@@ -135,11 +138,16 @@ impl Store {
             keeper: Keeper::Agent,
             others: &others,
         };
-        Ok(match lease::acquire(registry, &self.conf, claimant).await? {
-            Lease::Held(lease) => Ok(lease),
-            Lease::Taken { key, owner } => Err(News::Taken { key, owner }),
-            Lease::Unconfigured(error) => Err(News::Refused { why: error.msg, unused: false }),
-            Lease::Refused(error) => Err(News::Refused { why: error.msg, unused: self.is_unused() }),
+        Ok(match lease::acquire(registry, &self.conf, claimant).await {
+            Ok(Lease::Held(lease)) => Ok(lease),
+            Ok(Lease::Taken { key, owner }) => Err(News::Taken { key, owner }),
+            Ok(Lease::Unconfigured(error)) => Err(News::Refused { why: error.msg, unused: false }),
+            Ok(Lease::Refused(error)) => Err(News::Refused { why: error.msg, unused: self.is_unused() }),
+            // etcd has answered, and will say so until another host leaves.
+            Err(error) if error.code == Code::Exhausted => {
+                Err(News::Refused { why: error.msg, unused: self.is_unused() })
+            }
+            Err(error) => return Err(error),
         })
     }
 
@@ -209,12 +217,19 @@ impl Store {
         }
     }
 
-    /// There is no lease, for a reason that may last: looks now and then whether it has gone.
-    async fn look_on(&mut self, registry: &mut Registry, mut reason: News) -> Result<End, Error> {
-        let mut look = every(often(LOOK, self.lease.as_ref()));
+    /// There is no lease, for a reason that may last: looks now and then whether it has gone, and has the lease then. `None` when the
+    /// loop does not listen any more.
+    async fn look_on(
+        &mut self,
+        registry: &mut Registry,
+        mut reason: News,
+    ) -> Result<Option<HostLease>, Error> {
+        // A host that has none can have no container.
+        let period = if self.lease.is_some() { LOOK } else { LOOK / 2 };
+        let mut look = every(often(period, self.lease.as_ref()));
         loop {
             if self.tell(reason).await.is_none() {
-                return Ok(End::Stopped);
+                return Ok(None);
             }
             // The other hosts are reached all the same: containers' connections to them may still find back.
             let hosts = registry.hosts().await?;
@@ -225,11 +240,11 @@ impl Store {
                 renew(registry, lease, KEEP_PATIENCE).await?;
             }
             if self.tell(News::Hosts(hosts)).await.is_none() {
-                return Ok(End::Stopped);
+                return Ok(None);
             }
             look.tick().await;
             reason = match self.acquire(registry).await? {
-                Ok(_) => return Ok(End::Lost),
+                Ok(lease) => return Ok(Some(lease)),
                 Err(reason) => reason,
             };
         }

@@ -132,6 +132,39 @@ fn the_first_start_waits_for_etcd() {
     eventually(REPAIR, "it has a subnet", || (agent.ask("/readyz")?.status == 200).then_some(()));
 }
 
+/// Where etcd answers, that there is no subnet yet is no trouble with etcd, whatever is missing.
+#[test]
+fn the_first_start_waits_for_a_configuration_and_a_free_subnet() {
+    const KEY: &str = "/coreos.com/network/config";
+    let cluster = Cluster::new(1);
+    let etcd = cluster.etcd(1, Access::Open);
+    let agent = Weftd::start(cluster.node(0), &etcd, &json!({}));
+    let says = |part: &str| {
+        eventually(PATIENCE, &format!("readiness is false and says {part:?}"), || {
+            let answer = agent.ask("/readyz")?;
+            let is_said = answer.body.contains(part) && !answer.body.contains("trouble with etcd");
+            (answer.status == 503 && is_said).then_some(())
+        });
+    };
+    says("config is not in etcd: put it there: etcdctl put");
+    etcd.put(KEY, "{");
+    says("config: ");
+    let theirs = format!("{SUBNETS}10.241.7.0-24");
+    etcd.put(&theirs, record("172.30.0.99", "8e:00:00:00:00:01"));
+    etcd.put(
+        KEY,
+        r#"{"Network": "10.240.0.0/12", "SubnetMin": "10.241.7.0", "SubnetMax": "10.241.7.0", "Backend": {"Type": "vxlan"}}"#,
+    );
+    says("are taken, by 10.241.7.0-24 among others");
+    etcd.del(&theirs);
+    eventually(REPAIR, "it has the subnet", || (readiness(&agent).0 == 200).then_some(()));
+    assert_eq!(subnet(cluster.node(0)), "10.241.7.0-24");
+    let log = agent.daemon().log();
+    assert_eq!(agent.metric(r#"weft_store_errors_total{network="pods"}"#).unwrap_or(0.0), 0.0, "{log}");
+    assert!(!log.contains("goes on with what it knows"), "{log}");
+    assert_eq!(log.lines().filter(|line| line.contains("etcdctl put")).count(), 1, "{log}");
+}
+
 /// Of a subnet that was another's when the plugin was killed, right before it would have removed it.
 #[test]
 fn what_is_on_file_of_a_taken_subnet_goes_with_the_lease_of_another() {

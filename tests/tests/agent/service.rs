@@ -230,8 +230,8 @@ fn systemd_is_told() {
     let etcd = cluster.etcd(1, Access::Open);
     let (told, agent) = Told::by(cluster.node(0), &etcd);
     // Without a configuration in etcd there is nothing to wait for, and it says why there is no subnet.
+    told.until("/coreos.com/network/config is not in etcd", "READY=1");
     told.until("READY=1", "STOPPING=1");
-    told.until("/coreos.com/network/config is not in etcd", "STOPPING=1");
     etcd.put("/coreos.com/network/config", CONFIG);
     told.until("STATUS=pods: subnet 10.", "READY=1");
     let began = Instant::now();
