@@ -40,6 +40,9 @@ use metrics::Metrics;
 use network::Network;
 use truth::Truth;
 
+/// What an upgrade still wants.
+const REPLACED: &str = "weftd's file was replaced, and the former program runs on: restart weftd";
+
 type Truths = Rc<Vec<Rc<RefCell<Truth>>>>;
 
 /// How long it may take until a change is noticed of which the kernel does not tell.
@@ -129,9 +132,12 @@ fn join(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(), 
 /// to `/readyz`: what is missing may come only with what starts later.
 async fn tell_systemd(truths: Truths) {
     let mut timer = tokio::time::interval(Duration::from_millis(20));
-    let (mut ready, mut said) = (false, String::new());
+    let (mut ready, mut said, mut replaced) = (false, String::new(), false);
     loop {
         timer.tick().await;
+        if service::is_replaced() && !std::mem::replace(&mut replaced, true) {
+            log::warn!("{REPLACED}");
+        }
         let text = summary(&truths).1.trim_end().replace('\n', "; ");
         if text != said {
             service::status(&text);
@@ -145,7 +151,7 @@ async fn tell_systemd(truths: Truths) {
     }
 }
 
-/// Whether all networks are ready, and a line for each.
+/// Whether all networks are ready, and a line for each; and one when the agent is to be restarted.
 fn summary(truths: &Truths) -> (bool, String) {
     let mut all = true;
     let mut text = String::new();
@@ -155,6 +161,9 @@ fn summary(truths: &Truths) -> (bool, String) {
         all &= ready.is_ok();
         let (Ok(line) | Err(line)) = ready;
         text += &format!("{}: {line}\n", truth.network);
+    }
+    if service::is_replaced() {
+        text += &format!("{REPLACED}\n");
     }
     (all, text)
 }

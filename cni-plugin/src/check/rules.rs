@@ -5,6 +5,7 @@ use std::path::Path;
 use cni_protocol::Deadline;
 use weft_net::nft::Nft;
 use weft_net::sysctl::Sysctl;
+use weft_state::lease::agent_lives;
 
 use crate::fault::Fault;
 use crate::holdings::Holdings;
@@ -26,7 +27,13 @@ pub fn rules(
     let mut nft = Nft::open(deadline)?;
     while let Err(difference) = ruleset::check(&mut nft, &holdings.elements(key)) {
         if !have_others_left(state_dir, key, holdings)? {
-            found.push(format!("ruleset: {difference}"));
+            // It has had the time to put that back, if it is a difference to it.
+            let remedy = if agent_lives(state_dir, &key.network).unwrap_or(false) {
+                "; restart weftd, which may be of another version, or else"
+            } else {
+                ""
+            };
+            found.push(format!("ruleset: {difference}{remedy}"));
             break;
         }
     }

@@ -1,5 +1,7 @@
 //! What the agent tells systemd.
 
+use std::os::unix::ffi::OsStrExt as _;
+
 use sd_notify::NotifyState;
 
 /// All is set up that can be: what needs the network may start.
@@ -15,6 +17,14 @@ pub(super) fn status(text: &str) {
 /// The agent is about to end.
 pub(super) fn stopping() {
     tell(&[NotifyState::Stopping]);
+}
+
+/// Whether another program was put at the place of this one's file, as by an upgrade: until it is started anew it and the plugins undo
+/// each other's rules, where these differ between their versions.
+pub(super) fn is_replaced() -> bool {
+    // proc_pid_exe(5): the kernel says so behind the path.
+    std::fs::read_link("/proc/self/exe")
+        .is_ok_and(|path| path.as_os_str().as_bytes().ends_with(b" (deleted)"))
 }
 
 /// Says that the agent lives, twice as often as systemd asks for; for ever, if it asks at all. Everything of the agent

@@ -207,6 +207,25 @@ fn an_agent_that_starts_makes_them_its_own() {
     }
 }
 
+/// Of an agent that is of another version, here one that is held, CHECK says what to do.
+#[test]
+fn check_names_the_agent_that_leaves_them_so() {
+    let fleet = Fleet::new(1);
+    let (node, network) = (fleet.node(0), fleet.network(0));
+    let (pod, result) = node.attach(&network);
+    let check = || network.check_call(&pod, &result).on(node).run();
+    check().done();
+    let remedy = "restart weftd, which may be of another version, or else: DEL and ADD the container again";
+    fleet.agents[0].daemon().freeze();
+    node.command("nft flush table bridge weft");
+    check().error_code(105).assert_names(&["ruleset", remedy]);
+    fleet.agents[0].daemon().thaw();
+    eventually(REPAIR, "it puts them back", || check().succeeded().then_some(()));
+    fleet.agents[0].daemon().stop();
+    node.command("nft flush table bridge weft");
+    assert!(!check().error_code(105).msg.contains("weftd"));
+}
+
 #[test]
 fn an_add_makes_those_its_own_that_it_needs() {
     let host = Host::new();

@@ -286,3 +286,38 @@ fn it_answers_at_a_socket_file() {
     });
     assert!(command("ip -br link").contains("wire0"), "the thread is on the router as before");
 }
+
+/// As by an upgrade: who runs on says that it is to be restarted, and is ready all the same.
+#[test]
+fn its_file_is_replaced() {
+    let cluster = Cluster::new(1);
+    let node = cluster.node(0);
+    let etcd = cluster.etcd(1, Access::Open);
+    etcd.put("/coreos.com/network/config", CONFIG);
+    let network = json!({
+        "name": "pods",
+        "etcd": { "endpoints": etcd.endpoints(), "prefix": Weftd::PREFIX },
+        "subnetFile": node.subnet_file(),
+    });
+    let original = Weftd::command(node, &json!({ "networks": [network] }));
+    let [program, next] = ["weftd", "weftd.next"].map(|name| node.directory().join(name));
+    let start = || {
+        let mut command = Command::new(&program);
+        command.args(original.get_args());
+        Weftd::by(node, command)
+    };
+    fs::copy(dist().join("weftd"), &program).expect("copy it");
+    let agent = start();
+    agent.ready();
+    let says = |agent: &Weftd| agent.ask("/readyz").expect("an answer").body.contains("restart weftd");
+    assert!(!says(&agent));
+    fs::copy(dist().join("weftd"), &next).expect("copy it again");
+    fs::rename(&next, &program).expect("replace it");
+    assert!(says(&agent));
+    agent.ready();
+    eventually(PATIENCE, "the log says it", || agent.daemon().log().contains("restart weftd").then_some(()));
+    assert!(agent.daemon().stop().success());
+    let agent = start();
+    agent.ready();
+    assert!(!says(&agent));
+}
