@@ -77,7 +77,7 @@ fn connect(
     netlink: &mut Netlink,
     network: &NetworkName,
     data_dir: &Path,
-    (lease, stamp): (HostLease, Option<String>),
+    (lease, mut stamp): (HostLease, Option<String>),
     marker: &Path,
 ) -> Result<Joined, Error> {
     let peers = Peers::read(data_dir, network)?.unwrap_or_default();
@@ -87,6 +87,8 @@ fn connect(
         && let Err(error) = retire(netlink, &former, &overlay)
     {
         log::warn!("network {network}: device or routes of the former configuration are left: {error}");
+        // Not noted, so that the next one tries again.
+        stamp = None;
     }
     let absent = is_absent(netlink, &overlay).map_err(unlooked)?;
     let changes = sync(netlink, &overlay).map_err(|error| {

@@ -162,14 +162,31 @@ pub(super) fn end_masquerades(conf: &Conf, own: &[&NetworkConf]) {
     }
 }
 
-/// Removes what a former lease of the network led to and the new one does not.
-pub(super) fn retire(network: &NetworkName, former: &HostLease, lease: &HostLease) {
-    // What is wrong with the new one is told where it is followed.
-    let Ok((wanted, _)) = Overlay::new(lease, &Peers::default()) else { return };
-    let removed = Netlink::open(Deadline::after(PATIENCE))
-        .and_then(|mut netlink| overlay::retire(&mut netlink, former, &wanted));
-    if let Err(error) = removed {
-        log::warn!("network {network}: device or routes of the former configuration are left: {error}");
+/// Former leases of a network of which something may be left in the kernel, each with why, as it was said last.
+#[derive(Default)]
+pub(super) struct Formers(Vec<(HostLease, String)>);
+
+impl Formers {
+    /// Removes what a former lease led to and the one of now does not, and what could not be removed before.
+    pub(super) fn retire(&mut self, network: &NetworkName, former: Option<HostLease>, lease: &HostLease) {
+        self.0.extend(former.map(|former| (former, String::new())));
+        if self.0.is_empty() {
+            return;
+        }
+        // What is wrong with the new one is told where it is followed.
+        let Ok((wanted, _)) = Overlay::new(lease, &Peers::default()) else { return };
+        self.0.retain_mut(|(former, said)| {
+            let removed = Netlink::open(Deadline::after(PATIENCE))
+                .and_then(|mut netlink| overlay::retire(&mut netlink, former, &wanted));
+            let Err(error) = removed.map_err(|error| error.to_string()) else { return false };
+            if error != *said {
+                log::warn!(
+                    "network {network}: device or routes of the former configuration are left until they can be removed: {error}"
+                );
+                *said = error;
+            }
+            true
+        });
     }
 }
 

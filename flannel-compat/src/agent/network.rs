@@ -14,7 +14,7 @@ use weft_state::lease::{HostLease, Peers, Taken, since_1970};
 
 use super::conf::{Conf, NetworkConf};
 use super::firewalls::Firewalls;
-use super::heal::{Extent, heal, retire};
+use super::heal::{Extent, Formers, heal};
 use super::hosts::Hosts;
 use super::kernel::{Cost, Kernel};
 use super::log_once::{Outage, Rejections};
@@ -35,6 +35,7 @@ pub(super) struct Network {
     state_dir: PathBuf,
     lease: Option<HostLease>,
     on_file: Option<HostLease>,
+    formers: Formers,
     hosts: Hosts,
     kernel: Kernel,
     news: mpsc::Receiver<News>,
@@ -112,6 +113,7 @@ impl Network {
             data_dir: all.data_dir.clone(),
             state_dir: all.state_dir.clone(),
             on_file,
+            formers: Formers::default(),
             lease,
             hosts,
             kernel: Kernel::open()?,
@@ -250,9 +252,7 @@ impl Network {
         if !matches!(was, Held::Lease(_)) {
             self.filed(Taken::forget(&self.data_dir, &self.conf.name));
         }
-        if let Some(former) = self.on_file.as_ref().filter(|known| !same(known)) {
-            retire(&self.conf.name, former, &lease);
-        }
+        self.formers.retire(&self.conf.name, self.on_file.take_if(|known| !same(known)), &lease);
         if !on_file && self.filed(lease.write(&self.data_dir, &self.conf.name)) {
             self.on_file = Some(lease.clone());
         }

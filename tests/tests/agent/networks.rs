@@ -171,6 +171,32 @@ fn a_network_with_another_vni_or_backend() {
     }
 }
 
+/// What the kernel does not remove at first, as it does not `lo` whatever that is called, goes as soon as it can.
+#[test]
+fn a_former_device_that_cannot_be_removed_at_first() {
+    let fleet = Fleet::new(1);
+    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
+    let mark = node.link(DEVICE).expect("the device")["ifalias"].as_str().expect("a mark").to_owned();
+    agent.daemon().freeze();
+    for line in ["del weft.1", "set lo down", "set lo name weft.1", "set weft.1 up"] {
+        node.command(&format!("ip link {line}"));
+    }
+    node.command(&format!("ip link set weft.1 alias {mark}"));
+    configure(&fleet.etcd, NETWORKS[0], &json!({ "Type": "vxlan", "VNI": 7 }));
+    agent.daemon().thaw();
+    let said = || agent.daemon().log().matches("of the former configuration are left").count();
+    eventually(PATIENCE, "the log says it", || (said() == 1).then_some(()));
+    agent.ready();
+    assert!(node.link("weft.7").is_some());
+    for line in ["set weft.1 down", "set weft.1 alias none", "set weft.1 name lo", "set lo up"] {
+        node.command(&format!("ip link {line}"));
+    }
+    node.command("ip link add weft.1 type vxlan id 1 dstport 8472");
+    node.command(&format!("ip link set weft.1 alias {mark}"));
+    eventually(REPAIR, "it is gone", || node.link("weft.1").is_none().then_some(()));
+    assert_eq!(said(), 1, "{}", agent.daemon().log());
+}
+
 /// A host without any container of a network knows what is that network's, so it keeps its own containers from it.
 #[test]
 fn networks_are_closed_to_each_other_between_hosts_of_which_none_has_both() {

@@ -170,3 +170,25 @@ fn a_network_with_another_vni_or_backend() {
         pods[0].0.assert_reaches(pods[1].1[0]);
     }
 }
+
+/// What the kernel does not remove at first, as it does not `lo` whatever that is called, goes with a later ADD.
+#[test]
+fn a_former_device_that_cannot_be_removed_at_first() {
+    let fleet = Fleet::new(&[1], V4);
+    drop(fleet.pods());
+    let node = fleet.cluster.node(0);
+    let mark = node.link("weft.1").expect("the device")["ifalias"].as_str().expect("a mark").to_owned();
+    for line in ["del weft.1", "set lo down", "set lo name weft.1"] {
+        node.command(&format!("ip link {line}"));
+    }
+    node.command(&format!("ip link set weft.1 alias {mark}"));
+    fleet.etcd.put(CONFIG, V4.replace(r#""vxlan""#, r#""vxlan", "VNI": 7"#));
+    drop(fleet.pods());
+    assert!(node.link("weft.7").is_some() && node.link("weft.1").is_some());
+    for line in ["set weft.1 alias none", "set weft.1 name lo", "add weft.1 type vxlan id 1 dstport 8472"] {
+        node.command(&format!("ip link {line}"));
+    }
+    node.command(&format!("ip link set weft.1 alias {mark}"));
+    drop(fleet.pods());
+    assert!(node.link("weft.7").is_some() && node.link("weft.1").is_none());
+}
