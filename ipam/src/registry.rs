@@ -344,7 +344,7 @@ impl Registry {
             let value = String::from_utf8_lossy(kv.value()).into_owned();
             Some((self.own_part(kv.key())?, value))
         });
-        Peers { revision, records: records.collect(), created: self.revisions(answer) }
+        Peers { revision, records: records.collect(), created: self.revisions(answer), lost: None }
     }
 
     fn revisions(&self, answer: &GetResponse) -> BTreeMap<String, i64> {

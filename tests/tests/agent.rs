@@ -34,6 +34,8 @@ mod heal;
 mod hostile;
 #[path = "agent/layouts.rs"]
 mod layouts;
+#[path = "agent/lost_data.rs"]
+mod lost_data;
 #[path = "agent/masquerade.rs"]
 mod masquerade;
 #[path = "agent/networks.rs"]

@@ -273,7 +273,7 @@ proptest! {
     ), ages in proptest::collection::vec(0..5_i64, 40)) {
         let total = records.keys().filter(|key| *key != "10.240.1.0-24").count();
         let created = records.keys().zip(ages).map(|(key, age)| (key.clone(), age)).collect();
-        let peers = Peers { revision: 1, records, created };
+        let peers = Peers { revision: 1, records, created, lost: None };
         let (overlay, rejected) = Overlay::new(&lease(VXLAN), &peers).unwrap();
         let side = &overlay.sides[0];
         prop_assert_eq!(side.peers.len() + rejected.len(), total);

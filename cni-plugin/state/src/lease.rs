@@ -10,6 +10,8 @@
 //! go while the store is away. Both survive a reboot. The records are kept as they stand in the store and are checked
 //! whenever they are read: neither the store nor the disk is trusted.
 
+mod lost;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
@@ -64,6 +66,9 @@ pub struct Peers {
     /// The revisions that made the keys; a record that is renewed keeps its own. Keys that the store has lost have none.
     #[serde(default)]
     pub created: BTreeMap<String, i64>,
+    /// Since when the store has lacked hosts that it has lost and that are waited for, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<u64>,
 }
 
 /// That another host owns the subnet in which containers of this host live: it was cut off for longer than its lease.
@@ -185,10 +190,11 @@ impl Taken {
 }
 
 impl Peers {
-    /// The revision that made a key. Of records that cannot all be believed, the one with the smallest is: it was there first.
+    /// The revision that made a key. Of records that cannot all be believed, the one with the smallest is: it was there first. A record
+    /// that the store has lost takes nothing from those that it has.
     #[must_use]
     pub fn made(&self, key: &str) -> i64 {
-        self.created.get(key).copied().unwrap_or_default()
+        self.created.get(key).copied().unwrap_or(i64::MAX)
     }
 
     /// The hosts on file; `None` when there is no such file, or when it is damaged.

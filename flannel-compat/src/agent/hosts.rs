@@ -3,57 +3,52 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use weft_state::lease::Peers;
+use weft_state::lease::{HostLease, Peers};
 
-/// How long hosts that went with the store's data stay: each of them will put its record back, and until it has, its
-/// containers are where they were.
+/// How long hosts stay that went with the store's data, from when they can put their records back.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub(super) struct Hosts {
     /// As in the store, and those that the store has lost.
     known: Peers,
-    /// The keys of those that the store has lost, until when.
-    lost: Option<(Vec<String>, Instant)>,
+    /// Until when the latter stay; not set while they cannot come back.
+    until: Option<Instant>,
 }
 
 impl Hosts {
     /// What was on file.
     pub(super) fn new(known: Peers) -> Self {
-        Self { known, lost: None }
+        Self { known, until: None }
     }
 
     pub(super) fn known(&self) -> &Peers {
         &self.known
     }
 
-    /// The store has lost data, or has probably: what it lacks from now on did not go by itself.
-    pub(super) fn suspect(&mut self) {
-        if self.lost.is_none() {
-            log::warn!("etcd has lost data: hosts that it does not know any more stay for {PATIENCE:?}");
-            self.lost = Some((Vec::new(), Instant::now() + PATIENCE));
+    /// This host's lease has ended, and the record with it: that it is made anew is no sign of a loss.
+    pub(super) fn has_ended(&mut self, key: &str) {
+        self.known.created.remove(key);
+    }
+
+    /// Whether hosts can put their records back, as this one can: etcd answers, and has the network's configuration. From then on their time
+    /// runs.
+    pub(super) fn can_return(&mut self, can: bool) {
+        if can && self.known.lost.is_some() {
+            self.until.get_or_insert_with(|| Instant::now() + PATIENCE);
+        } else {
+            self.until = None;
         }
     }
 
-    /// Takes in all of the store's records. Whether anything is different.
-    pub(super) fn replace(&mut self, mut hosts: Peers) -> bool {
-        // Revisions only grow: this is another store, or one that was restored.
-        if hosts.revision < self.known.revision {
-            self.suspect();
+    /// Takes in all of the store's records, with this host's lease as it was before. Whether anything is different.
+    pub(super) fn replace(&mut self, hosts: Peers, lease: Option<&HostLease>) -> bool {
+        let hosts = hosts.after(&self.known, lease);
+        // Lost once more, or for the first time.
+        if hosts.lost != self.known.lost {
+            self.until = None;
         }
-        let before = std::mem::take(&mut self.known);
-        if let Some((lost, _)) = &mut self.lost {
-            lost.retain(|key| !hosts.records.contains_key(key));
-            for (key, value) in &before.records {
-                if !hosts.records.contains_key(key) {
-                    hosts.records.insert(key.clone(), value.clone());
-                    lost.push(key.clone());
-                }
-            }
-            lost.sort();
-            lost.dedup();
-        }
-        self.known = hosts;
+        let before = std::mem::replace(&mut self.known, hosts);
         (&self.known.records, &self.known.created) != (&before.records, &before.created)
     }
 
@@ -61,9 +56,6 @@ impl Hosts {
     pub(super) fn change(&mut self, revision: i64, records: BTreeMap<String, Option<(String, i64)>>) {
         self.known.revision = revision;
         for (key, put) in records {
-            if let Some((lost, _)) = &mut self.lost {
-                lost.retain(|other| *other != key);
-            }
             let Peers { records, created, .. } = &mut self.known;
             if let Some((value, made)) = put {
                 created.insert(key.clone(), made);
@@ -77,17 +69,7 @@ impl Hosts {
 
     /// Gives up the hosts that have not come back in time. Whether there are any.
     pub(super) fn give_up(&mut self) -> bool {
-        let Some((lost, _)) = self.lost.take_if(|(_, until)| *until <= Instant::now()) else { return false };
-        if let Some(first) = lost.first() {
-            log::warn!(
-                "{} hosts have not come back since etcd lost its data, {first:?} among them",
-                lost.len()
-            );
-        }
-        for key in &lost {
-            self.known.records.remove(key);
-        }
-        !lost.is_empty()
+        self.until.take_if(|until| *until <= Instant::now()).is_some() && !self.known.give_up().is_empty()
     }
 }
 
@@ -97,7 +79,8 @@ mod tests {
 
     fn peers(revision: i64, keys: &[&str]) -> Peers {
         let records = keys.iter().map(|key| ((*key).to_owned(), "{}".to_owned())).collect();
-        Peers { revision, records, ..Peers::default() }
+        let created = keys.iter().map(|key| ((*key).to_owned(), 1)).collect();
+        Peers { revision, records, created, lost: None }
     }
 
     fn keys(hosts: &Hosts) -> Vec<&str> {
@@ -107,36 +90,55 @@ mod tests {
     #[test]
     fn hosts_come_and_go() {
         let mut hosts = Hosts::new(peers(5, &["a", "b"]));
-        assert!(!hosts.replace(peers(6, &["a", "b"])));
-        assert!(hosts.replace(peers(7, &["b", "c"])));
+        assert!(!hosts.replace(peers(6, &["a", "b"]), None));
+        assert!(hosts.replace(peers(7, &["b", "c"]), None));
         assert_eq!(keys(&hosts), ["b", "c"]);
         hosts.change(8, BTreeMap::from([("b".into(), None), ("d".into(), Some(("{}".into(), 8)))]));
         assert_eq!((keys(&hosts), hosts.known().revision), (vec!["c", "d"], 8));
-        assert!(!hosts.give_up());
+        hosts.can_return(true);
+        assert!(hosts.until.is_none() && !hosts.give_up());
     }
 
     #[test]
     fn hosts_stay_when_the_store_has_lost_them() {
         let mut hosts = Hosts::new(peers(50, &["a", "b", "c"]));
-        assert!(!hosts.replace(peers(3, &["a"])));
+        hosts.replace(peers(3, &["a"]), None);
         assert_eq!(keys(&hosts), ["a", "b", "c"]);
+        hosts.can_return(true);
         // One comes back, another one leaves for good, and later snapshots are no reason to give up the third.
         hosts.change(4, BTreeMap::from([("b".into(), Some(("{}".into(), 4)))]));
         hosts.change(5, BTreeMap::from([("a".into(), None)]));
-        hosts.replace(peers(6, &["b"]));
+        hosts.replace(peers(6, &["b"]), None);
         assert_eq!(keys(&hosts), ["b", "c"]);
         assert!(!hosts.give_up());
-        hosts.lost.as_mut().unwrap().1 = Instant::now();
+        hosts.until = Some(Instant::now());
         assert!(hosts.give_up());
         assert_eq!(keys(&hosts), ["b"]);
-        assert!(hosts.replace(peers(7, &[])));
+        assert!(hosts.replace(peers(7, &[]), None));
     }
 
     #[test]
-    fn a_suspicion_is_enough() {
-        let mut hosts = Hosts::new(peers(5, &["a"]));
-        hosts.suspect();
-        hosts.replace(peers(6, &[]));
-        assert_eq!(keys(&hosts), ["a"]);
+    fn their_time_runs_while_they_can_return() {
+        let mut hosts = Hosts::new(peers(50, &["a", "b"]));
+        hosts.replace(peers(3, &[]), None);
+        // Whoever comes now knows of the loss by what is on file.
+        let later = Hosts::new(hosts.known().clone());
+        for mut hosts in [hosts, later] {
+            assert!(hosts.until.is_none() && !hosts.give_up());
+            hosts.can_return(true);
+            let until = hosts.until.expect("it runs");
+            hosts.replace(peers(4, &["a"]), None);
+            hosts.can_return(true);
+            assert_eq!(hosts.until, Some(until));
+            // The configuration, or etcd, is away again; or the data are.
+            hosts.can_return(false);
+            assert!(hosts.until.is_none() && !hosts.give_up());
+            hosts.can_return(true);
+            hosts.until = Some(Instant::now());
+            hosts.known.lost = Some(1);
+            hosts.replace(peers(2, &[]), None);
+            assert!(!hosts.give_up());
+            assert_eq!(keys(&hosts), ["a", "b"]);
+        }
     }
 }

@@ -161,7 +161,10 @@ impl Network {
             self.truth.borrow_mut().turned = std::time::Instant::now();
             match event {
                 Event::Store(news) => self.learn(news),
-                Event::Timer if self.hosts.give_up() => self.sync(Cause::Desire),
+                Event::Timer if self.hosts.give_up() => {
+                    self.save_soon();
+                    self.sync(Cause::Desire);
+                }
                 Event::KernelChanged | Event::Timer => self.sync(Cause::Look),
                 Event::Save => self.save(),
                 Event::Stop => {
@@ -189,6 +192,11 @@ impl Network {
 
     /// Whether anything ought to be different now.
     fn take(&mut self, news: News) -> bool {
+        match &news {
+            News::Leased(_) | News::Taken { .. } => self.hosts.can_return(true),
+            News::Refused { .. } | News::Failed(_) => self.hosts.can_return(false),
+            News::Hosts(_) | News::Changed { .. } => {}
+        }
         if !matches!(news, News::Failed(_)) {
             self.outage.ends();
             self.truth.borrow_mut().store.answers();
@@ -206,7 +214,7 @@ impl Network {
             }
             News::Hosts(hosts) => {
                 self.save_soon();
-                self.hosts.replace(hosts) | !std::mem::replace(&mut self.settled, true)
+                self.hosts.replace(hosts, self.lease.as_ref()) | !std::mem::replace(&mut self.settled, true)
             }
             News::Changed { revision, records } => {
                 self.save_soon();
@@ -233,15 +241,8 @@ impl Network {
                 && (lease.ttl == 0
                     || lease.renewed.saturating_sub(known.renewed) < LEASE_AGE.min(lease.ttl / 10))
         });
-        // A lease that ended before its time went with the store's data.
-        if self.lease.as_ref().is_some_and(|known| {
-            known.lease_id != 0
-                && known.lease_id != lease.lease_id
-                // One that is to last another time, or is of a former address, is not followed by its like.
-                && (known.ttl, &known.value) == (lease.ttl, &lease.value)
-                && !known.remaining().is_zero()
-        }) {
-            self.hosts.suspect();
+        if let Some(known) = self.lease.as_ref().filter(|known| known.has_ended()) {
+            self.hosts.has_ended(&known.key);
         }
         let was = std::mem::replace(&mut self.truth.borrow_mut().lease, Held::Lease(lease.clone()));
         if !matches!(&was, Held::Lease(before) if before.key == lease.key && before.lease_id == lease.lease_id)

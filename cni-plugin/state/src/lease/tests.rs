@@ -6,7 +6,7 @@ fn network() -> NetworkName {
     "net".parse().unwrap()
 }
 
-fn lease() -> HostLease {
+pub(super) fn lease() -> HostLease {
     HostLease {
         prefix: "/coreos.com/network".into(),
         config: "{}".into(),
