@@ -235,6 +235,8 @@ impl<'c> Host<'c> {
     /// The lease, renewed if it is time, the other hosts, and whether the lease is right: it is not when its record, its address or the
     /// network's configuration have changed.
     async fn look(&self, lease: &HostLease) -> Result<(HostLease, Peers, bool), Error> {
+        // What is on file later may be from a later look.
+        let before = Peers::read(&self.data_dir, self.network)?.unwrap_or_default();
         let mut registry = Registry::new(&self.etcd)?;
         let Snapshot { config, hosts, held, .. } = registry.snapshot(&lease::published(lease)).await?;
         let is_ours = hosts.records.get(&lease.key) == Some(&lease.value) && lease::holds(lease, &held);
@@ -248,7 +250,21 @@ impl<'c> Host<'c> {
         let as_configured =
             |kept: &HostLease| config.as_ref().ok() == Some(&kept.config) && self.lasts_as_configured(kept);
         let is_right = kept.as_ref().is_some_and(as_configured);
+        let mut hosts = hosts.after(&before, Some(lease));
+        self.wait_for_lost(&mut hosts, config.is_ok());
         Ok((kept.unwrap_or_else(|| lease.clone()), hosts, is_right))
+    }
+
+    /// A host that etcd has lost puts its record back with its next ADD, once the network has a configuration. It may take as long as its
+    /// lease would have lasted.
+    fn wait_for_lost(&self, hosts: &mut Peers, is_configured: bool) {
+        let Some(since) = hosts.lost else { return };
+        let now = since_1970().as_secs();
+        if !is_configured {
+            hosts.lost = Some(now);
+        } else if now.saturating_sub(since) >= self.etcd.ttl {
+            hosts.give_up();
+        }
     }
 
     /// Takes what is this host's by now, in place of a lease that is not right any more.
