@@ -2,14 +2,6 @@
 
 use super::{HostLease, Peers, since_1970};
 
-impl HostLease {
-    /// Whether its time is over by this host's clock; that of one that never ends is not.
-    #[must_use]
-    pub fn has_ended(&self) -> bool {
-        self.ttl != 0 && self.remaining().is_zero()
-    }
-}
-
 impl Peers {
     /// These hosts, just read, in place of those that were known `before` they were asked for. Where the store has lost its data in
     /// between, hosts that it does not know any more stay: each of them will put its record back, and until it has, its containers are
