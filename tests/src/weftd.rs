@@ -37,13 +37,18 @@ impl Weftd {
     /// Starts it for [`Weftd::PREFIX`] without waiting for anything; `changes` are merged into the network's part of
     /// its configuration.
     pub fn start(node: &Node, etcd: &Etcd, changes: &Value) -> Self {
-        let mut network = json!({
+        let mut network = Self::conf(node, etcd);
+        merge(&mut network, changes);
+        Self::with(node, &json!({ "networks": [network] }))
+    }
+
+    /// The part of a node's configuration that is about its network.
+    pub fn conf(node: &Node, etcd: &Etcd) -> Value {
+        json!({
             "name": Self::NETWORK,
             "etcd": { "endpoints": etcd.endpoints(), "prefix": Self::PREFIX },
             "subnetFile": node.subnet_file(),
-        });
-        merge(&mut network, changes);
-        Self::with(node, &json!({ "networks": [network] }))
+        })
     }
 
     /// Starts it with a configuration.

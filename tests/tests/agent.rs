@@ -64,7 +64,9 @@ mod ways;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a repair may take, and catching up when etcd is back.
 const REPAIR: Duration = Duration::from_secs(2);
-const CONFIG: &str = r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "vxlan"}}"#;
+/// Of what lies above, made-up hosts have their subnets.
+const CONFIG: &str =
+    r#"{"Network": "10.240.0.0/12", "SubnetMax": "10.249.255.0", "Backend": {"Type": "vxlan"}}"#;
 const DUAL: &str = r#"{"EnableIPv6": true, "Network": "10.240.0.0/12", "IPv6Network": "fd00:42::/48",
     "Backend": {"Type": "vxlan"}}"#;
 const V6: &str = r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:43::/48",

@@ -33,6 +33,25 @@ fn assert_all_answered(pings: Pings) {
     assert!(sent > 5 && sent == received, "{received} of {sent}");
 }
 
+/// All data are lost: every host takes the subnet that it had.
+#[test]
+fn etcd_comes_back_empty() {
+    let (fleet, (one, _), (_other, address)) = pair(&json!({}));
+    let pings = Pings::start(&one, address);
+    let subnets = [subnet(fleet.node(0)), subnet(fleet.node(1))];
+    fleet.etcd.restart_empty();
+    // The configuration is the operator's to restore.
+    for agent in &fleet.agents {
+        eventually(PATIENCE, "the agents ask for a configuration", || {
+            agent.daemon().log().contains("etcdctl put").then_some(())
+        });
+    }
+    fleet.etcd.put("/coreos.com/network/config", CONFIG);
+    assert_leased_again(&fleet, &subnets);
+    assert_all_answered(pings);
+    assert_eq!(fleet.etcd.keys(SUBNETS).len(), 2);
+}
+
 /// Agents that end and begin again before anybody has put the configuration back know of the others still.
 #[test]
 fn agents_restart_before_the_configuration_is_back() {

@@ -160,33 +160,6 @@ fn a_host_that_was_cut_off_catches_up_at_once() {
     assert_learns(node, REPAIR, "8e:00:00:00:00:01", true);
 }
 
-/// All data are lost: every host takes the subnet that it had.
-#[test]
-fn etcd_comes_back_empty() {
-    let (fleet, (one, _), (_other, address)) = pair(&json!({}));
-    let pings = Pings::start(&one, address);
-    let subnets = [subnet(fleet.node(0)), subnet(fleet.node(1))];
-    fleet.etcd.restart_empty();
-    // The configuration is the operator's to restore.
-    for agent in &fleet.agents {
-        eventually(PATIENCE, "the agents ask for a configuration", || {
-            agent.daemon().log().contains("etcdctl put").then_some(())
-        });
-    }
-    fleet.etcd.put("/coreos.com/network/config", CONFIG);
-    for (index, subnet) in subnets.iter().enumerate() {
-        eventually(PATIENCE, &format!("{subnet} is leased again"), || {
-            fleet.etcd.get(&format!("{SUBNETS}{subnet}"))
-        });
-        assert_eq!(super::subnet(fleet.node(index)), *subnet);
-    }
-    fleet.agents.iter().for_each(Weftd::ready);
-    fleet.acquainted();
-    let (sent, received) = pings.end();
-    assert!(sent > 5 && sent == received, "{received} of {sent}");
-    assert_eq!(fleet.etcd.keys(SUBNETS).len(), 2);
-}
-
 #[test]
 fn the_hosts_key_is_deleted_and_put_back() {
     let (fleet, (one, _), (_other, address)) = pair(&json!({}));
@@ -367,9 +340,7 @@ fn a_host_that_boots_takes_another_subnet_when_its_own_is_gone() {
 /// A thousand hosts at once are few looks at the kernel, and not much memory.
 #[test]
 fn a_thousand_hosts() {
-    // The host's own subnet is none of those that go.
-    let config = r#"{"Network": "10.240.0.0/12", "SubnetMax": "10.249.255.0", "Backend": {"Type": "vxlan"}}"#;
-    let fleet = Fleet::of(1, config, &json!({}));
+    let fleet = Fleet::new(1);
     let (node, agent) = (fleet.node(0), &fleet.agents[0]);
     let hosts: Vec<(String, String)> = (0..1000)
         .map(|number| {

@@ -186,12 +186,7 @@ impl Told {
         drop(fs::remove_file(&path));
         let socket = UnixDatagram::bind(&path).expect("a socket");
         socket.set_read_timeout(Some(PATIENCE)).expect("set a limit");
-        let network = json!({
-            "name": "pods",
-            "etcd": { "endpoints": etcd.endpoints(), "prefix": Weftd::PREFIX },
-            "subnetFile": node.subnet_file(),
-        });
-        let mut command = Weftd::command(node, &json!({ "networks": [network] }));
+        let mut command = Weftd::command(node, &json!({ "networks": [Weftd::conf(node, etcd)] }));
         command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
         (Self(socket), node.start(command))
     }
@@ -268,14 +263,9 @@ fn it_answers_at_a_socket_file() {
     let node = cluster.node(0);
     let etcd = cluster.etcd(1, Access::Open);
     etcd.put("/coreos.com/network/config", CONFIG);
-    let network = json!({
-        "name": "pods",
-        "etcd": { "endpoints": etcd.endpoints(), "prefix": Weftd::PREFIX },
-        "subnetFile": node.subnet_file(),
-    });
     let path = node.directory().join("run/weftd.sock");
     let listen = format!("unix:{}", path.display());
-    let _agent = Weftd::with(node, &json!({ "networks": [network], "listen": listen }));
+    let _agent = Weftd::with(node, &json!({ "networks": [Weftd::conf(node, &etcd)], "listen": listen }));
     eventually(PATIENCE, "it is ready", || {
         use std::io::{Read, Write};
         let mut stream = std::os::unix::net::UnixStream::connect(&path).ok()?;
@@ -294,12 +284,7 @@ fn its_file_is_replaced() {
     let node = cluster.node(0);
     let etcd = cluster.etcd(1, Access::Open);
     etcd.put("/coreos.com/network/config", CONFIG);
-    let network = json!({
-        "name": "pods",
-        "etcd": { "endpoints": etcd.endpoints(), "prefix": Weftd::PREFIX },
-        "subnetFile": node.subnet_file(),
-    });
-    let original = Weftd::command(node, &json!({ "networks": [network] }));
+    let original = Weftd::command(node, &json!({ "networks": [Weftd::conf(node, &etcd)] }));
     let [program, next] = ["weftd", "weftd.next"].map(|name| node.directory().join(name));
     let start = || {
         let mut command = Command::new(&program);
