@@ -94,7 +94,19 @@ fn namespace(label: &str, lines: &mut BTreeSet<String>) {
             }
         }
     }
-    let ruleset = tools::json("nft -j list ruleset");
+    ruleset(label, lines);
+}
+
+fn ruleset(label: &str, lines: &mut BTreeSet<String>) {
+    let printed = tools::command("nft -j list ruleset");
+    let has_flags = |table: &str| table.split('}').next().is_some_and(|own| own.contains(r#""flags""#));
+    if printed.split(r#"{"table": {"#).skip(1).any(has_flags) {
+        // nft 1.0.6 prints a stray text for the flags of a table, and nothing behind them where that is no UTF-8.
+        let listed = tools::command("nft -s list ruleset");
+        lines.extend(listed.lines().enumerate().map(|(at, line)| format!("{label} nft {at} {line}")));
+        return;
+    }
+    let ruleset: Value = serde_json::from_str(&printed).expect("nft prints JSON");
     for object in list(&ruleset["nftables"]) {
         let mut object = object.clone();
         if object.get("metainfo").is_none() {
