@@ -67,6 +67,12 @@ impl Suspects {
         }
     }
 
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_nobody(&self) -> bool {
+        matches!(self, Self::These(hashes) if hashes.is_empty())
+    }
+
     /// Whether it is one of them.
     pub fn has(&self, hash: &str) -> bool {
         match self {

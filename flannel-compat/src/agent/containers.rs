@@ -25,7 +25,7 @@ pub(super) async fn keep(state_dir: PathBuf, metrics: Rc<Metrics>) -> Result<(),
         let meter = Cost::meter();
         let suspicion = kernel.take_suspicion();
         // Before: whoever ends meanwhile is looked at, and whoever begins causes events of its own.
-        kernel.suspect(suspicion.busy(&state_dir));
+        kernel.come_back_to(suspicion.busy(&state_dir));
         // In this order: no port is back before what keeps its container in bounds.
         let rules = look_at_rules(&state_dir, &suspicion, &metrics);
         let ports = look_at_ports(&state_dir, &suspicion, &metrics, &mut owned);

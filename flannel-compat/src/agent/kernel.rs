@@ -21,6 +21,9 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// And at most, also where looking is slow.
 const SETTLE_MAX: Duration = Duration::from_secs(1);
 
+/// How soon to look again at containers at which somebody was at work.
+const BUSY: Duration = Duration::from_millis(500);
+
 /// What a network has in the kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Owned {
@@ -79,6 +82,10 @@ impl Suspicion {
     /// Those of them at whom somebody is at work.
     pub(super) fn busy(&self, state_dir: &Path) -> Self {
         Self { elements: self.elements.busy(state_dir), ports: self.ports.busy(state_dir) }
+    }
+
+    fn is_nobody(&self) -> bool {
+        self.elements.is_nobody() && self.ports.is_nobody()
     }
 
     /// Whether an event is about what is owned; of whom something may be missing after it is noted.
@@ -167,6 +174,14 @@ impl Kernel {
     /// Of whom something may be missing since this was asked before.
     pub(super) fn take_suspicion(&mut self) -> Suspicion {
         std::mem::take(&mut self.suspicion)
+    }
+
+    /// Has those at which somebody is at work looked at again soon: the kernel does not tell when that is over.
+    pub(super) fn come_back_to(&mut self, busy: Suspicion) {
+        if !busy.is_nobody() {
+            self.due.get_or_insert(Instant::now() + self.settle.max(BUSY));
+        }
+        self.suspect(busy);
     }
 
     /// Has these looked at once more, with the next ones.
@@ -300,6 +315,23 @@ mod tests {
             let long = Duration::from_secs(2);
             tokio::time::timeout(long, kernel.changed()).await.unwrap().unwrap();
             assert!(tokio::time::timeout(short, kernel.changed()).await.is_err());
+        });
+    }
+    /// Of the end of whatever is at work there is no event.
+    #[test]
+    fn containers_at_which_somebody_is_at_work_are_looked_at_again() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut kernel = Kernel::open().unwrap();
+            kernel.take_suspicion();
+            kernel.come_back_to(Suspicion::default());
+            let time = Duration::from_secs(1);
+            assert!(tokio::time::timeout(time, kernel.changed()).await.is_err());
+            let mut busy = Suspicion::default();
+            busy.ports.add_host_end("weft0123456789a");
+            kernel.come_back_to(busy);
+            tokio::time::timeout(time, kernel.changed()).await.unwrap().unwrap();
+            assert!(kernel.take_suspicion().ports.has("0123456789a"));
         });
     }
 }
