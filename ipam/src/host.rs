@@ -127,6 +127,7 @@ impl<'c> Host<'c> {
     #[inline(never)]
     fn take(&self, until: Deadline, unused: bool, repeat: bool) -> Result<HostLease, Error> {
         let before = HostLease::read(&self.data_dir, self.network)?;
+        let known = Peers::read(&self.data_dir, self.network)?.unwrap_or_default();
         let others = self.others()?;
         let (before, limit) = (before.as_ref(), self.part(LIMIT));
         let claimant = Claimant { before, wish: None, unused, keeper: Keeper::Plugin, others: &others };
@@ -135,7 +136,7 @@ impl<'c> Host<'c> {
             let lease = lease::acquire(&mut registry, &self.etcd, claimant).await?;
             Ok::<_, Error>((lease, registry.hosts().await?))
         };
-        let (lease, hosts) = in_event_loop(async {
+        let (lease, mut hosts) = in_event_loop(async {
             let mut said = String::new();
             loop {
                 match attempt().await {
@@ -150,6 +151,12 @@ impl<'c> Host<'c> {
                 }
             }
         })?;
+        // With another subnet it is in another network than those were.
+        if let (Lease::Held(now), Some(before)) = (&lease, before)
+            && now.key == before.key
+        {
+            hosts = self.with_lost(hosts, &known, before, true);
+        }
         self.put_on_file(lease, &hosts)
     }
 
@@ -250,21 +257,23 @@ impl<'c> Host<'c> {
         let as_configured =
             |kept: &HostLease| config.as_ref().ok() == Some(&kept.config) && self.lasts_as_configured(kept);
         let is_right = kept.as_ref().is_some_and(as_configured);
-        let mut hosts = hosts.after(&before, Some(lease));
-        self.wait_for_lost(&mut hosts, config.is_ok());
+        let hosts = self.with_lost(hosts, &before, lease, config.is_ok());
         Ok((kept.unwrap_or_else(|| lease.clone()), hosts, is_right))
     }
 
-    /// A host that etcd has lost puts its record back with its next ADD, once the network has a configuration. It may take as long as its
-    /// lease would have lasted.
-    fn wait_for_lost(&self, hosts: &mut Peers, is_configured: bool) {
-        let Some(since) = hosts.lost else { return };
+    /// Hosts with those that etcd has lost since those of `before` were read. Each puts its record back with its next ADD, once the network
+    /// has a configuration. It may take as long as its lease would have lasted.
+    fn with_lost(&self, hosts: Peers, before: &Peers, lease: &HostLease, is_configured: bool) -> Peers {
+        let mut hosts = hosts.after(before, Some(lease));
+        let Some(since) = hosts.lost else { return hosts };
         let now = since_1970().as_secs();
-        if !is_configured {
+        // What is of the future was noted by a clock that was wrong.
+        if !is_configured || since > now {
             hosts.lost = Some(now);
-        } else if now.saturating_sub(since) >= self.etcd.ttl {
+        } else if now - since >= self.etcd.ttl {
             hosts.give_up();
         }
+        hosts
     }
 
     /// Takes what is this host's by now, in place of a lease that is not right any more.

@@ -133,7 +133,9 @@ impl Choice {
                 if let Some(address) = address.filter(|ip| ip.is_ipv4() == v4 && is_here(*ip)) {
                     return Ok(address);
                 }
-                let link = address.map_or(Ok(None), holder)?.or_else(|| if_nametoindex(iface.as_str()).ok());
+                // Of a label, as eth0:1 is, the kernel takes what is before the colon.
+                let by_name = || if_nametoindex(iface.as_str()).ok().filter(|_| !iface.contains(':'));
+                let link = address.map_or(Ok(None), holder)?.or_else(by_name);
                 let found = link.map_or(Ok(None), |link| first(v4, |other, _| other == link))?;
                 found.ok_or_else(|| format!("{iface} has none"))
             }

@@ -84,12 +84,14 @@ impl Netlink {
         Ok(found.filter(|whole| whole.index() == index && !whole.is_of_link()).collect())
     }
 
-    /// `ip -4 address show`, `ip -6 address show`: all addresses of a family, also the link-local ones.
+    /// `ip -4 address show`, `ip -6 address show`: all addresses of a family, also the link-local ones. A kernel without IPv6 answers
+    /// with those of IPv4.
     pub fn addresses_of(&mut self, family: Family) -> NlResult<Vec<WholeAddress>> {
         let mut query = AddressMessage::default();
         query.header.family = family.into();
         let answers = self.socket.dump(&RouteNetlinkMessage::GetAddress(query))?;
-        Ok(answers.into_iter().filter_map(WholeAddress::told).collect())
+        let told = answers.into_iter().filter_map(WholeAddress::told);
+        Ok(told.filter(|whole| Family::of(whole.address.ip()) == family).collect())
     }
 
     /// Takes an address away, so that [`Netlink::put_back`] gives the link the same again; whether it was there.

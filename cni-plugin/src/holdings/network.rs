@@ -45,15 +45,21 @@ pub(super) fn agree(
     // What the agent says of a network is for all hosts, and more than a plugin may know.
     let is_announced = agent_lives(state_dir, name)?;
     if is_announced {
-        isolation.policy.join(known(&mut rules.nft, name).map_err(unreadable)?);
-        if rules.look_for(&isolation.policy.of_network(name)).map_err(unreadable)? {
+        let mut announced = isolation.policy.clone();
+        announced.join(known(&mut rules.nft, name).map_err(unreadable)?);
+        if rules.look_for(&announced.of_network(name)).map_err(unreadable)? {
+            isolation.policy = announced;
             return Ok(None);
         }
     }
     let lock = lock_networks(state_dir, rules.nft.deadline())?;
     rules.look_again();
-    let in_rules = known(&mut rules.nft, name).map_err(unreadable)?;
+    let mut in_rules = known(&mut rules.nft, name).map_err(unreadable)?;
     let (filed, is_all) = on_file(state_dir, name)?;
+    if is_all {
+        // Those of all that live, and are on their way, are on file. The others' ports are gone.
+        in_rules.links.clear();
+    }
     let own = isolation.policy.clone();
     isolation.policy.join(filed);
     let filed = isolation.policy.clone();

@@ -25,14 +25,15 @@ pub(super) async fn keep(state_dir: PathBuf, metrics: Rc<Metrics>) -> Result<(),
         let meter = Cost::meter();
         let suspicion = kernel.take_suspicion();
         // Before: whoever ends meanwhile is looked at, and whoever begins causes events of its own.
-        kernel.come_back_to(suspicion.busy(&state_dir));
+        let mut again = suspicion.busy(&state_dir);
         // In this order: no port is back before what keeps its container in bounds.
         let rules = look_at_rules(&state_dir, &suspicion, &metrics);
         let ports = look_at_ports(&state_dir, &suspicion, &metrics, &mut owned);
         let trouble: BTreeSet<String> = rules.err().into_iter().chain(ports).map(|error| error.msg).collect();
         if !trouble.is_empty() {
-            kernel.suspect(Suspicion::of_all());
+            again = Suspicion::of_all();
         }
+        kernel.come_back_to(again);
         trouble.difference(&said).for_each(|new| log::error!("{new}"));
         said = trouble;
         kernel.watch(owned.clone(), meter());

@@ -7,19 +7,23 @@ use weft_state::lease::{HostLease, Peers};
 
 /// How long hosts stay that went with the store's data, from when they can put their records back.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// And at least from when they can do so again.
+const LEAST: Duration = Duration::from_secs(10);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Hosts {
     /// As in the store, and those that the store has lost.
     known: Peers,
     /// Until when the latter stay; not set while they cannot come back.
     until: Option<Instant>,
+    /// And for how long when they can.
+    left: Duration,
 }
 
 impl Hosts {
     /// What was on file.
     pub(super) fn new(known: Peers) -> Self {
-        Self { known, until: None }
+        Self { known, until: None, left: PATIENCE }
     }
 
     pub(super) fn known(&self) -> &Peers {
@@ -34,10 +38,11 @@ impl Hosts {
     /// Whether hosts can put their records back, as this one can: etcd answers, and has the network's configuration. From then on their time
     /// runs.
     pub(super) fn can_return(&mut self, can: bool) {
-        if can && self.known.lost.is_some() {
-            self.until.get_or_insert_with(|| Instant::now() + PATIENCE);
-        } else {
-            self.until = None;
+        if !can {
+            let left = |until: Instant| until.saturating_duration_since(Instant::now()).max(LEAST);
+            self.left = self.until.take().map_or(self.left, left);
+        } else if self.known.lost.is_some() {
+            self.until.get_or_insert_with(|| Instant::now() + self.left);
         }
     }
 
@@ -46,7 +51,7 @@ impl Hosts {
         let hosts = hosts.after(&self.known, lease);
         // Lost once more, or for the first time.
         if hosts.lost != self.known.lost {
-            self.until = None;
+            (self.until, self.left) = (None, PATIENCE);
         }
         let before = std::mem::replace(&mut self.known, hosts);
         (&self.known.records, &self.known.created) != (&before.records, &before.created)
@@ -130,14 +135,18 @@ mod tests {
             hosts.replace(peers(4, &["a"]), None);
             hosts.can_return(true);
             assert_eq!(hosts.until, Some(until));
-            // The configuration, or etcd, is away again; or the data are.
-            hosts.can_return(false);
-            assert!(hosts.until.is_none() && !hosts.give_up());
+            // The configuration, or etcd, is away again, which is not the end of their time; or the data are.
+            hosts.until = Some(Instant::now());
+            for _ in 0..2 {
+                hosts.can_return(false);
+                assert!(hosts.until.is_none() && hosts.left == LEAST && !hosts.give_up());
+            }
             hosts.can_return(true);
+            assert!(hosts.until.is_some_and(|until| until <= Instant::now() + LEAST));
             hosts.until = Some(Instant::now());
             hosts.known.lost = Some(1);
             hosts.replace(peers(2, &[]), None);
-            assert!(!hosts.give_up());
+            assert!(!hosts.give_up() && hosts.left == PATIENCE);
             assert_eq!(keys(&hosts), ["a", "b"]);
         }
     }

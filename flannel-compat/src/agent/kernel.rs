@@ -14,15 +14,15 @@ use weft_net::nft::{TABLE, Table};
 use weft_net::{NetError, NlResult};
 use weft_state::worked;
 
-use super::at;
+use super::{LOOK, at};
 
 /// How long to wait for what comes along with a first change: a link that goes takes routes and neighbours with it.
 const SETTLE: Duration = Duration::from_millis(50);
 /// And at most, also where looking is slow.
 const SETTLE_MAX: Duration = Duration::from_secs(1);
 
-/// How soon to look again at containers at which somebody was at work.
-const BUSY: Duration = Duration::from_millis(500);
+/// How soon to look again where a look was in vain.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// What a network has in the kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -140,6 +140,8 @@ pub(super) struct Kernel {
     /// When to report a change that was seen.
     due: Option<Instant>,
     settle: Duration,
+    /// How long to wait before what was looked at in vain is looked at again.
+    patience: Duration,
 }
 
 impl Kernel {
@@ -155,6 +157,7 @@ impl Kernel {
                 suspicion: Suspicion::of_all(),
                 due: None,
                 settle: SETTLE,
+                patience: AGAIN,
             })
         };
         open().map_err(|error: NetError| {
@@ -176,18 +179,21 @@ impl Kernel {
         std::mem::take(&mut self.suspicion)
     }
 
-    /// Has those at which somebody is at work looked at again soon: the kernel does not tell when that is over.
-    pub(super) fn come_back_to(&mut self, busy: Suspicion) {
-        if !busy.is_nobody() {
-            self.due.get_or_insert(Instant::now() + self.settle.max(BUSY));
+    /// Has these looked at again: what somebody is at work on, of whose end the kernel does not tell, and what could not be put right. That
+    /// is soon, and later and later where it was in vain, so that a command that hangs costs little.
+    pub(super) fn come_back_to(&mut self, more: Suspicion) {
+        if more.is_nobody() {
+            self.patience = AGAIN;
+            return;
         }
-        self.suspect(busy);
-    }
-
-    /// Has these looked at once more, with the next ones.
-    pub(super) fn suspect(&mut self, more: Suspicion) {
+        self.look_by(Instant::now() + self.settle.max(self.patience));
+        self.patience = (self.patience * 2).min(LOOK);
         self.suspicion.elements.extend(more.elements);
         self.suspicion.ports.extend(more.ports);
+    }
+
+    fn look_by(&mut self, time: Instant) {
+        self.due = Some(self.due.map_or(time, |due| due.min(time)));
     }
 
     /// Returns once something has changed and the events that came along were taken. May be dropped and called again.
@@ -207,7 +213,7 @@ impl Kernel {
             };
             // Each is to be noted.
             if events.iter().filter(|event| self.suspicion.note(&self.owned, event)).count() > 0 {
-                self.due.get_or_insert(Instant::now() + self.settle);
+                self.look_by(Instant::now() + self.settle);
             }
         }
     }
@@ -332,6 +338,17 @@ mod tests {
             kernel.come_back_to(busy);
             tokio::time::timeout(time, kernel.changed()).await.unwrap().unwrap();
             assert!(kernel.take_suspicion().ports.has("0123456789a"));
+            // In vain, again and again; what happens meanwhile is looked at in its time.
+            for _ in 0..10 {
+                kernel.come_back_to(Suspicion::of_all());
+                kernel.due = None;
+            }
+            kernel.come_back_to(Suspicion::of_all());
+            let due = kernel.due.expect("it is looked at again");
+            assert!(due > Instant::now() + LOOK / 2 && due <= Instant::now() + LOOK);
+            kernel.look_by(Instant::now() + SETTLE);
+            kernel.look_by(due);
+            tokio::time::timeout(time, kernel.changed()).await.unwrap().unwrap();
         });
     }
 }

@@ -193,8 +193,8 @@ impl Network {
     /// Whether anything ought to be different now.
     fn take(&mut self, news: News) -> bool {
         match &news {
-            News::Leased(_) | News::Taken { .. } => self.hosts.can_return(true),
-            News::Refused { .. } | News::Failed(_) => self.hosts.can_return(false),
+            News::Leased(_) | News::Taken { .. } | News::Refused { .. } => self.hosts.can_return(true),
+            News::Unconfigured { .. } | News::Failed(_) => self.hosts.can_return(false),
             News::Hosts(_) | News::Changed { .. } => {}
         }
         if !matches!(news, News::Failed(_)) {
@@ -210,6 +210,10 @@ impl Network {
             }
             News::Refused { why, unused } => {
                 self.refused(why, unused);
+                false
+            }
+            News::Unconfigured { why } => {
+                self.refused(why, false);
                 false
             }
             News::Hosts(hosts) => {

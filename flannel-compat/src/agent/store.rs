@@ -40,6 +40,9 @@ pub(super) enum News {
     /// This host can have no subnet, or not the one that it has, until a person has done something. `unused` says that
     /// none of its containers has an address of that.
     Refused { why: String, unused: bool },
+    /// The network's configuration is missing or wrong, or this host has no address to publish: as long as that is so nobody has to
+    /// have a record.
+    Unconfigured { why: String },
     /// All hosts.
     Hosts(Peers),
     /// Values by key, with the revisions that made the keys, `None` where the key is gone, since the last news.
@@ -141,7 +144,7 @@ impl Store {
         Ok(match lease::acquire(registry, &self.conf, claimant).await {
             Ok(Lease::Held(lease)) => Ok(lease),
             Ok(Lease::Taken { key, owner }) => Err(News::Taken { key, owner }),
-            Ok(Lease::Unconfigured(error)) => Err(News::Refused { why: error.msg, unused: false }),
+            Ok(Lease::Unconfigured(error)) => Err(News::Unconfigured { why: error.msg }),
             Ok(Lease::Refused(error)) => Err(News::Refused { why: error.msg, unused: self.is_unused() }),
             // etcd has answered, and will say so until another host leaves.
             Err(error) if error.code == Code::Exhausted => {

@@ -52,3 +52,28 @@ fn rules_of_a_chained_attachment_come_back() {
     let heals = || agent.metric(r#"weft_heals_total{network="",object="rules"}"#);
     eventually(REPAIR, "all are counted", || heals().filter(|heals| *heals >= 6.0));
 }
+
+/// Also where the agent says what is the network's: the ports of containers that are gone are nobody's.
+#[test]
+fn ports_that_are_gone_leave_the_rules_with_the_next_container() {
+    let fleet = Fleet::new(1);
+    let node = fleet.node(0);
+    let bridge = json!({
+        "cniVersion": "1.1.0", "name": Weftd::NETWORK, "type": "bridge", "bridge": "br0", "isGateway": true,
+        "ipam": { "type": "host-local", "subnet": "10.97.0.0/24" },
+    });
+    for _ in 0..3 {
+        let pod = Pod::new();
+        let previous = Call::any("bridge", "ADD", bridge.to_string()).pod(&pod).on(node).run().result();
+        let network = Network::new(Weftd::NETWORK, &[])
+            .previous(&previous)
+            .with(&json!({ "bridge": null, "chained": true, "icc": false }));
+        let result = network.add_call(&pod).on(node).run().result();
+        network.check_call(&pod, &result).on(node).run().done();
+        let host_end = result["interfaces"][1]["name"].as_str().expect("the host end");
+        let links = node.command("nft list set bridge weft private-links");
+        assert!(links.contains(host_end) && links.matches("veth").count() == 1, "{links}");
+        network.del_call(&pod).on(node).run().done();
+        pod.command("ip link del eth0");
+    }
+}
