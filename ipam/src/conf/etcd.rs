@@ -128,24 +128,14 @@ impl EtcdConf {
     fn checked(etcd: RawEtcd, host: RawHost) -> Result<Self, Error> {
         let endpoints = checked_endpoints(&etcd.endpoints)?;
         let tls = checked_tls(&endpoints, etcd.ca_file, etcd.cert_file, etcd.key_file)?;
-        let login = match (etcd.username, etcd.password_file) {
-            (None, None) => None,
-            (Some(username), Some(password_file)) => Some(Login { username, password_file }),
-            (Some(_), None) => {
-                return Err(invalid(
-                    "ipam.etcd.passwordFile",
-                    "null",
-                    "is missing beside username; name a file with the password",
-                ));
-            }
-            (None, Some(_)) => {
-                return Err(invalid(
-                    "ipam.etcd.username",
-                    "null",
-                    "is missing beside passwordFile; say whose password it is",
-                ));
-            }
-        };
+        let login = both(
+            (etcd.username, etcd.password_file),
+            [
+                ("ipam.etcd.username", "is missing beside passwordFile; say whose password it is"),
+                ("ipam.etcd.passwordFile", "is missing beside username; name a file with the password"),
+            ],
+        )?;
+        let login = login.map(|(username, password_file)| Login { username, password_file });
         let given = etcd.prefix.as_deref().unwrap_or(PREFIX);
         let prefix = given.trim_end_matches('/');
         if !prefix.starts_with('/') {
@@ -281,30 +271,33 @@ pub(crate) fn host_and_port(authority: &str) -> (&str, Option<&str>) {
     }
 }
 
+/// Two keys of which each needs the other; for each, its path and what is wrong where it alone is missing.
+fn both<A, B>(
+    given: (Option<A>, Option<B>),
+    [first, second]: [(&str, &str); 2],
+) -> Result<Option<(A, B)>, Error> {
+    let missing = |(path, what): (&str, &str)| Err(invalid(path, "null", what));
+    match given {
+        (None, None) => Ok(None),
+        (Some(one), Some(other)) => Ok(Some((one, other))),
+        (None, Some(_)) => missing(first),
+        (Some(_), None) => missing(second),
+    }
+}
+
 fn checked_tls(
     endpoints: &[String],
     ca: Option<PathBuf>,
     certificate: Option<PathBuf>,
     key: Option<PathBuf>,
 ) -> Result<Option<Tls>, Error> {
-    let client = match (certificate, key) {
-        (None, None) => None,
-        (Some(certificate), Some(key)) => Some((certificate, key)),
-        (Some(_), None) => {
-            return Err(invalid(
-                "ipam.etcd.keyFile",
-                "null",
-                "is missing beside certFile; name the certificate's key",
-            ));
-        }
-        (None, Some(_)) => {
-            return Err(invalid(
-                "ipam.etcd.certFile",
-                "null",
-                "is missing beside keyFile; name the key's certificate",
-            ));
-        }
-    };
+    let client = both(
+        (certificate, key),
+        [
+            ("ipam.etcd.certFile", "is missing beside keyFile; name the key's certificate"),
+            ("ipam.etcd.keyFile", "is missing beside certFile; name the certificate's key"),
+        ],
+    )?;
     if !endpoints[0].starts_with("https:") {
         return if ca.is_some() || client.is_some() {
             Err(invalid(
