@@ -132,13 +132,13 @@ fn join(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(), 
 /// to `/readyz`: what is missing may come only with what starts later.
 async fn tell_systemd(truths: Truths) {
     let mut timer = tokio::time::interval(Duration::from_millis(20));
-    let (mut ready, mut said, mut replaced) = (false, String::new(), false);
+    let (mut ready, mut said) = (false, String::new());
     loop {
         timer.tick().await;
-        if service::is_replaced() && !std::mem::replace(&mut replaced, true) {
+        let text = summary(&truths).1.trim_end().replace('\n', "; ");
+        if text.ends_with(REPLACED) && !said.ends_with(REPLACED) {
             log::warn!("{REPLACED}");
         }
-        let text = summary(&truths).1.trim_end().replace('\n', "; ");
         if text != said {
             service::status(&text);
             said = text;
