@@ -9,6 +9,7 @@ mod former;
 mod holder;
 mod place;
 mod sibling;
+mod take;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -20,18 +21,19 @@ use weft_state::lease::{HostLease, since_1970};
 
 use crate::conf::etcd::EtcdConf;
 use crate::registry::{Attempt, Claim, Held, Record, Registry, Snapshot};
-use crate::underlay::Found;
+use crate::underlay::{Found, Here};
 use configuration::configured;
 pub use configuration::parse_config;
 pub use former::has_moved;
-use former::{asked, former, own, tell_of_move};
+use former::{Own, former, tell_of_move};
 pub(crate) use former::{is_here, published};
 use holder::Holder;
 pub(crate) use holder::holds;
 pub use holder::{Keeper, is_undisputed};
+use place::Place;
 pub use place::fits;
-use place::{Place, shares};
 pub use sibling::overlap;
+use take::Take;
 
 /// How often others may be faster, one after the other, until it is an error.
 const ATTEMPTS: usize = 1000;
@@ -86,12 +88,13 @@ pub async fn acquire(
 ) -> Result<Lease, Error> {
     let claimant = claimant.of(conf);
     for _ in 0..ATTEMPTS {
-        let snapshot = registry.snapshot(&asked(conf, claimant.before)).await?;
+        let own = Own::find(conf, claimant.before)?;
+        let snapshot = registry.snapshot(&own.asked(claimant.before)).await?;
         let configured = match configured(conf, &snapshot) {
             Ok(configured) => configured,
             Err(error) => return Ok(Lease::Unconfigured(error)),
         };
-        let search = match Search::new(conf, configured, &snapshot, claimant)? {
+        let search = match Search::new(conf, configured, &snapshot, claimant, own)? {
             Ok(search) => search,
             Err(unfound) => return Ok(Lease::Unconfigured(unfound)),
         };
@@ -112,8 +115,9 @@ pub async fn rehearse(
     claimant: Claimant<'_>,
 ) -> Result<Option<Lease>, Error> {
     let claimant = claimant.of(conf);
-    let snapshot = registry.snapshot(&asked(conf, claimant.before)).await?;
-    let search = match Search::new(conf, configured(conf, &snapshot)?, &snapshot, claimant)? {
+    let own = Own::find(conf, claimant.before)?;
+    let snapshot = registry.snapshot(&own.asked(claimant.before)).await?;
+    let search = match Search::new(conf, configured(conf, &snapshot)?, &snapshot, claimant, own)? {
         Ok(search) => search,
         Err(unfound) => return Ok(Some(Lease::Unconfigured(unfound))),
     };
@@ -149,7 +153,8 @@ pub async fn keep(registry: &mut Registry, lease: &HostLease) -> Result<Option<H
 /// # Errors
 /// [`Code::TryAgain`]; [`Code::Io`] when this host cannot tell who it is.
 pub async fn release(registry: &mut Registry, lease: &HostLease) -> Result<bool, Error> {
-    let me = Holder::here(Some(lease), lease.local.first().copied(), Keeper::Plugin)?;
+    let here = Here::look()?;
+    let me = Holder::here(&here, Some(lease), lease.local.first().copied(), Keeper::Plugin)?;
     let is_others = |held: &Held| Holder::parse(&held.value).is_some_and(|holder| !me.is(&holder));
     for _ in 0..ATTEMPTS {
         let addresses = registry.holders(&published(lease)).await?;
@@ -164,15 +169,6 @@ pub async fn release(registry: &mut Registry, lease: &HostLease) -> Result<bool,
     Err(Error::new(Code::TryAgain, "give up a subnet: others were faster a thousand times: try again"))
 }
 
-/// What became of an attempt at certain subnets.
-enum Take {
-    Held(Lease),
-    /// Somebody was faster; the keys that are taken.
-    Lost(Vec<String>),
-    /// Others changed something meanwhile: everything is to be looked at again.
-    Again,
-}
-
 /// What is looked for, and by whom.
 struct Search<'a> {
     conf: &'a EtcdConf,
@@ -182,6 +178,7 @@ struct Search<'a> {
     wish: Option<&'a str>,
     unused: bool,
     others: &'a [(PathBuf, HostLease)],
+    here: Here,
     /// This host's addresses, in the order of the pools.
     addresses: Vec<Found>,
     me: Holder,
@@ -198,18 +195,32 @@ impl<'a> Search<'a> {
         (config, text): (NetworkConfig, &'a str),
         snapshot: &Snapshot,
         Claimant { before, wish, unused, keeper, others }: Claimant<'a>,
+        own: Own,
     ) -> Result<Result<Self, Error>, Error> {
-        let of_family = |pool: &flannel_records::Pool| own(conf, before, pool.network().is_ipv4());
+        let of_family = |pool: &flannel_records::Pool| own.of(pool.network().is_ipv4());
         let addresses: Vec<Found> = match config.pools().iter().map(of_family).collect() {
             Ok(addresses) => addresses,
             Err(unfound) => return Ok(Err(unfound)),
         };
-        let me = Holder::here(before, addresses.first().map(|found| found.local), keeper)?;
+        let me = Holder::here(&own.here, before, addresses.first().map(|found| found.local), keeper)?;
         let read = |public| snapshot.held.iter().find(|(address, _)| *address == public);
         let held = |found: &Found| (found.public, read(found.public).and_then(|(_, held)| held.clone()));
         let held = addresses.iter().map(held).collect();
         let former = former(snapshot, before, &me, &addresses);
-        Ok(Ok(Self { conf, config, text, before, wish, unused, others, addresses, me, held, former }))
+        Ok(Ok(Self {
+            conf,
+            config,
+            text,
+            before,
+            wish,
+            unused,
+            others,
+            here: own.here,
+            addresses,
+            me,
+            held,
+            former,
+        }))
     }
 
     /// One attempt; `None` when others changed something meanwhile.
@@ -225,7 +236,7 @@ impl<'a> Search<'a> {
             }
             Place::Taken { key, owner } => Ok(Some(Lease::Taken { key, owner })),
             Place::Refused(error) => Ok(Some(Lease::Refused(error))),
-            Place::Before(subnets) => match self.take(registry, &subnets).await? {
+            Place::Before(subnets) => match self.take(registry, &[subnets]).await? {
                 Take::Held(lease) => Ok(Some(lease)),
                 Take::Lost(_) | Take::Again => Ok(None),
             },
@@ -248,7 +259,7 @@ impl<'a> Search<'a> {
         let record = Record { key, value: &value, lease: lease_id };
         let old = Record { key, value: found, lease: found_lease };
         match registry.replace(&old, &record, &self.claim(key)).await? {
-            Attempt::Done => {}
+            Attempt::Done(_) => {}
             Attempt::Lost(_) | Attempt::Unsure => return Ok(None),
         }
         if lease_id != found_lease
@@ -284,61 +295,6 @@ impl<'a> Search<'a> {
 
     fn claim(&self, key: &str) -> Claim {
         Claim { addresses: self.held.clone(), value: self.me.value(key), former: self.former.clone() }
-    }
-
-    /// Puts a record for subnets that looked free.
-    async fn take(&self, registry: &mut Registry, subnets: &[IpNetwork]) -> Result<Take, Error> {
-        let record = self.record(subnets)?;
-        let (key, value) = (record.key(), record.value());
-        let lease_id = self.lease_id();
-        registry.lease(lease_id, self.conf.ttl).await?;
-        // A key begins with its IPv4 subnet, if it has one: no other key may, whatever follows in it.
-        let taken_if = if subnets[0].is_ipv4() { key.split('&').next().unwrap_or(&key) } else { &key };
-        let record = Record { key: &key, value: &value, lease: lease_id };
-        let attempt = registry.take(&record, taken_if, &self.claim(&key)).await;
-        if attempt.as_ref().is_err_and(|error| error.code == Code::InvalidConfig)
-            && let Err(error) = registry.end_if_unused(lease_id).await
-        {
-            log::warn!("{}: the lease of a record that may not be put is left to its end", error.msg);
-        }
-        match attempt? {
-            Attempt::Done if subnets.iter().all(IpNetwork::is_ipv4) => {}
-            Attempt::Done => {
-                if !Self::is_alone(registry, &key).await? {
-                    registry.remove(&key, &value).await?;
-                    return Ok(Take::Again);
-                }
-            }
-            Attempt::Lost(keys) if keys.iter().any(|other| other.starts_with(taken_if)) => {
-                return Ok(Take::Lost(keys));
-            }
-            // Not the subnet, but the address: another host came to it.
-            Attempt::Lost(_) | Attempt::Unsure => return Ok(Take::Again),
-        }
-        Ok(Take::Held(self.held(key, value, lease_id)))
-    }
-
-    /// Takes a free one, at random: the loser of a race learns what is taken and tries again at once.
-    async fn take_any(&self, registry: &mut Registry, snapshot: &Snapshot) -> Result<Option<Lease>, Error> {
-        let records = &snapshot.hosts.records;
-        let mut keys: Vec<String> = records.keys().cloned().collect();
-        for _ in 0..ATTEMPTS {
-            let subnets = self.free(&keys, records)?;
-            match self.take(registry, &subnets).await? {
-                Take::Held(lease) => return Ok(Some(lease)),
-                Take::Lost(taken) => keys = taken,
-                Take::Again => return Ok(None),
-            }
-        }
-        Ok(None)
-    }
-
-    /// Whether no older record has one of the key's subnets.
-    async fn is_alone(registry: &mut Registry, key: &str) -> Result<bool, Error> {
-        let keys = registry.keys().await?;
-        let own = flannel_records::parse_key(key).unwrap_or_default();
-        let made = keys.get(key).copied().unwrap_or(i64::MAX);
-        Ok(!keys.iter().any(|(other, revision)| other != key && *revision < made && shares(other, &own)))
     }
 
     fn held(&self, key: String, value: String, lease_id: i64) -> Lease {

@@ -22,7 +22,7 @@ pub(crate) use claim::address_key;
 use claim::held;
 pub use claim::{Claim, Held};
 use failure::{Kind, NO_NAME, explain, kind};
-pub use own::{Attempt, Record};
+pub use own::{Attempt, Choice, Record};
 pub use watch::{Watch, Watched};
 
 /// The largest answer that is read. Anybody can put values of 1.5 MiB, and three of these are more than the 4 MiB that
@@ -129,7 +129,7 @@ impl Registry {
     /// [`Code::TryAgain`]; [`Code::InvalidConfig`] when there is none.
     pub async fn config(&mut self) -> Result<String, Error> {
         let key = self.config_key();
-        let call = async |mut client: Client| client.get(key.as_str(), None).await;
+        let call = async |client: &mut Client| client.get(key.as_str(), None).await;
         let answer = self.call("read the network's configuration", call).await?;
         self.config_in(&answer)
     }
@@ -143,7 +143,7 @@ impl Registry {
         let mut reads = vec![TxnOp::get(self.config_key(), None), TxnOp::get(self.subnets(), all)];
         reads.extend(self.reads(addresses));
         let txn = Txn::new().and_then(reads);
-        let call = async |client: Client| {
+        let call = async |client: &mut Client| {
             client.kv_client().max_decoding_message_size(LARGEST).txn(txn.clone()).await
         };
         let answer = self.call("read the network", call).await?;
@@ -177,7 +177,7 @@ impl Registry {
             None => Compare::create_revision(key.as_str(), CompareOp::Equal, 0),
         };
         let txn = Txn::new().when([same]).and_then([TxnOp::put(key.as_str(), text, None)]);
-        let call = async |mut client: Client| client.txn(txn.clone()).await;
+        let call = async |client: &mut Client| client.txn(txn.clone()).await;
         Ok(self.call("put the network's configuration", call).await?.succeeded())
     }
 
@@ -188,7 +188,7 @@ impl Registry {
     pub async fn hosts(&mut self) -> Result<Peers, Error> {
         let subnets = self.subnets();
         let all = GetOptions::new().with_prefix();
-        let call = async |client: Client| {
+        let call = async |client: &mut Client| {
             let mut reader = client.kv_client().max_decoding_message_size(LARGEST);
             reader.get(subnets.as_str(), Some(all.clone())).await
         };
@@ -203,7 +203,7 @@ impl Registry {
     /// [`Code::TryAgain`].
     pub async fn has(&mut self, key: &str, value: &str) -> Result<bool, Error> {
         let key = format!("{}{key}", self.subnets());
-        let call = async |mut client: Client| client.get(key.as_str(), None).await;
+        let call = async |client: &mut Client| client.get(key.as_str(), None).await;
         let answer = self.call("read this host's record", call).await?;
         Ok(answer.kvs().first().is_some_and(|kv| kv.value() == value.as_bytes()))
     }
@@ -214,7 +214,7 @@ impl Registry {
     /// [`Code::TryAgain`].
     pub async fn keys(&mut self) -> Result<BTreeMap<String, i64>, Error> {
         let subnets = self.subnets();
-        let call = async |mut client: Client| client.get(subnets.as_str(), Some(keys_only())).await;
+        let call = async |client: &mut Client| client.get(subnets.as_str(), Some(keys_only())).await;
         let answer = self.call("read the hosts' keys", call).await?;
         Ok(self.revisions(&answer))
     }
@@ -227,7 +227,7 @@ impl Registry {
     pub async fn lease(&mut self, id: i64, ttl: u64) -> Result<(), Error> {
         let ttl = i64::try_from(ttl).unwrap_or(i64::MAX);
         let options = LeaseGrantOptions::new().with_id(id);
-        let call = async |mut client: Client| match client.lease_grant(ttl, Some(options.clone())).await {
+        let call = async |client: &mut Client| match client.lease_grant(ttl, Some(options.clone())).await {
             Err(error) if kind(&error) == Kind::LeaseThere => client.lease_keep_alive(id).await.map(drop),
             other => other.map(drop),
         };
@@ -239,7 +239,7 @@ impl Registry {
     /// # Errors
     /// [`Code::TryAgain`].
     pub async fn keep_alive(&mut self, lease: i64) -> Result<bool, Error> {
-        let call = async |mut client: Client| match client.lease_keep_alive(lease).await {
+        let call = async |client: &mut Client| match client.lease_keep_alive(lease).await {
             Err(error) if kind(&error) == Kind::LeaseGone => Ok(false),
             other => other.map(|_| true),
         };
@@ -254,7 +254,7 @@ impl Registry {
         // From the configuration to the last of the hosts: in the order of keys nothing else of Weft's or flannel's is between.
         let (config, end) = (self.config_key(), format!("{}/subnets0", self.prefix));
         let options = WatchOptions::new().with_range(end).with_start_revision(from);
-        let call = async |client: Client| {
+        let call = async |client: &mut Client| {
             let mut watcher = client.watch_client().max_decoding_message_size(LARGEST);
             watcher.watch(config.as_str(), Some(options.clone())).await
         };
@@ -263,39 +263,35 @@ impl Registry {
     }
 
     /// Asks one endpoint after the other, each once, beginning with the one that answered last.
-    async fn call<T, F>(&mut self, step: &str, ask: impl Fn(Client) -> F) -> Result<T, Error>
-    where
-        F: Future<Output = Result<T, etcd_client::Error>>,
-    {
+    async fn call<T>(
+        &mut self,
+        step: &str,
+        ask: impl AsyncFn(&mut Client) -> Result<T, etcd_client::Error>,
+    ) -> Result<T, Error> {
         let mut failures: Vec<String> = Vec::new();
         for left in (1..=self.endpoints.len()).rev() {
             let limit = self.limit(left);
-            let endpoint = self.endpoints[self.current].clone();
-            let known = self.client.clone();
-            let options = self.options.clone();
-            let mut found = known.is_some();
+            let endpoint = &self.endpoints[self.current];
+            let mut found = self.client.is_some();
             let answer = tokio::time::timeout(limit, async {
-                let client = match known {
+                let client = match &mut self.client {
                     Some(client) => client,
-                    None => {
-                        look_up(&endpoint).await?;
+                    none => {
+                        look_up(endpoint).await?;
                         found = true;
-                        Client::connect([endpoint.as_str()], Some(options)).await?
+                        none.insert(Client::connect([endpoint], Some(self.options.clone())).await?)
                     }
                 };
-                Ok((client.clone(), ask(client).await?))
+                ask(client).await
             });
             match answer.await {
-                Ok(Ok((client, answer))) => {
-                    self.client = Some(client);
-                    return Ok(answer);
-                }
+                Ok(Ok(answer)) => return Ok(answer),
                 // Another endpoint would say the same.
                 Ok(Err(error)) if kind(&error) == Kind::Refusal => {
-                    let msg = format!("{step}: {}", explain(&endpoint, &error));
+                    let msg = format!("{step}: {}", explain(endpoint, &error));
                     return Err(Error::new(Code::InvalidConfig, msg));
                 }
-                Ok(Err(error)) => failures.push(explain(&endpoint, &error)),
+                Ok(Err(error)) => failures.push(explain(endpoint, &error)),
                 Err(_elapsed) if found => {
                     failures.push(format!("{endpoint} gave no answer within {limit:?}"));
                 }

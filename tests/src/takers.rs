@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use serde_json::json;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, LocalSet};
 use weft_ipam::conf::etcd::EtcdConf;
 use weft_ipam::lease::{Claimant, Keeper, Lease, acquire};
 use weft_ipam::registry::Registry;
@@ -31,11 +31,11 @@ pub fn host_at(etcd: &Etcd, number: u16) -> EtcdConf {
 /// So many hosts take a subnet each, all at once, each by a connection of its own. Returns their keys.
 pub fn take_all(etcd: &Etcd, hosts: u16) -> Vec<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an event loop");
-    runtime.block_on(async {
+    LocalSet::new().block_on(&runtime, async {
         let mut takers = JoinSet::new();
         for number in 1..=hosts {
             let conf = host_at(etcd, number);
-            takers.spawn(async move {
+            takers.spawn_local(async move {
                 let mut registry = Registry::new(&conf).expect("a registry");
                 match acquire(&mut registry, &conf, NEWCOMER).await.expect("take a subnet") {
                     Lease::Held(lease) => lease.key,

@@ -84,14 +84,15 @@ impl Netlink {
         Ok(found.filter(|whole| whole.index() == index && !whole.is_of_link()).collect())
     }
 
-    /// `ip -4 address show`, `ip -6 address show`: all addresses of a family, also the link-local ones. A kernel without IPv6 answers
-    /// with those of IPv4.
-    pub fn addresses_of(&mut self, family: Family) -> NlResult<Vec<WholeAddress>> {
+    /// `ip [-4|-6] address show`: all addresses, of one family or of both, also the link-local ones.
+    pub fn addresses_of(&mut self, family: Option<Family>) -> NlResult<Vec<WholeAddress>> {
         let mut query = AddressMessage::default();
-        query.header.family = family.into();
+        query.header.family = family.map_or(AddressFamily::Unspec, Family::into);
         let answers = self.socket.dump(&RouteNetlinkMessage::GetAddress(query))?;
-        let told = answers.into_iter().filter_map(WholeAddress::told);
-        Ok(told.filter(|whole| Family::of(whole.address.ip()) == family).collect())
+        // A kernel without IPv6 answers with those of IPv4.
+        let is_asked =
+            |whole: &WholeAddress| family.is_none_or(|family| Family::of(whole.address.ip()) == family);
+        Ok(answers.into_iter().filter_map(WholeAddress::told).filter(is_asked).collect())
     }
 
     /// Takes an address away, so that [`Netlink::put_back`] gives the link the same again; whether it was there.
@@ -144,7 +145,7 @@ impl Netlink {
 
     /// `ip address show to ADDRESS`: the index of the link that has an address, and the address with its prefix length.
     pub fn holder_of(&mut self, ip: IpAddr) -> NlResult<Option<(u32, IpNetwork)>> {
-        let mut found = self.addresses_of(Family::of(ip))?.into_iter();
+        let mut found = self.addresses_of(Some(Family::of(ip)))?.into_iter();
         let holder = found.find(|whole| whole.address.ip() == ip && !whole.is_of_link());
         Ok(holder.map(|whole| (whole.index(), whole.address)))
     }

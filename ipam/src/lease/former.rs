@@ -12,7 +12,7 @@ use super::Snapshot;
 use super::holder::Holder;
 use crate::conf::etcd::EtcdConf;
 use crate::registry::Held;
-use crate::underlay::{self, Found};
+use crate::underlay::{self, Found, Here};
 
 /// The addresses that a host's record publishes.
 pub(crate) fn published(lease: &HostLease) -> Vec<IpAddr> {
@@ -38,21 +38,51 @@ pub(crate) fn is_here(conf: &EtcdConf, lease: &HostLease) -> bool {
 #[must_use]
 pub fn has_moved(conf: &EtcdConf, lease: &HostLease) -> bool {
     addresses(lease).any(|before| {
-        let now = || conf.underlay.find(before.public.is_ipv4());
-        !conf.underlay.is_still(before) && now().is_ok_and(|now| now != before)
+        let now = |here| conf.underlay.find(before.public.is_ipv4(), &here).is_ok_and(|now| now != before);
+        !conf.underlay.is_still(before) && Here::look().is_ok_and(now)
     })
 }
 
-/// This host's addresses of a family. Those of before count while it has them and is to find them as it did then, whatever would be
-/// found now, or nothing for want of a route. Else what is found now does.
-///
-/// # Errors
-/// As [`crate::underlay::Underlay::find`].
-pub(super) fn own(conf: &EtcdConf, before: Option<&HostLease>, v4: bool) -> Result<Found, Error> {
-    let known = before.filter(|lease| lease.underlay == conf.underlay.to_string());
-    let known = known.and_then(|lease| addresses(lease).find(|found| found.public.is_ipv4() == v4));
-    let is_still = |found: &Found| underlay::is_here(found.local) && conf.underlay.is_still(*found);
-    known.filter(is_still).map_or_else(|| conf.underlay.find(v4), Ok)
+/// This host's addresses as they are now, of both families.
+pub(super) struct Own {
+    pub(super) here: Here,
+    v4: Result<Found, Error>,
+    v6: Result<Found, Error>,
+}
+
+impl Own {
+    /// Looks for them. Those of before count while the host has them and is to find them as it did then, whatever would be
+    /// found now, or nothing for want of a route. Else what is found now does.
+    ///
+    /// # Errors
+    /// [`cni_protocol::Code::Io`] when the kernel does not tell of any.
+    pub(super) fn find(conf: &EtcdConf, before: Option<&HostLease>) -> Result<Self, Error> {
+        let here = Here::look()?;
+        let known = before.filter(|lease| lease.underlay == conf.underlay.to_string());
+        let is_still = |found: &Found| underlay::is_here(found.local) && conf.underlay.is_still(*found);
+        let [v4, v6] = [true, false].map(|v4| {
+            let known = known.and_then(|lease| addresses(lease).find(|found| found.public.is_ipv4() == v4));
+            known.filter(is_still).map_or_else(|| conf.underlay.find(v4, &here), Ok)
+        });
+        Ok(Self { here, v4, v6 })
+    }
+
+    /// That of a family.
+    ///
+    /// # Errors
+    /// As [`crate::underlay::Underlay::find`].
+    pub(super) fn of(&self, v4: bool) -> Result<Found, Error> {
+        if v4 { self.v4.clone() } else { self.v6.clone() }
+    }
+
+    /// The addresses that this host would publish, in the families in which it has one, and those of before.
+    pub(super) fn asked(&self, before: Option<&HostLease>) -> Vec<IpAddr> {
+        let found = [&self.v4, &self.v6].into_iter().flatten();
+        let mut all: Vec<IpAddr> = found.map(|found| found.public).collect();
+        let former = before.map(published).unwrap_or_default();
+        all.extend(former.into_iter().filter(|public| !all.contains(public)).collect::<Vec<_>>());
+        all
+    }
 }
 
 /// Says so where a lease gets other addresses than it had.
@@ -64,15 +94,6 @@ pub(super) fn tell_of_move(before: Option<&HostLease>, now: &[Found]) {
             log::warn!("this host's address to other hosts was {from}, and is {to} from now on");
         }
     }
-}
-
-/// The addresses that this host would publish, in the families in which it has one, and those of before.
-pub(super) fn asked(conf: &EtcdConf, before: Option<&HostLease>) -> Vec<IpAddr> {
-    let of_family = |v4| own(conf, before, v4).ok().map(|found| found.public);
-    let mut all: Vec<IpAddr> = [true, false].into_iter().filter_map(of_family).collect();
-    let former = before.map(published).unwrap_or_default();
-    all.extend(former.into_iter().filter(|public| !all.contains(public)).collect::<Vec<_>>());
-    all
 }
 
 /// What this host put at addresses that are not among its own any more, under the lease that its record hangs on.

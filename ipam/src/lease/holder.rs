@@ -13,7 +13,7 @@ use weft_state::lease::HostLease;
 
 use super::{Lease, Search, Snapshot, published};
 use crate::registry::{Held, Registry, address_key};
-use crate::underlay::hardware_of;
+use crate::underlay::Here;
 
 /// An agent renews its lease every two seconds. When it has not for so long, its host is gone.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -47,6 +47,7 @@ pub(super) struct Holder {
 impl Holder {
     /// This host, with what it remembers and the address that it sends from.
     pub(super) fn here(
+        here: &Here,
         before: Option<&HostLease>,
         local: Option<IpAddr>,
         keeper: Keeper,
@@ -61,7 +62,7 @@ impl Holder {
         Ok(Self {
             subnet: String::new(),
             host: line("/proc/sys/kernel/hostname")?,
-            mac: local.and_then(hardware_of).map(|mac| mac.to_string()),
+            mac: local.and_then(|local| here.hardware_of(local)).map(|mac| mac.to_string()),
             instance: known.map_or_else(|| line("/proc/sys/kernel/random/uuid"), Ok)?,
             boot: boot_id()?.to_owned(),
             netns: fs::metadata("/proc/thread-self/ns/net").map(|file| file.ino()).unwrap_or_default(),

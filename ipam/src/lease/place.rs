@@ -145,17 +145,17 @@ impl Search<'_> {
         Error::new(Code::InvalidConfig, msg)
     }
 
-    /// A subnet of each pool that neither the keys nor the link to other hosts have, the first behind a random one: hosts that start
-    /// at once do not all want the same. A key of another size, from before the network was configured anew, counts unless its value,
-    /// where that is known, is no host's: anybody can put one that has the whole network.
+    /// Choices, of which each is a subnet of each pool that neither the keys nor the link to other hosts have, at random: hosts that
+    /// start at once do not all want the same. A key of another size, from before the network was configured anew, counts unless its
+    /// value, where that is known, is no host's: anybody can put one that has the whole network.
     ///
     /// # Errors
-    /// [`Code::Exhausted`] when a pool has none; [`Code::Io`] when the link's addresses cannot be found out.
+    /// [`Code::Exhausted`] when a pool has none.
     pub(super) fn free<'k>(
         &self,
         keys: impl IntoIterator<Item = &'k String>,
         known: &BTreeMap<String, String>,
-    ) -> Result<Vec<IpNetwork>, Error> {
+    ) -> Result<Vec<Vec<IpNetwork>>, Error> {
         let named = |key: &'k String| Some((key.as_str(), parse_key(key)?));
         let taken: Vec<(&str, Vec<IpNetwork>)> = keys.into_iter().filter_map(named).collect();
         let is_hosts = |key: &str| known.get(key).is_none_or(|value| HostRecord::parse(key, value).is_ok());
@@ -166,12 +166,15 @@ impl Search<'_> {
         };
         let free = |(pool, own): (&Pool, &Found)| {
             let mut blocks = of_hosts(pool);
-            let kept = underlay::of_interface(own.local)?.into_iter();
+            let kept = self.here.beside(own.local);
             let kept = kept.filter_map(|address| pool.places(kept_by_link(pool.network(), address)));
             blocks.extend(kept.map(|places| (places, LINK)));
             free_in(pool, blocks)
         };
-        self.config.pools().iter().zip(&self.addresses).map(free).collect()
+        let of_pools: Vec<Vec<IpNetwork>> =
+            self.config.pools().iter().zip(&self.addresses).map(free).collect::<Result<_, Error>>()?;
+        let count = of_pools.iter().map(Vec::len).min().unwrap_or_default();
+        Ok((0..count).map(|number| of_pools.iter().map(|found| found[number]).collect()).collect())
     }
 }
 
@@ -215,17 +218,33 @@ fn owner(key: &str, value: &str) -> String {
 type Block<'k> = (RangeInclusive<u128>, &'k str);
 
 const LINK: &str = "the link to other hosts";
+const CHOSEN: &str = "this host itself";
 
-fn free_in(pool: &Pool, mut blocks: Vec<Block<'_>>) -> Result<IpNetwork, Error> {
+/// How many free subnets a host names, of which it gets the first that nobody took meanwhile. Of a thousand hosts at once in
+/// 4,096 subnets one in nine loses its first one, and one in a hundred both.
+const CHOICES: usize = 2;
+
+/// Free subnets, each the first behind a random one.
+fn free_in(pool: &Pool, mut blocks: Vec<Block<'_>>) -> Result<Vec<IpNetwork>, Error> {
     blocks.sort_by_key(|(places, _)| *places.start());
     let behind = |place: u128, (places, _): &Block<'_>| {
         if places.contains(&place) { places.end() + 1 } else { place }
     };
-    let random =
-        u128::from(RandomState::new().hash_one(0)) << 64 | u128::from(RandomState::new().hash_one(1));
-    let found = [random % pool.count(), 0].map(|start| blocks.iter().fold(start, behind));
-    let found = found.into_iter().find(|place| *place < pool.count());
-    found.map(|place| pool.at(place)).ok_or_else(|| exhausted(pool, &blocks))
+    let mut choices = Vec::new();
+    while choices.len() < CHOICES {
+        let start = random() % pool.count();
+        let found = [start, 0].map(|start| blocks.iter().fold(start, behind));
+        let Some(place) = found.into_iter().find(|place| *place < pool.count()) else { break };
+        choices.push(pool.at(place));
+        let follows = blocks.partition_point(|(places, _)| *places.start() < place);
+        blocks.insert(follows, (place..=place, CHOSEN));
+    }
+    if choices.is_empty() { Err(exhausted(pool, &blocks)) } else { Ok(choices) }
+}
+
+fn random() -> u128 {
+    let word = || u128::from(RandomState::new().hash_one(0));
+    word() << 64 | word()
 }
 
 fn exhausted(pool: &Pool, blocks: &[Block<'_>]) -> Error {
@@ -238,4 +257,29 @@ fn exhausted(pool: &Pool, blocks: &[Block<'_>]) -> Error {
         largest.map_or("nobody", |(_, whose)| *whose),
     );
     Error::new(Code::Exhausted, msg)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_choices_as_are_free_and_none_of_them_twice() {
+        let config =
+            r#"{"Network": "10.240.0.0/22", "SubnetMin": "10.240.0.0", "Backend": {"Type": "vxlan"}}"#;
+        let config = NetworkConfig::parse(config).unwrap();
+        let pool = &config.pools()[0];
+        for taken in 0..4 {
+            for _ in 0..50 {
+                let blocks = (0..taken).map(|place| (place..=place, "another host")).collect();
+                let found = free_in(pool, blocks).unwrap();
+                let free: Vec<IpNetwork> = (taken..pool.count()).map(|place| pool.at(place)).collect();
+                assert_eq!(found.len(), free.len().min(CHOICES));
+                assert!(found.iter().all(|subnet| free.contains(subnet)), "{found:?} of {free:?}");
+                assert!(found.len() == 1 || found[0] != found[1], "{found:?}");
+            }
+        }
+        let error = free_in(pool, vec![(0..=3, "10.240.0.0-22")]).unwrap_err();
+        assert!(error.msg.contains("all 4 subnets") && error.msg.contains("10.240.0.0-22"), "{error}");
+    }
 }

@@ -47,7 +47,7 @@ impl Registry {
     /// [`cni_protocol::Code::TryAgain`].
     pub async fn holders(&mut self, addresses: &[IpAddr]) -> Result<Vec<(IpAddr, Option<Held>)>, Error> {
         let txn = Txn::new().and_then(self.reads(addresses));
-        let call = async |mut client: Client| client.txn(txn.clone()).await;
+        let call = async |client: &mut Client| client.txn(txn.clone()).await;
         let answer = self.call("read who has this host's address", call).await?;
         Ok(held(addresses, answer.op_responses()))
     }
@@ -61,7 +61,7 @@ impl Registry {
     /// # Errors
     /// [`cni_protocol::Code::TryAgain`].
     pub async fn term(&mut self, lease: i64) -> Result<Option<Term>, Error> {
-        let call = async |mut client: Client| match client
+        let call = async |client: &mut Client| match client
             .lease_time_to_live(lease, None::<LeaseTimeToLiveOptions>)
             .await
         {

@@ -19,10 +19,20 @@ pub struct Record<'a> {
     pub lease: i64,
 }
 
+/// A record that a host would like to put.
+#[derive(Debug)]
+pub struct Choice<'a> {
+    pub record: Record<'a>,
+    /// There must be no record whose key begins with this.
+    pub taken_if: &'a str,
+    pub claim: Claim,
+}
+
 /// What became of an attempt to put a record.
 #[derive(Debug)]
 pub enum Attempt {
-    Done,
+    /// Which of the choices is there now, counted from 0.
+    Done(usize),
     /// Somebody was faster. The keys that are taken.
     Lost(Vec<String>),
     /// An endpoint may have done it before it failed, so that the answer of the next says nothing.
@@ -30,22 +40,21 @@ pub enum Attempt {
 }
 
 impl Registry {
-    /// Puts a record under a lease, with the host's addresses, unless there is a record whose key begins with
-    /// `taken_if`.
+    /// Puts the first of these records that nobody is in the way of, under its lease, with the host's addresses. One transaction
+    /// does it all: of many hosts that come at once hardly one has to ask again.
     ///
     /// # Errors
     /// [`cni_protocol::Code::TryAgain`].
-    pub async fn take(
-        &mut self,
-        record: &Record<'_>,
-        taken_if: &str,
-        claim: &Claim,
-    ) -> Result<Attempt, Error> {
-        let free = Compare::create_revision(format!("{}{taken_if}", self.subnets()), CompareOp::Equal, 0);
-        let mut puts = vec![self.put(record)];
-        puts.extend(self.puts(claim, record.lease));
-        puts.extend(self.deletes(&claim.former));
-        self.attempt("take a subnet", free.with_prefix(), claim, puts).await
+    pub async fn take(&mut self, choices: &[Choice<'_>]) -> Result<Attempt, Error> {
+        let attempt = |Choice { record, taken_if, claim }: &Choice<'_>| {
+            let free = Compare::create_revision(format!("{}{taken_if}", self.subnets()), CompareOp::Equal, 0);
+            let mut puts = vec![self.put(record)];
+            puts.extend(self.puts(claim, record.lease));
+            puts.extend(self.deletes(&claim.former));
+            self.attempt(free.with_prefix(), claim, puts)
+        };
+        let attempts = choices.iter().map(attempt).collect();
+        self.first_of("take a subnet", attempts).await
     }
 
     /// Puts a record in place of another one, or of itself, with the host's addresses.
@@ -66,9 +75,10 @@ impl Registry {
             puts.push(self.put(record));
         }
         if puts.is_empty() {
-            return Ok(Attempt::Done);
+            return Ok(Attempt::Done(0));
         }
-        self.attempt("write this host's record", same, claim, puts).await
+        let attempt = self.attempt(same, claim, puts);
+        self.first_of("write this host's record", vec![attempt]).await
     }
 
     fn put(&self, record: &Record<'_>) -> TxnOp {
@@ -76,31 +86,36 @@ impl Registry {
         TxnOp::put(format!("{}{}", self.subnets(), record.key), record.value, Some(options))
     }
 
-    async fn attempt(
-        &mut self,
-        step: &str,
-        when: Compare,
-        claim: &Claim,
-        puts: Vec<TxnOp>,
-    ) -> Result<Attempt, Error> {
-        let mut when = vec![when];
-        when.extend(self.as_seen(claim));
-        let used = TxnOp::get(self.subnets(), Some(keys_only()));
-        let txn = Txn::new().when(when).and_then(puts).or_else([used]);
-        let call = async |mut client: Client| client.txn(txn.clone()).await;
+    /// Puts something under a condition, unless the host's addresses are others' by now.
+    fn attempt(&self, when: Compare, claim: &Claim, puts: Vec<TxnOp>) -> Txn {
+        let mut all = vec![when];
+        all.extend(self.as_seen(claim));
+        Txn::new().when(all).and_then(puts)
+    }
+
+    /// Does the first of these that can be done. It is no part of another transaction: etcd 3.4 lets a user put with such a part
+    /// what that user may only read.
+    async fn first_of(&mut self, step: &str, attempts: Vec<Txn>) -> Result<Attempt, Error> {
+        let count = attempts.len();
+        let used = Txn::new().and_then([TxnOp::get(self.subnets(), Some(keys_only()))]);
+        let nest = |otherwise, attempt: Txn| attempt.or_else([TxnOp::txn(otherwise)]);
+        let txn = attempts.into_iter().rfold(used, nest);
         let before = self.current;
-        let answer = self.call(step, call).await?;
-        if answer.succeeded() {
-            return Ok(Attempt::Done);
+        let mut answer = self.call(step, async |client: &mut Client| client.txn(txn.clone()).await).await?;
+        for number in 0..count {
+            if answer.succeeded() {
+                return Ok(Attempt::Done(number));
+            }
+            let Some(TxnOpResponse::Txn(otherwise)) = answer.op_responses().pop() else { break };
+            answer = otherwise;
         }
         if self.current != before {
             return Ok(Attempt::Unsure);
         }
-        let used = answer.op_responses().into_iter().find_map(|part| match part {
-            TxnOpResponse::Get(keys) => Some(self.revisions(&keys).into_keys().collect()),
-            _ => None,
-        });
-        Ok(Attempt::Lost(used.unwrap_or_default()))
+        let Some(TxnOpResponse::Get(used)) = answer.op_responses().pop() else {
+            return Ok(Attempt::Lost(Vec::new()));
+        };
+        Ok(Attempt::Lost(used.kvs().iter().filter_map(|kv| self.own_part(kv.key())).collect()))
     }
 
     /// Removes a record, if its value is this one.
@@ -112,7 +127,7 @@ impl Registry {
         let same = Compare::value(key.as_str(), CompareOp::Equal, value);
         let delete = TxnOp::delete(key.as_str(), None::<DeleteOptions>);
         let txn = Txn::new().when([same]).and_then([delete]);
-        let call = async |mut client: Client| client.txn(txn.clone()).await;
+        let call = async |client: &mut Client| client.txn(txn.clone()).await;
         self.call("remove this host's record", call).await.map(drop)
     }
 
@@ -137,14 +152,14 @@ impl Registry {
         let mut parts = vec![TxnOp::txn(Txn::new().when(record).and_then([delete]))];
         parts.extend(self.deletes(&claim.addresses));
         let txn = Txn::new().when(self.as_seen(claim)).and_then(parts);
-        let call = async |mut client: Client| client.txn(txn.clone()).await;
+        let call = async |client: &mut Client| client.txn(txn.clone()).await;
         if !self.call("remove this host's record", call).await?.succeeded() {
             return Ok(false);
         }
         if lease == 0 {
             return Ok(true);
         }
-        self.call("end the lease", async |client: Client| end(client, lease).await).await?;
+        self.call("end the lease", async |client: &mut Client| end(client, lease).await).await?;
         Ok(true)
     }
 
@@ -154,7 +169,7 @@ impl Registry {
     /// [`cni_protocol::Code::TryAgain`].
     pub async fn end_if_unused(&mut self, lease: i64) -> Result<(), Error> {
         let keys = LeaseTimeToLiveOptions::new().with_keys();
-        let call = async |mut client: Client| {
+        let call = async |client: &mut Client| {
             let answer = client.lease_time_to_live(lease, Some(keys.clone())).await?;
             if answer.keys().is_empty() { end(client, lease).await } else { Ok(()) }
         };
@@ -162,7 +177,7 @@ impl Registry {
     }
 }
 
-async fn end(mut client: Client, lease: i64) -> Result<(), etcd_client::Error> {
+async fn end(client: &mut Client, lease: i64) -> Result<(), etcd_client::Error> {
     match client.lease_revoke(lease).await {
         Err(error) if kind(&error) == Kind::LeaseGone => Ok(()),
         other => other.map(drop),

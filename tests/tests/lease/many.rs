@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use weft_ipam::lease::{Lease, acquire};
-use weft_ipam::registry::{Registry, Watched};
+use weft_ipam::registry::{Attempt, Choice, Claim, Record, Registry, Watched, in_event_loop};
 use weft_tests::{Access, Cluster, NEWCOMER, host_at, take_all};
 
 use super::super::{CONFIG, DUAL, SUBNETS, V4};
@@ -73,6 +73,31 @@ fn two_hosts_race_for_one_subnet_two_hundred_times() {
             weft_ipam::lease::release(&mut one, &held[0]).await.expect("give it back");
         }
     });
+}
+
+/// The second choice needs no second call, and the keys that are taken come with the answer when there is none left.
+#[test]
+fn of_two_choices_the_first_that_is_free_is_taken() {
+    let cluster = Cluster::new(0);
+    let etcd = cluster.etcd(1, Access::Open);
+    etcd.put(&format!("{SUBNETS}10.240.1.0-24"), "another host's");
+    let conf = host_at(&etcd, 1);
+    let choice = |key| Choice {
+        record: Record { key, value: "this host's", lease: 7 },
+        taken_if: key,
+        claim: Claim { addresses: Vec::new(), value: String::new(), former: Vec::new() },
+    };
+    let choices = ["10.240.1.0-24", "10.240.2.0-24"].map(choice);
+    let attempt = in_event_loop(async {
+        let mut registry = Registry::new(&conf)?;
+        registry.lease(7, 60).await?;
+        Ok([registry.take(&choices).await?, registry.take(&choices).await?])
+    });
+    let [first, second] = attempt.expect("etcd answers");
+    assert!(matches!(first, Attempt::Done(1)), "{first:?}");
+    assert_eq!(etcd.get(&format!("{SUBNETS}10.240.2.0-24")).as_deref(), Some("this host's"));
+    let Attempt::Lost(taken) = second else { panic!("{second:?}") };
+    assert_eq!(taken, ["10.240.1.0-24", "10.240.2.0-24"]);
 }
 
 /// Ten thousand keys of anybody are not in the way.

@@ -1,0 +1,92 @@
+//! A subnet is taken from etcd, among others who do the same.
+
+use cni_protocol::{Code, Error};
+use ipnetwork::IpNetwork;
+
+use super::place::shares;
+use super::{ATTEMPTS, Lease, Search};
+use crate::registry::{Attempt, Choice, Record, Registry, Snapshot};
+
+/// What became of an attempt at certain subnets.
+pub(super) enum Take {
+    Held(Lease),
+    /// Somebody was faster; the keys that are taken.
+    Lost(Vec<String>),
+    /// Others changed something meanwhile: everything is to be looked at again.
+    Again,
+}
+
+impl Search<'_> {
+    /// Takes a free one, at random: the loser of a race learns what is taken and tries again at once.
+    pub(super) async fn take_any(
+        &self,
+        registry: &mut Registry,
+        snapshot: &Snapshot,
+    ) -> Result<Option<Lease>, Error> {
+        let records = &snapshot.hosts.records;
+        let mut keys: Vec<String> = records.keys().cloned().collect();
+        for _ in 0..ATTEMPTS {
+            let choices = self.free(&keys, records)?;
+            match self.take(registry, &choices).await? {
+                Take::Held(lease) => return Ok(Some(lease)),
+                Take::Lost(taken) => keys = taken,
+                Take::Again => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Puts a record for the first of these choices, which looked free, that still is.
+    pub(super) async fn take(
+        &self,
+        registry: &mut Registry,
+        choices: &[Vec<IpNetwork>],
+    ) -> Result<Take, Error> {
+        let lease = self.lease_id();
+        let record =
+            |subnets: &Vec<IpNetwork>| self.record(subnets).map(|record| (record.key(), record.value()));
+        let records: Vec<(String, String)> = choices.iter().map(record).collect::<Result<_, Error>>()?;
+        let choices = records.iter().zip(choices).map(|((key, value), subnets)| Choice {
+            record: Record { key, value, lease },
+            // A key begins with its IPv4 subnet, if it has one: no other key may, whatever follows in it.
+            taken_if: if subnets[0].is_ipv4() { key.split('&').next().unwrap_or(key) } else { key },
+            claim: self.claim(key),
+        });
+        let choices: Vec<Choice<'_>> = choices.collect();
+        registry.lease(lease, self.conf.ttl).await?;
+        let attempt = registry.take(&choices).await;
+        if attempt.as_ref().is_err_and(|error| error.code == Code::InvalidConfig)
+            && let Err(error) = registry.end_if_unused(lease).await
+        {
+            log::warn!("{}: the lease of a record that may not be put is left to its end", error.msg);
+        }
+        let is_taken =
+            |choice: &Choice<'_>, keys: &[String]| keys.iter().any(|key| key.starts_with(choice.taken_if));
+        match attempt? {
+            Attempt::Done(number) => {
+                let (key, value) = records[number].clone();
+                if !Self::is_alone(registry, &key).await? {
+                    registry.remove(&key, &value).await?;
+                    return Ok(Take::Again);
+                }
+                Ok(Take::Held(self.held(key, value, lease)))
+            }
+            Attempt::Lost(keys) if choices.iter().all(|choice| is_taken(choice, &keys)) => {
+                Ok(Take::Lost(keys))
+            }
+            // Not the subnet, but the address: another host came to it.
+            Attempt::Lost(_) | Attempt::Unsure => Ok(Take::Again),
+        }
+    }
+
+    /// Whether no older record has one of the key's subnets. In a network of IPv4 alone it was put only if there was none.
+    async fn is_alone(registry: &mut Registry, key: &str) -> Result<bool, Error> {
+        let own = flannel_records::parse_key(key).unwrap_or_default();
+        if own.iter().all(IpNetwork::is_ipv4) {
+            return Ok(true);
+        }
+        let keys = registry.keys().await?;
+        let made = keys.get(key).copied().unwrap_or(i64::MAX);
+        Ok(!keys.iter().any(|(other, revision)| other != key && *revision < made && shares(other, &own)))
+    }
+}
