@@ -165,7 +165,7 @@ impl<'c> Host<'c> {
     }
 
     fn lasts_as_configured(&self, lease: &HostLease) -> bool {
-        lease.ttl == 0 || lease.ttl == self.etcd.ttl
+        lease.ttl == self.etcd.ttl
     }
 
     /// Whether no container of this network is on this host.
@@ -240,13 +240,15 @@ impl<'c> Host<'c> {
     }
 
     /// The lease, renewed if it is time, the other hosts, and whether the lease is right: it is not when its record, its address or the
-    /// network's configuration have changed.
+    /// network's configuration have changed, or when somebody has pinned the record or does so no more.
     async fn look(&self, lease: &HostLease) -> Result<(HostLease, Peers, bool), Error> {
         // What is on file later may be from a later look.
         let before = Peers::read(&self.data_dir, self.network)?.unwrap_or_default();
         let mut registry = Registry::new(&self.etcd)?;
-        let Snapshot { config, hosts, held, .. } = registry.snapshot(&lease::published(lease)).await?;
-        let is_ours = hosts.records.get(&lease.key) == Some(&lease.value) && lease::holds(lease, &held);
+        let Snapshot { config, hosts, leases, held } = registry.snapshot(&lease::published(lease)).await?;
+        let is_ours = hosts.records.get(&lease.key) == Some(&lease.value)
+            && (leases.get(&lease.key) == Some(&0)) == lease.is_pinned()
+            && lease::holds(lease, &held);
         let kept = if !is_ours {
             None
         } else if is_half_over(lease) {
@@ -358,8 +360,9 @@ fn age(file: &Path) -> Duration {
     written.and_then(|then| SystemTime::now().duration_since(then).ok()).unwrap_or(Duration::MAX)
 }
 
+/// At once where an earlier version has a pinned subnet on file, without a time.
 fn is_half_over(lease: &HostLease) -> bool {
-    lease.ttl != 0 && lease.remaining() < Duration::from_secs(lease.ttl) / 2
+    lease.remaining() <= Duration::from_secs(lease.ttl) / 2
 }
 
 /// What others wrote into the store is not to look like lines of the log.

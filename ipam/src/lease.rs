@@ -135,15 +135,13 @@ pub async fn rehearse(
     }
 }
 
-/// Renews it, or sees that the record is there where that has no lease; `None` when it is gone.
+/// Renews it, and sees that the record is there where that is pinned; `None` when either is gone.
 ///
 /// # Errors
 /// [`Code::TryAgain`].
 pub async fn keep(registry: &mut Registry, lease: &HostLease) -> Result<Option<HostLease>, Error> {
-    let there = match lease.lease_id {
-        0 => registry.has(&lease.key, &lease.value).await?,
-        id => registry.keep_alive(id).await?,
-    };
+    let there = (!lease.is_pinned() || registry.has_pinned(&lease.key, &lease.value).await?)
+        && registry.keep_alive(lease.lease_id).await?;
     Ok(there.then(|| HostLease { renewed: since_1970().as_secs(), ..lease.clone() }))
 }
 
@@ -156,13 +154,15 @@ pub async fn release(registry: &mut Registry, lease: &HostLease) -> Result<bool,
     let here = Here::look()?;
     let me = Holder::here(&here, Some(lease), lease.local.first().copied(), Keeper::Plugin)?;
     let is_others = |held: &Held| Holder::parse(&held.value).is_some_and(|holder| !me.is(&holder));
+    let own = if lease.is_pinned() { 0 } else { lease.lease_id };
+    let record = Record { key: &lease.key, value: &lease.value, lease: own };
     for _ in 0..ATTEMPTS {
         let addresses = registry.holders(&published(lease)).await?;
-        let claim = Claim { addresses, value: String::new(), former: Vec::new() };
+        let claim = Claim { addresses, value: String::new(), lease: lease.lease_id, former: Vec::new() };
         if claim.addresses.iter().any(|(_, held)| held.as_ref().is_some_and(is_others)) {
             return Ok(false);
         }
-        if registry.release(&lease.key, &lease.value, lease.lease_id, &claim).await? {
+        if registry.release(&record, &claim).await? {
             return Ok(true);
         }
     }
@@ -256,30 +256,31 @@ impl<'a> Search<'a> {
         let Some(lease_id) = self.renew(registry, found_lease).await? else { return Ok(None) };
         let subnets = flannel_records::parse_key(key).unwrap_or_default();
         let value = self.record(&subnets)?.value();
-        let record = Record { key, value: &value, lease: lease_id };
+        // One that somebody has pinned stays so: only the addresses end with the host.
+        let lease = if found_lease == 0 { 0 } else { lease_id };
+        let record = Record { key, value: &value, lease };
         let old = Record { key, value: found, lease: found_lease };
-        match registry.replace(&old, &record, &self.claim(key)).await? {
+        match registry.replace(&old, &record, &self.claim(key, lease_id)).await? {
             Attempt::Done(_) => {}
             Attempt::Lost(_) | Attempt::Unsure => return Ok(None),
         }
-        if lease_id != found_lease
-            && let Err(error) = registry.end_if_unused(found_lease).await
-        {
-            log::warn!("the former lease is left to its end: {}", error.msg);
-        }
+        self.end_former(registry, found_lease, lease_id).await;
         for (other, _) in self.all_own(&snapshot.hosts.records).filter(|(other, _)| *other != key) {
             log::warn!("subnet {key} is this host's: {}/subnets/{other} is ignored", self.conf.prefix);
         }
-        Ok(Some(self.held(key.to_owned(), value, lease_id)))
+        Ok(Some(self.held(&record, lease_id)))
     }
 
-    /// Renews the lease of a record; `None` when it is gone. A lease that lasts another time than is configured now, or that
-    /// whoever comes to a former address would take for its own, is replaced with this host's own.
+    /// Renews the lease of a record, or this host's own beside a pinned one; `None` when it is gone. A lease that lasts another
+    /// time than is configured now, or that whoever comes to a former address would take for its own, is replaced with this host's
+    /// own.
     async fn renew(&self, registry: &mut Registry, found: i64) -> Result<Option<i64>, Error> {
         let own = self.lease_id();
-        if found == 0 || found == own {
-            let there = found == 0 || registry.keep_alive(found).await?;
-            return Ok(there.then_some(found));
+        if found == 0 {
+            return registry.lease(own, self.conf.ttl).await.map(|()| Some(own));
+        }
+        if found == own {
+            return Ok(registry.keep_alive(found).await?.then_some(found));
         }
         match registry.term(found).await? {
             None => Ok(None),
@@ -293,20 +294,21 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn claim(&self, key: &str) -> Claim {
-        Claim { addresses: self.held.clone(), value: self.me.value(key), former: self.former.clone() }
+    fn claim(&self, key: &str, lease: i64) -> Claim {
+        Claim { addresses: self.held.clone(), value: self.me.value(key), lease, former: self.former.clone() }
     }
 
-    fn held(&self, key: String, value: String, lease_id: i64) -> Lease {
+    fn held(&self, record: &Record<'_>, lease_id: i64) -> Lease {
         tell_of_move(self.before, &self.addresses);
         Lease::Held(HostLease {
             prefix: self.conf.prefix.clone(),
             config: self.text.to_owned(),
-            holder: if lease_id == 0 { String::new() } else { self.me.value(&key) },
-            key,
-            value,
+            holder: self.me.value(record.key),
+            key: record.key.to_owned(),
+            value: record.value.to_owned(),
             lease_id,
-            ttl: if lease_id == 0 { 0 } else { self.conf.ttl },
+            pinned: record.lease == 0,
+            ttl: self.conf.ttl,
             renewed: since_1970().as_secs(),
             local: self.addresses.iter().map(|found| found.local).collect(),
             underlay: self.conf.underlay.to_string(),

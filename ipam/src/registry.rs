@@ -197,15 +197,15 @@ impl Registry {
         Ok(self.peers(&answer, revision))
     }
 
-    /// Whether a host's record is there, with this value.
+    /// Whether a host's record is there, with this value and without a lease.
     ///
     /// # Errors
     /// [`Code::TryAgain`].
-    pub async fn has(&mut self, key: &str, value: &str) -> Result<bool, Error> {
+    pub async fn has_pinned(&mut self, key: &str, value: &str) -> Result<bool, Error> {
         let key = format!("{}{key}", self.subnets());
         let call = async |client: &mut Client| client.get(key.as_str(), None).await;
         let answer = self.call("read this host's record", call).await?;
-        Ok(answer.kvs().first().is_some_and(|kv| kv.value() == value.as_bytes()))
+        Ok(answer.kvs().first().is_some_and(|kv| kv.lease() == 0 && kv.value() == value.as_bytes()))
     }
 
     /// The keys of all hosts, with the revisions that made them.

@@ -8,6 +8,7 @@ mod lease {
     mod link;
     mod many;
     mod moved;
+    mod pinned;
     mod renumbered;
     mod siblings;
 }

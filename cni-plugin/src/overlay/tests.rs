@@ -16,6 +16,7 @@ fn lease(config: &str) -> HostLease {
         key: "10.240.1.0-24".into(),
         value: record("192.0.2.1", "02:00:00:00:00:01"),
         lease_id: 1,
+        pinned: false,
         ttl: 60,
         renewed: 0,
         local: Vec::new(),

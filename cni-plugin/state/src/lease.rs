@@ -37,8 +37,12 @@ pub struct HostLease {
     pub key: String,
     /// The value of this host's record.
     pub value: String,
-    /// The store's number of the lease that the record hangs on; 0 for a record that never ends.
+    /// The store's number of the lease that the addresses' keys hang on, and the record unless it is pinned; 0 in a file of
+    /// an earlier version, of a pinned record.
     pub lease_id: i64,
+    /// See [`HostLease::is_pinned`].
+    #[serde(default)]
+    pub pinned: bool,
     /// How long the lease lasts after it was last renewed, in seconds.
     pub ttl: u64,
     /// When it was last renewed, in seconds since 1970.
@@ -133,6 +137,13 @@ impl HostLease {
             .try_for_each(|name| remove(&file(data_dir, network, name)))
     }
 
+    /// Whether somebody has pinned the subnet: the record hangs on no lease and never ends. That lease is of the addresses'
+    /// keys alone.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.pinned || self.lease_id == 0
+    }
+
     /// How long the lease lasts from now on, if nobody renews it; zero once it ended. By the wall clock, as it has to
     /// be known after a reboot.
     #[must_use]
@@ -140,10 +151,11 @@ impl HostLease {
         Duration::from_secs(self.renewed.saturating_add(self.ttl).saturating_sub(since_1970().as_secs()))
     }
 
-    /// Whether that time is over, so that other hosts drop this one and anybody may have its subnet by now.
+    /// Whether that time is over, so that other hosts drop this one and anybody may have its subnet by now. That of a pinned
+    /// subnet never is.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        self.ttl != 0 && self.remaining().is_zero()
+        !self.is_pinned() && self.remaining().is_zero()
     }
 }
 

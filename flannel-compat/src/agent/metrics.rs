@@ -116,7 +116,7 @@ impl Metrics {
             Held::Lease(lease) => {
                 let age = since_1970().saturating_sub(Duration::from_secs(lease.renewed));
                 self.lease_age.get_or_create(&labels).set(age.as_secs_f64());
-                if lease.ttl == 0 {
+                if lease.is_pinned() {
                     // It has no end.
                     self.lease_left.remove(&labels);
                 } else {

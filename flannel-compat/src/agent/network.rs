@@ -242,7 +242,8 @@ impl Network {
         let on_file = self.on_file.as_ref().is_some_and(|known| {
             same(known)
                 && known.lease_id == lease.lease_id
-                && (lease.ttl == 0
+                && known.pinned == lease.pinned
+                && (lease.is_pinned()
                     || lease.renewed.saturating_sub(known.renewed) < LEASE_AGE.min(lease.ttl / 10))
         });
         if let Some(known) = self.lease.as_ref().filter(|known| known.has_ended()) {

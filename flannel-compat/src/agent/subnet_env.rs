@@ -79,6 +79,7 @@ mod tests {
                 r#"{{"PublicIP":"192.0.2.1","PublicIPv6":"2001:db8::1","BackendType":"vxlan","BackendData":{data},"BackendV6Data":{data}}}"#
             ),
             lease_id: 1,
+            pinned: false,
             ttl: 60,
             renewed: 0,
             local: Vec::new(),

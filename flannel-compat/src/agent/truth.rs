@@ -97,7 +97,7 @@ impl Truth {
         if self.store.seen.is_some_and(|seen| seen.elapsed() < SILENCE) {
             return Ok(format!("subnet {subnet}, {} peers", self.peers));
         }
-        let end = if lease.ttl == 0 { String::new() } else { format!("; the lease ends in {left} s") };
+        let end = if lease.is_pinned() { String::new() } else { format!("; the lease ends in {left} s") };
         Ok(format!("subnet {subnet}, {} peers as last seen{complaint}{end}", self.peers))
     }
 
@@ -143,6 +143,7 @@ pub(super) mod tests {
             key: "10.1.2.0-24".into(),
             value: "{}".into(),
             lease_id: 1,
+            pinned: false,
             ttl: 60,
             renewed: since_1970().as_secs(),
             local: Vec::new(),
@@ -193,7 +194,7 @@ pub(super) mod tests {
         assert!(truth.ready().unwrap_err().contains("has ended; trouble with etcd"));
         truth.store.seen = Instant::now().checked_sub(SILENCE);
         // A record without an end is held for good.
-        truth.lease = Held::Lease(HostLease { ttl: 0, ..lease() });
+        truth.lease = Held::Lease(HostLease { pinned: true, renewed: 0, ..lease() });
         assert!(!truth.ready().unwrap().contains("ends"));
         // A short silence of a store that answers otherwise counts as none.
         truth.store.seen = Some(Instant::now());

@@ -110,7 +110,7 @@ fn of(conf: &Conf, network: &NetworkConf) -> Result<Status, Error> {
             state: format!("passed over, {}: {}", record.kind, record.reason),
         }))
         .collect();
-    let remaining = (lease.ttl != 0).then(|| lease.remaining().as_secs());
+    let remaining = (!lease.is_pinned()).then(|| lease.remaining().as_secs());
     status.lease = Some(Lease { key: lease.key, remaining });
     Ok(status)
 }

@@ -37,7 +37,7 @@ impl Host<'_> {
         };
         let is_kept = agent_lives(&self.state_dir, self.network)?;
         check_ended(&lease, is_kept)?;
-        if !is_kept && is_half_over(&lease) {
+        if !is_kept && !lease.is_pinned() && is_half_over(&lease) {
             log::warn!(
                 "network {}: the lease of {} ends in {} s and no weftd renews it",
                 self.network,

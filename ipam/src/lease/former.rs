@@ -2,16 +2,17 @@
 //! containers live. Nothing but what the host put at its former addresses tells that a record with these is its own:
 //! the file of the lease does not, as a disk can be copied.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use cni_protocol::Error;
 use flannel_records::HostRecord;
 use weft_state::lease::HostLease;
 
-use super::Snapshot;
 use super::holder::Holder;
+use super::{Search, Snapshot};
 use crate::conf::etcd::EtcdConf;
-use crate::registry::Held;
+use crate::registry::{Held, Registry};
 use crate::underlay::{self, Found, Here};
 
 /// The addresses that a host's record publishes.
@@ -96,7 +97,8 @@ pub(super) fn tell_of_move(before: Option<&HostLease>, now: &[Found]) {
     }
 }
 
-/// What this host put at addresses that are not among its own any more, under the lease that its record hangs on.
+/// What this host put at addresses that are not among its own any more, under the lease that its record hangs on, or beside a
+/// pinned one.
 pub(super) fn former(
     snapshot: &Snapshot,
     before: Option<&HostLease>,
@@ -106,13 +108,27 @@ pub(super) fn former(
     let Some(before) = before else { return Vec::new() };
     let lease = snapshot.leases.get(&before.key);
     let is_mine = |held: &Held| {
-        lease.is_none_or(|lease| *lease == held.lease)
+        lease.is_none_or(|lease| *lease == held.lease || *lease == 0 && before.is_pinned())
             && Holder::parse(&held.value).is_some_and(|holder| me.is_by_machine(&holder))
     };
     let is_former = |(address, held): &&(IpAddr, Option<Held>)| {
         own.iter().all(|found| found.public != *address) && held.as_ref().is_some_and(is_mine)
     };
     snapshot.held.iter().filter(is_former).cloned().collect()
+}
+
+impl Search<'_> {
+    /// Ends the leases that the record and what stood at the addresses hung on, where that is not this one and nothing is left
+    /// on them.
+    pub(super) async fn end_former(&self, registry: &mut Registry, record: i64, now: i64) {
+        let held = self.held.iter().chain(&self.former).filter_map(|(_, held)| held.as_ref());
+        let leases: BTreeSet<i64> = held.map(|held| held.lease).chain([record]).collect();
+        for lease in leases.into_iter().filter(|lease| ![0, now].contains(lease)) {
+            if let Err(error) = registry.end_if_unused(lease).await {
+                log::warn!("the former lease is left to its end: {}", error.msg);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -145,6 +161,7 @@ mod tests {
             key,
             value: String::new(),
             lease_id: 7,
+            pinned: false,
             ttl: 60,
             renewed: 0,
             local: Vec::new(),

@@ -111,7 +111,7 @@ pub async fn is_undisputed(registry: &mut Registry, lease: &HostLease) -> Result
 pub(crate) fn holds(lease: &HostLease, held: &[(IpAddr, Option<Held>)]) -> bool {
     held.iter().all(|(_, held)| match held {
         Some(held) => held.value == lease.holder,
-        // A record that never ends goes without.
+        // An earlier version put nothing there for a pinned record.
         None => lease.lease_id == 0,
     })
 }
@@ -145,13 +145,14 @@ impl Search<'_> {
         self.held.iter().any(|(_, held)| self.counts(held.as_ref(), snapshot).is_some())
     }
 
-    /// What somebody put at an address counts while the address's record hangs on the same lease: flanneld takes records
-    /// over under a lease of its own, and puts nothing here.
+    /// What somebody put at an address counts while the address's record hangs on the same lease, or is pinned: flanneld takes
+    /// records over under a lease of its own, and puts nothing here.
     fn counts<'h>(&self, held: Option<&'h Held>, snapshot: &Snapshot) -> Option<(&'h Held, Holder)> {
         let held = held?;
         let mut here =
             snapshot.hosts.records.iter().filter(|(key, value)| self.is_here(key, value)).peekable();
-        if here.peek().is_some() && !here.any(|(key, _)| snapshot.leases.get(key) == Some(&held.lease)) {
+        let is_its = |lease: &i64| [0, held.lease].contains(lease);
+        if here.peek().is_some() && !here.any(|(key, _)| snapshot.leases.get(key).is_some_and(is_its)) {
             return None;
         }
         Holder::parse(&held.value).map(|holder| (held, holder))

@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use cni_protocol::{Code, Error};
 use flannel_records::{HostRecord, NetworkConfig, Pool, kept_by_link, parse_key};
 use ipnetwork::IpNetwork;
-use weft_state::lease::Peers;
+use weft_state::lease::{HostLease, Peers};
 
 use super::{Search, Snapshot};
 use crate::underlay::{self, Found};
@@ -90,9 +90,11 @@ impl Search<'_> {
         records.iter().filter(|(key, value)| self.is_mine(key, value))
     }
 
-    /// Whether a record has this host's public address, or is that of before under an address that it had then.
+    /// Whether a record has this host's public address, or is that of before under an address that it had then. Whoever pinned
+    /// one has put the address there, too, and changes it.
     fn is_mine(&self, key: &str, value: &str) -> bool {
-        let is_former = || self.before.is_some_and(|lease| lease.key == key) && !self.former.is_empty();
+        let is_befores = |lease: &HostLease| lease.key == key && !lease.is_pinned();
+        let is_former = || self.before.is_some_and(is_befores) && !self.former.is_empty();
         self.is_here(key, value) || is_former()
     }
 

@@ -50,7 +50,7 @@ impl Search<'_> {
             record: Record { key, value, lease },
             // A key begins with its IPv4 subnet, if it has one: no other key may, whatever follows in it.
             taken_if: if subnets[0].is_ipv4() { key.split('&').next().unwrap_or(key) } else { key },
-            claim: self.claim(key),
+            claim: self.claim(key, lease),
         });
         let choices: Vec<Choice<'_>> = choices.collect();
         registry.lease(lease, self.conf.ttl).await?;
@@ -64,12 +64,13 @@ impl Search<'_> {
             |choice: &Choice<'_>, keys: &[String]| keys.iter().any(|key| key.starts_with(choice.taken_if));
         match attempt? {
             Attempt::Done(number) => {
-                let (key, value) = records[number].clone();
-                if !Self::is_alone(registry, &key).await? {
-                    registry.remove(&key, &value).await?;
+                let record = choices[number].record;
+                if !Self::is_alone(registry, record.key).await? {
+                    registry.remove(record.key, record.value).await?;
                     return Ok(Take::Again);
                 }
-                Ok(Take::Held(self.held(key, value, lease)))
+                self.end_former(registry, 0, lease).await;
+                Ok(Take::Held(self.held(&record, lease)))
             }
             Attempt::Lost(keys) if choices.iter().all(|choice| is_taken(choice, &keys)) => {
                 Ok(Take::Lost(keys))

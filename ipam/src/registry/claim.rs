@@ -36,6 +36,8 @@ pub struct Claim {
     pub addresses: Vec<(IpAddr, Option<Held>)>,
     /// What is to stand there.
     pub value: String,
+    /// The number of the lease that it ends with there: what never ends would outlive its host.
+    pub lease: i64,
     /// Addresses that the host had before: nothing is to stand there any more.
     pub former: Vec<(IpAddr, Option<Held>)>,
 }
@@ -86,16 +88,15 @@ impl Registry {
         claim.addresses.iter().chain(&claim.former).map(compare).collect()
     }
 
-    /// What makes the addresses the host's: nothing where they are already, and for a record that never ends, as what
-    /// never ends would outlive its host.
-    pub(super) fn puts(&self, claim: &Claim, lease: i64) -> Vec<TxnOp> {
-        let is_there = |held: &Held| held.value == claim.value && held.lease == lease;
+    /// What makes the addresses the host's: nothing where they are already.
+    pub(super) fn puts(&self, claim: &Claim) -> Vec<TxnOp> {
+        let is_there = |held: &Held| held.value == claim.value && held.lease == claim.lease;
         let missing = claim.addresses.iter().filter(|(_, held)| !held.as_ref().is_some_and(is_there));
         let put = |(address, _): &(IpAddr, Option<Held>)| {
-            let options = PutOptions::new().with_lease(lease);
+            let options = PutOptions::new().with_lease(claim.lease);
             TxnOp::put(self.address_key(*address), claim.value.as_str(), Some(options))
         };
-        if lease == 0 { Vec::new() } else { missing.map(put).collect() }
+        missing.map(put).collect()
     }
 
     pub(super) fn deletes(&self, addresses: &[(IpAddr, Option<Held>)]) -> impl Iterator<Item = TxnOp> {

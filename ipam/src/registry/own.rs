@@ -49,7 +49,7 @@ impl Registry {
         let attempt = |Choice { record, taken_if, claim }: &Choice<'_>| {
             let free = Compare::create_revision(format!("{}{taken_if}", self.subnets()), CompareOp::Equal, 0);
             let mut puts = vec![self.put(record)];
-            puts.extend(self.puts(claim, record.lease));
+            puts.extend(self.puts(claim));
             puts.extend(self.deletes(&claim.former));
             self.attempt(free.with_prefix(), claim, puts)
         };
@@ -68,7 +68,7 @@ impl Registry {
         claim: &Claim,
     ) -> Result<Attempt, Error> {
         let same = Compare::value(format!("{}{}", self.subnets(), old.key), CompareOp::Equal, old.value);
-        let mut puts = self.puts(claim, record.lease);
+        let mut puts = self.puts(claim);
         puts.extend(self.deletes(&claim.former));
         // Every put is news to all other hosts.
         if old != record {
@@ -131,35 +131,29 @@ impl Registry {
         self.call("remove this host's record", call).await.map(drop)
     }
 
-    /// Removes a record, if its value is this one, and the host's addresses, and ends the lease of both. `false`, with
+    /// Removes a record, if it is as it was, and the host's addresses, and ends the lease of these. `false`, with
     /// nothing done, when the addresses are not as they were seen any more.
     ///
     /// # Errors
     /// [`cni_protocol::Code::TryAgain`].
-    pub async fn release(
-        &mut self,
-        key: &str,
-        value: &str,
-        lease: i64,
-        claim: &Claim,
-    ) -> Result<bool, Error> {
-        let key = format!("{}{key}", self.subnets());
-        let record = [
-            Compare::value(key.as_str(), CompareOp::Equal, value),
-            Compare::lease(key.as_str(), CompareOp::Equal, lease),
+    pub async fn release(&mut self, record: &Record<'_>, claim: &Claim) -> Result<bool, Error> {
+        let key = format!("{}{}", self.subnets(), record.key);
+        let same = [
+            Compare::value(key.as_str(), CompareOp::Equal, record.value),
+            Compare::lease(key.as_str(), CompareOp::Equal, record.lease),
         ];
         let delete = TxnOp::delete(key, None::<DeleteOptions>);
-        let mut parts = vec![TxnOp::txn(Txn::new().when(record).and_then([delete]))];
+        let mut parts = vec![TxnOp::txn(Txn::new().when(same).and_then([delete]))];
         parts.extend(self.deletes(&claim.addresses));
         let txn = Txn::new().when(self.as_seen(claim)).and_then(parts);
         let call = async |client: &mut Client| client.txn(txn.clone()).await;
         if !self.call("remove this host's record", call).await?.succeeded() {
             return Ok(false);
         }
-        if lease == 0 {
-            return Ok(true);
+        // A pinned record, as an earlier version has it on file.
+        if claim.lease != 0 {
+            self.call("end the lease", async |client: &mut Client| end(client, claim.lease).await).await?;
         }
-        self.call("end the lease", async |client: &mut Client| end(client, lease).await).await?;
         Ok(true)
     }
 

@@ -4,6 +4,7 @@ use std::process::Command;
 
 use weft_tests::dist;
 
+use super::pinned::PINNED;
 use super::*;
 
 /// The agents' own patience with one that is not heard, and some.
@@ -18,9 +19,17 @@ struct Twins {
 
 impl Twins {
     fn new(changes: &Value) -> Self {
+        Self::of(changes, None)
+    }
+
+    /// With a subnet that somebody has pinned for the address.
+    fn of(changes: &Value, pinned: Option<&str>) -> Self {
         let cluster = Cluster::segments(&[1, 1]);
         let etcd = cluster.etcd(1, Access::Open);
         etcd.put("/coreos.com/network/config", CONFIG);
+        if let Some(key) = pinned {
+            etcd.put(&format!("{SUBNETS}{key}"), record("172.30.0.11", "8e:00:00:00:00:0b"));
+        }
         cluster.node(1).command("ip addr add 172.30.0.11/32 dev eth0");
         let first = Weftd::start(cluster.node(0), &etcd, changes);
         first.ready();
@@ -65,7 +74,11 @@ pub(super) fn weftctl(node: &Node, etcd: &Etcd, words: &[&str]) -> String {
 
 #[test]
 fn the_agent_of_the_second_host_is_refused() {
-    let twins = Twins::new(&json!({}));
+    the_second_is_refused(&Twins::new(&json!({})));
+    the_second_is_refused(&Twins::of(&json!({}), Some(PINNED)));
+}
+
+fn the_second_is_refused(twins: &Twins) {
     let (one, two) = (twins.cluster.node(0), twins.cluster.node(1));
     let own = subnet(one);
     let mac = one.link("eth0").expect("an interface")["address"].as_str().expect("a MAC").to_owned();
@@ -86,6 +99,7 @@ fn the_agent_of_the_second_host_is_refused() {
     twins.first.daemon().stop();
     assert!(twins.weftctl(0, &["leave"]).contains("is given up"));
     second.ready();
+    assert_eq!(twins.etcd.leases().len(), 1);
     let first = Weftd::start(one, &twins.etcd, &json!({}));
     Twins::refused(&first, &["172.30.0.11", &subnet(two)]);
 }
@@ -136,6 +150,27 @@ fn an_agent_that_is_not_heard_loses_its_address() {
         (twins.first.ask("/readyz")?.status == 200).then_some(())
     });
     assert_eq!(subnet(twins.cluster.node(0)), own);
+}
+
+/// A pinned record stays when its host is gone, and is for whoever comes then.
+#[test]
+fn a_pinned_subnet_is_another_machines_when_the_first_is_gone() {
+    let short = json!({ "leaseTTL": 4 });
+    let mut twins = Twins::of(&short, Some(PINNED));
+    let key = format!("{SUBNETS}{PINNED}");
+    let own = twins.etcd.get(&key);
+    twins.first.daemon().kill();
+    let changes = json!({ "publicIP": "172.30.0.11", "leaseTTL": 4 });
+    let second = Weftd::start(twins.cluster.node(1), &twins.etcd, &changes);
+    Twins::refused(&second, &["172.30.0.11", "another live host", PINNED]);
+    second.ready();
+    assert_eq!((subnet(twins.cluster.node(1)), twins.etcd.get(&key)), (PINNED.to_owned(), own.clone()));
+    let leases = twins.etcd.leases();
+    assert!(leases.len() == 1 && !leases[0].keys.contains(&key), "{leases:?}");
+    twins.first = Weftd::start(twins.cluster.node(0), &twins.etcd, &short);
+    Twins::refused(&twins.first, &["172.30.0.11", "another live host", PINNED]);
+    assert_eq!(twins.etcd.get(&key), own);
+    second.ready();
 }
 
 /// Nothing is left of it but its hardware, and its agent was heard a moment ago.

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use super::*;
 
-const PINNED: &str = "10.240.7.0-24";
+pub(super) const PINNED: &str = "10.240.7.0-24";
 
 fn host(cluster: &Cluster) -> (Etcd, Weftd) {
     let (etcd, node) = (cluster.etcd(1, Access::Open), cluster.node(0));
@@ -13,6 +13,13 @@ fn host(cluster: &Cluster) -> (Etcd, Weftd) {
     let agent = Weftd::up(node, &etcd);
     assert_eq!(subnet(node), PINNED);
     (etcd, agent)
+}
+
+/// Nothing but who has the address hangs on a lease.
+#[track_caller]
+fn only_the_address_ends(etcd: &Etcd, node: &Node) {
+    let keys: Vec<_> = etcd.leases().into_iter().map(|lease| lease.keys).collect();
+    assert_eq!(keys, [[format!("{}/weft/hosts/{}", Weftd::PREFIX, node.ipv4)]]);
 }
 
 fn metric(agent: &Weftd, name: &str) -> Option<f64> {
@@ -36,7 +43,7 @@ fn nothing_is_written_as_long_as_nothing_changes() {
     });
     assert_eq!(inode(), before);
     assert_eq!(metric(&agent, "weft_lease_left_seconds"), None);
-    assert!(etcd.leases().is_empty(), "nothing of the host hangs on a lease");
+    only_the_address_ends(&etcd, cluster.node(0));
 }
 
 /// That etcd cannot be reached is noticed, and so is that it can be again.
@@ -66,4 +73,31 @@ fn a_record_that_goes_is_put_back() {
     assert_eq!(again, own);
     agent.ready();
     assert_eq!(subnet(cluster.node(0)), PINNED);
+}
+
+/// It is the same host that comes again, whatever has become of its lease meanwhile.
+#[test]
+fn an_agent_that_is_killed_comes_back_to_its_subnet() {
+    let cluster = Cluster::new(1);
+    let (etcd, mut agent) = host(&cluster);
+    let node = cluster.node(0);
+    let key = format!("{SUBNETS}{PINNED}");
+    let own = etcd.get(&key);
+    for ended in [false, true] {
+        agent.daemon().kill();
+        if ended {
+            etcd.revoke(&etcd.leases()[0].id);
+        }
+        let start = Instant::now();
+        agent = Weftd::up(node, &etcd);
+        assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+        assert_eq!((subnet(node), etcd.get(&key)), (PINNED.to_owned(), own.clone()));
+        only_the_address_ends(&etcd, node);
+    }
+    // Also while it lives, as after an outage that was longer than the lease.
+    etcd.revoke(&etcd.leases()[0].id);
+    eventually(PATIENCE, "it says again who it is", || (!etcd.leases().is_empty()).then_some(()));
+    agent.ready();
+    assert_eq!(etcd.get(&key), own);
+    only_the_address_ends(&etcd, node);
 }

@@ -1,5 +1,6 @@
 //! docs/migrate-from-flannel.md, step by step, there and back: subnet, containers and their connections stay.
 
+mod pinned;
 mod plugins;
 mod third;
 

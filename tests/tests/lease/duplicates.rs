@@ -10,10 +10,10 @@ use super::super::{CONFIG, DUAL, Fleet, PREFIX, SUBNETS, V4, V6};
 use std::time::Duration;
 
 /// Where it is said who has an address.
-const HOSTS: &str = "/coreos.com/network/weft/hosts/";
+pub(super) const HOSTS: &str = "/coreos.com/network/weft/hosts/";
 
 /// Hosts 0 and 1, of which each has the addresses of host 0, on segments of their own.
-fn twins(config: &str) -> Fleet {
+pub(super) fn twins(config: &str) -> Fleet {
     let fleet = Fleet::of(Cluster::segments(&[1, 1]), config);
     fleet.node(1).command("ip addr add 172.30.0.11/32 dev eth0");
     fleet.node(1).command("ip addr add fd30::11/128 dev eth0 nodad");
@@ -21,17 +21,17 @@ fn twins(config: &str) -> Fleet {
 }
 
 /// What either is told to be reached by.
-fn twin() -> Value {
+pub(super) fn twin() -> Value {
     json!({ "ipam": { "publicIP": "172.30.0.11", "publicIPv6": "fd30::11", "peerRefresh": 0 } })
 }
 
 /// All that the network has in etcd.
-fn everything(fleet: &Fleet) -> Vec<(String, Option<String>)> {
+pub(super) fn everything(fleet: &Fleet) -> Vec<(String, Option<String>)> {
     let keys = fleet.etcd.keys(PREFIX);
     keys.into_iter().map(|key| (key.clone(), fleet.etcd.get(&key))).collect()
 }
 
-fn end_lease(fleet: &Fleet) {
+pub(super) fn end_lease(fleet: &Fleet) {
     fleet.etcd.revoke(&fleet.etcd.leases()[0].id);
 }
 

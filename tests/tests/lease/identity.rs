@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::super::{CONFIG, DUAL, Fleet, SUBNETS, V4, V6, addresses};
 
-fn record(public: &str) -> String {
+pub(super) fn record(public: &str) -> String {
     let data = r#"{"VNI":1,"VtepMAC":"8e:00:00:00:00:01"}"#;
     format!(r#"{{"PublicIP":"{public}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{data}}}"#)
 }
@@ -49,7 +49,8 @@ fn a_reservation_is_honoured_and_stays_one() {
     fleet.etcd.put(&key, record("172.30.0.11"));
     let result = fleet.add(0, &json!({})).result();
     assert_eq!(addresses(&result), ["10.241.7.2/24"]);
-    assert!(fleet.etcd.leases().is_empty());
+    let leases = fleet.etcd.leases();
+    assert!(leases.iter().all(|lease| !lease.keys.contains(&key)), "{leases:?}");
     let value = fleet.etcd.get(&key).expect("the reservation");
     assert!(value.contains("172.30.0.11") && !value.contains("8e:00:00:00:00:01"), "{value}");
 }

@@ -85,7 +85,7 @@ fn of_two_choices_the_first_that_is_free_is_taken() {
     let choice = |key| Choice {
         record: Record { key, value: "this host's", lease: 7 },
         taken_if: key,
-        claim: Claim { addresses: Vec::new(), value: String::new(), former: Vec::new() },
+        claim: Claim { addresses: Vec::new(), value: String::new(), lease: 7, former: Vec::new() },
     };
     let choices = ["10.240.1.0-24", "10.240.2.0-24"].map(choice);
     let attempt = in_event_loop(async {

@@ -125,7 +125,7 @@ mod tests {
         let after = peers(22, &[(&lease().key, 22)]);
         let ended = HostLease { renewed: 0, ..lease() };
         assert_eq!(after.clone().after(&before, Some(&ended)), after);
-        let endless = HostLease { ttl: 0, ..ended };
+        let endless = HostLease { pinned: true, ..ended };
         assert!(after.after(&before, Some(&endless)).records.contains_key("b"));
     }
 }

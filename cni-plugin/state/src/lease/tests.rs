@@ -13,6 +13,7 @@ pub(super) fn lease() -> HostLease {
         key: "10.240.34.0-24".into(),
         value: "{}".into(),
         lease_id: 7,
+        pinned: false,
         ttl: 60,
         renewed: since_1970().as_secs() - 20,
         local: Vec::new(),
@@ -81,6 +82,19 @@ fn the_time_left() {
     assert!((35..=40).contains(&left), "{left}");
     let ended = HostLease { renewed: 0, ..lease() };
     assert_eq!(ended.remaining(), Duration::ZERO);
+}
+
+/// An earlier version has no lease of a pinned one on file.
+#[test]
+fn a_pinned_subnet_has_no_end() {
+    let ended = HostLease { renewed: 0, ..lease() };
+    assert!(ended.has_ended() && !ended.is_pinned());
+    let mut earlier = serde_json::to_value(HostLease { lease_id: 0, ttl: 0, ..ended.clone() }).unwrap();
+    earlier.as_object_mut().unwrap().remove("pinned").unwrap();
+    let earlier: HostLease = serde_json::from_value(earlier).unwrap();
+    for pinned in [HostLease { pinned: true, ..ended }, earlier] {
+        assert!(pinned.is_pinned() && !pinned.has_ended(), "{pinned:?}");
+    }
 }
 
 #[test]
