@@ -240,7 +240,8 @@ impl<'c> Host<'c> {
     }
 
     /// The lease, renewed if it is time, the other hosts, and whether the lease is right: it is not when its record, its address or the
-    /// network's configuration have changed, or when somebody has pinned the record or does so no more.
+    /// network's configuration have changed, when another host's record goes before its own, or when somebody has pinned the record
+    /// or does so no more.
     async fn look(&self, lease: &HostLease) -> Result<(HostLease, Peers, bool), Error> {
         // What is on file later may be from a later look.
         let before = Peers::read(&self.data_dir, self.network)?.unwrap_or_default();
@@ -248,7 +249,8 @@ impl<'c> Host<'c> {
         let Snapshot { config, hosts, leases, held } = registry.snapshot(&lease::published(lease)).await?;
         let is_ours = hosts.records.get(&lease.key) == Some(&lease.value)
             && (leases.get(&lease.key) == Some(&0)) == lease.is_pinned()
-            && lease::holds(lease, &held);
+            && lease::holds(lease, &held)
+            && lease::elder(&hosts, &lease.key).is_none();
         let kept = if !is_ours {
             None
         } else if is_half_over(lease) {

@@ -2,7 +2,8 @@
 //!
 //! A record's key names the host's subnets, so two hosts cannot put one key. In a network of both families a key names
 //! two subnets, and two hosts may put different keys that share one. Whoever put later notices and gives way
-//! ([`Search::is_alone`]). flanneld does not (v0.28), which is why Weft gives way to it, too.
+//! ([`Search::is_alone`], and [`elder`] when it was killed before it could). flanneld does not (v0.28), which is why Weft
+//! gives way to it, too.
 
 mod configuration;
 mod former;
@@ -31,6 +32,7 @@ use holder::Holder;
 pub(crate) use holder::holds;
 pub use holder::{Keeper, is_undisputed};
 use place::Place;
+pub(crate) use place::elder;
 pub use place::fits;
 pub use sibling::overlap;
 use take::Take;

@@ -15,10 +15,15 @@ use crate::conf::etcd::EtcdConf;
 use crate::registry::{Held, Registry};
 use crate::underlay::{self, Found, Here};
 
-/// The addresses that a host's record publishes.
-pub(crate) fn published(lease: &HostLease) -> Vec<IpAddr> {
-    let record = HostRecord::parse(&lease.key, &lease.value);
+/// The addresses that a host's record publishes; none when it is no host's.
+pub(super) fn publics(key: &str, value: &str) -> Vec<IpAddr> {
+    let record = HostRecord::parse(key, value);
     record.iter().flat_map(HostRecord::segments).map(|segment| segment.public).collect()
+}
+
+/// The same of this host's.
+pub(crate) fn published(lease: &HostLease) -> Vec<IpAddr> {
+    publics(&lease.key, &lease.value)
 }
 
 /// The same, with those that packets leave with.

@@ -10,6 +10,7 @@ use flannel_records::{HostRecord, NetworkConfig, Pool, kept_by_link, parse_key};
 use ipnetwork::IpNetwork;
 use weft_state::lease::{HostLease, Peers};
 
+use super::former::publics;
 use super::{Search, Snapshot};
 use crate::underlay::{self, Found};
 
@@ -20,7 +21,7 @@ pub(super) enum Place<'a> {
         key: &'a str,
         value: &'a str,
     },
-    /// Its record is there and does not fit the network any more; nothing uses it.
+    /// Its record is there and does not fit the network any more, or an older one shares a subnet with it; nothing uses it.
     Misfit {
         key: &'a str,
         value: &'a str,
@@ -44,29 +45,32 @@ impl Search<'_> {
             let is_pinned = snapshot.leases.get(key) == Some(&0);
             return if let Some(public) = self.doubtful(key, is_pinned || self.is_held(snapshot)) {
                 Place::Refused(self.not_alone(public, key, value))
-            } else if self.fits(key) {
-                Place::Mine { key, value }
-            } else if self.unused {
+            } else if !self.fits(key) && !self.unused {
+                Place::Refused(self.misfit(key))
+            } else if !self.fits(key) {
                 Place::Misfit { key, value }
             } else {
-                Place::Refused(self.misfit(key))
+                match elder(&snapshot.hosts, key) {
+                    None => Place::Mine { key, value },
+                    Some(_) if self.unused => Place::Misfit { key, value },
+                    Some(elder) => self.taken(key, elder),
+                }
             };
         }
         let Some(before) = self.before else { return self.place_anew(records) };
-        if let Some((key, value)) = sharing(records, &before.key) {
-            return if self.unused {
-                Place::Anywhere
-            } else {
-                let remedy =
-                    format!("if that is no host any more: etcdctl del {}/subnets/{key}", self.conf.prefix);
-                Place::Taken { key: before.key.clone(), owner: format!("{} ({remedy})", owner(key, value)) }
-            };
+        if let Some(other) = sharing(records, &before.key) {
+            return if self.unused { Place::Anywhere } else { self.taken(&before.key, other) };
         }
         match parse_key(&before.key).filter(|_| self.fits(&before.key)) {
             Some(subnets) => Place::Before(subnets),
             None if self.unused => Place::Anywhere,
             None => Place::Refused(self.misfit(&before.key)),
         }
+    }
+
+    fn taken<'s>(&self, own: &str, (key, value): (&String, &String)) -> Place<'s> {
+        let remedy = format!("if that is no host any more: etcdctl del {}/subnets/{key}", self.conf.prefix);
+        Place::Taken { key: own.to_owned(), owner: format!("{} ({remedy})", owner(key, value)) }
     }
 
     /// Where a host without a lease on file goes: to what it asks for, if it can have that.
@@ -101,8 +105,7 @@ impl Search<'_> {
     /// Whether a record has this host's public address, of either family.
     pub(super) fn is_here(&self, key: &str, value: &str) -> bool {
         let mine = |public: IpAddr| self.addresses.iter().any(|found| found.public == public);
-        HostRecord::parse(key, value)
-            .is_ok_and(|record| record.segments().iter().any(|segment| mine(segment.public)))
+        publics(key, value).into_iter().any(mine)
     }
 
     /// An address that is configured, but that no interface here has, may have been configured on another host, too. The
@@ -203,6 +206,17 @@ fn sharing<'r>(records: &'r BTreeMap<String, String>, key: &str) -> Option<(&'r 
 /// Whether a key names one of these subnets.
 pub(super) fn shares(key: &str, subnets: &[IpNetwork]) -> bool {
     parse_key(key).is_some_and(|named| named.iter().any(|one| subnets.contains(one)))
+}
+
+/// Another host's record that has one of a key's subnets and was there first, so that all other hosts believe that one. Whoever came
+/// later gives way when it has put its record ([`Search::is_alone`]), or at its next look, when it was killed before it could.
+pub(crate) fn elder<'r>(hosts: &'r Peers, key: &str) -> Option<(&'r String, &'r String)> {
+    let own = parse_key(key).unwrap_or_default();
+    let mine = hosts.records.get(key).map(|value| publics(key, value)).unwrap_or_default();
+    let is_others = |public: Vec<IpAddr>| !public.is_empty() && !public.iter().any(|one| mine.contains(one));
+    let is_older = |other: &str| (hosts.made(other), other) < (hosts.made(key), key);
+    let mut others = hosts.records.iter().filter(|(other, _)| shares(other, &own) && is_older(other));
+    others.find(|(other, value)| is_others(publics(other, value)))
 }
 
 /// Whose record it is, for people.

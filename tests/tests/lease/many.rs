@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::json;
 use weft_ipam::lease::{Lease, acquire};
 use weft_ipam::registry::{Attempt, Choice, Claim, Record, Registry, Watched, in_event_loop};
 use weft_tests::{Access, Cluster, NEWCOMER, host_at, take_all};
 
-use super::super::{CONFIG, DUAL, SUBNETS, V4};
+use super::super::{CONFIG, DUAL, Fleet, SUBNETS, V4};
 
 #[test]
 fn a_thousand_hosts_take_a_subnet_each() {
@@ -31,6 +32,50 @@ fn hosts_of_both_families_share_nothing() {
     let parts: BTreeSet<&str> =
         keys.iter().flat_map(|key| key.trim_start_matches(SUBNETS).split('&')).collect();
     assert_eq!(parts.len(), 200);
+}
+
+/// Two hosts of both families came at once to one subnet of IPv6, and the later one was killed before it noticed.
+#[test]
+fn who_came_later_to_a_shared_subnet_gives_way_when_it_comes_again() {
+    let fleet = Fleet::new(1, DUAL);
+    let record = |host: u8| {
+        let data = |mac: u8| format!(r#"{{"VNI":1,"VtepMAC":"8e:00:00:00:{mac:02x}:{host:02x}"}}"#);
+        format!(
+            r#"{{"PublicIP":"172.30.0.{host}","PublicIPv6":"fd30::{host}","BackendType":"vxlan","BackendData":{},"BackendV6Data":{}}}"#,
+            data(4),
+            data(6)
+        )
+    };
+    let (elder, own) = ("10.244.1.0-24&fd00:42:0:31::-64", "10.244.6.0-24&fd00:42:0:31::-64");
+    let put = |key: &str, value: &str| fleet.etcd.put(&format!("{SUBNETS}{key}"), value);
+    let leave = |key: &str| fleet.etcd.del(&format!("{SUBNETS}{key}"));
+    let peer_refresh = json!({ "ipam": { "peerRefresh": 0 } });
+    // Nothing lives in its subnet: it takes another one.
+    put(elder, &record(99));
+    put(own, &record(11));
+    fleet.ipam("STATUS", 0, &peer_refresh).run().done();
+    fleet.add(0, &peer_refresh).result();
+    let keys = fleet.keys();
+    assert!(keys.len() == 2 && keys[0] == elder && keys[1..] != [own], "{keys:?}");
+    // Containers do, and it was there first: who came later is to give way, and what is no host's takes nothing.
+    let (key, other) =
+        (keys[1].clone(), format!("10.244.1.0-24&{}", keys[1].split_once('&').expect("both").1));
+    let value = fleet.etcd.get(&format!("{SUBNETS}{key}")).expect("its record");
+    leave(elder);
+    put(&other, &record(99));
+    fleet.add(0, &peer_refresh).result();
+    put(&other, "{}");
+    leave(&key);
+    put(&key, &value);
+    fleet.add(0, &peer_refresh).result();
+    // The other one was there first.
+    put(&other, &record(99));
+    let parts = [&key, "172.30.0.99 and fd30::99", &format!("etcdctl del {SUBNETS}{other}")];
+    fleet.fails(0, &peer_refresh, 103).assert_names(&parts);
+    fleet.ipam("STATUS", 0, &peer_refresh).run().error_code(51).assert_names(&parts);
+    leave(&other);
+    fleet.add(0, &peer_refresh).result();
+    assert_eq!(fleet.keys(), [key]);
 }
 
 #[test]
