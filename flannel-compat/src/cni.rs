@@ -8,7 +8,7 @@ mod delegate;
 mod gc;
 mod state;
 
-use cni_protocol::{AddResult, Call, Code, Command, Delegate, Error, IpConfig, Outcome, Verb};
+use cni_protocol::{AddResult, Call, CheckArgs, Code, Command, Delegate, Error, Outcome, Verb};
 use serde_json::{Map, Value};
 use weft_state::{Lock, STARTED_ENV, started};
 
@@ -57,11 +57,9 @@ pub fn handle(command: Command) -> Result<Outcome, Error> {
             let delegate = match state.read()? {
                 Some(known) => conf::again(&args.call, known),
                 None => {
-                    let from_result = || Facts::of_result(&args.prev_result.ips);
-                    conf.delegate(
-                        &args.call,
-                        &Facts::of_host(&conf.subnet_file).unwrap_or_else(|_| from_result()),
-                    )
+                    // Who masquerades is a matter of the host's, which may change under its containers.
+                    let ipmasq = Facts::of_host(&conf.subnet_file).ok().and_then(|host| host.ipmasq);
+                    conf.delegate(&args.call, &Facts { ipmasq, ..Facts::of_result(args) })
                 }
             };
             carry_out(command, delegate)
@@ -163,8 +161,15 @@ fn call_mut(command: &mut Command) -> &mut Call {
 }
 
 impl Facts {
-    /// What can be told from a container's own addresses.
-    fn of_result(ips: &[IpConfig]) -> Self {
-        Self { subnets: ips.iter().map(|ip| ip.address).collect(), ..Self::default() }
+    /// What the host had leased when it attached a container, by the container's own addresses; the result itself has its MTU and its
+    /// routes. An address of another interface, or without a gateway, is a later plugin's.
+    fn of_result(args: &CheckArgs) -> Self {
+        let AddResult { interfaces, ips, .. } = &args.prev_result;
+        let is_own = |at: usize| {
+            let of = interfaces.get(at).filter(|of| of.name == args.ifname.as_str());
+            of.and_then(|of| of.sandbox.as_deref()).is_some_and(|path| !path.is_empty())
+        };
+        let own = ips.iter().filter(|ip| ip.gateway.is_some() && ip.interface.is_none_or(is_own));
+        Self { subnets: own.map(|ip| ip.address).collect(), ..Self::default() }
     }
 }

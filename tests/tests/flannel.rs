@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use weft_tests::{Call, Host, Pod, World, ips, merge};
+use weft_tests::{Call, Host, Pod, World, command, ips, merge};
 
 const ENV: &str =
     "FLANNEL_NETWORK=10.240.0.0/12\nFLANNEL_SUBNET=10.240.34.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n";
@@ -176,6 +176,46 @@ fn everything_but_add_works_without_the_file() {
     assert_eq!(host.ports("cni0").len(), 1);
     call("DEL", &conf, &pod).run().done();
     assert!(host.ports("cni0").is_empty());
+}
+
+/// The daemon writes another file under a container, as when the MTU between hosts changes, or the host gets another subnet.
+#[test]
+fn check_goes_by_what_the_container_was_given() {
+    // Results before 1.1.0 have no MTU.
+    for version in ["1.0.0", "1.1.0"] {
+        let _host = leased(ENV);
+        let pod = Pod::new();
+        let conf = conf(&json!({ "cniVersion": version }));
+        let mut result = call("ADD", &conf, &pod).run().result();
+        // A later plugin's.
+        pod.command("ip addr add 192.0.2.7/32 dev eth0");
+        let of_container = result["ips"][0]["interface"].clone();
+        let ips = result["ips"].as_array_mut().expect("a list");
+        ips.push(json!({ "address": "192.0.2.7/32", "interface": of_container }));
+        let checked = conf.clone().merged(&json!({ "prevResult": result }));
+        let check = || call("CHECK", &checked, &pod).run();
+        for (was, is) in [
+            ("1450", "1450"),
+            ("1450", "8950"),
+            ("240.34.1", "240.9.1"),
+            ("=false", "=true"),
+            ("NETWORK", "X"),
+        ] {
+            fs::write(FILE, ENV.replace(was, is)).expect("write subnet.env");
+            check().done();
+        }
+        // What is broken is found all the same.
+        fs::write(FILE, ENV.replace("1450", "8950")).expect("write subnet.env");
+        pod.command("ip link set eth0 mtu 1300");
+        check().error_code(105).assert_names(&["eth0", "MTU 1300", "1450"]);
+        pod.command("ip link set eth0 mtu 1450");
+        pod.command("ip route del 10.240.0.0/12");
+        check().error_code(105).assert_names(&["10.240.0.0/12"]);
+        pod.command("ip route add 10.240.0.0/12 via 10.240.34.1");
+        command("nft delete chain inet weft masq-cbr0");
+        check().error_code(105).assert_names(&["masquerade"]);
+        call("DEL", &conf, &pod).run().done();
+    }
 }
 
 #[test]
