@@ -19,6 +19,9 @@ use super::error::{NetError, NlResult};
 use super::route::{IPV6_METRIC, KernelRoute, ROUTE_PROTOCOL};
 use super::socket::Netlink;
 
+/// The states of forwarding entries that have no end: `NUD_NOARP` and `NUD_PERMANENT` of linux/neighbour.h.
+const FOR_GOOD: u16 = 0x40 | 0x80;
+
 /// A change of one object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Entry {
@@ -147,8 +150,9 @@ impl Netlink {
         Ok(outcomes.into_iter().map(was_there).collect())
     }
 
-    /// `ip neigh show dev INDEX nud permanent` and `bridge fdb show dev INDEX`.
-    pub fn neighbours(&mut self, index: u32, family: Family) -> NlResult<Vec<Entry>> {
+    /// `ip neigh show dev INDEX nud permanent` and `bridge fdb show dev INDEX`, this without `dynamic` where the device learns such
+    /// entries from others' packets, and forgets them itself.
+    pub fn neighbours(&mut self, index: u32, family: Family, learning: bool) -> NlResult<Vec<Entry>> {
         let mut found = Vec::new();
         for family in [family.into(), AddressFamily::Bridge] {
             let mut query = NeighbourMessage::default();
@@ -159,7 +163,7 @@ impl Netlink {
                 query.attributes = vec![NeighbourAttribute::IfIndex(index)];
             }
             let answers = self.socket.dump(&RouteNetlinkMessage::GetNeighbour(query))?;
-            found.extend(answers.into_iter().filter_map(|answer| as_entry(answer, index)));
+            found.extend(answers.into_iter().filter_map(|answer| as_entry(answer, index, learning)));
         }
         Ok(found)
     }
@@ -236,12 +240,17 @@ fn invalid(error: &impl std::error::Error) -> NetError {
     NetError { errno: Errno::EINVAL, explanation: Some(error.to_string()) }
 }
 
-fn as_entry(answer: RouteNetlinkMessage, index: u32) -> Option<Entry> {
+fn as_entry(answer: RouteNetlinkMessage, index: u32, learning: bool) -> Option<Entry> {
     let RouteNetlinkMessage::NewNeighbour(NeighbourMessage { header, attributes, .. }) = answer else {
         return None;
     };
-    // `bridge fdb add` makes entries of another state than permanent, which are there for good all the same.
-    let there = header.state == NeighbourState::Permanent || header.family == AddressFamily::Bridge;
+    // `bridge fdb add … static` makes entries that are no permanent ones, and there for good all the same. Others end, but where the
+    // device learns nothing somebody made them.
+    let stays = u16::from(header.state) & FOR_GOOD != 0;
+    let there = match header.family {
+        AddressFamily::Bridge => stays || !learning,
+        _ => header.state == NeighbourState::Permanent,
+    };
     if header.ifindex != index || !there {
         return None;
     }

@@ -289,7 +289,8 @@ impl Side {
         let family = Family::of(self.local);
         let mut found = self.direct_routes(underlay.link.index, routes);
         if let Some(index) = index {
-            found.extend(netlink.neighbours(index, family)?);
+            let learning = self.device.as_ref().is_some_and(|device| device.learning);
+            found.extend(netlink.neighbours(index, family, learning)?);
             let routes = netlink.main_routes(index, family)?;
             let by_device = |dst, gateway| Entry::Route { index, dst, gateway };
             found.extend(routes.iter().filter_map(|route| Entry::of_route(index, route, by_device)));

@@ -192,6 +192,49 @@ fn it_follows_the_networks_configuration() {
     }
 }
 
+/// `bridge fdb add … dynamic` makes what a device that learns makes of others' packets.
+#[test]
+fn what_it_learns_stays_where_the_network_wants_that() {
+    for learning in [true, false] {
+        let [(config, _), ..] = each_way(&json!({ "Type": "vxlan", "Learning": learning }));
+        let fleet = Fleet::new(&[1], &config);
+        let node = fleet.node(0);
+        let data = r#"{"VNI":1,"VtepMAC":"8e:00:00:00:00:01"}"#;
+        let other = r#""PublicIP":"172.30.0.99","PublicIPv6":null,"BackendType":"vxlan""#;
+        fleet.etcd.put(
+            &format!("{}10.240.99.0-24", super::SUBNETS),
+            format!(r#"{{{other},"BackendData":{data}}}"#),
+        );
+        let agent = Weftd::up(node, &fleet.etcd);
+        let entries = || node.command("bridge fdb show dev weft.1");
+        let has = |what: &str| entries().contains(what);
+        let (own, learnt) = ("8e:00:00:00:00:01 dst 172.30.0.99", "8e:00:00:00:00:77 dst 172.30.0.13");
+        let fixed = format!("{own} self permanent");
+        assert!(has(&fixed), "{}", entries());
+        let heals = || agent.metric(r#"weft_heals_total{network="pods",object="fdb"}"#).unwrap_or_default();
+        node.command(&format!("bridge fdb add {learnt} dev weft.1 self dynamic"));
+        if !learning {
+            eventually(PATIENCE, "it is gone", || (!has(learnt)).then_some(()));
+            continue;
+        }
+        // In the way, one learnt in place of a host's own, and gone: each is put right, and what was learnt stays.
+        let damages = [
+            "bridge fdb add 8e:00:00:00:00:78 dst 172.30.0.14 dev weft.1 self static",
+            "bridge fdb replace 8e:00:00:00:00:01 dst 172.30.0.99 dev weft.1 self dynamic",
+            "bridge fdb del 8e:00:00:00:00:01 dst 172.30.0.99 dev weft.1 self",
+        ];
+        for (number, damage) in (0_u8..).zip(damages) {
+            node.command(damage);
+            eventually(PATIENCE, damage, || {
+                let is_whole = has(&fixed) && !has("8e:00:00:00:00:78");
+                (is_whole && heals() >= f64::from(number + 1)).then_some(())
+            });
+            assert!(has(learnt), "after {damage}: {}", entries());
+            assert_eq!(heals(), f64::from(number + 1), "after {damage}: {}", agent.daemon().log());
+        }
+    }
+}
+
 /// What Weft cannot do is said, and nothing is made of half of it.
 #[test]
 fn group_based_policy_is_refused() {

@@ -144,12 +144,12 @@ mod tests {
             assert_eq!(outcomes.len(), entries.len());
             let found: Vec<u8> = (0..MANY).filter(|number| outcomes[usize::from(*number)].is_err()).collect();
             assert_eq!(found, bad);
-            let there = netlink.neighbours(LOOPBACK, crate::Family::V6).unwrap();
+            let there = netlink.neighbours(LOOPBACK, crate::Family::V6, false).unwrap();
             assert_eq!(there.len(), entries.len() - bad.len());
             // What is not there is removed, too.
             let outcomes = netlink.remove_entries(&entries).unwrap();
             assert!(outcomes.len() == entries.len() && outcomes.iter().all(Result::is_ok), "{outcomes:?}");
-            assert!(netlink.neighbours(LOOPBACK, crate::Family::V6).unwrap().is_empty());
+            assert!(netlink.neighbours(LOOPBACK, crate::Family::V6, false).unwrap().is_empty());
         }
     }
 }
