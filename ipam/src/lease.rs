@@ -147,25 +147,34 @@ pub async fn keep(registry: &mut Registry, lease: &HostLease) -> Result<Option<H
     Ok(there.then(|| HostLease { renewed: since_1970().as_secs(), ..lease.clone() }))
 }
 
-/// Gives it up: the record goes, if it is still this host's, with the host's addresses, and the lease ends. `false`
-/// when another host has these addresses now, whose record may be byte for byte the same: then nothing is touched.
+/// What became of a lease that was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    Done,
+    /// The host's addresses and its lease are given up; what stands at the subnet's key is not this host's, and stays.
+    Replaced,
+    /// Another host has these addresses now, whose record may be byte for byte the same: nothing is touched.
+    Disputed,
+}
+
+/// Gives it up: the record goes, if it is still this host's, with the host's addresses, and the lease ends.
 ///
 /// # Errors
 /// [`Code::TryAgain`]; [`Code::Io`] when this host cannot tell who it is.
-pub async fn release(registry: &mut Registry, lease: &HostLease) -> Result<bool, Error> {
+pub async fn release(registry: &mut Registry, lease: &HostLease) -> Result<Release, Error> {
     let here = Here::look()?;
     let me = Holder::here(&here, Some(lease), lease.local.first().copied(), Keeper::Plugin)?;
     let is_others = |held: &Held| Holder::parse(&held.value).is_some_and(|holder| !me.is(&holder));
-    let own = if lease.is_pinned() { 0 } else { lease.lease_id };
-    let record = Record { key: &lease.key, value: &lease.value, lease: own };
     for _ in 0..ATTEMPTS {
         let addresses = registry.holders(&published(lease)).await?;
         let claim = Claim { addresses, value: String::new(), lease: lease.lease_id, former: Vec::new() };
         if claim.addresses.iter().any(|(_, held)| held.as_ref().is_some_and(is_others)) {
-            return Ok(false);
+            return Ok(Release::Disputed);
         }
-        if registry.release(&record, &claim).await? {
-            return Ok(true);
+        match registry.release(&lease.key, &lease.value, &claim).await? {
+            Some(true) => return Ok(Release::Done),
+            Some(false) => return Ok(Release::Replaced),
+            None => {}
         }
     }
     Err(Error::new(Code::TryAgain, "give up a subnet: others were faster a thousand times: try again"))

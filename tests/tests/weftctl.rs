@@ -156,7 +156,7 @@ fn status_of_a_host_whose_subnet_another_one_has() {
             eventually(PATIENCE, "it is this host's again", || (owner() == Value::Null).then_some(()));
         } else {
             network.del_call(&pod).on(node).run().done();
-            fleet.says(0, "leave");
+            assert!(fleet.says(0, "leave").contains(&line));
             assert!(fleet.etcd.get(&key).is_some(), "the other one keeps it");
         }
         assert!(owner() == Value::Null && !says_taken());
@@ -195,6 +195,38 @@ fn a_host_leaves() {
     fleet.etcd.kill();
     fleet.refuses(1, "leave --force", &["refuses the connection"]);
     assert!(fleet.node(1).link("weft.1").is_some(), "the lease is given up first, or nothing");
+}
+
+/// Somebody puts the record again without a lease while weftd runs, which has nothing to write then.
+#[test]
+fn a_host_leaves_whose_record_was_pinned_meanwhile() {
+    let leased = || {
+        let fleet = Fleet::new(1);
+        let agent = Weftd::up(fleet.node(0), &fleet.etcd);
+        let key = fleet.etcd.keys(SUBNETS).remove(0);
+        let value = fleet.etcd.get(&key).expect("the host's record");
+        (fleet, agent, key, value)
+    };
+    // Also when the configuration names another prefix by now.
+    for words in ["leave", "--etcd-prefix /other leave"] {
+        let (fleet, agent, key, value) = leased();
+        fleet.etcd.put(&key, &value);
+        agent.daemon().stop();
+        let said = fleet.says(0, words);
+        assert!(said.contains("is given up;"), "{said}");
+        assert_eq!(fleet.etcd.keys(Weftd::PREFIX), [CONFIG], "nothing of the host is left");
+        assert!(fleet.etcd.leases().is_empty());
+    }
+    // Under another program's lease it is not this host's, whatever it says.
+    let (fleet, agent, key, value) = leased();
+    fleet.etcd.put_leased(&key, &value, &fleet.etcd.grant(600));
+    agent.daemon().stop();
+    let said = fleet.says(0, "leave");
+    assert!(
+        said.contains("not this host's, and stays") && said.contains(&format!("etcdctl del {key}")),
+        "{said}"
+    );
+    assert_eq!(fleet.etcd.keys(Weftd::PREFIX), [CONFIG, &key]);
 }
 
 /// While etcd takes its time: an agent or a container that comes meanwhile finds the host in the network, or out of it.

@@ -7,7 +7,8 @@ use weft::holdings::network::forget;
 use weft::locks::network_lock;
 use weft::masquerade;
 use weft::overlay::{self, Overlay};
-use weft_ipam::lease::release;
+use weft_ipam::conf::etcd::EtcdConf;
+use weft_ipam::lease::{Release, release};
 use weft_ipam::registry::{Registry, in_event_loop};
 use weft_ipam::store::{Store, list};
 use weft_net::Netlink;
@@ -59,7 +60,9 @@ pub(super) fn leave(conf: &Conf, network: &NetworkConf, force: bool) -> Result<S
         return Err(Error::new(Code::Conflict, msg));
     }
     // First, so that others do not send here any more. A lease that another host has taken over is left alone.
-    let released = in_event_loop(async { release(&mut Registry::new(&network.etcd)?, &lease).await })?;
+    // Where it was leased: the configuration may have another prefix by now.
+    let etcd = EtcdConf { prefix: lease.prefix.clone(), ..network.etcd.clone() };
+    let released = in_event_loop(async { release(&mut Registry::new(&etcd)?, &lease).await })?;
     let (overlay, _) = Overlay::new(&lease, &Peers::default())?;
     // etcd may have taken its time.
     let deadline = Deadline::after(PATIENCE);
@@ -76,7 +79,14 @@ pub(super) fn leave(conf: &Conf, network: &NetworkConf, force: bool) -> Result<S
     // Last: whoever is killed before finds it again.
     HostLease::forget(&conf.data_dir, name)?;
     let key = &lease.key;
-    let what = if released { "is given up" } else { "stays with another host that has this one's address" };
+    let what = match released {
+        Release::Done => "is given up".to_owned(),
+        Release::Replaced => format!(
+            "is given up, but the record in etcd is not this host's, and stays: if it is no other host's: etcdctl del {}/subnets/{key}",
+            lease.prefix
+        ),
+        Release::Disputed => "stays with another host that has this one's address".to_owned(),
+    };
     Ok(format!("network {name}: subnet {key} {what}; device, routes and rules are gone\n"))
 }
 

@@ -131,30 +131,35 @@ impl Registry {
         self.call("remove this host's record", call).await.map(drop)
     }
 
-    /// Removes a record, if it is as it was, and the host's addresses, and ends the lease of these. `false`, with
-    /// nothing done, when the addresses are not as they were seen any more.
+    /// Removes a record, if its value is this one, under the lease of the host's addresses or, where somebody has pinned it, under
+    /// none, and these addresses, and ends their lease. Whether no record is left at the key; `None`, with nothing done, when the
+    /// addresses are not as they were seen any more.
     ///
     /// # Errors
     /// [`cni_protocol::Code::TryAgain`].
-    pub async fn release(&mut self, record: &Record<'_>, claim: &Claim) -> Result<bool, Error> {
-        let key = format!("{}{}", self.subnets(), record.key);
-        let same = [
-            Compare::value(key.as_str(), CompareOp::Equal, record.value),
-            Compare::lease(key.as_str(), CompareOp::Equal, record.lease),
-        ];
-        let delete = TxnOp::delete(key, None::<DeleteOptions>);
-        let mut parts = vec![TxnOp::txn(Txn::new().when(same).and_then([delete]))];
+    pub async fn release(&mut self, key: &str, value: &str, claim: &Claim) -> Result<Option<bool>, Error> {
+        let key = format!("{}{key}", self.subnets());
+        let delete = |lease: i64, otherwise: TxnOp| {
+            let record = [
+                Compare::value(key.as_str(), CompareOp::Equal, value),
+                Compare::lease(key.as_str(), CompareOp::Equal, lease),
+            ];
+            let delete = TxnOp::delete(key.as_str(), None::<DeleteOptions>);
+            TxnOp::txn(Txn::new().when(record).and_then([delete]).or_else([otherwise]))
+        };
+        let mut parts = vec![delete(claim.lease, delete(0, TxnOp::get(key.as_str(), None)))];
         parts.extend(self.deletes(&claim.addresses));
         let txn = Txn::new().when(self.as_seen(claim)).and_then(parts);
         let call = async |client: &mut Client| client.txn(txn.clone()).await;
-        if !self.call("remove this host's record", call).await?.succeeded() {
-            return Ok(false);
+        let answer = self.call("remove this host's record", call).await?;
+        if !answer.succeeded() {
+            return Ok(None);
         }
-        // A pinned record, as an earlier version has it on file.
+        // A pinned record, as an earlier version has it on file, has none.
         if claim.lease != 0 {
             self.call("end the lease", async |client: &mut Client| end(client, claim.lease).await).await?;
         }
-        Ok(true)
+        Ok(Some(answer.op_responses().first().is_none_or(is_gone)))
     }
 
     /// Ends a lease, unless a key hangs on it.
@@ -168,6 +173,17 @@ impl Registry {
             if answer.keys().is_empty() { end(client, lease).await } else { Ok(()) }
         };
         self.call("end the former lease", call).await
+    }
+}
+
+/// Whether a record was removed, by what came of it, or was not there.
+fn is_gone(outcome: &TxnOpResponse) -> bool {
+    match outcome {
+        TxnOpResponse::Txn(removal) => {
+            removal.succeeded() || removal.op_responses().first().is_none_or(is_gone)
+        }
+        TxnOpResponse::Get(there) => there.kvs().is_empty(),
+        _ => true,
     }
 }
 
