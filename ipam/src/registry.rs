@@ -22,7 +22,7 @@ pub(crate) use claim::address_key;
 use claim::held;
 pub use claim::{Claim, Held};
 use failure::{Kind, NO_NAME, explain, kind};
-pub use own::{Attempt, Choice, Record};
+pub use own::{Attempt, Candidate, Record};
 pub use watch::{Watch, Watched};
 
 /// The largest answer that is read. Anybody can put values of 1.5 MiB, and three of these are more than the 4 MiB that
@@ -208,17 +208,6 @@ impl Registry {
         Ok(answer.kvs().first().is_some_and(|kv| kv.lease() == 0 && kv.value() == value.as_bytes()))
     }
 
-    /// The keys of all hosts, with the revisions that made them.
-    ///
-    /// # Errors
-    /// [`Code::TryAgain`].
-    pub async fn keys(&mut self) -> Result<BTreeMap<String, i64>, Error> {
-        let subnets = self.subnets();
-        let call = async |client: &mut Client| client.get(subnets.as_str(), Some(keys_only())).await;
-        let answer = self.call("read the hosts' keys", call).await?;
-        Ok(self.revisions(&answer))
-    }
-
     /// Sees that there is a lease of this number. A process killed between this and its record's put leaves the
     /// lease that the next one takes up.
     ///
@@ -340,11 +329,9 @@ impl Registry {
             let value = String::from_utf8_lossy(kv.value()).into_owned();
             Some((self.own_part(kv.key())?, value))
         });
-        Peers { revision, records: records.collect(), created: self.revisions(answer), lost: None }
-    }
-
-    fn revisions(&self, answer: &GetResponse) -> BTreeMap<String, i64> {
-        answer.kvs().iter().filter_map(|kv| Some((self.own_part(kv.key())?, kv.create_revision()))).collect()
+        let created =
+            answer.kvs().iter().filter_map(|kv| Some((self.own_part(kv.key())?, kv.create_revision())));
+        Peers { revision, records: records.collect(), created: created.collect(), lost: None }
     }
 }
 
@@ -378,10 +365,6 @@ async fn look_up(endpoint: &str) -> std::io::Result<()> {
         return tokio::net::lookup_host((host, 0)).await.map(drop);
     }
     Ok(())
-}
-
-fn keys_only() -> GetOptions {
-    GetOptions::new().with_prefix().with_keys_only()
 }
 
 fn file(key: &str, path: &std::path::Path) -> Result<String, Error> {

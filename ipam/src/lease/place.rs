@@ -204,7 +204,7 @@ fn sharing<'r>(records: &'r BTreeMap<String, String>, key: &str) -> Option<(&'r 
 }
 
 /// Whether a key names one of these subnets.
-pub(super) fn shares(key: &str, subnets: &[IpNetwork]) -> bool {
+fn shares(key: &str, subnets: &[IpNetwork]) -> bool {
     parse_key(key).is_some_and(|named| named.iter().any(|one| subnets.contains(one)))
 }
 

@@ -3,9 +3,8 @@
 use cni_protocol::{Code, Error};
 use ipnetwork::IpNetwork;
 
-use super::place::shares;
-use super::{ATTEMPTS, Lease, Search};
-use crate::registry::{Attempt, Choice, Record, Registry, Snapshot};
+use super::{ATTEMPTS, Lease, Search, elder};
+use crate::registry::{Attempt, Candidate, Record, Registry, Snapshot};
 
 /// What became of an attempt at certain subnets.
 pub(super) enum Take {
@@ -36,7 +35,8 @@ impl Search<'_> {
         Ok(None)
     }
 
-    /// Puts a record for the first of these choices, which looked free, that still is.
+    /// Puts a record for the first of these choices, which looked free, that still is. An endpoint that puts one and fails before it
+    /// says so does not make the next one put another: the host's addresses are not as they were seen then.
     pub(super) async fn take(
         &self,
         registry: &mut Registry,
@@ -46,25 +46,25 @@ impl Search<'_> {
         let record =
             |subnets: &Vec<IpNetwork>| self.record(subnets).map(|record| (record.key(), record.value()));
         let records: Vec<(String, String)> = choices.iter().map(record).collect::<Result<_, Error>>()?;
-        let choices = records.iter().zip(choices).map(|((key, value), subnets)| Choice {
+        let candidates = records.iter().zip(choices).map(|((key, value), subnets)| Candidate {
             record: Record { key, value, lease },
             // A key begins with its IPv4 subnet, if it has one: no other key may, whatever follows in it.
             taken_if: if subnets[0].is_ipv4() { key.split('&').next().unwrap_or(key) } else { key },
             claim: self.claim(key, lease),
         });
-        let choices: Vec<Choice<'_>> = choices.collect();
+        let candidates: Vec<Candidate<'_>> = candidates.collect();
         registry.lease(lease, self.conf.ttl).await?;
-        let attempt = registry.take(&choices).await;
+        let attempt = registry.take(&candidates).await;
         if attempt.as_ref().is_err_and(|error| error.code == Code::InvalidConfig)
             && let Err(error) = registry.end_if_unused(lease).await
         {
             log::warn!("{}: the lease of a record that may not be put is left to its end", error.msg);
         }
         let is_taken =
-            |choice: &Choice<'_>, keys: &[String]| keys.iter().any(|key| key.starts_with(choice.taken_if));
+            |one: &Candidate<'_>, keys: &[String]| keys.iter().any(|key| key.starts_with(one.taken_if));
         match attempt? {
             Attempt::Done(number) => {
-                let record = choices[number].record;
+                let record = candidates[number].record;
                 if !Self::is_alone(registry, record.key).await? {
                     registry.remove(record.key, record.value).await?;
                     return Ok(Take::Again);
@@ -72,22 +72,16 @@ impl Search<'_> {
                 self.end_former(registry, 0, lease).await;
                 Ok(Take::Held(self.held(&record, lease)))
             }
-            Attempt::Lost(keys) if choices.iter().all(|choice| is_taken(choice, &keys)) => {
-                Ok(Take::Lost(keys))
-            }
+            Attempt::Lost(keys) if candidates.iter().all(|one| is_taken(one, &keys)) => Ok(Take::Lost(keys)),
             // Not the subnet, but the address: another host came to it.
             Attempt::Lost(_) | Attempt::Unsure => Ok(Take::Again),
         }
     }
 
-    /// Whether no older record has one of the key's subnets. In a network of IPv4 alone it was put only if there was none.
+    /// Whether no other host was there before with one of the key's subnets. In a network of IPv4 alone the record was put only
+    /// where none was.
     async fn is_alone(registry: &mut Registry, key: &str) -> Result<bool, Error> {
         let own = flannel_records::parse_key(key).unwrap_or_default();
-        if own.iter().all(IpNetwork::is_ipv4) {
-            return Ok(true);
-        }
-        let keys = registry.keys().await?;
-        let made = keys.get(key).copied().unwrap_or(i64::MAX);
-        Ok(!keys.iter().any(|(other, revision)| other != key && *revision < made && shares(other, &own)))
+        Ok(own.iter().all(IpNetwork::is_ipv4) || elder(&registry.hosts().await?, key).is_none())
     }
 }

@@ -2,12 +2,13 @@
 
 use cni_protocol::Error;
 use etcd_client::{
-    Client, Compare, CompareOp, DeleteOptions, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp, TxnOpResponse,
+    Client, Compare, CompareOp, DeleteOptions, GetOptions, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp,
+    TxnOpResponse,
 };
 
+use super::Registry;
 use super::claim::Claim;
 use super::failure::{Kind, kind};
-use super::{Registry, keys_only};
 
 /// What a host puts below `<prefix>/subnets/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +22,7 @@ pub struct Record<'a> {
 
 /// A record that a host would like to put.
 #[derive(Debug)]
-pub struct Choice<'a> {
+pub struct Candidate<'a> {
     pub record: Record<'a>,
     /// There must be no record whose key begins with this.
     pub taken_if: &'a str,
@@ -31,7 +32,7 @@ pub struct Choice<'a> {
 /// What became of an attempt to put a record.
 #[derive(Debug)]
 pub enum Attempt {
-    /// Which of the choices is there now, counted from 0.
+    /// Which of the candidates is there now, counted from 0.
     Done(usize),
     /// Somebody was faster. The keys that are taken.
     Lost(Vec<String>),
@@ -45,15 +46,15 @@ impl Registry {
     ///
     /// # Errors
     /// [`cni_protocol::Code::TryAgain`].
-    pub async fn take(&mut self, choices: &[Choice<'_>]) -> Result<Attempt, Error> {
-        let attempt = |Choice { record, taken_if, claim }: &Choice<'_>| {
+    pub async fn take(&mut self, candidates: &[Candidate<'_>]) -> Result<Attempt, Error> {
+        let attempt = |Candidate { record, taken_if, claim }: &Candidate<'_>| {
             let free = Compare::create_revision(format!("{}{taken_if}", self.subnets()), CompareOp::Equal, 0);
             let mut puts = vec![self.put(record)];
             puts.extend(self.puts(claim));
             puts.extend(self.deletes(&claim.former));
             self.attempt(free.with_prefix(), claim, puts)
         };
-        let attempts = choices.iter().map(attempt).collect();
+        let attempts = candidates.iter().map(attempt).collect();
         self.first_of("take a subnet", attempts).await
     }
 
@@ -93,11 +94,12 @@ impl Registry {
         Txn::new().when(all).and_then(puts)
     }
 
-    /// Does the first of these that can be done. It is no part of another transaction: etcd 3.4 lets a user put with such a part
-    /// what that user may only read.
+    /// Does the first of these that can be done: each is nested in the one before it. The first is not nested itself, as etcd 3.4
+    /// lets a user put by a nested transaction what that user may only read.
     async fn first_of(&mut self, step: &str, attempts: Vec<Txn>) -> Result<Attempt, Error> {
         let count = attempts.len();
-        let used = Txn::new().and_then([TxnOp::get(self.subnets(), Some(keys_only()))]);
+        let keys = GetOptions::new().with_prefix().with_keys_only();
+        let used = Txn::new().and_then([TxnOp::get(self.subnets(), Some(keys))]);
         let nest = |otherwise, attempt: Txn| attempt.or_else([TxnOp::txn(otherwise)]);
         let txn = attempts.into_iter().rfold(used, nest);
         let before = self.current;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 use weft_ipam::lease::{Lease, acquire};
-use weft_ipam::registry::{Attempt, Choice, Claim, Record, Registry, Watched, in_event_loop};
+use weft_ipam::registry::{Attempt, Candidate, Claim, Record, Registry, Watched, in_event_loop};
 use weft_tests::{Access, Cluster, NEWCOMER, host_at, take_all};
 
 use super::super::{CONFIG, DUAL, Fleet, SUBNETS, V4};
@@ -127,16 +127,16 @@ fn of_two_choices_the_first_that_is_free_is_taken() {
     let etcd = cluster.etcd(1, Access::Open);
     etcd.put(&format!("{SUBNETS}10.240.1.0-24"), "another host's");
     let conf = host_at(&etcd, 1);
-    let choice = |key| Choice {
+    let candidate = |key| Candidate {
         record: Record { key, value: "this host's", lease: 7 },
         taken_if: key,
         claim: Claim { addresses: Vec::new(), value: String::new(), lease: 7, former: Vec::new() },
     };
-    let choices = ["10.240.1.0-24", "10.240.2.0-24"].map(choice);
+    let candidates = ["10.240.1.0-24", "10.240.2.0-24"].map(candidate);
     let attempt = in_event_loop(async {
         let mut registry = Registry::new(&conf)?;
         registry.lease(7, 60).await?;
-        Ok([registry.take(&choices).await?, registry.take(&choices).await?])
+        Ok([registry.take(&candidates).await?, registry.take(&candidates).await?])
     });
     let [first, second] = attempt.expect("etcd answers");
     assert!(matches!(first, Attempt::Done(1)), "{first:?}");
