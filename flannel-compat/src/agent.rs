@@ -20,7 +20,7 @@ mod metrics;
 mod network;
 mod service;
 mod store;
-mod subnet_env;
+pub(crate) mod subnet_env;
 mod truth;
 
 use std::cell::RefCell;

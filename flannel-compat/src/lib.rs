@@ -3,5 +3,6 @@
 pub mod agent;
 pub mod cni;
 pub mod ctl;
+mod tenants;
 
 pub use flannel_records::SubnetEnv;

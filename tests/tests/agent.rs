@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use weft_tests::{
-    Access, Call, Cluster, Daemon, Etcd, Family, Network, Node, Pod, Weftd, assert_all_reach, command,
+    Access, Call, Cluster, Daemon, Etcd, Family, Network, Node, Pod, Reply, Weftd, assert_all_reach, command,
     eventually, ips,
 };
 

@@ -96,7 +96,6 @@ impl Network {
         let lease = on_file.clone().filter(|lease| lease.prefix == etcd.prefix);
         let hosts = Hosts::new(Peers::read(&all.data_dir, &conf.name)?.unwrap_or_default());
         let (sender, news) = mpsc::channel(1024);
-        let unused = unused(&conf, all)?;
         let wish = if lease.is_none() { subnet_env::key_in(&conf.subnet_file) } else { None };
         let store = Store {
             network: conf.name.clone(),
@@ -105,7 +104,7 @@ impl Network {
             conf: etcd,
             lease: lease.clone(),
             wish,
-            unused,
+            unused: !conf.subnet_file.exists(),
             news: sender,
         };
         tokio::task::spawn_local(store.run());
@@ -287,11 +286,11 @@ impl Network {
     fn refused(&mut self, why: String, unused: bool) {
         if unused {
             self.lease = None;
+            self.truth.borrow_mut().lease = Held::Nothing;
+            // It may be there since before etcd could be asked, and nobody is to come by it now.
+            self.filed(subnet_env::remove(&self.conf.subnet_file));
         }
         let mut truth = self.truth.borrow_mut();
-        if unused {
-            truth.lease = Held::Nothing;
-        }
         if truth.refused.as_ref() != Some(&why) {
             log::error!("network {}: {why}", self.conf.name);
             truth.refused = Some(why);
@@ -379,12 +378,6 @@ impl Network {
             }
         }
     }
-}
-
-/// Whether no container can have an address of the subnet: as after a boot, which empties `/run`. The file for flannel's
-/// consumers is gone, and `weft-ipam` has given nothing.
-fn unused(conf: &NetworkConf, all: &Conf) -> Result<bool, Error> {
-    Ok(!conf.subnet_file.exists() && weft_ipam::store::glance(&all.state_dir, &conf.name)?.is_empty())
 }
 
 /// It ends only when this loop does, or by a panic.

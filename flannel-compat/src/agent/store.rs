@@ -10,11 +10,11 @@ use tokio::time::Instant;
 use weft_ipam::conf::etcd::EtcdConf;
 use weft_ipam::lease::{self, Claimant, Keeper, Lease};
 use weft_ipam::registry::{Registry, Watched};
-use weft_ipam::store::glance;
 use weft_state::lease::{HostLease, Peers};
 
 use super::backoff::Backoff;
 use super::every;
+use crate::tenants;
 
 /// How often the lease is renewed, or more often where it is short. That also shows whether etcd can be reached: a watch
 /// is silent on a broken connection, and TCP may take as long to go on after an outage as the outage lasted.
@@ -61,7 +61,8 @@ pub(super) struct Store {
     pub(super) lease: Option<HostLease>,
     /// Without one: the key of the subnets that subnet.env names, where flanneld was here before.
     pub(super) wish: Option<String>,
-    /// Whether no container could have an address of that lease's subnet at the start.
+    /// Whether nothing on this host could know of that lease's subnet at the start: after a boot, which empties `/run`, the file for
+    /// flannel's consumers is gone.
     pub(super) unused: bool,
     pub(super) news: mpsc::Sender<News>,
 }
@@ -154,9 +155,10 @@ impl Store {
         })
     }
 
-    /// Whether no container has an address of the lease's subnet, so that any other one will do: some may have come since the start.
+    /// Whether no container has an address of the lease's subnet, so that any other one will do: some may have come since the start, also by
+    /// the file that was written then from what was known last.
     fn is_unused(&self) -> bool {
-        self.unused && glance(&self.state_dir, &self.network).is_ok_and(|held| held.is_empty())
+        self.unused && tenants::are_none(&self.state_dir, &self.network, self.lease.as_ref())
     }
 
     /// Follows hosts and lease.

@@ -4,6 +4,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use cni_protocol::{Code, Error};
 use flannel_records::{HostRecord, Leased, NetworkConfig, SubnetEnv};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use weft_state::lease::HostLease;
@@ -37,6 +38,20 @@ pub(super) fn write(conf: &NetworkConf, lease: &HostLease, mtu: u32) -> Result<b
         weft_state::write_public(path, text.as_bytes())
     };
     put().map(|()| true).map_err(|error| format!("write {}: {error}", path.display()))
+}
+
+/// Takes the file away: this host has no subnet.
+///
+/// # Errors
+/// [`Code::Io`].
+pub(crate) fn remove(file: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            let remedy = "remove it by hand, and see that its directory is writable";
+            Err(Error::new(Code::Io, format!("remove {}: {error}: {remedy}", file.display())))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn content(lease: &HostLease, mtu: u32, ipmasq: bool) -> Result<SubnetEnv, String> {

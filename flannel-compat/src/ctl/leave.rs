@@ -1,7 +1,5 @@
 //! `weftctl leave`: this host is no part of the network any more.
 
-use std::collections::BTreeSet;
-
 use cni_protocol::{Code, Deadline, Error, NetworkName};
 use weft::holdings::network::forget;
 use weft::locks::network_lock;
@@ -18,7 +16,8 @@ use weft_state::lease::{HostLease, Peers};
 
 use super::printable;
 use crate::agent::conf::{Conf, NetworkConf};
-use crate::agent::lock;
+use crate::agent::{lock, subnet_env};
+use crate::tenants::ports_of;
 
 /// How long the kernel may take, and a container that is on its way.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
@@ -71,10 +70,8 @@ pub(super) fn leave(conf: &Conf, network: &NetworkConf, force: bool) -> Result<S
         .and_then(|()| masquerade::remove(&mut Nft::open(deadline)?, name).map(drop))
         .map_err(kernel)?;
     forget(&conf.state_dir, name, deadline)?;
-    if let Err(error) = std::fs::remove_file(&network.subnet_file)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        log::warn!("remove {}: {error}", network.subnet_file.display());
+    if let Err(error) = subnet_env::remove(&network.subnet_file) {
+        log::warn!("{}", error.msg);
     }
     // Last: whoever is killed before finds it again.
     HostLease::forget(&conf.data_dir, name)?;
@@ -104,20 +101,4 @@ fn keep_out(conf: &Conf, name: &NetworkName) -> Result<[Lock; 2], Error> {
         .map_err(|error| refused("a container comes, try again when it is there", error))?;
     // An ADD that waited finds no agent.
     Ok([agent, adds])
-}
-
-/// The links of containers in the host's subnets, whoever gave them their addresses.
-fn ports_of(key: &str, netlink: &mut Netlink) -> Result<Vec<String>, weft_net::NetError> {
-    let subnets = flannel_records::parse_key(key).unwrap_or_default();
-    let links = netlink.links(None)?;
-    let bridges: BTreeSet<u32> = links.iter().filter_map(|link| link.master).collect();
-    let mut ports = Vec::new();
-    for bridge in bridges {
-        let addresses = netlink.addresses(bridge)?;
-        if addresses.iter().any(|address| subnets.iter().any(|subnet| subnet.contains(address.ip()))) {
-            let names = links.iter().filter(|link| link.master == Some(bridge)).map(|link| link.name.clone());
-            ports.extend(names);
-        }
-    }
-    Ok(ports)
 }

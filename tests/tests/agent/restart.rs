@@ -86,11 +86,9 @@ fn the_agent_starts_while_etcd_is_away() {
     });
 }
 
-/// Runtimes do not wait for it: a container that came before etcd could be asked has an address of the subnet on file, and another host has
-/// that by now.
-#[test]
-fn a_container_that_comes_before_etcd_does_is_not_left_in_a_subnet_that_the_host_leaves() {
-    let mut fleet = Fleet::new(1);
+/// A host that boots while etcd is away, and the subnet that it had, which another host has by now.
+fn booted_without_etcd(config: &str) -> (Fleet, String) {
+    let mut fleet = Fleet::of(1, config, &json!({}));
     let own = subnet(fleet.node(0));
     fleet.agents[0].daemon().stop();
     fleet.etcd.put(&format!("{SUBNETS}{own}"), record("172.30.0.99", "8e:00:00:00:00:01"));
@@ -98,16 +96,64 @@ fn a_container_that_comes_before_etcd_does_is_not_left_in_a_subnet_that_the_host
     // As after a boot.
     fs::remove_file(fleet.node(0).subnet_file()).expect("remove subnet.env");
     fleet.agents[0] = Weftd::start(fleet.node(0), &fleet.etcd, &json!({}));
-    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
-    agent.ready();
-    let (_pod, result) = node.attach(&Weftd::network(&fleet.etcd));
-    assert!(ips(&result)[0].to_string().starts_with(own.trim_end_matches("0-24")), "{result}");
-    fleet.etcd.restart();
-    eventually(PATIENCE, "it is told, and nothing is changed", || {
-        let (status, text) = readiness(agent);
-        (status == 503 && text.contains("172.30.0.99") && text.contains(&own)).then_some(())
+    fleet.agents[0].ready();
+    (fleet, own)
+}
+
+/// The CNI type `flannel` on a node, with another IPAM plugin or its own.
+fn by_flannel(command: &str, node: &Node, ipam: &str, pod: &Pod) -> Reply {
+    let path = std::env::join_paths([weft_tests::dist(), weft_tests::peers()]).expect("a path");
+    let directory = node.directory();
+    let conf = json!({
+        "cniVersion": "1.1.0", "name": Weftd::NETWORK, "type": "flannel", "subnetFile": node.subnet_file(),
+        "dataDir": directory.join("flannel"), "delegate": { "isDefaultGateway": true },
+        "ipam": { "type": ipam, "dataDir": directory.join("books") },
     });
-    assert_eq!(fleet.etcd.keys(SUBNETS).len(), 1);
+    Call::any("flannel", command, conf.to_string()).pod(pod).on(node).env("CNI_PATH", path).run()
+}
+
+/// Runtimes do not wait for it: a container that came before etcd could be asked has an address of the subnet on file, by whatever plugins.
+#[test]
+fn a_container_that_comes_before_etcd_does_is_not_left_in_a_subnet_that_the_host_leaves() {
+    for by_weft in [true, false] {
+        let (fleet, own) = booted_without_etcd(CONFIG);
+        let (node, agent, pod) = (fleet.node(0), &fleet.agents[0], Pod::new());
+        let result = if by_weft {
+            Weftd::network(&fleet.etcd).add_call(&pod).on(node).run().result()
+        } else {
+            by_flannel("ADD", node, "host-local", &pod).result()
+        };
+        assert!(ips(&result)[0].to_string().starts_with(own.trim_end_matches("0-24")), "{result}");
+        fleet.etcd.restart();
+        eventually(PATIENCE, "it is told, and nothing is changed", || {
+            let (status, text) = readiness(agent);
+            (status == 503 && text.contains("172.30.0.99") && text.contains(&own)).then_some(())
+        });
+        assert_eq!(fleet.etcd.keys(SUBNETS).len(), 1);
+        assert_eq!(subnet(node), own);
+        by_flannel("STATUS", node, "host-local", &pod).error_code(51).assert_names(&["172.30.0.99"]);
+    }
+}
+
+/// What was written while etcd was away is no promise: nobody comes to a host that etcd gives no subnet.
+#[test]
+fn a_host_that_gets_no_subnet_after_its_boot_takes_no_container() {
+    let config = r#"{"Network": "10.240.0.0/12", "SubnetMin": "10.241.7.0", "SubnetMax": "10.241.7.0", "Backend": {"Type": "vxlan"}}"#;
+    let (fleet, own) = booted_without_etcd(config);
+    let (node, agent, pod) = (fleet.node(0), &fleet.agents[0], Pod::new());
+    by_flannel("STATUS", node, "weft-ipam", &pod).done();
+    fleet.etcd.restart();
+    eventually(PATIENCE, "it is told why", || {
+        let (status, text) = readiness(agent);
+        (status == 503 && text.contains("are taken")).then_some(())
+    });
+    by_flannel("STATUS", node, "weft-ipam", &pod).error_code(50).assert_names(&["weftd"]);
+    by_flannel("ADD", node, "weft-ipam", &pod).error_code(11).assert_names(&["weftd"]);
+    // The other one leaves.
+    fleet.etcd.del(&format!("{SUBNETS}{own}"));
+    agent.ready();
+    assert_eq!(subnet(node), own);
+    by_flannel("ADD", node, "weft-ipam", &pod).result();
 }
 
 /// Before it ever had a subnet it waits, says for what, and begins when etcd is there.
