@@ -63,6 +63,11 @@ impl<'c> Host<'c> {
         Ok(HostLease::read(&self.data_dir, self.network)?.filter(|lease| self.is_ours(lease)))
     }
 
+    /// Whether a lease is as good as none: it has ended, so another host may have the subnet, and no container would miss that.
+    fn is_void(&self, lease: &HostLease) -> bool {
+        lease.has_ended() && self.is_unused()
+    }
+
     fn is_ours(&self, lease: &HostLease) -> bool {
         lease.prefix == self.etcd.prefix && lease::is_here(&self.etcd, lease)
     }
@@ -70,17 +75,23 @@ impl<'c> Host<'c> {
     /// The lease for an ADD: that on file, with news of the other hosts where they are due; else one taken now.
     ///
     /// # Errors
-    /// [`Code::TryAgain`] when there is none on file and etcd cannot be reached; [`Code::Conflict`] when another host
+    /// [`Code::TryAgain`] when there is none on file, or one that has ended with no container in it, and etcd cannot be reached; [`Code::Conflict`] when another host
     /// has the subnet; see [`lease::acquire`].
     pub(crate) fn lease(&self) -> Result<HostLease, Error> {
         let taken = self.last_known(Code::Conflict)?;
         if taken.is_none()
             && let Some(lease) = self.on_file()?
         {
-            if self.is_due(&lease) && !agent_lives(&self.state_dir, self.network)? {
-                return self.refresh(lease);
+            if !self.is_void(&lease) {
+                if self.is_due(&lease) && !agent_lives(&self.state_dir, self.network)? {
+                    return self.refresh(lease);
+                }
+                return Ok(lease);
             }
-            return Ok(lease);
+            // It knows also of containers with addresses of other plugins, and leaves the subnet or stays.
+            if agent_lives(&self.state_dir, self.network)? {
+                status::check_ended(&lease, true).map_err(|error| Error { code: Code::TryAgain, ..error })?;
+            }
         }
         // Of several first ADDs one takes the lease, and the others find it on file: also those of another network with the same place
         // in etcd, which may not have it. No network's name begins with a dot.
@@ -94,10 +105,10 @@ impl<'c> Host<'c> {
         let until = self.part(SHARE);
         let lock = format!(".lease-{:x}.lock", weft_state::hash(&[&self.etcd.prefix]));
         let _lock = Lock::exclusive(&self.data_dir.join(lock), until)?;
-        match (self.on_file()?, taken) {
+        match (self.on_file()?.filter(|lease| !self.is_void(lease)), taken) {
             (Some(lease), None) => Ok(lease),
-            (None, None) => self.take(until, self.is_unused(), true),
-            // Once: what is known is an answer, too.
+            (None, None) if self.on_file()?.is_none() => self.take(until, self.is_unused(), true),
+            // Once: what is known is an answer, too, and whoever deletes a container waits for the store.
             (_, taken) => {
                 let store = self.hold_unused(until)?;
                 self.take(until, store.is_some(), false)

@@ -3,6 +3,7 @@
 
 mod lease {
     mod duplicates;
+    mod ended;
     mod failures;
     mod identity;
     mod link;

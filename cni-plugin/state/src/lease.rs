@@ -151,6 +151,12 @@ impl HostLease {
         Duration::from_secs(self.renewed.saturating_add(self.ttl).saturating_sub(since_1970().as_secs()))
     }
 
+    /// The same as one that has ended, whatever time it had left: etcd gives this host no subnet any more.
+    #[must_use]
+    pub fn ended(&self) -> Self {
+        Self { renewed: 0, ttl: self.ttl.max(1), pinned: false, ..self.clone() }
+    }
+
     /// Whether that time is over, so that other hosts drop this one and anybody may have its subnet by now. That of a pinned
     /// subnet never is.
     #[must_use]

@@ -102,11 +102,13 @@ impl Network {
             data_dir: all.data_dir.clone(),
             state_dir: all.state_dir.clone(),
             conf: etcd,
-            lease: lease.clone(),
+            lease,
             wish,
             unused: !conf.subnet_file.exists(),
             news: sender,
         };
+        // Where it has ended, another host may have the subnet, and nobody is to come to it before etcd was asked.
+        let lease = store.lease.clone().filter(|lease| !lease.has_ended() || !store.is_unused());
         tokio::task::spawn_local(store.run());
         let network = Self {
             data_dir: all.data_dir.clone(),
@@ -245,7 +247,8 @@ impl Network {
                 && (lease.is_pinned()
                     || lease.renewed.saturating_sub(known.renewed) < LEASE_AGE.min(lease.ttl / 10))
         });
-        if let Some(known) = self.lease.as_ref().filter(|known| known.has_ended()) {
+        let known = self.lease.as_ref().or(self.on_file.as_ref());
+        if let Some(known) = known.filter(|known| known.has_ended()) {
             self.hosts.has_ended(&known.key);
         }
         let was = std::mem::replace(&mut self.truth.borrow_mut().lease, Held::Lease(lease.clone()));
@@ -267,7 +270,7 @@ impl Network {
 
     /// Another host has the subnet in which containers of this host may live. Nothing is changed, everybody is told.
     fn taken(&mut self, key: String, owner: String) {
-        let Some(lease) = self.lease.clone() else { return };
+        let Some(lease) = self.lease.clone().or_else(|| self.on_file.clone()) else { return };
         let held = Held::Taken { lease, owner: owner.clone() };
         self.truth.borrow_mut().refused = None;
         if std::mem::replace(&mut self.truth.borrow_mut().lease, held.clone()) == held {
@@ -287,8 +290,12 @@ impl Network {
         if unused {
             self.lease = None;
             self.truth.borrow_mut().lease = Held::Nothing;
-            // It may be there since before etcd could be asked, and nobody is to come by it now.
-            self.filed(subnet_env::remove(&self.conf.subnet_file));
+            // Both may be there since before etcd could be asked, and nobody is to come by them now.
+            let gone = subnet_env::remove(&self.conf.subnet_file);
+            let ended = self.on_file.as_ref().filter(|lease| !lease.has_ended()).map(HostLease::ended);
+            let ended = ended.filter(|lease| self.filed(lease.write(&self.data_dir, &self.conf.name)));
+            self.on_file = ended.or(self.on_file.take());
+            self.filed(gone);
         }
         let mut truth = self.truth.borrow_mut();
         if truth.refused.as_ref() != Some(&why) {

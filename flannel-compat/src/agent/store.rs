@@ -157,7 +157,7 @@ impl Store {
 
     /// Whether no container has an address of the lease's subnet, so that any other one will do: some may have come since the start, also by
     /// the file that was written then from what was known last.
-    fn is_unused(&self) -> bool {
+    pub(super) fn is_unused(&self) -> bool {
         self.unused && tenants::are_none(&self.state_dir, &self.network, self.lease.as_ref())
     }
 

@@ -15,27 +15,11 @@ impl Host<'_> {
     /// [`Code::LimitedConnectivity`] when the lease has ended, so that other hosts drop this one; [`Code::NotAvailable`] when there is no lease and etcd gives none.
     pub(crate) fn status(&self) -> Result<Option<HostLease>, Error> {
         let known = self.last_known(Code::LimitedConnectivity)?;
-        let Some(lease) = self.on_file()?.filter(|_| known.is_none()) else {
-            let before = HostLease::read(&self.data_dir, self.network)?;
-            let others = self.others()?;
-            let (before, unused) = (before.as_ref(), self.is_unused());
-            let claimant = Claimant { before, wish: None, unused, keeper: Keeper::Plugin, others: &others };
-            let until = self.part(LIMIT);
-            let look = async {
-                lease::rehearse(&mut Registry::new(&self.etcd)?.within(until), &self.etcd, claimant).await
-            };
-            let not_available = |error: Error| match error.code {
-                Code::LimitedConnectivity => error,
-                _ => Error { code: Code::NotAvailable, ..error },
-            };
-            let unseen = |error| not_available(or_known(error, known, Code::LimitedConnectivity));
-            return match in_event_loop(look).map_err(unseen)? {
-                Some(Lease::Taken { key, owner }) => Err(taken(key, &owner).error(Code::LimitedConnectivity)),
-                Some(Lease::Unconfigured(error) | Lease::Refused(error)) => Err(not_available(error)),
-                Some(Lease::Held(_)) | None => Ok(None),
-            };
-        };
         let is_kept = agent_lives(&self.state_dir, self.network)?;
+        let lease = self.on_file()?;
+        let Some(lease) = lease.filter(|lease| known.is_none() && (is_kept || !self.is_void(lease))) else {
+            return self.would_lease(known).map(|()| None);
+        };
         check_ended(&lease, is_kept)?;
         if !is_kept && !lease.is_pinned() && is_half_over(&lease) {
             log::warn!(
@@ -47,18 +31,47 @@ impl Host<'_> {
         }
         Ok(Some(lease))
     }
+
+    /// Whether an ADD would be given a lease by etcd, where that on file is not enough for it.
+    fn would_lease(&self, known: Option<Taken>) -> Result<(), Error> {
+        let not_available = |error: Error| match error.code {
+            Code::LimitedConnectivity => error,
+            _ => Error { code: Code::NotAvailable, ..error },
+        };
+        let ended = self.on_file()?.and_then(|lease| check_ended(&lease, false).err());
+        let unseen = |error: Error| match ended.filter(|_| error.code == Code::TryAgain && known.is_none()) {
+            Some(ended) => ended.detail(error.msg),
+            None => not_available(or_known(error, known, Code::LimitedConnectivity)),
+        };
+        match self.rehearse().map_err(unseen)? {
+            Some(Lease::Taken { key, owner }) => Err(taken(key, &owner).error(Code::LimitedConnectivity)),
+            Some(Lease::Unconfigured(error) | Lease::Refused(error)) => Err(not_available(error)),
+            Some(Lease::Held(_)) | None => Ok(()),
+        }
+    }
+
+    fn rehearse(&self) -> Result<Option<Lease>, Error> {
+        let before = HostLease::read(&self.data_dir, self.network)?;
+        let others = self.others()?;
+        let (before, unused) = (before.as_ref(), self.is_unused());
+        let claimant = Claimant { before, wish: None, unused, keeper: Keeper::Plugin, others: &others };
+        let until = self.part(LIMIT);
+        in_event_loop(async {
+            lease::rehearse(&mut Registry::new(&self.etcd)?.within(until), &self.etcd, claimant).await
+        })
+    }
 }
 
 /// Whether the lease still lasts: an agent has it on file as renewed a tenth of its time ago at most.
 ///
 /// # Errors
 /// [`Code::LimitedConnectivity`] when it has ended.
-fn check_ended(lease: &HostLease, is_kept: bool) -> Result<(), Error> {
+pub(super) fn check_ended(lease: &HostLease, is_kept: bool) -> Result<(), Error> {
     if !lease.has_ended() {
         return Ok(());
     }
     let remedy = if is_kept {
-        "etcd does not answer weftd: see its /readyz"
+        "weftd could not renew it: see its /readyz"
     } else {
         "start weftd, or any container, with etcd in reach"
     };

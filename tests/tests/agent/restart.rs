@@ -86,8 +86,8 @@ fn the_agent_starts_while_etcd_is_away() {
     });
 }
 
-/// A host that boots while etcd is away, and the subnet that it had, which another host has by now.
-fn booted_without_etcd(config: &str) -> (Fleet, String) {
+/// A host that boots while etcd is away, maybe after its lease has ended, and the subnet that it had, which another host has by now.
+fn booted_without_etcd(config: &str, has_ended: bool) -> (Fleet, String) {
     let mut fleet = Fleet::of(1, config, &json!({}));
     let own = subnet(fleet.node(0));
     fleet.agents[0].daemon().stop();
@@ -95,8 +95,13 @@ fn booted_without_etcd(config: &str) -> (Fleet, String) {
     fleet.etcd.stop();
     // As after a boot.
     fs::remove_file(fleet.node(0).subnet_file()).expect("remove subnet.env");
+    if has_ended {
+        let file = fleet.node(0).data_dir().join(Weftd::NETWORK).join("lease.json");
+        let mut lease: Value = serde_json::from_slice(&fs::read(&file).expect("a lease")).expect("JSON");
+        lease["renewed"] = json!(1);
+        fs::write(&file, lease.to_string()).expect("age the lease");
+    }
     fleet.agents[0] = Weftd::start(fleet.node(0), &fleet.etcd, &json!({}));
-    fleet.agents[0].ready();
     (fleet, own)
 }
 
@@ -116,8 +121,9 @@ fn by_flannel(command: &str, node: &Node, ipam: &str, pod: &Pod) -> Reply {
 #[test]
 fn a_container_that_comes_before_etcd_does_is_not_left_in_a_subnet_that_the_host_leaves() {
     for by_weft in [true, false] {
-        let (fleet, own) = booted_without_etcd(CONFIG);
+        let (fleet, own) = booted_without_etcd(CONFIG, false);
         let (node, agent, pod) = (fleet.node(0), &fleet.agents[0], Pod::new());
+        agent.ready();
         let result = if by_weft {
             Weftd::network(&fleet.etcd).add_call(&pod).on(node).run().result()
         } else {
@@ -139,8 +145,9 @@ fn a_container_that_comes_before_etcd_does_is_not_left_in_a_subnet_that_the_host
 #[test]
 fn a_host_that_gets_no_subnet_after_its_boot_takes_no_container() {
     let config = r#"{"Network": "10.240.0.0/12", "SubnetMin": "10.241.7.0", "SubnetMax": "10.241.7.0", "Backend": {"Type": "vxlan"}}"#;
-    let (fleet, own) = booted_without_etcd(config);
+    let (fleet, own) = booted_without_etcd(config, false);
     let (node, agent, pod) = (fleet.node(0), &fleet.agents[0], Pod::new());
+    agent.ready();
     by_flannel("STATUS", node, "weft-ipam", &pod).done();
     fleet.etcd.restart();
     eventually(PATIENCE, "it is told why", || {
@@ -149,11 +156,39 @@ fn a_host_that_gets_no_subnet_after_its_boot_takes_no_container() {
     });
     by_flannel("STATUS", node, "weft-ipam", &pod).error_code(50).assert_names(&["weftd"]);
     by_flannel("ADD", node, "weft-ipam", &pod).error_code(11).assert_names(&["weftd"]);
+    let leased = Weftd::network(&fleet.etcd);
+    leased.call("STATUS").on(node).run().error_code(51).assert_names(&[&own, "/readyz"]);
+    leased.add_call(&pod).on(node).run().error_code(11).assert_names(&[&own, "/readyz"]);
     // The other one leaves.
     fleet.etcd.del(&format!("{SUBNETS}{own}"));
     agent.ready();
     assert_eq!(subnet(node), own);
     by_flannel("ADD", node, "weft-ipam", &pod).result();
+}
+
+/// Nothing lives in the subnet, so that any other one will do, and another host may have it: etcd is to say which.
+#[test]
+fn a_host_that_boots_after_its_lease_ended_waits_for_etcd() {
+    let (fleet, own) = booted_without_etcd(CONFIG, true);
+    let (node, agent, pod) = (fleet.node(0), &fleet.agents[0], Pod::new());
+    eventually(PATIENCE, "it says what it waits for", || {
+        let answer = agent.ask("/readyz")?;
+        (answer.status == 503 && answer.body.contains("trouble with etcd")).then_some(())
+    });
+    let leased = Weftd::network(&fleet.etcd).with(&json!({ "timeout": 4 }));
+    by_flannel("ADD", node, "host-local", &pod).error_code(11).assert_names(&["subnet.env"]);
+    leased.add_call(&pod).on(node).run().error_code(11).assert_names(&[&own, "has ended", "/readyz"]);
+    leased.call("STATUS").on(node).run().error_code(51).assert_names(&[&own, "has ended", "/readyz"]);
+    assert!(!node.subnet_file().exists());
+    fleet.etcd.restart();
+    agent.ready();
+    assert_ne!(subnet(node), own);
+    by_flannel("STATUS", node, "host-local", &pod).done();
+    leased.call("STATUS").on(node).run().done();
+    let address = ips(&leased.add_call(&pod).on(node).run().result())[0].to_string();
+    assert!(!address.starts_with(own.trim_end_matches("0-24")), "{address} {own}");
+    let log = agent.daemon().log();
+    assert!(!log.contains("etcd has lost data"), "{log}");
 }
 
 /// Before it ever had a subnet it waits, says for what, and begins when etcd is there.
