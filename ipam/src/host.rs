@@ -1,12 +1,13 @@
 //! This host in a network that spans hosts, for a command of the plugin: its lease is on file. etcd is asked only
 //! when the lease is missing, or when the other hosts have not been looked at for a while and no agent does that.
 
+mod attempts;
 mod status;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use cni_protocol::{Call, Code, Deadline, Error, NetworkName};
 use serde_json::Value;
@@ -207,18 +208,6 @@ impl<'c> Host<'c> {
         Ok(HostLease::read(&self.data_dir, self.network)?.is_some_and(|now| now.key == lease.key))
     }
 
-    /// Whether the other hosts or the lease ought to be looked at.
-    fn is_due(&self, lease: &HostLease) -> bool {
-        let [_, peers] = lease_files(&self.data_dir, self.network);
-        let due = |file: &Path| age(file) >= self.etcd.peer_refresh;
-        (due(&peers) || is_half_over(lease)) && due(&self.tried())
-    }
-
-    /// A file whose time is that of the last attempt: an etcd that is away costs one ADD of many its patience.
-    fn tried(&self) -> PathBuf {
-        self.data_dir.join(self.network.as_str()).join("tried")
-    }
-
     /// Looks at the network, and renews the lease when half of its time is over. What etcd fails to say, or the disk to
     /// take, is left for the next ADD.
     ///
@@ -241,13 +230,6 @@ impl<'c> Host<'c> {
     /// slow etcd is waited for.
     fn patience(&self, lease: &HostLease) -> Duration {
         if is_half_over(lease) { self.part(SHARE).remaining() } else { PATIENCE }
-    }
-
-    fn note_attempt(&self) {
-        let tried = self.tried();
-        if let Err(error) = fs::write(&tried, b"") {
-            log::warn!("write {}: {error}", tried.display());
-        }
     }
 
     /// The lease, renewed if it is time, the other hosts, and whether the lease is right: it is not when its record, its address or the
@@ -294,9 +276,7 @@ impl<'c> Host<'c> {
     /// Takes what is this host's by now, in place of a lease that is not right any more.
     fn settle(&self, kept: HostLease, hosts: &Peers) -> Result<HostLease, Error> {
         // The next ADD looks again, unless this one finds that all can stay: it may be killed, or there may be something to do for a person.
-        if let Err(error) = fs::remove_file(self.tried()) {
-            log::warn!("remove {}: {error}", self.tried().display());
-        }
+        self.doubt();
         // Whoever holds it for so long may do the same, which is seen when the address is reserved.
         let store = match self.hold_unused(Deadline::after(PATIENCE)) {
             Err(error) if error.code == Code::TryAgain => return Ok(self.go_on(kept, hosts)),
@@ -319,7 +299,7 @@ impl<'c> Host<'c> {
             Ok(Lease::Unconfigured(error)) => (kept, Some(error)),
             Err(error) if error.code == Code::InvalidConfig || store.is_none() => (kept, Some(error)),
             // The subnet may be another one already.
-            taken => return self.put_on_file(taken?, hosts),
+            taken => return self.put_on_file(taken?, hosts).inspect(|_lease| self.note_attempt()),
         };
         if let Some(error) = why {
             log::warn!("network {}: {}; going on with what is known", self.network, error.msg);
@@ -365,12 +345,6 @@ fn or_known(error: Error, taken: Option<Taken>, code: Code) -> Error {
 async fn in_time<T>(time: Duration, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     let late = format!("look at the network: etcd gave no answer within {time:?}");
     tokio::time::timeout(time, work).await.unwrap_or_else(|_elapsed| Err(Error::new(Code::TryAgain, late)))
-}
-
-/// How long ago a file was written; for ever when there is none. One from the future (the clock was set back) is old.
-fn age(file: &Path) -> Duration {
-    let written = fs::metadata(file).and_then(|file| file.modified()).ok();
-    written.and_then(|then| SystemTime::now().duration_since(then).ok()).unwrap_or(Duration::MAX)
 }
 
 /// At once where an earlier version has a pinned subnet on file, without a time.

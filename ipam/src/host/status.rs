@@ -4,7 +4,7 @@ use cni_protocol::{Call, Code, Error};
 use weft_state::lease::{HostLease, Taken, agent_lives};
 use weft_state::{data_dir, state_dir};
 
-use super::{Host, LIMIT, is_half_over, or_known, taken};
+use super::{Host, LIMIT, in_time, is_half_over, or_known, taken};
 use crate::lease::{self, Claimant, Keeper, Lease};
 use crate::registry::{Registry, in_event_loop};
 
@@ -21,6 +21,9 @@ impl Host<'_> {
             return self.would_lease(known).map(|()| None);
         };
         check_ended(&lease, is_kept)?;
+        if !is_kept && self.is_in_doubt() {
+            self.would_keep(&lease)?;
+        }
         if !is_kept && !lease.is_pinned() && is_half_over(&lease) {
             log::warn!(
                 "network {}: the lease of {} ends in {} s and no weftd renews it",
@@ -34,31 +37,47 @@ impl Host<'_> {
 
     /// Whether an ADD would be given a lease by etcd, where that on file is not enough for it.
     fn would_lease(&self, known: Option<Taken>) -> Result<(), Error> {
-        let not_available = |error: Error| match error.code {
-            Code::LimitedConnectivity => error,
-            _ => Error { code: Code::NotAvailable, ..error },
-        };
         let ended = self.on_file()?.and_then(|lease| check_ended(&lease, false).err());
         let unseen = |error: Error| match ended.filter(|_| error.code == Code::TryAgain && known.is_none()) {
             Some(ended) => ended.detail(error.msg),
             None => not_available(or_known(error, known, Code::LimitedConnectivity)),
         };
-        match self.rehearse().map_err(unseen)? {
-            Some(Lease::Taken { key, owner }) => Err(taken(key, &owner).error(Code::LimitedConnectivity)),
-            Some(Lease::Unconfigured(error) | Lease::Refused(error)) => Err(not_available(error)),
-            Some(Lease::Held(_)) | None => Ok(()),
+        in_event_loop(self.rehearse()).map_err(unseen)?.map_or(Ok(()), told)
+    }
+
+    /// Whether an ADD would go on with the lease on file, which one has found wrong, by what etcd says now. What it does not say, and a missing or wrong
+    /// configuration, keep no ADD from that.
+    fn would_keep(&self, lease: &HostLease) -> Result<(), Error> {
+        match in_event_loop(in_time(self.patience(lease), self.rehearse())) {
+            Ok(Some(bar @ (Lease::Taken { .. } | Lease::Refused(_)))) => told(bar),
+            Err(error) if error.code == Code::Exhausted => Err(not_available(error)),
+            _ => Ok(()),
         }
     }
 
-    fn rehearse(&self) -> Result<Option<Lease>, Error> {
+    async fn rehearse(&self) -> Result<Option<Lease>, Error> {
         let before = HostLease::read(&self.data_dir, self.network)?;
         let others = self.others()?;
         let (before, unused) = (before.as_ref(), self.is_unused());
         let claimant = Claimant { before, wish: None, unused, keeper: Keeper::Plugin, others: &others };
         let until = self.part(LIMIT);
-        in_event_loop(async {
-            lease::rehearse(&mut Registry::new(&self.etcd)?.within(until), &self.etcd, claimant).await
-        })
+        lease::rehearse(&mut Registry::new(&self.etcd)?.within(until), &self.etcd, claimant).await
+    }
+}
+
+/// What etcd said in place of a lease.
+fn told(bar: Lease) -> Result<(), Error> {
+    match bar {
+        Lease::Taken { key, owner } => Err(taken(key, &owner).error(Code::LimitedConnectivity)),
+        Lease::Unconfigured(error) | Lease::Refused(error) => Err(not_available(error)),
+        Lease::Held(_) => Ok(()),
+    }
+}
+
+fn not_available(error: Error) -> Error {
+    match error.code {
+        Code::LimitedConnectivity => error,
+        _ => Error { code: Code::NotAvailable, ..error },
     }
 }
 

@@ -218,11 +218,20 @@ fn a_network_that_is_configured_anew_under_its_hosts() {
     let other = r#"{"Network": "10.96.0.0/12", "Backend": {"Type": "vxlan"}}"#;
     fleet.etcd.put(CONFIG, other);
     let parts = ["config was changed", key.as_str(), "10.96.0.0/12", "weftctl leave"];
-    fleet.fails(0, &due, 7).assert_names(&parts);
-    fleet.fails(0, &due, 7).assert_names(&parts);
+    let status = || fleet.ipam("STATUS", 0, &due).run();
+    for _ in 0..2 {
+        fleet.fails(0, &due, 7).assert_names(&parts);
+        status().error_code(50).assert_names(&parts);
+    }
     assert_eq!(fleet.record().0, key, "nothing is moved");
+    // What ADD said is no more so once its cause is gone.
+    fleet.etcd.put(CONFIG, V4);
+    status().done();
+    fleet.etcd.put(CONFIG, other);
+    status().error_code(50).assert_names(&parts);
     // A broken configuration, and an etcd that is away or does not answer, are no reason to fail.
     fleet.etcd.put(CONFIG, "{");
+    status().done();
     fleet.add(0, &due).result();
     fleet.etcd.del(CONFIG);
     fleet.add(0, &due).result();
@@ -234,11 +243,16 @@ fn a_network_that_is_configured_anew_under_its_hosts() {
     fleet.add(0, &due).result();
     fleet.etcd.restart();
     fleet.fails(0, &due, 7).assert_names(&parts);
+    fleet.etcd.freeze();
+    status().done();
+    fleet.etcd.thaw();
+    status().error_code(50).assert_names(&parts);
     // Without containers the host moves.
     fs::remove_dir_all(fleet.node(0).state_dir()).expect("no containers");
     let result = fleet.add(0, &due).result();
     assert!(!addresses(&result)[0].starts_with("10.24"), "{result}");
     assert_ne!(fleet.record().0, key);
+    status().done();
 }
 
 #[test]

@@ -1,0 +1,51 @@
+//! When this host has asked etcd for news, and when it is to ask again.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use weft_state::lease::{HostLease, lease_files};
+
+use super::{Host, is_half_over};
+
+impl Host<'_> {
+    /// Whether the other hosts or the lease ought to be looked at.
+    pub(super) fn is_due(&self, lease: &HostLease) -> bool {
+        let [_, peers] = lease_files(&self.data_dir, self.network);
+        let due = |file: &Path| age(file) >= self.etcd.peer_refresh;
+        (due(&peers) || is_half_over(lease)) && due(&self.tried())
+    }
+
+    /// A file whose time is that of the last attempt: an etcd that is away costs one ADD of many its patience. One that found
+    /// the lease wrong and came to no good end has the time 0.
+    fn tried(&self) -> PathBuf {
+        self.data_dir.join(self.network.as_str()).join("tried")
+    }
+
+    pub(super) fn note_attempt(&self) {
+        let tried = self.tried();
+        if let Err(error) = fs::write(&tried, b"") {
+            log::warn!("write {}: {error}", tried.display());
+        }
+    }
+
+    /// Notes that the lease on file is wrong.
+    pub(super) fn doubt(&self) {
+        let tried = self.tried();
+        let file = File::options().create(true).truncate(false).write(true).open(&tried);
+        if let Err(error) = file.and_then(|file| file.set_modified(UNIX_EPOCH)) {
+            log::warn!("write {}: {error}", tried.display());
+        }
+    }
+
+    /// Whether the last attempt has left it so.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        fs::metadata(self.tried()).and_then(|file| file.modified()).is_ok_and(|time| time == UNIX_EPOCH)
+    }
+}
+
+/// How long ago a file was written; for ever when there is none. One from the future (the clock was set back) is old.
+fn age(file: &Path) -> Duration {
+    let written = fs::metadata(file).and_then(|file| file.modified()).ok();
+    written.and_then(|then| SystemTime::now().duration_since(then).ok()).unwrap_or(Duration::MAX)
+}
