@@ -160,11 +160,6 @@ fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     rows.iter().fold(line(&headings), |text, row| text + &line(row))
 }
 
-/// What came from the store or from files is not to move the terminal's cursor.
-fn printable(text: &str) -> String {
-    text.escape_debug().to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use cni_protocol::logging::printable;
 use cni_protocol::{Call, Code, Deadline, Error, NetworkName};
 use serde_json::Value;
 use weft_state::lease::{HostLease, Peers, Taken, agent_lives, lease_files, since_1970};
@@ -354,5 +355,5 @@ fn is_half_over(lease: &HostLease) -> bool {
 
 /// What others wrote into the store is not to look like lines of the log.
 fn taken(key: String, owner: &str) -> Taken {
-    Taken { key, owner: owner.escape_debug().to_string(), since: since_1970().as_secs() }
+    Taken { key, owner: printable(owner), since: since_1970().as_secs() }
 }

@@ -51,6 +51,21 @@ pub fn init(level: Option<&str>, file: Option<&Path>) {
     }
 }
 
+/// Text that is not to look like more than one line of a log or to move a terminal's cursor, whoever wrote it: control
+/// characters and others that are not to be seen are escaped. Quotes and backslashes stay, as people copy what a message says to do;
+/// so a second time changes nothing.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\'' | '"' | '\\' => printable.push(character),
+            _ => printable.extend(character.escape_debug()),
+        }
+    }
+    printable
+}
+
 /// Opens a log file for appending, for root's eyes only: lines may quote a configuration.
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
@@ -111,6 +126,16 @@ fn date(mut days: u64) -> (u64, usize, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_wrote_is_one_line_and_can_be_copied() {
+        let forged = "x\r\n2026-01-01 ERROR \u{1b}[2J\u{202e}\u{2028}\0\u{7f}";
+        let said = printable(forged);
+        assert_eq!(said, r"x\r\n2026-01-01 ERROR \u{1b}[2J\u{202e}\u{2028}\0\u{7f}");
+        assert_eq!(printable(&said), said);
+        let line = r#"this one's: etcdctl del '/a "b"\c' é ü 日本"#;
+        assert_eq!(printable(line), line);
+    }
 
     #[test]
     fn timestamps() {

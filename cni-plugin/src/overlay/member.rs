@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use cni_protocol::logging::printable;
 use cni_protocol::{Code, Deadline, Error, NetworkName};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
@@ -135,7 +136,7 @@ fn told(rejected: &[Rejected]) -> String {
 fn tell(network: &NetworkName, rejected: &[Rejected]) {
     for Rejected { key, kind, reason } in rejected.iter().take(NAMED) {
         // Anybody may have written them: they are not to look like lines of the log.
-        let (key, reason) = (key.escape_debug(), reason.escape_debug());
+        let (key, reason) = (printable(key), printable(reason));
         log::warn!("network {network}: {key} is passed over: {kind}: {reason}");
     }
     if rejected.len() > NAMED {

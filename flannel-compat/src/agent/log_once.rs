@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use cni_protocol::NetworkName;
+use cni_protocol::logging::printable;
 use weft::overlay::Rejected;
 
 use super::truth::Held;
@@ -104,7 +105,7 @@ impl Rejections {
             }
             left -= 1;
             // Anybody may have written it: it is not to look like lines of the log, and not to fill it.
-            let reason: String = reason.escape_debug().take(LENGTH).collect();
+            let reason: String = printable(reason).chars().take(LENGTH).collect();
             log::warn!("network {}: record {key:?} is passed over: {reason}", self.network);
         }
         if left == 0 && self.budget.0 > 0 {

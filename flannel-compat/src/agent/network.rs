@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
+use cni_protocol::logging::printable;
 use cni_protocol::{Code, Error};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -206,7 +207,7 @@ impl Network {
             News::Leased(lease) => self.leased(lease),
             // What others wrote into the store is not to look like lines of the log.
             News::Taken { key, owner } => {
-                self.taken(key, owner.escape_debug().to_string());
+                self.taken(key, printable(&owner));
                 false
             }
             News::Refused { why, unused } => {

@@ -3,12 +3,12 @@
 use std::io::Read as _;
 use std::path::Path;
 
+use cni_protocol::logging::printable;
 use cni_protocol::{Code, Error};
 use flannel_records::parse_key;
 use weft_ipam::lease::{fits, parse_config};
 use weft_ipam::registry::{Registry, in_event_loop};
 
-use super::printable;
 use crate::agent::conf::NetworkConf;
 
 pub(super) fn get(network: &NetworkConf) -> Result<String, Error> {

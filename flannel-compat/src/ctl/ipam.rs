@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use cni_protocol::Error;
+use cni_protocol::logging::printable;
 
-use super::{Output, printable, table};
+use super::{Output, table};
 use crate::agent::conf::Conf;
 
 pub(super) fn list(conf: &Conf, output: Output) -> Result<String, Error> {

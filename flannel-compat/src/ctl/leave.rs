@@ -1,5 +1,6 @@
 //! `weftctl leave`: this host is no part of the network any more.
 
+use cni_protocol::logging::printable;
 use cni_protocol::{Code, Deadline, Error, NetworkName};
 use weft::holdings::network::forget;
 use weft::locks::network_lock;
@@ -14,7 +15,6 @@ use weft_net::nft::Nft;
 use weft_state::Lock;
 use weft_state::lease::{HostLease, Peers};
 
-use super::printable;
 use crate::agent::conf::{Conf, NetworkConf};
 use crate::agent::{lock, subnet_env};
 use crate::tenants::ports_of;

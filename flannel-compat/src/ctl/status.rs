@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cni_protocol::logging::printable;
 use cni_protocol::{Deadline, Error};
 use ipnetwork::IpNetwork;
 use serde::Serialize;
@@ -10,7 +11,7 @@ use weft_ipam::registry::{Registry, in_event_loop};
 use weft_net::Netlink;
 use weft_state::lease::{HostLease, Peers, Taken, agent_lives};
 
-use super::{Output, printable, table};
+use super::{Output, table};
 use crate::agent::addresses::{Addresses, ByFamily};
 use crate::agent::conf::{Conf, NetworkConf};
 

@@ -140,8 +140,11 @@ fn an_agent_that_is_not_heard_loses_its_address() {
     assert_eq!(subnet(twins.cluster.node(1)), own);
     let taken = twins.everything();
     twins.first = Weftd::start(twins.cluster.node(0), &twins.etcd, &json!({}));
-    Twins::refused(&twins.first, &[&own, "belongs to another live host", "172.30.0.11"]);
-    network.call("STATUS").on(twins.cluster.node(0)).run().error_code(51).assert_names(&[&own]);
+    let parts = [own.as_str(), "belongs to another live host with this one's address 172.30.0.11"];
+    Twins::refused(&twins.first, &parts);
+    network.call("STATUS").on(twins.cluster.node(0)).run().error_code(51).assert_names(&parts);
+    let log = twins.first.daemon().log();
+    assert!(log.contains(parts[1]) && !log.contains('\\'), "{log}");
     assert!(pod.addresses("eth0").iter().any(|found| found.starts_with(&ips(&result)[0].to_string())));
     assert_eq!(twins.everything(), taken);
     second.daemon().stop();
