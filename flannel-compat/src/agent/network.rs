@@ -1,5 +1,7 @@
 //! One network: the loop that keeps the host as the store wants it.
 
+mod lease;
+
 use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -11,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use weft::overlay::{Overlay, Rejected, Unreached};
 use weft_state::Lock;
-use weft_state::lease::{HostLease, Peers, Taken, since_1970};
+use weft_state::lease::{HostLease, Peers, Taken};
 
 use super::conf::{Conf, NetworkConf};
 use super::firewalls::Firewalls;
@@ -27,8 +29,6 @@ use super::{LOOK, at, every};
 
 /// How often peers are put on file at most: a thousand hosts that come at once are one or two files.
 const SAVE: Duration = Duration::from_secs(1);
-/// A lease that ends is on file as renewed so long ago at most: for whoever looks at it without the agent.
-const LEASE_AGE: u64 = 60;
 
 pub(super) struct Network {
     conf: NetworkConf,
@@ -233,75 +233,6 @@ impl Network {
                 self.truth.borrow_mut().store.fails(cause);
                 !std::mem::replace(&mut self.settled, true)
             }
-        }
-    }
-
-    fn leased(&mut self, lease: HostLease) -> bool {
-        let same = |known: &HostLease| {
-            (&known.key, &known.value, &known.config) == (&lease.key, &lease.value, &lease.config)
-        };
-        let changed = !self.lease.as_ref().is_some_and(same);
-        let on_file = self.on_file.as_ref().is_some_and(|known| {
-            same(known)
-                && known.lease_id == lease.lease_id
-                && known.pinned == lease.pinned
-                && (lease.is_pinned()
-                    || lease.renewed.saturating_sub(known.renewed) < LEASE_AGE.min(lease.ttl / 10))
-        });
-        let known = self.lease.as_ref().or(self.on_file.as_ref());
-        if let Some(known) = known.filter(|known| known.has_ended()) {
-            self.hosts.has_ended(&known.key);
-        }
-        let was = std::mem::replace(&mut self.truth.borrow_mut().lease, Held::Lease(lease.clone()));
-        if !matches!(&was, Held::Lease(before) if before.key == lease.key && before.lease_id == lease.lease_id)
-        {
-            log::info!("network {}: subnet {} is leased", self.conf.name, lease.key);
-        }
-        self.truth.borrow_mut().refused = None;
-        if !matches!(was, Held::Lease(_)) {
-            self.filed(Taken::forget(&self.data_dir, &self.conf.name));
-        }
-        self.formers.retire(&self.conf.name, self.on_file.take_if(|known| !same(known)), &lease);
-        if !on_file && self.filed(lease.write(&self.data_dir, &self.conf.name)) {
-            self.on_file = Some(lease.clone());
-        }
-        self.lease = Some(lease);
-        changed
-    }
-
-    /// Another host has the subnet in which containers of this host may live. Nothing is changed, everybody is told.
-    fn taken(&mut self, key: String, owner: String) {
-        let Some(lease) = self.lease.clone().or_else(|| self.on_file.clone()) else { return };
-        let held = Held::Taken { lease, owner: owner.clone() };
-        self.truth.borrow_mut().refused = None;
-        if std::mem::replace(&mut self.truth.borrow_mut().lease, held.clone()) == held {
-            return;
-        }
-        log::error!(
-            "network {}: subnet {key} of this host belongs to {owner} now: its containers are cut off: {}",
-            self.conf.name,
-            Taken::REMEDY
-        );
-        let since = since_1970().as_secs();
-        self.filed(Taken { key, owner, since }.write(&self.data_dir, &self.conf.name));
-    }
-
-    /// There is no lease until a person has done something. What was leased before is gone, unless containers live in it.
-    fn refused(&mut self, why: String, unused: bool) {
-        if unused {
-            self.lease = None;
-            self.truth.borrow_mut().lease = Held::Nothing;
-            // Both may be there since before etcd could be asked, and nobody is to come by them now.
-            let gone = subnet_env::remove(&self.conf.subnet_file);
-            let ended = self.on_file.as_ref().filter(|lease| !lease.has_ended()).map(HostLease::ended);
-            let ended = ended.filter(|lease| self.filed(lease.write(&self.data_dir, &self.conf.name)));
-            self.on_file = ended.or(self.on_file.take());
-            self.filed(gone);
-        }
-        let mut truth = self.truth.borrow_mut();
-        if truth.refused.as_ref() != Some(&why) {
-            log::error!("network {}: {why}", self.conf.name);
-            truth.refused = Some(why);
         }
     }
 
