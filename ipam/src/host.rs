@@ -16,7 +16,7 @@ use weft_state::lease::{HostLease, Peers, Taken, agent_lives, lease_files, since
 use weft_state::{Lock, data_dir, state_dir};
 
 use crate::conf::etcd::EtcdConf;
-use crate::lease::{self, Claimant, Keeper, Lease};
+use crate::lease::{self, Claimant, Keeper, Lease, Standing};
 use crate::registry::{Registry, Snapshot, in_event_loop};
 use crate::store::{self, Store};
 pub(crate) use status::check_subnet;
@@ -71,7 +71,18 @@ impl<'c> Host<'c> {
     }
 
     fn is_ours(&self, lease: &HostLease) -> bool {
-        lease.prefix == self.etcd.prefix && lease::is_here(&self.etcd, lease)
+        if lease.prefix != self.etcd.prefix {
+            return false;
+        }
+        let standing = lease::standing(&self.etcd, lease);
+        if standing == Standing::Away {
+            let remedy = "where it gets none any more, set ipam.iface";
+            log::warn!(
+                "network {}: the interface to other hosts has lost its address: {remedy}",
+                self.network
+            );
+        }
+        standing != Standing::Moved
     }
 
     /// The lease for an ADD: that on file, with news of the other hosts where they are due; else one taken now.
@@ -143,7 +154,8 @@ impl<'c> Host<'c> {
         let known = Peers::read(&self.data_dir, self.network)?.unwrap_or_default();
         let others = self.others()?;
         let (before, limit) = (before.as_ref(), self.part(LIMIT));
-        let claimant = Claimant { before, wish: None, unused, keeper: Keeper::Plugin, others: &others };
+        let claimant =
+            Claimant { before, wish: None, unused, waits: true, keeper: Keeper::Plugin, others: &others };
         let attempt = async || {
             let mut registry = Registry::new(&self.etcd)?.within(limit);
             let lease = lease::acquire(&mut registry, &self.etcd, claimant).await?;
@@ -288,7 +300,8 @@ impl<'c> Host<'c> {
         }
         let others = self.others()?;
         let (before, unused) = (Some(&kept), store.is_some());
-        let claimant = Claimant { before, wish: None, unused, keeper: Keeper::Plugin, others: &others };
+        let claimant =
+            Claimant { before, wish: None, unused, waits: true, keeper: Keeper::Plugin, others: &others };
         // To find a subnet is no news that an ADD can do without.
         let patience = if unused { self.part(SHARE).remaining() } else { self.patience(&kept) };
         let taken = in_event_loop(in_time(patience, async {

@@ -25,9 +25,9 @@ use crate::registry::{Attempt, Claim, Held, Record, Registry, Snapshot};
 use crate::underlay::{Found, Here};
 use configuration::configured;
 pub use configuration::parse_config;
-pub use former::has_moved;
+pub(crate) use former::published;
 use former::{Own, former, tell_of_move};
-pub(crate) use former::{is_here, published};
+pub use former::{Standing, standing};
 use holder::Holder;
 pub(crate) use holder::holds;
 pub use holder::{Keeper, is_undisputed};
@@ -66,6 +66,8 @@ pub struct Claimant<'a> {
     pub wish: Option<&'a str>,
     /// No container of this host has an address of its subnet, so that another one will do.
     pub unused: bool,
+    /// It waits for its address while the interface that had it is there without it ([`Standing::Away`]).
+    pub waits: bool,
     /// What renews the lease from then on.
     pub keeper: Keeper,
     /// What this host's other networks have on file: [`HostLease::others`].
@@ -90,7 +92,7 @@ pub async fn acquire(
 ) -> Result<Lease, Error> {
     let claimant = claimant.of(conf);
     for _ in 0..ATTEMPTS {
-        let own = Own::find(conf, claimant.before)?;
+        let own = Own::find(conf, claimant)?;
         let snapshot = registry.snapshot(&own.asked(claimant.before)).await?;
         let configured = match configured(conf, &snapshot) {
             Ok(configured) => configured,
@@ -117,7 +119,7 @@ pub async fn rehearse(
     claimant: Claimant<'_>,
 ) -> Result<Option<Lease>, Error> {
     let claimant = claimant.of(conf);
-    let own = Own::find(conf, claimant.before)?;
+    let own = Own::find(conf, claimant)?;
     let snapshot = registry.snapshot(&own.asked(claimant.before)).await?;
     let search = match Search::new(conf, configured(conf, &snapshot)?, &snapshot, claimant, own)? {
         Ok(search) => search,
@@ -205,7 +207,7 @@ impl<'a> Search<'a> {
         conf: &'a EtcdConf,
         (config, text): (NetworkConfig, &'a str),
         snapshot: &Snapshot,
-        Claimant { before, wish, unused, keeper, others }: Claimant<'a>,
+        Claimant { before, wish, unused, keeper, others, .. }: Claimant<'a>,
         own: Own,
     ) -> Result<Result<Self, Error>, Error> {
         let of_family = |pool: &flannel_records::Pool| own.of(pool.network().is_ipv4());

@@ -13,7 +13,7 @@ use crate::weftd::Weftd;
 
 /// A host that knows of no subnet.
 pub const NEWCOMER: Claimant<'static> =
-    Claimant { before: None, wish: None, unused: true, keeper: Keeper::Plugin, others: &[] };
+    Claimant { before: None, wish: None, unused: true, waits: true, keeper: Keeper::Plugin, others: &[] };
 
 /// A host that is only an address, in the network at [`Weftd::PREFIX`].
 pub fn host_at(etcd: &Etcd, number: u16) -> EtcdConf {

@@ -106,6 +106,7 @@ impl Network {
             lease,
             wish,
             unused: !conf.subnet_file.exists(),
+            away: None,
             news: sender,
         };
         // Where it has ended, another host may have the subnet, and nobody is to come to it before etcd was asked.

@@ -8,7 +8,7 @@ use cni_protocol::{Code, Error, NetworkName};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use weft_ipam::conf::etcd::EtcdConf;
-use weft_ipam::lease::{self, Claimant, Keeper, Lease};
+use weft_ipam::lease::{self, Claimant, Keeper, Lease, Standing};
 use weft_ipam::registry::{Registry, Watched};
 use weft_state::lease::{HostLease, Peers};
 
@@ -29,6 +29,9 @@ const MOST_PATIENCE: Duration = Duration::from_secs(5);
 const RESYNC: Duration = Duration::from_secs(60);
 /// How often to look whether this host can have its subnet by now.
 const LOOK: Duration = Duration::from_secs(2);
+/// How long an interface may be without the address under which this host is known, until that of another one counts. An interface
+/// that is set down and up, and DHCP, take some seconds.
+const ABSENCE: Duration = Duration::from_secs(30);
 
 /// What the store said.
 #[derive(Debug)]
@@ -64,6 +67,8 @@ pub(super) struct Store {
     /// Whether nothing on this host could know of that lease's subnet at the start: after a boot, which empties `/run`, the file for
     /// flannel's consumers is gone.
     pub(super) unused: bool,
+    /// Since when the interface to the other hosts is without its address, while another one has one.
+    pub(super) away: Option<Instant>,
     pub(super) news: mpsc::Sender<News>,
 }
 
@@ -133,12 +138,17 @@ impl Store {
     }
 
     /// The lease, or why there is none.
-    async fn acquire(&self, registry: &mut Registry) -> Result<Result<HostLease, News>, Error> {
+    async fn acquire(&mut self, registry: &mut Registry) -> Result<Result<HostLease, News>, Error> {
         let others = HostLease::others(&self.data_dir, &self.network)?;
+        let before = self.lease.clone();
+        if let Some(lease) = &before {
+            self.look_for_addresses(lease);
+        }
         let claimant = Claimant {
-            before: self.lease.as_ref(),
+            before: before.as_ref(),
             wish: self.wish.as_deref(),
             unused: self.is_unused(),
+            waits: !self.is_away_for_long(),
             keeper: Keeper::Agent,
             others: &others,
         };
@@ -153,6 +163,27 @@ impl Store {
             }
             Err(error) => return Err(error),
         })
+    }
+
+    /// Whether this host is known by other addresses from now on.
+    fn has_moved(&mut self, lease: &HostLease) -> bool {
+        self.look_for_addresses(lease) == Standing::Moved || self.is_away_for_long()
+    }
+
+    /// What has become of those that it is known by.
+    fn look_for_addresses(&mut self, lease: &HostLease) -> Standing {
+        let standing = lease::standing(&self.conf, lease);
+        if standing != Standing::Away {
+            self.away = None;
+        } else if self.away.is_none() {
+            log::warn!("the interface to other hosts has lost its address: waiting {ABSENCE:?} for it");
+            self.away = Some(Instant::now());
+        }
+        standing
+    }
+
+    fn is_away_for_long(&self) -> bool {
+        self.away.is_some_and(|since| since.elapsed() >= ABSENCE)
     }
 
     /// Whether no container has an address of the lease's subnet, so that any other one will do: some may have come since the start, also by
@@ -203,7 +234,7 @@ impl Store {
                     }
                 },
                 _ = keep.tick() => match renew(registry, &lease, patience).await? {
-                    Some(renewed) if !lease::has_moved(&self.conf, &lease) => {
+                    Some(renewed) if !self.has_moved(&lease) => {
                         lease = renewed;
                         self.lease = Some(lease.clone());
                         self.tell(News::Leased(lease.clone())).await

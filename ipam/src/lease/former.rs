@@ -10,7 +10,7 @@ use flannel_records::HostRecord;
 use weft_state::lease::HostLease;
 
 use super::holder::Holder;
-use super::{Search, Snapshot};
+use super::{Claimant, Search, Snapshot};
 use crate::conf::etcd::EtcdConf;
 use crate::registry::{Held, Registry};
 use crate::underlay::{self, Found, Here};
@@ -34,19 +34,50 @@ fn addresses(lease: &HostLease) -> impl Iterator<Item = Found> {
     })
 }
 
-/// Whether a lease's addresses are still this host's, as far as [`crate::underlay::Underlay::is_still`] can tell.
-pub(crate) fn is_here(conf: &EtcdConf, lease: &HostLease) -> bool {
-    let mut found = addresses(lease).peekable();
-    found.peek().is_some() && found.all(|found| conf.underlay.is_still(found))
+/// What has become of the addresses under which a host is known; what is worse comes later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// They are this host's, or it has lost them and has no others.
+    Same,
+    /// None but another interface's would be found, while that which had them is there. That is so for some seconds when an interface
+    /// is set down and up, or DHCP renews its address.
+    Away,
+    /// It has others.
+    Moved,
 }
 
-/// Whether this host has other addresses now than those of a lease. One that only lost them has none yet.
+/// What has become of a lease's addresses.
 #[must_use]
-pub fn has_moved(conf: &EtcdConf, lease: &HostLease) -> bool {
-    addresses(lease).any(|before| {
-        let now = |here| conf.underlay.find(before.public.is_ipv4(), &here).is_ok_and(|now| now != before);
-        !conf.underlay.is_still(before) && Here::look().is_ok_and(now)
-    })
+pub fn standing(conf: &EtcdConf, lease: &HostLease) -> Standing {
+    // A lease that cannot be read has none.
+    addresses(lease).map(|before| standing_of(conf, lease, before)).max().unwrap_or(Standing::Moved)
+}
+
+fn standing_of(conf: &EtcdConf, lease: &HostLease, before: Found) -> Standing {
+    if conf.underlay.is_still(before) {
+        return Standing::Same;
+    }
+    let Ok(here) = Here::look() else { return Standing::Same };
+    match conf.underlay.find(before.public.is_ipv4(), &here) {
+        Ok(now) if now != before => {
+            let is_gone = is_known_alike(conf, lease) && here.link_of(before.local).is_none();
+            if is_gone && is_elsewhere(lease, now.local, &here) { Standing::Away } else { Standing::Moved }
+        }
+        _ => Standing::Same,
+    }
+}
+
+/// Whether the lease's addresses were found by the same configuration.
+fn is_known_alike(conf: &EtcdConf, lease: &HostLease) -> bool {
+    lease.underlay == conf.underlay.to_string()
+}
+
+/// Whether an address is another interface's than that which the lease was taken with, and that one is there. A VLAN, a bridge or a bond
+/// shares its hardware address with others, and comes back as one of these.
+fn is_elsewhere(lease: &HostLease, now: IpAddr, here: &Here) -> bool {
+    let known = Holder::parse(&lease.holder).and_then(|holder| holder.mac);
+    let links = known.map(|mac| Here::links_with(&mac)).unwrap_or_default();
+    !links.is_empty() && here.link_of(now).is_none_or(|link| !links.contains(&link))
 }
 
 /// This host's addresses as they are now, of both families.
@@ -58,17 +89,21 @@ pub(super) struct Own {
 
 impl Own {
     /// Looks for them. Those of before count while the host has them and is to find them as it did then, whatever would be
-    /// found now, or nothing for want of a route. Else what is found now does.
+    /// found now, or nothing for want of a route; also while it waits for them. Else what is found now does.
     ///
     /// # Errors
     /// [`cni_protocol::Code::Io`] when the kernel does not tell of any.
-    pub(super) fn find(conf: &EtcdConf, before: Option<&HostLease>) -> Result<Self, Error> {
+    pub(super) fn find(conf: &EtcdConf, claimant: Claimant<'_>) -> Result<Self, Error> {
         let here = Here::look()?;
-        let known = before.filter(|lease| lease.underlay == conf.underlay.to_string());
-        let is_still = |found: &Found| underlay::is_here(found.local) && conf.underlay.is_still(*found);
+        let known = claimant.before.filter(|lease| is_known_alike(conf, lease));
+        let counts = |lease: &HostLease, found: Found| {
+            underlay::is_here(found.local) && conf.underlay.is_still(found)
+                || claimant.waits && standing_of(conf, lease, found) == Standing::Away
+        };
         let [v4, v6] = [true, false].map(|v4| {
-            let known = known.and_then(|lease| addresses(lease).find(|found| found.public.is_ipv4() == v4));
-            known.filter(is_still).map_or_else(|| conf.underlay.find(v4, &here), Ok)
+            let of_before =
+                |lease| addresses(lease).find(|found| found.public.is_ipv4() == v4 && counts(lease, *found));
+            known.and_then(of_before).map_or_else(|| conf.underlay.find(v4, &here), Ok)
         });
         Ok(Self { here, v4, v6 })
     }

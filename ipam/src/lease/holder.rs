@@ -35,7 +35,7 @@ pub(super) struct Holder {
     pub(super) subnet: String,
     host: String,
     /// Of the interface to the other hosts: it stays when the machine is set up anew, and a clone has another one.
-    mac: Option<String>,
+    pub(super) mac: Option<String>,
     /// Random, and on file with the lease: it stays when the interface is replaced, and a copied disk has it, too.
     instance: String,
     /// Of a kernel's run, and of a network namespace in it: both together are one host, until the next boot.
@@ -58,12 +58,19 @@ impl Holder {
                 Error::new(Code::Io, format!("read {path}: {error}: mount /proc and call again"))
             })
         };
-        let known = before.and_then(|lease| Self::parse(&lease.holder)).map(|known| known.instance);
+        let (known, instance) = before
+            .and_then(|lease| Self::parse(&lease.holder))
+            .map(|known| (known.mac, known.instance))
+            .unzip();
+        // An interface that is without the address for a while is still the one.
+        let is_gone = local.is_some_and(|local| here.link_of(local).is_none());
+        let waited_for = known.flatten().filter(|mac| is_gone && !Here::links_with(mac).is_empty());
+        let mac = local.and_then(|local| here.hardware_of(local)).map(|mac| mac.to_string());
         Ok(Self {
             subnet: String::new(),
             host: line("/proc/sys/kernel/hostname")?,
-            mac: local.and_then(|local| here.hardware_of(local)).map(|mac| mac.to_string()),
-            instance: known.map_or_else(|| line("/proc/sys/kernel/random/uuid"), Ok)?,
+            mac: mac.or(waited_for),
+            instance: instance.map_or_else(|| line("/proc/sys/kernel/random/uuid"), Ok)?,
             boot: boot_id()?.to_owned(),
             netns: fs::metadata("/proc/thread-self/ns/net").map(|file| file.ino()).unwrap_or_default(),
             keeper,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use cni_protocol::{Code, Deadline, Error, MacAddr};
 use ipnetwork::IpNetwork;
 use nix::net::if_::if_indextoname;
-use weft_net::{Lasting, Netlink, WholeAddress};
+use weft_net::{Lasting, Link, Netlink, WholeAddress};
 
 /// How long the kernel may take to list its routes or addresses.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -56,7 +56,7 @@ impl Here {
     }
 
     /// The number of the link that has an address.
-    pub(super) fn link_of(&self, ip: IpAddr) -> Option<u32> {
+    pub(crate) fn link_of(&self, ip: IpAddr) -> Option<u32> {
         self.0.iter().find(|found| found.address.ip() == ip).map(WholeAddress::index)
     }
 
@@ -72,6 +72,13 @@ impl Here {
         let link = self.link_of(ip)?;
         let mac = Netlink::open(Deadline::after(PATIENCE)).ok()?.link_at(link).ok()??.mac;
         mac.filter(|mac| *mac != MacAddr::from([0; 6]))
+    }
+
+    /// The numbers of the links that have a hardware address, as they are now.
+    pub(crate) fn links_with(mac: &str) -> Vec<u32> {
+        let list = || Netlink::open(Deadline::after(PATIENCE))?.links(None);
+        let has = |link: &Link| link.mac.is_some_and(|other| other.to_string() == mac);
+        list().unwrap_or_default().iter().filter(|link| has(link)).map(|link| link.index).collect()
     }
 }
 

@@ -66,6 +66,44 @@ fn a_vpn_moves_no_host() {
     assert_same(&fleet);
 }
 
+/// A family of a host's addresses after another: set down and up again, or given back by DHCP. The other one leads to etcd.
+#[test]
+fn an_interface_without_its_address_for_a_while_moves_no_host() {
+    let fleet = Fleet::of(2, DUAL, &json!({}));
+    fleet.acquainted();
+    let before = all_records(&fleet);
+    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
+    tunnel(node);
+    node.command("ip route add 0.0.0.0/1 via 10.8.0.1");
+    node.command("ip route add 128.0.0.0/1 via 10.8.0.1");
+    node.command("ip -6 route add default via fd08::1 metric 5000");
+    for [address, router] in [["172.30.0.11/24", "172.30.0.1"], ["fd30::11/64", "fd30::1"]] {
+        node.command(&format!("ip addr del {address} dev eth0"));
+        let _gone_with_it = node.inside(|| {
+            std::process::Command::new("ip").args(["route", "del", "default", "via", router]).output()
+        });
+        renewed(agent, 2);
+        assert_eq!(all_records(&fleet), before, "without {address}");
+        node.command(&format!("ip addr add {address} dev eth0 nodad"));
+        node.command(&format!("ip route add default via {router}"));
+        renewed(agent, 2);
+        assert_eq!(all_records(&fleet), before, "{address} is back");
+        agent.ready();
+    }
+    let log = agent.daemon().log();
+    assert!(log.contains("has lost its address") && !log.contains("from now on"), "{log}");
+    // Not for ever: it may have been taken for good.
+    node.command("ip addr del 172.30.0.11/24 dev eth0");
+    let since = Instant::now();
+    eventually(PATIENCE * 6, "another interface's address counts", || {
+        let moved = |(_, value): &(String, Option<String>)| {
+            value.as_ref().is_some_and(|value| value.contains("10.8.0.2"))
+        };
+        all_records(&fleet).iter().any(moved).then_some(())
+    });
+    assert!(since.elapsed() > PATIENCE * 2, "{:?}", since.elapsed());
+}
+
 /// Its address is there, and so is etcd on the link. Twice the time of its lease passes.
 #[test]
 fn a_host_without_a_default_route_keeps_its_lease() {

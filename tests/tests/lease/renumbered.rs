@@ -115,3 +115,38 @@ fn a_subnet_that_was_taken_stays_that_while_etcd_is_away() {
     reply.error_code(103).assert_names(&[&key, "172.30.0.11"]);
     fleet.ipam("STATUS", 0, &json!({})).run().error_code(51).assert_names(&[&key]);
 }
+
+/// The interface lacks its address while a VPN has everything, by halves: what others know is not the VPN's. Etcd is reached by IPv6.
+#[test]
+fn an_add_while_the_interface_has_no_address_moves_no_host() {
+    let fleet = Fleet::new(1, V4);
+    let node = fleet.node(0);
+    let by_ipv6: Vec<String> = fleet.etcd.endpoints().into_iter().filter(|url| url.contains('[')).collect();
+    let due = json!({ "ipam": { "peerRefresh": 0, "etcd": { "endpoints": by_ipv6 } } });
+    fleet.add(0, &due).result();
+    let before = fleet.record();
+    node.command("ip link add tun0 up type veth peer name tun0-server");
+    node.command("ip link set tun0-server up");
+    node.command("ip addr add 10.8.0.2/24 dev tun0");
+    for half in ["0.0.0.0/1", "128.0.0.0/1"] {
+        node.command(&format!("ip route add {half} via 10.8.0.1"));
+    }
+    node.command("ip -4 addr flush dev eth0");
+    fleet.ipam("STATUS", 0, &due).run().done();
+    fleet.add(0, &due).result();
+    assert_eq!(fleet.record(), before);
+    // As with a lease that has to be taken anew.
+    fleet.etcd.del(&format!("{SUBNETS}{}", before.0));
+    fleet.add(0, &due).result();
+    assert_eq!(fleet.record(), before);
+    node.command("ip addr add 172.30.0.11/24 dev eth0");
+    node.command("ip route add default via 172.30.0.1");
+    fleet.add(0, &due).result();
+    assert_eq!(fleet.record(), before);
+    // The interface is another one.
+    node.command("ip -4 addr flush dev eth0");
+    node.command("ip link set eth0 address 02:00:00:00:77:77");
+    fleet.add(0, &due).result();
+    let (key, value) = fleet.record();
+    assert!(key == before.0 && value.contains("\"10.8.0.2\""), "{value}");
+}
