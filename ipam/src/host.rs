@@ -62,7 +62,8 @@ impl<'c> Host<'c> {
     /// # Errors
     /// [`Code::Io`].
     pub(crate) fn on_file(&self) -> Result<Option<HostLease>, Error> {
-        Ok(HostLease::read(&self.data_dir, self.network)?.filter(|lease| self.is_ours(lease)))
+        let Some(lease) = HostLease::read(&self.data_dir, self.network)? else { return Ok(None) };
+        Ok(self.is_ours(&lease)?.then_some(lease))
     }
 
     /// Whether a lease is as good as none: it has ended, so another host may have the subnet, and no container would miss that.
@@ -70,19 +71,22 @@ impl<'c> Host<'c> {
         lease.has_ended() && self.is_unused()
     }
 
-    fn is_ours(&self, lease: &HostLease) -> bool {
+    /// Where this machine's agent lives, it is the agent that moves the host to other addresses.
+    fn is_ours(&self, lease: &HostLease) -> Result<bool, Error> {
         if lease.prefix != self.etcd.prefix {
-            return false;
+            return Ok(false);
         }
-        let standing = lease::standing(&self.etcd, lease);
-        if standing == Standing::Away {
-            let remedy = "where it gets none any more, set ipam.iface";
-            log::warn!(
-                "network {}: the interface to other hosts has lost its address: {remedy}",
-                self.network
-            );
+        match lease::standing(&self.etcd, lease) {
+            Standing::Same => return Ok(true),
+            Standing::Away => {
+                let remedy = "where it gets none any more, set ipam.iface";
+                let network = self.network;
+                log::warn!("network {network}: the interface to other hosts has lost its address: {remedy}");
+                return Ok(true);
+            }
+            Standing::Moved => {}
         }
-        standing != Standing::Moved
+        Ok(agent_lives(&self.state_dir, self.network)? && lease::is_by_machine(lease))
     }
 
     /// The lease for an ADD: that on file, with news of the other hosts where they are due; else one taken now.

@@ -10,7 +10,7 @@ use flannel_records::HostRecord;
 use weft_state::lease::HostLease;
 
 use super::holder::Holder;
-use super::{Claimant, Search, Snapshot};
+use super::{Claimant, Keeper, Search, Snapshot};
 use crate::conf::etcd::EtcdConf;
 use crate::registry::{Held, Registry};
 use crate::underlay::{self, Found, Here};
@@ -78,6 +78,14 @@ fn is_elsewhere(lease: &HostLease, now: IpAddr, here: &Here) -> bool {
     let known = Holder::parse(&lease.holder).and_then(|holder| holder.mac);
     let links = known.map(|mac| Here::links_with(&mac)).unwrap_or_default();
     !links.is_empty() && here.link_of(now).is_none_or(|link| !links.contains(&link))
+}
+
+/// Whether this machine took a lease, whatever addresses it has, by what is not on its disk.
+pub(crate) fn is_by_machine(lease: &HostLease) -> bool {
+    let local = lease.local.first().copied();
+    let me = Here::look().and_then(|here| Holder::here(&here, Some(lease), local, Keeper::Plugin));
+    let holder = Holder::parse(&lease.holder);
+    me.is_ok_and(|me| holder.is_some_and(|holder| me.is_by_machine(&holder)))
 }
 
 /// This host's addresses as they are now, of both families.

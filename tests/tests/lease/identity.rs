@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::time::Duration;
 
 use serde_json::json;
+use weft_tests::{Weftd, eventually};
 
 use super::super::{CONFIG, DUAL, Fleet, SUBNETS, V4, V6, addresses};
 
@@ -28,17 +30,27 @@ fn hosts_are_told_apart_by_their_addresses() {
 /// A host whose disk is a copy of another's has that one's lease on file.
 #[test]
 fn a_cloned_disk_is_no_lease() {
-    let fleet = Fleet::new(2, V4);
-    let first = addresses(&fleet.add(0, &json!({})).result());
-    let [from, to] = [0, 1].map(|node| fleet.node(node).data_dir().join("pods"));
-    fs::create_dir_all(&to).expect("make a directory");
-    fs::copy(from.join("lease.json"), to.join("lease.json")).expect("clone a disk");
-    let second = addresses(&fleet.add(1, &json!({})).result());
-    assert_ne!(
-        first[0].rsplit_once('.').map(|(subnet, _)| subnet),
-        second[0].rsplit_once('.').map(|(subnet, _)| subnet)
-    );
-    assert_eq!(fleet.keys().len(), 2);
+    for ipam in [json!({}), json!({ "iface": "eth0" })] {
+        let changes = json!({ "ipam": ipam });
+        let fleet = Fleet::new(2, V4);
+        let first = addresses(&fleet.add(0, &changes).result());
+        let [from, to] = [0, 1].map(|node| fleet.node(node).data_dir().join("pods"));
+        fs::create_dir_all(&to).expect("make a directory");
+        fs::copy(from.join("lease.json"), to.join("lease.json")).expect("clone a disk");
+        // An agent that has not had its lease yet says nothing of whose it is.
+        fleet.etcd.freeze();
+        let agent = Weftd::start(fleet.node(1), &fleet.etcd, &ipam);
+        eventually(Duration::from_secs(10), "it lives", || agent.ask("/readyz"));
+        fleet.fails(1, &json!({ "ipam": ipam, "timeout": 4 }), 11);
+        assert!(agent.daemon().stop().success());
+        fleet.etcd.thaw();
+        let second = addresses(&fleet.add(1, &changes).result());
+        assert_ne!(
+            first[0].rsplit_once('.').map(|(subnet, _)| subnet),
+            second[0].rsplit_once('.').map(|(subnet, _)| subnet)
+        );
+        assert_eq!(fleet.keys().len(), 2);
+    }
 }
 
 /// A key without a lease is flannel's way to pin a host's subnet.

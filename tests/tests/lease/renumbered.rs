@@ -1,7 +1,9 @@
 //! A host that gets other addresses, by DHCP or by hand, while containers live on it.
 
+use std::time::Duration;
+
 use serde_json::json;
-use weft_tests::command;
+use weft_tests::{Weftd, command, eventually};
 
 use super::super::{DUAL, Fleet, PREFIX, SUBNETS, V4, V6, addresses};
 
@@ -149,4 +151,23 @@ fn an_add_while_the_interface_has_no_address_moves_no_host() {
     fleet.add(0, &due).result();
     let (key, value) = fleet.record();
     assert!(key == before.0 && value.contains("\"10.8.0.2\""), "{value}");
+}
+
+/// It is asked for nothing then: the agent looks itself, and etcd may be away.
+#[test]
+fn beside_an_agent_an_add_moves_no_host() {
+    let fleet = Fleet::new(1, V4);
+    let agent = Weftd::start(fleet.node(0), &fleet.etcd, &json!({}));
+    agent.ready();
+    let (key, _) = fleet.record();
+    fleet.etcd.freeze();
+    fleet.node(0).renumber(BEFORE[0], AFTER[0]);
+    let given = addresses(&fleet.add(0, &json!({})).result());
+    assert!(given[0].starts_with(key.trim_end_matches("0-24")), "{given:?} of {key}");
+    fleet.ipam("STATUS", 0, &json!({})).run().done();
+    fleet.etcd.thaw();
+    eventually(Duration::from_secs(20), "the agent moves it", || {
+        let (now, value) = fleet.record();
+        (now == key && value.contains(AFTER[0])).then_some(())
+    });
 }

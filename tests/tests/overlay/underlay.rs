@@ -157,6 +157,23 @@ fn each_way_of_choosing_an_interface() {
     attach(&eth2);
 }
 
+/// As while DHCP renews them. The host is in its network, also without etcd.
+#[test]
+fn a_host_that_lacks_its_addresses_for_a_while_attaches_containers() {
+    for Case { ipam, expected } in cases() {
+        let fleet = fleet();
+        let (node, network) = (fleet.node(0), fleet.network.clone().with(&json!({ "ipam": ipam })));
+        drop(node.attach(&network));
+        let records = fleet.etcd.keys(SUBNETS);
+        fleet.etcd.freeze();
+        node.command(&format!("ip addr flush dev {}", expected[0].2));
+        network.call("STATUS").on(node).run().done();
+        drop(node.attach(&network));
+        fleet.etcd.thaw();
+        assert_eq!(fleet.etcd.keys(SUBNETS), records, "{ipam}");
+    }
+}
+
 /// Its address is on file, and an interface has it: without etcd, too, it is in its network.
 #[test]
 fn a_vpn_keeps_no_container_from_a_host() {
