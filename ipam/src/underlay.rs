@@ -109,7 +109,7 @@ impl Underlay {
             Some(Ok(source)) if source == before.local => true,
             Some(Ok(_)) => {
                 is_here(before.local)
-                    && Here::look().is_ok_and(|here| here.lasting(before.local) == before.local)
+                    && (v4 || Here::look().is_ok_and(|here| here.lasting(before.local) == before.local))
             }
         }
     }
@@ -122,9 +122,14 @@ impl Choice {
             |target| source_towards(target).map_err(|error| format!("no route to {target} ({error})"));
         match self {
             // The route to everywhere, whatever halves of that lead into a VPN; where none is in the usual table, the kernel's choice.
-            Self::DefaultRoute => source_by(default_link(v4)?, anywhere(v4))
-                .map(|source| here.lasting(source))
-                .map_err(|error| format!("no default route ({error})")),
+            Self::DefaultRoute => {
+                let link = default_link(v4)?;
+                // As flannel has it, also where the kernel would send by another one: it finds its record again.
+                let index = link.as_ref().filter(|_| v4).map(|link| link.index);
+                let first = index.and_then(|index| here.first(v4, |other, _| other == index));
+                let by_kernel = || source_by(link, anywhere(v4)).map(|source| here.lasting(source));
+                first.map_or_else(by_kernel, Ok).map_err(|error| format!("no default route ({error})"))
+            }
             Self::CanReach(target) if target.is_ipv4() == v4 => {
                 towards(*target).map(|source| here.lasting(source))
             }

@@ -125,6 +125,25 @@ fn hosts_of_single_addresses_are_on_one_link() {
     }
 }
 
+/// The kernel would send by the second one, in whose subnet the router is.
+#[test]
+fn a_host_of_two_addresses_is_known_by_the_same_to_both() {
+    let fleet = Fleet::new(V4);
+    let node = fleet.node(0);
+    node.command("ip addr del 172.30.0.11/24 dev eth0");
+    node.command("ip addr add 10.9.0.5/24 dev eth0");
+    node.command("ip addr add 172.30.0.11/24 dev eth0");
+    node.command("ip route add default via 172.30.0.1");
+    let flanneld = fleet.flannel(0);
+    let before = fleet.subnets();
+    flanneld.stop();
+    node.command("ip link delete flannel.1");
+    let _weftd = fleet.weft(0);
+    assert_eq!(fleet.subnets(), before);
+    let record = fleet.etcd.get(&before[0]).expect("the host's record");
+    assert!(record.contains(r#""PublicIP":"10.9.0.5""#), "{record}");
+}
+
 /// In whatever case keys are written, and with the MTU of packets between hosts.
 #[test]
 fn they_read_the_configuration_alike() {

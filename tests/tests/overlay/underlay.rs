@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use weft_tests::{Family, Node, Pod, Weftd, eventually};
 
-use super::{CONFIG, Fleet, SUBNETS, each_way};
+use super::{CONFIG, Fleet, SUBNETS, V4, each_way};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -155,6 +155,29 @@ fn each_way_of_choosing_an_interface() {
         node.command(&format!("ip route add {half}"));
     }
     attach(&eth2);
+}
+
+/// The kernel would send by another one, in whose subnet the router is. Containers reach each other by it.
+#[test]
+fn the_first_address_of_the_default_interface() {
+    let fleet = Fleet::new(&[2], V4);
+    for (number, node) in (2..).zip(fleet.cluster.nodes()) {
+        let own = node.ipv4;
+        node.command(&format!("ip addr del {own}/24 dev eth0"));
+        node.command(&format!("ip addr add 10.9.0.{number}/24 dev eth0"));
+        node.command(&format!("ip addr add {own}/24 dev eth0"));
+        node.command("ip route add default via 172.30.0.1");
+        assert!(node.command("ip route get 203.0.113.1").contains(&format!("src {own}")));
+    }
+    fleet.all_reach(1);
+    let records = fleet.etcd.keys(SUBNETS).into_iter().map(|key| fleet.etcd.get(&key).expect("a record"));
+    let records = records.collect::<String>();
+    assert!(records.contains(r#""10.9.0.2""#) && records.contains(r#""10.9.0.3""#), "{records}");
+    let link = fleet.node(0).link("weft.1").expect("a device");
+    assert_eq!(link["linkinfo"]["info_data"]["local"], "10.9.0.2");
+    // The lease on file has it, and nothing is asked.
+    fleet.etcd.stop();
+    drop(fleet.node(0).attach(&fleet.network));
 }
 
 /// As while DHCP renews them. The host is in its network, also without etcd.
