@@ -76,7 +76,7 @@ impl<'c> Host<'c> {
         if lease.prefix != self.etcd.prefix {
             return Ok(false);
         }
-        match lease::standing(&self.etcd, lease) {
+        match lease::standing(&self.etcd, lease, &[]) {
             Standing::Same => return Ok(true),
             Standing::Away => {
                 let remedy = "where it gets none any more, set ipam.iface";
@@ -158,8 +158,14 @@ impl<'c> Host<'c> {
         let known = Peers::read(&self.data_dir, self.network)?.unwrap_or_default();
         let others = self.others()?;
         let (before, limit) = (before.as_ref(), self.part(LIMIT));
-        let claimant =
-            Claimant { before, wish: None, unused, waits: true, keeper: Keeper::Plugin, others: &others };
+        let claimant = Claimant {
+            before,
+            wish: None,
+            unused,
+            waits: Some(&[]),
+            keeper: Keeper::Plugin,
+            others: &others,
+        };
         let attempt = async || {
             let mut registry = Registry::new(&self.etcd)?.within(limit);
             let lease = lease::acquire(&mut registry, &self.etcd, claimant).await?;
@@ -304,8 +310,14 @@ impl<'c> Host<'c> {
         }
         let others = self.others()?;
         let (before, unused) = (Some(&kept), store.is_some());
-        let claimant =
-            Claimant { before, wish: None, unused, waits: true, keeper: Keeper::Plugin, others: &others };
+        let claimant = Claimant {
+            before,
+            wish: None,
+            unused,
+            waits: Some(&[]),
+            keeper: Keeper::Plugin,
+            others: &others,
+        };
         // To find a subnet is no news that an ADD can do without.
         let patience = if unused { self.part(SHARE).remaining() } else { self.patience(&kept) };
         let taken = in_event_loop(in_time(patience, async {

@@ -26,7 +26,7 @@ use crate::underlay::{Found, Here};
 use configuration::configured;
 pub use configuration::parse_config;
 use former::{Own, former, tell_of_move};
-pub use former::{Standing, standing};
+pub use former::{Standing, links, standing};
 pub(crate) use former::{is_by_machine, published};
 use holder::Holder;
 pub(crate) use holder::holds;
@@ -66,8 +66,9 @@ pub struct Claimant<'a> {
     pub wish: Option<&'a str>,
     /// No container of this host has an address of its subnet, so that another one will do.
     pub unused: bool,
-    /// It waits for its address while the interface that had it is there without it ([`Standing::Away`]).
-    pub waits: bool,
+    /// While the interface that had its address is there without it ([`Standing::Away`]), it waits for that: the numbers of those
+    /// links, as far as they are known.
+    pub waits: Option<&'a [u32]>,
     /// What renews the lease from then on.
     pub keeper: Keeper,
     /// What this host's other networks have on file: [`HostLease::others`].

@@ -12,8 +12,14 @@ use crate::etcd::Etcd;
 use crate::weftd::Weftd;
 
 /// A host that knows of no subnet.
-pub const NEWCOMER: Claimant<'static> =
-    Claimant { before: None, wish: None, unused: true, waits: true, keeper: Keeper::Plugin, others: &[] };
+pub const NEWCOMER: Claimant<'static> = Claimant {
+    before: None,
+    wish: None,
+    unused: true,
+    waits: Some(&[]),
+    keeper: Keeper::Plugin,
+    others: &[],
+};
 
 /// A host that is only an address, in the network at [`Weftd::PREFIX`].
 pub fn host_at(etcd: &Etcd, number: u16) -> EtcdConf {

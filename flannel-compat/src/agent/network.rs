@@ -107,6 +107,7 @@ impl Network {
             wish,
             unused: !conf.subnet_file.exists(),
             away: None,
+            links: Vec::new(),
             news: sender,
         };
         // Where it has ended, another host may have the subnet, and nobody is to come to it before etcd was asked.

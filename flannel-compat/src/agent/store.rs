@@ -69,6 +69,8 @@ pub(super) struct Store {
     pub(super) unused: bool,
     /// Since when the interface to the other hosts is without its address, while another one has one.
     pub(super) away: Option<Instant>,
+    /// The numbers of the links that had the lease's addresses.
+    pub(super) links: Vec<u32>,
     pub(super) news: mpsc::Sender<News>,
 }
 
@@ -124,6 +126,7 @@ impl Store {
                 lease.key
             );
         }
+        self.note_links(&lease);
         self.lease = Some(lease.clone());
         self.unused = false;
         if self.tell(News::Leased(lease.clone())).await.is_none() {
@@ -148,7 +151,7 @@ impl Store {
             before: before.as_ref(),
             wish: self.wish.as_deref(),
             unused: self.is_unused(),
-            waits: !self.is_away_for_long(),
+            waits: (!self.is_away_for_long()).then_some(&self.links),
             keeper: Keeper::Agent,
             others: &others,
         };
@@ -172,14 +175,31 @@ impl Store {
 
     /// What has become of those that it is known by.
     fn look_for_addresses(&mut self, lease: &HostLease) -> Standing {
-        let standing = lease::standing(&self.conf, lease);
-        if standing != Standing::Away {
-            self.away = None;
-        } else if self.away.is_none() {
-            log::warn!("the interface to other hosts has lost its address: waiting {ABSENCE:?} for it");
-            self.away = Some(Instant::now());
+        let standing = lease::standing(&self.conf, lease, &self.links);
+        match standing {
+            Standing::Away => {
+                self.away.get_or_insert_with(|| {
+                    let what = "the interface to other hosts has lost its address";
+                    log::warn!("network {}: {what}: waiting {ABSENCE:?} for it", self.network);
+                    Instant::now()
+                });
+            }
+            // It may have come back as another link.
+            Standing::Same if self.away.is_some() => {
+                self.away = None;
+                self.note_links(lease);
+            }
+            Standing::Same | Standing::Moved => self.away = None,
         }
         standing
+    }
+
+    /// Those of addresses that are gone stay known.
+    fn note_links(&mut self, lease: &HostLease) {
+        let links = lease::links(lease);
+        if links.len() == lease.local.len() {
+            self.links = links;
+        }
     }
 
     fn is_away_for_long(&self) -> bool {

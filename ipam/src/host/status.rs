@@ -59,8 +59,14 @@ impl Host<'_> {
         let before = HostLease::read(&self.data_dir, self.network)?;
         let others = self.others()?;
         let (before, unused) = (before.as_ref(), self.is_unused());
-        let claimant =
-            Claimant { before, wish: None, unused, waits: true, keeper: Keeper::Plugin, others: &others };
+        let claimant = Claimant {
+            before,
+            wish: None,
+            unused,
+            waits: Some(&[]),
+            keeper: Keeper::Plugin,
+            others: &others,
+        };
         let until = self.part(LIMIT);
         lease::rehearse(&mut Registry::new(&self.etcd)?.within(until), &self.etcd, claimant).await
     }

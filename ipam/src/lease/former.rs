@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use cni_protocol::Error;
 use flannel_records::HostRecord;
+use nix::net::if_::if_indextoname;
 use weft_state::lease::HostLease;
 
 use super::holder::Holder;
@@ -46,14 +47,21 @@ pub enum Standing {
     Moved,
 }
 
-/// What has become of a lease's addresses.
+/// What has become of a lease's addresses, where `links` are known to have had them.
 #[must_use]
-pub fn standing(conf: &EtcdConf, lease: &HostLease) -> Standing {
+pub fn standing(conf: &EtcdConf, lease: &HostLease, links: &[u32]) -> Standing {
     // A lease that cannot be read has none.
-    addresses(lease).map(|before| standing_of(conf, lease, before)).max().unwrap_or(Standing::Moved)
+    addresses(lease).map(|before| standing_of(conf, lease, before, links)).max().unwrap_or(Standing::Moved)
 }
 
-fn standing_of(conf: &EtcdConf, lease: &HostLease, before: Found) -> Standing {
+/// The numbers of the links that have a lease's addresses.
+#[must_use]
+pub fn links(lease: &HostLease) -> Vec<u32> {
+    let of = |here: Here| lease.local.iter().filter_map(|local| here.link_of(*local)).collect();
+    Here::look().map(of).unwrap_or_default()
+}
+
+fn standing_of(conf: &EtcdConf, lease: &HostLease, before: Found, links: &[u32]) -> Standing {
     if conf.underlay.is_still(before) {
         return Standing::Same;
     }
@@ -61,7 +69,11 @@ fn standing_of(conf: &EtcdConf, lease: &HostLease, before: Found) -> Standing {
     match conf.underlay.find(before.public.is_ipv4(), &here) {
         Ok(now) if now != before => {
             let is_gone = is_known_alike(conf, lease) && here.link_of(before.local).is_none();
-            if is_gone && is_elsewhere(lease, now.local, &here) { Standing::Away } else { Standing::Moved }
+            if is_gone && is_elsewhere(lease, now.local, &here, links) {
+                Standing::Away
+            } else {
+                Standing::Moved
+            }
         }
         _ => Standing::Same,
     }
@@ -72,11 +84,14 @@ fn is_known_alike(conf: &EtcdConf, lease: &HostLease) -> bool {
     lease.underlay == conf.underlay.to_string()
 }
 
-/// Whether an address is another interface's than that which the lease was taken with, and that one is there. A VLAN, a bridge or a bond
-/// shares its hardware address with others, and comes back as one of these.
-fn is_elsewhere(lease: &HostLease, now: IpAddr, here: &Here) -> bool {
-    let known = Holder::parse(&lease.holder).and_then(|holder| holder.mac);
-    let links = known.map(|mac| Here::links_with(&mac)).unwrap_or_default();
+/// Whether an address is another interface's than that which the lease was taken with, and that one is there: by its number where
+/// that is known, else by its hardware address. A VLAN, a bridge or a bond shares this with others, and comes back with it.
+fn is_elsewhere(lease: &HostLease, now: IpAddr, here: &Here, known: &[u32]) -> bool {
+    let mut links: Vec<u32> = known.iter().copied().filter(|link| if_indextoname(*link).is_ok()).collect();
+    if links.is_empty() {
+        let mac = Holder::parse(&lease.holder).and_then(|holder| holder.mac);
+        links = mac.map(|mac| Here::links_with(&mac)).unwrap_or_default();
+    }
     !links.is_empty() && here.link_of(now).is_none_or(|link| !links.contains(&link))
 }
 
@@ -106,7 +121,9 @@ impl Own {
         let known = claimant.before.filter(|lease| is_known_alike(conf, lease));
         let counts = |lease: &HostLease, found: Found| {
             underlay::is_here(found.local) && conf.underlay.is_still(found)
-                || claimant.waits && standing_of(conf, lease, found) == Standing::Away
+                || claimant
+                    .waits
+                    .is_some_and(|links| standing_of(conf, lease, found, links) == Standing::Away)
         };
         let [v4, v6] = [true, false].map(|v4| {
             let of_before =

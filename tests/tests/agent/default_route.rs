@@ -74,6 +74,9 @@ fn an_interface_without_its_address_for_a_while_moves_no_host() {
     let before = all_records(&fleet);
     let (node, agent) = (fleet.node(0), &fleet.agents[0]);
     tunnel(node);
+    // As VLANs of one interface have it.
+    let hardware = node.link("eth0").expect("an interface")["address"].clone();
+    node.command(&format!("ip link set tun0 address {}", hardware.as_str().expect("a MAC")));
     node.command("ip route add 0.0.0.0/1 via 10.8.0.1");
     node.command("ip route add 128.0.0.0/1 via 10.8.0.1");
     node.command("ip -6 route add default via fd08::1 metric 5000");
