@@ -250,9 +250,9 @@ impl<'c> Host<'c> {
     }
 
     /// How long an ADD waits for etcd with a lease on file. Nobody else renews the lease, and where it ends the subnet is given away: then a
-    /// slow etcd is waited for.
+    /// slow etcd is waited for. A pinned subnet never is.
     fn patience(&self, lease: &HostLease) -> Duration {
-        if is_half_over(lease) { self.part(SHARE).remaining() } else { PATIENCE }
+        if is_half_over(lease) && !lease.is_pinned() { self.part(SHARE).remaining() } else { PATIENCE }
     }
 
     /// The lease, renewed if it is time, the other hosts, and whether the lease is right: it is not when its record, its address or the

@@ -9,8 +9,8 @@ use flannel_records::{NetworkConfig, Pool};
 use ipnetwork::IpNetwork;
 use weft_state::lease::HostLease;
 
-use super::{Lease, Search, Snapshot, holds, published};
-use crate::registry::Registry;
+use super::{Lease, Search, Snapshot, published};
+use crate::registry::{Held, Registry};
 use crate::underlay;
 
 impl Search<'_> {
@@ -38,12 +38,13 @@ impl Search<'_> {
     fn sibling(&self, snapshot: &Snapshot) -> Option<Error> {
         let (dir, lease) = self.others.iter().find(|(_, other)| {
             let own = published(other);
-            let held: Vec<_> =
-                self.held.iter().filter(|(address, _)| own.contains(address)).cloned().collect();
+            let mut held = self.held.iter().filter(|(address, _)| own.contains(address));
+            // Beside a pinned record nobody says who has the address once the host's lease has ended.
+            let is_its = |held: &Option<Held>| held.as_ref().is_none_or(|held| held.value == other.holder);
             other.prefix == self.conf.prefix
                 && other.local.iter().any(|local| underlay::is_here(*local))
                 && snapshot.hosts.records.get(&other.key) == Some(&other.value)
-                && holds(other, &held)
+                && held.all(|(_, held)| is_its(held))
         })?;
         let (name, dir) = named(dir);
         let (prefix, key) = (&self.conf.prefix, &lease.key);

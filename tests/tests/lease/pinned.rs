@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use weft_tests::{Running, eventually};
@@ -145,6 +145,47 @@ fn a_host_with_the_file_of_an_earlier_version_says_who_it_is() {
     fs::create_dir_all(&other).expect("make a directory");
     fs::write(other.join("lease.json"), earlier.to_string()).expect("put the earlier file");
     fleet.fails(1, &twin(), 103).assert_names(&[ADDRESS, PINNED, "another live host"]);
+}
+
+/// The lease of its address has ended, and the subnet is still the first network's.
+#[test]
+fn a_second_network_at_the_place_of_an_idle_one_is_refused() {
+    let fleet = Fleet::new(1, V4);
+    pin(&fleet);
+    fleet.add(0, &due()).result();
+    let mut second = due();
+    second["name"] = json!("other");
+    end_lease(&fleet);
+    fleet.fails(0, &second, 103).assert_names(&["network pods", PINNED]);
+    fleet.ipam("STATUS", 0, &second).run().error_code(50).assert_names(&["network pods", PINNED]);
+    fleet.ipam("STATUS", 0, &due()).run().done();
+    assert_eq!(addresses(&fleet.add(0, &due()).result()), ["10.241.7.3/24"]);
+    pinned(&fleet, ADDRESS);
+    // It is nobody's any more, or another host's.
+    fleet.etcd.del(&key());
+    end_lease(&fleet);
+    fleet.add(0, &second).result();
+}
+
+/// Nothing that etcd could say in time keeps the subnet. What is on file is as after half of the lease's time, or of an earlier version.
+#[test]
+fn an_add_with_a_pinned_subnet_does_not_wait_for_etcd() {
+    let fleet = Fleet::new(1, V4);
+    pin(&fleet);
+    let patient = json!({ "timeout": 60, "ipam": { "peerRefresh": 0, "etcd": { "timeout": 30 } } });
+    fleet.add(0, &patient).result();
+    let renewed = on_file(&fleet)["renewed"].as_u64().expect("a time");
+    fleet.etcd.freeze();
+    for (name, value) in [("renewed", renewed - 80_000), ("ttl", 0)] {
+        let mut lease = on_file(&fleet);
+        lease[name] = json!(value);
+        fs::write(file(&fleet), lease.to_string()).expect("put the file");
+        let start = Instant::now();
+        fleet.add(0, &patient).result();
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(5), "{name}: {took:?}");
+    }
+    fleet.etcd.thaw();
 }
 
 /// Pins and leases as a person puts them, and another time of the lease: there is never more than one.
