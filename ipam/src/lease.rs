@@ -244,7 +244,8 @@ impl<'a> Search<'a> {
         }
         match self.place(snapshot) {
             Place::Mine { key, value } => self.keep(registry, snapshot, key, value).await,
-            Place::Misfit { key, value } => {
+            Place::Misfit { key, value, why } => {
+                log::warn!("this host gives up subnet {key}, in which it has no containers: {why}");
                 registry.remove(key, value).await?;
                 Ok(None)
             }

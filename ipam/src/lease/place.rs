@@ -25,6 +25,7 @@ pub(super) enum Place<'a> {
     Misfit {
         key: &'a str,
         value: &'a str,
+        why: String,
     },
     /// Another host has the subnet that this one had.
     Taken {
@@ -48,11 +49,16 @@ impl Search<'_> {
             } else if !self.fits(key) && !self.unused {
                 Place::Refused(self.misfit(key))
             } else if !self.fits(key) {
-                Place::Misfit { key, value }
+                let why = "the network has it no more".to_owned();
+                Place::Misfit { key, value, why }
             } else {
                 match elder(&snapshot.hosts, key) {
                     None => Place::Mine { key, value },
-                    Some(_) if self.unused => Place::Misfit { key, value },
+                    Some(elder) if self.unused && is_pinned => Place::Refused(self.pinned_later(key, elder)),
+                    Some((elder, _)) if self.unused => {
+                        let why = format!("{elder} has part of it and was there first");
+                        Place::Misfit { key, value, why }
+                    }
                     Some(elder) => self.taken(key, elder),
                 }
             };
@@ -69,8 +75,24 @@ impl Search<'_> {
     }
 
     fn taken<'s>(&self, own: &str, (key, value): (&String, &String)) -> Place<'s> {
-        let remedy = format!("if that is no host any more: etcdctl del {}/subnets/{key}", self.conf.prefix);
-        Place::Taken { key: own.to_owned(), owner: format!("{} ({remedy})", owner(key, value)) }
+        let owner = format!("{} ({})", owner(key, value), self.remedy(key));
+        Place::Taken { key: own.to_owned(), owner }
+    }
+
+    fn remedy(&self, key: &str) -> String {
+        format!("if that is no host any more: etcdctl del {}/subnets/{key}", self.conf.prefix)
+    }
+
+    /// A record that somebody has pinned is theirs to remove, and good again when the other one's lease has ended.
+    fn pinned_later(&self, own: &str, (key, value): (&String, &String)) -> Error {
+        let msg = format!(
+            "take a subnet: {}/subnets/{own} is pinned for this host, but {} has part of it in {key}, which was there first: pin \
+             another one; {}",
+            self.conf.prefix,
+            owner(key, value),
+            self.remedy(key),
+        );
+        Error::new(Code::Conflict, msg)
     }
 
     /// Where a host without a lease on file goes: to what it asks for, if it can have that.
@@ -209,14 +231,20 @@ fn shares(key: &str, subnets: &[IpNetwork]) -> bool {
 }
 
 /// Another host's record that has one of a key's subnets and was there first, so that all other hosts believe that one. Whoever came
-/// later gives way when it has put its record ([`Search::is_alone`]), or at its next look, when it was killed before it could.
+/// later gives way when it has put its record ([`Search::is_alone`]), or at its next look, when it was killed before it could. A
+/// record of another backend takes nothing: the hosts of this one drop it.
 pub(crate) fn elder<'r>(hosts: &'r Peers, key: &str) -> Option<(&'r String, &'r String)> {
     let own = parse_key(key).unwrap_or_default();
-    let mine = hosts.records.get(key).map(|value| publics(key, value)).unwrap_or_default();
-    let is_others = |public: Vec<IpAddr>| !public.is_empty() && !public.iter().any(|one| mine.contains(one));
+    let mine = hosts.records.get(key).and_then(|value| HostRecord::parse(key, value).ok());
+    let is_mine =
+        |public: IpAddr| mine.iter().flat_map(HostRecord::segments).any(|segment| segment.public == public);
+    let counts = |other: HostRecord| {
+        mine.as_ref().is_none_or(|mine| mine.transport == other.transport)
+            && !other.segments().iter().any(|segment| is_mine(segment.public))
+    };
     let is_older = |other: &str| (hosts.made(other), other) < (hosts.made(key), key);
     let mut others = hosts.records.iter().filter(|(other, _)| shares(other, &own) && is_older(other));
-    others.find(|(other, value)| is_others(publics(other, value)))
+    others.find(|(other, value)| HostRecord::parse(other, value).is_ok_and(counts))
 }
 
 /// Whose record it is, for people.
@@ -278,6 +306,40 @@ fn exhausted(pool: &Pool, blocks: &[Block<'_>]) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_was_there_first_with_another_backend_takes_nothing() {
+        let (old, new) = ("10.240.1.0-24&fd00:42:0:1::-64", "10.240.2.0-24&fd00:42:0:1::-64");
+        let plain = |host: u8| {
+            format!(
+                r#"{{"PublicIP":"192.0.2.{host}","PublicIPv6":"2001:db8::{host}","BackendType":"host-gw"}}"#
+            )
+        };
+        let vxlan = |host: u8, vni: u32| {
+            let data = format!(r#"{{"VNI":{vni},"VtepMAC":"8e:00:00:00:00:{host:02x}"}}"#);
+            format!(
+                r#"{{"PublicIP":"192.0.2.{host}","PublicIPv6":"2001:db8::{host}","BackendType":"vxlan","BackendData":{data},"BackendV6Data":{data}}}"#
+            )
+        };
+        for (theirs, own, counts) in [
+            (vxlan(1, 1), vxlan(2, 1), true),
+            (plain(1), plain(2), true),
+            (plain(1), vxlan(2, 1), false),
+            (vxlan(1, 1), plain(2), false),
+            (vxlan(1, 2), vxlan(2, 1), false),
+            // Another one of its own.
+            (vxlan(2, 1), vxlan(2, 1), false),
+            ("{}".to_owned(), vxlan(2, 1), false),
+        ] {
+            let hosts = Peers {
+                records: [(old.to_owned(), theirs.clone()), (new.to_owned(), own.clone())].into(),
+                created: [(old.to_owned(), 1), (new.to_owned(), 2)].into(),
+                ..Peers::default()
+            };
+            assert_eq!(elder(&hosts, new).is_some(), counts, "{theirs} {own}");
+            assert!(elder(&hosts, old).is_none());
+        }
+    }
 
     #[test]
     fn as_many_choices_as_are_free_and_none_of_them_twice() {

@@ -50,11 +50,20 @@ fn who_came_later_to_a_shared_subnet_gives_way_when_it_comes_again() {
     let put = |key: &str, value: &str| fleet.etcd.put(&format!("{SUBNETS}{key}"), value);
     let leave = |key: &str| fleet.etcd.del(&format!("{SUBNETS}{key}"));
     let peer_refresh = json!({ "ipam": { "peerRefresh": 0 } });
-    // Nothing lives in its subnet: it takes another one.
     put(elder, &record(99));
+    // Whoever has pinned a subnet for it is to change that.
     put(own, &record(11));
+    let parts = [own, elder, "172.30.0.99 and fd30::99", "etcdctl del"];
+    fleet.fails(0, &peer_refresh, 103).assert_names(&parts);
+    fleet.ipam("STATUS", 0, &peer_refresh).run().error_code(50).assert_names(&parts);
+    assert_eq!(fleet.keys(), [elder, own]);
+    assert!(fleet.etcd.leases().is_empty());
+    // Nobody has, and nothing lives in its subnet: it takes another one.
+    fleet.etcd.put_leased(&format!("{SUBNETS}{own}"), record(11), &fleet.etcd.grant(600));
     fleet.ipam("STATUS", 0, &peer_refresh).run().done();
-    fleet.add(0, &peer_refresh).result();
+    let reply = fleet.add(0, &peer_refresh);
+    reply.result();
+    assert!(reply.stderr.contains(own) && reply.stderr.contains(elder), "{}", reply.stderr);
     let keys = fleet.keys();
     assert!(keys.len() == 2 && keys[0] == elder && keys[1..] != [own], "{keys:?}");
     // Containers do, and it was there first: who came later is to give way, and what is no host's takes nothing.
