@@ -22,7 +22,7 @@ pub(crate) use claim::address_key;
 use claim::held;
 pub use claim::{Claim, Held};
 use failure::{Kind, NO_NAME, explain, kind};
-pub use own::{Attempt, Candidate, Record};
+pub use own::{Attempt, Candidate, Record, Removal};
 pub use watch::{Watch, Watched};
 
 /// The largest answer that is read. Anybody can put values of 1.5 MiB, and three of these are more than the 4 MiB that

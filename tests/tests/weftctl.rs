@@ -156,7 +156,8 @@ fn status_of_a_host_whose_subnet_another_one_has() {
             eventually(PATIENCE, "it is this host's again", || (owner() == Value::Null).then_some(()));
         } else {
             network.del_call(&pod).on(node).run().done();
-            assert!(fleet.says(0, "leave").contains(&line));
+            let said = fleet.says(0, "leave");
+            assert!(said.contains("that of 172.30.0.99 now, and stays") && !said.contains(&line), "{said}");
             assert!(fleet.etcd.get(&key).is_some(), "the other one keeps it");
         }
         assert!(owner() == Value::Null && !says_taken());
@@ -227,6 +228,40 @@ fn a_host_leaves_whose_record_was_pinned_meanwhile() {
         "{said}"
     );
     assert_eq!(fleet.etcd.keys(Weftd::PREFIX), [CONFIG, &key]);
+}
+
+/// Whoever was killed between etcd's answer and the disk has a file that names another lease than the record hangs on, another
+/// record, or no lease.
+#[test]
+fn a_host_leaves_whose_file_is_older_than_its_record() {
+    let fleet = Fleet::new(1);
+    let node = fleet.node(0);
+    let file = node.data_dir().join(Weftd::NETWORK).join("lease.json");
+    let run = |seconds: u64| {
+        let agent = Weftd::start(node, &fleet.etcd, &json!({ "leaseTTL": seconds }));
+        agent.ready();
+        agent.daemon().stop();
+    };
+    for (differs, seconds) in [("lease", 500), ("value", 600), ("version", 500)] {
+        run(600);
+        let mut before: Value =
+            serde_json::from_slice(&std::fs::read(&file).expect("a lease")).expect("JSON");
+        match differs {
+            "value" => fleet.etcd.put(CONFIG, V4.replace(r#""vxlan""#, r#""vxlan", "VNI": 7"#)),
+            "version" => {
+                let key = fleet.etcd.keys(SUBNETS).remove(0);
+                fleet.etcd.put(&key, before["value"].as_str().expect("the record"));
+                before["leaseId"] = json!(0);
+            }
+            _ => {}
+        }
+        run(seconds);
+        std::fs::write(&file, before.to_string()).expect("put the older file");
+        let said = fleet.says(0, "leave");
+        assert!(said.contains("is given up;"), "{differs}: {said}");
+        assert_eq!(fleet.etcd.keys(Weftd::PREFIX), [CONFIG], "{differs}: nothing of the host is left");
+        assert!(fleet.etcd.leases().is_empty(), "{differs}");
+    }
 }
 
 /// While etcd takes its time: an agent or a container that comes meanwhile finds the host in the network, or out of it.

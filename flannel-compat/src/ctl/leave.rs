@@ -58,9 +58,9 @@ pub(super) fn leave(conf: &Conf, network: &NetworkConf, force: bool) -> Result<S
         );
         return Err(Error::new(Code::Conflict, msg));
     }
-    // First, so that others do not send here any more. A lease that another host has taken over is left alone.
     // Where it was leased: the configuration may have another prefix by now.
     let etcd = EtcdConf { prefix: lease.prefix.clone(), ..network.etcd.clone() };
+    // First, so that others do not send here any more. A subnet that another host has taken over is left alone.
     let released = in_event_loop(async { release(&mut Registry::new(&etcd)?, &lease).await })?;
     let (overlay, _) = Overlay::new(&lease, &Peers::default())?;
     // etcd may have taken its time.
@@ -75,16 +75,23 @@ pub(super) fn leave(conf: &Conf, network: &NetworkConf, force: bool) -> Result<S
     }
     // Last: whoever is killed before finds it again.
     HostLease::forget(&conf.data_dir, name)?;
-    let key = &lease.key;
-    let what = match released {
+    let (key, what) = (&lease.key, outcome(released, &lease));
+    Ok(format!("network {name}: subnet {key} {what}; device, routes and rules are gone\n"))
+}
+
+/// What became of the subnet in etcd.
+fn outcome(released: Release, lease: &HostLease) -> String {
+    match released {
         Release::Done => "is given up".to_owned(),
-        Release::Replaced => format!(
-            "is given up, but the record in etcd is not this host's, and stays: if it is no other host's: etcdctl del {}/subnets/{key}",
-            lease.prefix
+        Release::Replaced { owner: Some(owner) } => {
+            format!("is given up; the record in etcd is that of {owner} now, and stays")
+        }
+        Release::Replaced { owner: None } => format!(
+            "is given up, but the record in etcd is not this host's, and stays: if it is no other host's: etcdctl del {}/subnets/{}",
+            lease.prefix, lease.key
         ),
         Release::Disputed => "stays with another host that has this one's address".to_owned(),
-    };
-    Ok(format!("network {name}: subnet {key} {what}; device, routes and rules are gone\n"))
+    }
 }
 
 /// Keeps agent and ADDs out until the locks are dropped: they would lose what they lease or attach meanwhile.

@@ -1,5 +1,7 @@
 //! What a host writes of itself: its record and its addresses, in one transaction each.
 
+use std::collections::BTreeSet;
+
 use cni_protocol::Error;
 use etcd_client::{
     Client, Compare, CompareOp, DeleteOptions, GetOptions, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp,
@@ -38,6 +40,17 @@ pub enum Attempt {
     Lost(Vec<String>),
     /// An endpoint may have done it before it failed, so that the answer of the next says nothing.
     Unsure,
+}
+
+/// What became of an attempt to remove a record.
+#[derive(Debug)]
+pub enum Removal {
+    /// No record is left at the key.
+    Done,
+    /// What stands there is not the host's, and stays; its value.
+    Other(String),
+    /// Nothing was done: the addresses are not as they were seen any more.
+    Again,
 }
 
 impl Registry {
@@ -133,35 +146,39 @@ impl Registry {
         self.call("remove this host's record", call).await.map(drop)
     }
 
-    /// Removes a record, if its value is this one, under the lease of the host's addresses or, where somebody has pinned it, under
-    /// none, and these addresses, and ends their lease. Whether no record is left at the key; `None`, with nothing done, when the
-    /// addresses are not as they were seen any more.
+    /// Removes a record, if it hangs on one of the host's leases or, where somebody has pinned it, has this value, and the claim's
+    /// addresses, and ends the leases.
     ///
     /// # Errors
     /// [`cni_protocol::Code::TryAgain`].
-    pub async fn release(&mut self, key: &str, value: &str, claim: &Claim) -> Result<Option<bool>, Error> {
+    pub async fn release(
+        &mut self,
+        (key, value): (&str, &str),
+        leases: &BTreeSet<i64>,
+        claim: &Claim,
+    ) -> Result<Removal, Error> {
         let key = format!("{}{key}", self.subnets());
-        let delete = |lease: i64, otherwise: TxnOp| {
-            let record = [
-                Compare::value(key.as_str(), CompareOp::Equal, value),
-                Compare::lease(key.as_str(), CompareOp::Equal, lease),
-            ];
+        let hangs_on = |lease| Compare::lease(key.as_str(), CompareOp::Equal, lease);
+        let delete = |when: Vec<Compare>, otherwise: TxnOp| {
             let delete = TxnOp::delete(key.as_str(), None::<DeleteOptions>);
-            TxnOp::txn(Txn::new().when(record).and_then([delete]).or_else([otherwise]))
+            TxnOp::txn(Txn::new().when(when).and_then([delete]).or_else([otherwise]))
         };
-        let mut parts = vec![delete(claim.lease, delete(0, TxnOp::get(key.as_str(), None)))];
+        let same = Compare::value(key.as_str(), CompareOp::Equal, value);
+        let pinned = delete(vec![hangs_on(0), same], TxnOp::get(key.as_str(), None));
+        let removal =
+            leases.iter().fold(pinned, |otherwise, lease| delete(vec![hangs_on(*lease)], otherwise));
+        let mut parts = vec![removal];
         parts.extend(self.deletes(&claim.addresses));
         let txn = Txn::new().when(self.as_seen(claim)).and_then(parts);
         let call = async |client: &mut Client| client.txn(txn.clone()).await;
         let answer = self.call("remove this host's record", call).await?;
         if !answer.succeeded() {
-            return Ok(None);
+            return Ok(Removal::Again);
         }
-        // A pinned record, as an earlier version has it on file, has none.
-        if claim.lease != 0 {
-            self.call("end the lease", async |client: &mut Client| end(client, claim.lease).await).await?;
+        for lease in leases {
+            self.call("end the lease", async |client: &mut Client| end(client, *lease).await).await?;
         }
-        Ok(Some(answer.op_responses().first().is_none_or(is_gone)))
+        Ok(answer.op_responses().first().and_then(left).map_or(Removal::Done, Removal::Other))
     }
 
     /// Ends a lease, unless a key hangs on it.
@@ -178,14 +195,14 @@ impl Registry {
     }
 }
 
-/// Whether a record was removed, by what came of it, or was not there.
-fn is_gone(outcome: &TxnOpResponse) -> bool {
+/// The value of a record that was not removed, by what came of it.
+fn left(outcome: &TxnOpResponse) -> Option<String> {
     match outcome {
-        TxnOpResponse::Txn(removal) => {
-            removal.succeeded() || removal.op_responses().first().is_none_or(is_gone)
+        TxnOpResponse::Txn(removal) if !removal.succeeded() => removal.op_responses().first().and_then(left),
+        TxnOpResponse::Get(there) => {
+            there.kvs().first().map(|kv| String::from_utf8_lossy(kv.value()).into_owned())
         }
-        TxnOpResponse::Get(there) => there.kvs().is_empty(),
-        _ => true,
+        _ => None,
     }
 }
 
