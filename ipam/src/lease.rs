@@ -283,7 +283,8 @@ impl<'a> Search<'a> {
         let lease = if found_lease == 0 { 0 } else { lease_id };
         let record = Record { key, value: &value, lease };
         let old = Record { key, value: found, lease: found_lease };
-        match registry.replace(&old, &record, &self.claim(key, lease_id)).await? {
+        let attempt = registry.replace(&old, &record, &self.claim(key, lease_id)).await;
+        match Self::or_end(registry, lease_id, attempt).await? {
             Attempt::Done(_) => {}
             Attempt::Lost(_) | Attempt::Unsure => return Ok(None),
         }

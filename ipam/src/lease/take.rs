@@ -36,7 +36,8 @@ impl Search<'_> {
     }
 
     /// Puts a record for the first of these choices, which looked free, that still is. An endpoint that puts one and fails before it
-    /// says so does not make the next one put another: the host's addresses are not as they were seen then.
+    /// says so does not make the next one put another: the host's addresses are not as they were seen then. They are where this very
+    /// claim was there already; but that names the subnet of the lease on file, which is a choice alone ([`super::Place::Before`]).
     pub(super) async fn take(
         &self,
         registry: &mut Registry,
@@ -55,14 +56,10 @@ impl Search<'_> {
         let candidates: Vec<Candidate<'_>> = candidates.collect();
         registry.lease(lease, self.conf.ttl).await?;
         let attempt = registry.take(&candidates).await;
-        if attempt.as_ref().is_err_and(|error| error.code == Code::InvalidConfig)
-            && let Err(error) = registry.end_if_unused(lease).await
-        {
-            log::warn!("{}: the lease of a record that may not be put is left to its end", error.msg);
-        }
+        let attempt = Self::or_end(registry, lease, attempt).await?;
         let is_taken =
             |one: &Candidate<'_>, keys: &[String]| keys.iter().any(|key| key.starts_with(one.taken_if));
-        match attempt? {
+        match attempt {
             Attempt::Done(number) => {
                 let record = candidates[number].record;
                 if !Self::is_alone(registry, record.key).await? {
@@ -76,6 +73,20 @@ impl Search<'_> {
             // Not the subnet, but the address: another host came to it.
             Attempt::Lost(_) | Attempt::Unsure => Ok(Take::Again),
         }
+    }
+
+    /// An attempt under a lease, which is ended where etcd's user may not put what is to hang on it.
+    pub(super) async fn or_end(
+        registry: &mut Registry,
+        lease: i64,
+        attempt: Result<Attempt, Error>,
+    ) -> Result<Attempt, Error> {
+        if attempt.as_ref().is_err_and(|error| error.code == Code::InvalidConfig)
+            && let Err(error) = registry.end_if_unused(lease).await
+        {
+            log::warn!("{}: the lease of a record that may not be put is left to its end", error.msg);
+        }
+        attempt
     }
 
     /// Whether no other host was there before with one of the key's subnets. In a network of IPv4 alone the record was put only

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use weft_tests::{Access, Cluster, Etcd, Network, Reply, eventually};
 
 use super::super::{CONFIG, PREFIX, SUBNETS, V4, ipam};
+use super::identity::record;
 
 /// One host beside an etcd of some kind.
 struct Guarded {
@@ -124,6 +125,13 @@ fn a_user_who_may_only_read() {
     let login = json!({ "username": "reader", "passwordFile": file });
     guarded.fails(&login, 7, &["does not let this user read and write", "grant-permission"]);
     assert!(guarded.etcd.leases().is_empty());
+    // Nor is there one beside a pinned record.
+    let pinned = format!("{SUBNETS}10.241.7.0-24");
+    guarded.etcd.put(&pinned, record("172.30.0.11"));
+    let error = ipam("ADD", guarded.cluster.node(0), &guarded.network(&login)).run().error_code(7);
+    error.assert_names(&["does not let this user read and write", "grant-permission"]);
+    assert!(guarded.etcd.leases().is_empty());
+    guarded.etcd.del(&pinned);
     guarded.etcd.ctl(&["role", "grant-permission", "reader", "--prefix=true", "readwrite", PREFIX]);
     guarded.works(&login);
     assert_eq!(guarded.etcd.leases().len(), 1);
