@@ -16,15 +16,13 @@ use weft_state::lease::{HostLease, Peers, Taken, agent_lives, lease_files, since
 use weft_state::{Lock, data_dir, state_dir};
 
 use crate::conf::etcd::EtcdConf;
-use crate::lease::{self, Claimant, Keeper, Lease, Standing};
+use crate::lease::{self, Claimant, Keeper, Lease, PAUSE, Standing};
 use crate::registry::{Registry, Snapshot, in_event_loop};
 use crate::store::{self, Store};
 pub(crate) use status::check_subnet;
 
 /// How long an ADD waits for news of other hosts, which it can do without.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// Between two attempts to take the first lease: a member that starts, or a new leader, needs about so long.
-const PAUSE: Duration = Duration::from_millis(100);
 /// The part of the command's time in which etcd is asked again for what the command cannot go on without, for all calls together.
 const SHARE: f32 = 0.25;
 const LIMIT: f32 = 0.5;

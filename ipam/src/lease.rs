@@ -14,6 +14,7 @@ mod take;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use cni_protocol::{Code, Error, MacAddr};
 use flannel_records::{Backend, HostRecord, NetworkConfig, Segment, Transport, Vni};
@@ -39,6 +40,10 @@ use take::Take;
 
 /// How often others may be faster, one after the other, until it is an error.
 const ATTEMPTS: usize = 1000;
+/// Between attempts while nobody else does anything: a member that starts, or a new leader, needs about so long.
+pub(crate) const PAUSE: Duration = Duration::from_millis(100);
+/// How many of these may fail, one after the other, until it is an error.
+const IDLE_ATTEMPTS: usize = 20;
 
 /// Whose the subnet is.
 #[derive(Debug)]
@@ -92,9 +97,17 @@ pub async fn acquire(
     claimant: Claimant<'_>,
 ) -> Result<Lease, Error> {
     let claimant = claimant.of(conf);
+    let (mut last, mut idle) = (None, 0);
     for _ in 0..ATTEMPTS {
         let own = Own::find(conf, claimant)?;
         let snapshot = registry.snapshot(&own.asked(claimant.before)).await?;
+        idle = if last.is_some_and(|last| snapshot.is_as(&last)) { idle + 1 } else { 0 };
+        if idle > IDLE_ATTEMPTS {
+            return Err(refused_without_cause(conf));
+        }
+        if idle > 0 {
+            tokio::time::sleep(PAUSE).await;
+        }
         let configured = match configured(conf, &snapshot) {
             Ok(configured) => configured,
             Err(error) => return Ok(Lease::Unconfigured(error)),
@@ -106,8 +119,19 @@ pub async fn acquire(
         if let Some(lease) = search.once(registry, &snapshot).await? {
             return Ok(lease);
         }
+        last = Some(snapshot);
     }
     Err(Error::new(Code::TryAgain, "take a subnet: others were faster a thousand times: try again"))
+}
+
+/// Nobody was faster, and still etcd has not taken what this host would put.
+fn refused_without_cause(conf: &EtcdConf) -> Error {
+    let msg = format!(
+        "take a subnet: etcd has not taken this host's record {IDLE_ATTEMPTS} times, although nothing of the network has changed there \
+         meanwhile: see etcd's log, and that the records below {}/subnets/ are text, and try again",
+        conf.prefix
+    );
+    Error::new(Code::TryAgain, msg)
 }
 
 /// What [`acquire`] would say in place of a lease, without taking one; `None` when it would find a subnet.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use cni_protocol::{Code, Deadline, Error};
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, GetResponse, Identity,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, GetResponse, Identity, KeyValue,
     LeaseGrantOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchOptions,
 };
 use weft_state::lease::Peers;
@@ -65,6 +65,14 @@ pub struct Snapshot {
     pub leases: BTreeMap<String, i64>,
     /// What stands at the keys of the addresses that were asked for.
     pub held: Vec<(IpAddr, Option<Held>)>,
+}
+
+impl Snapshot {
+    /// Whether nothing of the network has changed since: etcd's revision also counts what others keep in it.
+    pub(crate) fn is_as(&self, before: &Self) -> bool {
+        (&self.hosts.records, &self.hosts.created) == (&before.hosts.records, &before.hosts.created)
+            && (&self.leases, &self.held) == (&before.leases, &before.held)
+    }
 }
 
 impl Registry {
@@ -325,14 +333,18 @@ impl Registry {
 
     fn peers(&self, answer: &GetResponse, revision: i64) -> Peers {
         let records = answer.kvs().iter().filter_map(|kv| {
-            // What is no text is no record; the key stays, as it is taken.
-            let value = String::from_utf8_lossy(kv.value()).into_owned();
-            Some((self.own_part(kv.key())?, value))
+            // The key stays, whatever its value is: it is taken.
+            Some((self.own_part(kv.key())?, text(kv)))
         });
         let created =
             answer.kvs().iter().filter_map(|kv| Some((self.own_part(kv.key())?, kv.create_revision())));
         Peers { revision, records: records.collect(), created: created.collect(), lost: None }
     }
+}
+
+/// A value as text. What is no text is no host's, and would not be the same if it was put, or compared, as some.
+fn text(kv: &KeyValue) -> String {
+    kv.value_str().unwrap_or_default().to_owned()
 }
 
 /// Runs what talks with etcd to its end, for a caller without an event loop. Only what has to talk with etcd comes here:

@@ -9,11 +9,11 @@ use etcd_client::{
     TxnOpResponse,
 };
 
-use super::Registry;
 use super::failure::{Kind, kind};
+use super::{Registry, text};
 
 /// What stands at an address's key.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
     pub value: String,
     pub revision: i64,
@@ -115,7 +115,7 @@ pub(super) fn held(
 ) -> Vec<(IpAddr, Option<Held>)> {
     let held = |part: TxnOpResponse| match part {
         TxnOpResponse::Get(answer) => answer.kvs().first().map(|kv| Held {
-            value: String::from_utf8_lossy(kv.value()).into_owned(),
+            value: text(kv),
             revision: kv.mod_revision(),
             lease: kv.lease(),
         }),

@@ -3,8 +3,8 @@
 use cni_protocol::{Code, Error};
 use etcd_client::{EventType, WatchStream};
 
-use super::Registry;
 use super::failure::explain;
+use super::{Registry, text};
 
 /// What a watch says.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Watch {
         for event in message.events() {
             let Some((kv, key)) = event.kv().and_then(|kv| Some((kv, kv.key_str().ok()?))) else { continue };
             let put = event.event_type() == EventType::Put;
-            let value = put.then(|| String::from_utf8_lossy(kv.value()).into_owned());
+            let value = put.then(|| text(kv));
             if key == self.config_key {
                 config = Some(value);
             } else if let Some(key) = key.strip_prefix(&self.subnets) {

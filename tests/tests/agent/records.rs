@@ -26,6 +26,10 @@ fn records_that_are_no_hosts_are_rejected() {
     for (key, value) in [&good].into_iter().chain(&bad) {
         fleet.etcd.put(&format!("{SUBNETS}{key}"), value);
     }
+    // What is no text, at a place where nobody looks.
+    let (start, end) = (r#"{"Note":""#, record("172.30.0.90", "8e:00:00:00:00:0a").replacen('{', r#"","#, 1));
+    let no_text = [start.as_bytes(), b"\xff", end.as_bytes()].concat();
+    fleet.etcd.put(&format!("{SUBNETS}10.255.14.0-24"), no_text);
     // Two keys that share a subnet: this host's own.
     let data = r#"{"VNI":1,"VtepMAC":"8e:00:00:00:00:07"}"#;
     let both = format!(
@@ -34,13 +38,13 @@ fn records_that_are_no_hosts_are_rejected() {
     fleet.etcd.put(&format!("{SUBNETS}{own}&fd00:42:0:1::-64"), both);
     assert_learns(node, REPAIR, "8e:00:00:00:00:01 dst 172.30.0.99", true);
     assert_eq!(forwarding_entries(node, DEVICE), 1);
-    eventually(REPAIR, "eleven records are rejected", || {
+    eventually(REPAIR, "twelve records are rejected", || {
         let text = fleet.agents[0].ask("/metrics")?.body;
         let rejected = text
             .lines()
             .filter(|line| line.starts_with("weft_peers{") && !line.contains(r#"state="valid""#))
             .map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap());
-        (rejected.sum::<f64>() == 11.0).then_some(())
+        (rejected.sum::<f64>() == 12.0).then_some(())
     });
     assert_eq!(subnet(node), own);
     // Later records do not make it say so again.

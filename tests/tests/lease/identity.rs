@@ -67,6 +67,19 @@ fn a_reservation_is_honoured_and_stays_one() {
     assert!(value.contains("172.30.0.11") && !value.contains("8e:00:00:00:00:01"), "{value}");
 }
 
+/// Other programs read it as one; what would be put in its place, or compared with it, is not what is there.
+#[test]
+fn a_record_that_is_no_text_is_no_hosts() {
+    let fleet = Fleet::new(1, V4);
+    let key = format!("{SUBNETS}10.241.7.0-24");
+    let (start, end) = (r#"{"Note":""#, record("172.30.0.11").replacen('{', r#"","#, 1));
+    fleet.etcd.put(&key, [start.as_bytes(), b"\xff", end.as_bytes()].concat());
+    let before = fleet.etcd.get(&key);
+    assert_ne!(addresses(&fleet.add(0, &json!({})).result()), ["10.241.7.2/24"]);
+    assert_eq!((fleet.keys().len(), fleet.etcd.get(&key)), (2, before), "it stays, and its subnet is taken");
+    assert_eq!(fleet.etcd.leases().len(), 1);
+}
+
 /// Records with this host's address, which anybody may have put: one of the network and one that is not, before the
 /// own one in the order of the keys. Containers live in the subnet on file.
 #[test]

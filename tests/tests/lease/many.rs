@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::json;
-use weft_ipam::lease::{Lease, acquire};
+use weft_ipam::lease::{Claimant, Lease, acquire};
 use weft_ipam::registry::{Attempt, Candidate, Claim, Record, Registry, Watched, in_event_loop};
 use weft_tests::{Access, Cluster, NEWCOMER, host_at, take_all};
 
@@ -127,6 +127,26 @@ fn two_hosts_race_for_one_subnet_two_hundred_times() {
             weft_ipam::lease::release(&mut one, &held[0]).await.expect("give it back");
         }
     });
+}
+
+/// Its record became what is no text while the host was given another address. Nobody is faster, and nothing is asked more often than
+/// that helps.
+#[test]
+fn what_etcd_does_not_take_although_nothing_changes_is_tried_at_a_pace() {
+    let cluster = Cluster::new(0);
+    let etcd = cluster.etcd(1, Access::Open);
+    etcd.put(CONFIG, V4);
+    let confs = [host_at(&etcd, 1), host_at(&etcd, 2)];
+    let mut registry = Registry::new(&confs[0]).expect("a registry");
+    let error = in_event_loop(async {
+        let Lease::Held(lease) = acquire(&mut registry, &confs[0], NEWCOMER).await? else {
+            panic!("no lease")
+        };
+        etcd.put_leased(&format!("{SUBNETS}{}", lease.key), b"\xff", &format!("{:x}", lease.lease_id));
+        acquire(&mut registry, &confs[1], Claimant { before: Some(&lease), ..NEWCOMER }).await
+    });
+    let error = error.expect_err("it cannot be put");
+    assert!(error.msg.contains("20 times, although nothing of the network has changed"), "{error}");
 }
 
 /// The second choice needs no second call, and the keys that are taken come with the answer when there is none left.
