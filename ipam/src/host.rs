@@ -260,11 +260,9 @@ impl<'c> Host<'c> {
         // What is on file later may be from a later look.
         let before = Peers::read(&self.data_dir, self.network)?.unwrap_or_default();
         let mut registry = Registry::new(&self.etcd)?;
-        let Snapshot { config, hosts, leases, held } = registry.snapshot(&lease::published(lease)).await?;
-        let is_ours = hosts.records.get(&lease.key) == Some(&lease.value)
-            && (leases.get(&lease.key) == Some(&0)) == lease.is_pinned()
-            && lease::holds(lease, &held)
-            && lease::elder(&hosts, &lease.key).is_none();
+        let snapshot = registry.snapshot(&lease::published(lease)).await?;
+        let is_ours = lease::stands(lease, &snapshot) && lease::elder(&snapshot.hosts, &lease.key).is_none();
+        let Snapshot { config, hosts, .. } = snapshot;
         let kept = if !is_ours {
             None
         } else if is_half_over(lease) {

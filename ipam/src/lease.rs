@@ -26,12 +26,11 @@ use crate::registry::{Attempt, Claim, Held, Record, Registry, Removal, Snapshot}
 use crate::underlay::{Found, Here};
 use configuration::configured;
 pub use configuration::parse_config;
+pub(crate) use former::is_by_machine;
 use former::{Own, former, tell_of_move};
-pub use former::{Standing, links, standing};
-pub(crate) use former::{is_by_machine, published};
+pub use former::{Standing, links, published, standing};
 use holder::Holder;
-pub(crate) use holder::holds;
-pub use holder::{Keeper, is_undisputed};
+pub use holder::{Keeper, holds, stands};
 pub(crate) use place::elder;
 pub use place::fits;
 use place::{Place, other_owner};
@@ -164,13 +163,12 @@ pub async fn rehearse(
     }
 }
 
-/// Renews it, and sees that the record is there where that is pinned; `None` when either is gone.
+/// Renews it; `None` when it is gone.
 ///
 /// # Errors
 /// [`Code::TryAgain`].
 pub async fn keep(registry: &mut Registry, lease: &HostLease) -> Result<Option<HostLease>, Error> {
-    let there = (!lease.is_pinned() || registry.has_pinned(&lease.key, &lease.value).await?)
-        && registry.keep_alive(lease.lease_id).await?;
+    let there = registry.keep_alive(lease.lease_id).await?;
     Ok(there.then(|| HostLease { renewed: since_1970().as_secs(), ..lease.clone() }))
 }
 

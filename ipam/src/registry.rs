@@ -205,17 +205,6 @@ impl Registry {
         Ok(self.peers(&answer, revision))
     }
 
-    /// Whether a host's record is there, with this value and without a lease.
-    ///
-    /// # Errors
-    /// [`Code::TryAgain`].
-    pub async fn has_pinned(&mut self, key: &str, value: &str) -> Result<bool, Error> {
-        let key = format!("{}{key}", self.subnets());
-        let call = async |client: &mut Client| client.get(key.as_str(), None).await;
-        let answer = self.call("read this host's record", call).await?;
-        Ok(answer.kvs().first().is_some_and(|kv| kv.lease() == 0 && kv.value() == value.as_bytes()))
-    }
-
     /// Sees that there is a lease of this number. A process killed between this and its record's put leaves the
     /// lease that the next one takes up.
     ///

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use weft_ipam::conf::etcd::EtcdConf;
 use weft_ipam::lease::{self, Claimant, Keeper, Lease, Standing};
-use weft_ipam::registry::{Registry, Watched};
+use weft_ipam::registry::{Registry, Snapshot, Watched};
 use weft_state::lease::{HostLease, Peers};
 
 use super::backoff::Backoff;
@@ -218,7 +218,7 @@ impl Store {
         let mut resync = every(often(RESYNC, Some(&lease)));
         // A snapshot, and the watch from there: nothing falls between the two.
         let asked = Instant::now();
-        let Some(hosts) = all_hosts(registry, &lease).await? else { return Ok(End::Lost) };
+        let Some(hosts) = anew(registry, &lease).await? else { return Ok(End::Lost) };
         let patience = patience(asked.elapsed(), &lease);
         let mut known = hosts.revision;
         if self.tell(News::Hosts(hosts)).await.is_none() {
@@ -288,10 +288,12 @@ impl Store {
                 return Ok(None);
             }
             // The other hosts are reached all the same: containers' connections to them may still find back.
-            let hosts = registry.hosts().await?;
-            if let Some(lease) = self.lease.as_ref().filter(|lease| owns(&hosts, lease))
-                && lease::is_undisputed(registry, lease).await?
-            {
+            let addresses = self.lease.as_ref().map(lease::published).unwrap_or_default();
+            let Snapshot { hosts, held, .. } = registry.snapshot(&addresses).await?;
+            let is_own = |lease: &&HostLease| {
+                hosts.records.get(&lease.key) == Some(&lease.value) && lease::holds(lease, &held)
+            };
+            if let Some(lease) = self.lease.as_ref().filter(is_own) {
                 // What containers have addresses of stays this host's, whatever it is refused.
                 renew(registry, lease, KEEP_PATIENCE).await?;
             }
@@ -323,22 +325,11 @@ async fn renew(
     outcome
 }
 
-/// All hosts; `None` when they show that the lease is not this host's any more.
-async fn all_hosts(registry: &mut Registry, lease: &HostLease) -> Result<Option<Peers>, Error> {
-    let hosts = registry.hosts().await?;
-    Ok(owns(&hosts, lease).then_some(hosts))
-}
-
-/// The same, unless the network was configured anew or somebody else came to this host's addresses.
+/// All hosts; `None` when etcd does not have the lease, or the network's configuration, as they are known.
 async fn anew(registry: &mut Registry, lease: &HostLease) -> Result<Option<Peers>, Error> {
-    let Some(hosts) = all_hosts(registry, lease).await? else { return Ok(None) };
-    let is_same = registry.config().await? == lease.config && lease::is_undisputed(registry, lease).await?;
-    Ok(is_same.then_some(hosts))
-}
-
-/// Whether the own record is there as it was written.
-fn owns(hosts: &Peers, lease: &HostLease) -> bool {
-    hosts.records.get(&lease.key) == Some(&lease.value)
+    let snapshot = registry.snapshot(&lease::published(lease)).await?;
+    let is_same = snapshot.config.as_ref().ok() == Some(&lease.config) && lease::stands(lease, &snapshot);
+    Ok(is_same.then_some(snapshot.hosts))
 }
 
 /// Whether changes make it gone or another's.

@@ -23,7 +23,8 @@ pub(super) fn publics(key: &str, value: &str) -> Vec<IpAddr> {
 }
 
 /// The same of this host's.
-pub(crate) fn published(lease: &HostLease) -> Vec<IpAddr> {
+#[must_use]
+pub fn published(lease: &HostLease) -> Vec<IpAddr> {
     publics(&lease.key, &lease.value)
 }
 

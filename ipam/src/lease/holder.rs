@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use weft_state::boot_id;
 use weft_state::lease::HostLease;
 
-use super::{Lease, Search, Snapshot, published};
+use super::{Lease, Search, Snapshot};
 use crate::registry::{Held, Registry, address_key};
 use crate::underlay::Here;
 
@@ -106,16 +106,19 @@ impl Holder {
     }
 }
 
-/// Whether nobody else has come to this host's addresses since it put itself there.
-///
-/// # Errors
-/// [`Code::TryAgain`].
-pub async fn is_undisputed(registry: &mut Registry, lease: &HostLease) -> Result<bool, Error> {
-    Ok(holds(lease, &registry.holders(&published(lease)).await?))
+/// Whether etcd has a lease as it is known: the record is there as it was written, under this lease or pinned, and nobody else has
+/// come to this host's addresses. The snapshot is one with these.
+#[must_use]
+pub fn stands(lease: &HostLease, snapshot: &Snapshot) -> bool {
+    let of_record = if lease.is_pinned() { 0 } else { lease.lease_id };
+    snapshot.hosts.records.get(&lease.key) == Some(&lease.value)
+        && snapshot.leases.get(&lease.key) == Some(&of_record)
+        && holds(lease, &snapshot.held)
 }
 
-/// The same, by what stands at the keys of its addresses.
-pub(crate) fn holds(lease: &HostLease, held: &[(IpAddr, Option<Held>)]) -> bool {
+/// Whether nobody else has come to this host's addresses since it put itself there, by what stands at their keys.
+#[must_use]
+pub fn holds(lease: &HostLease, held: &[(IpAddr, Option<Held>)]) -> bool {
     held.iter().all(|(_, held)| match held {
         Some(held) => held.value == lease.holder,
         // An earlier version put nothing there for a pinned record.

@@ -75,6 +75,38 @@ fn a_record_that_goes_is_put_back() {
     assert_eq!(subnet(cluster.node(0)), PINNED);
 }
 
+/// Somebody pins the record of a host that runs, and pins it no more: what has no end does not end while etcd is away.
+#[test]
+fn a_record_that_is_pinned_while_the_agent_runs() {
+    let fleet = Fleet::of(1, CONFIG, &json!({ "leaseTTL": 6 }));
+    let (node, agent, etcd) = (fleet.node(0), &fleet.agents[0], &fleet.etcd);
+    let file = node.data_dir().join(Weftd::NETWORK).join("lease.json");
+    let becomes_pinned = |pinned: bool| {
+        eventually(PATIENCE, &format!("what is on file says pinned: {pinned}"), || {
+            let lease: Value = serde_json::from_slice(&fs::read(&file).ok()?).ok()?;
+            (lease["pinned"] == json!(pinned)).then_some(())
+        });
+    };
+    let key = format!("{SUBNETS}{}", subnet(node));
+    let own = etcd.get(&key).expect("the host's record");
+    etcd.put(&key, &own);
+    becomes_pinned(true);
+    only_the_address_ends(etcd, node);
+    etcd.freeze();
+    eventually(Duration::from_secs(20), "etcd is silent for longer than the lease lasts", || {
+        metric(agent, "weft_store_silence_seconds").filter(|silence| *silence > 8.0)
+    });
+    assert_eq!(agent.ask("/readyz").expect("an answer").status, 200);
+    assert_eq!(metric(agent, "weft_lease_left_seconds"), None);
+    Weftd::network(etcd).call("STATUS").on(node).run().done();
+    assert!(!agent.daemon().log().contains("has ended"), "{}", agent.daemon().log());
+    etcd.thaw();
+    etcd.put_leased(&key, &own, &etcd.grant(60));
+    becomes_pinned(false);
+    let keys: Vec<_> = etcd.leases().into_iter().map(|lease| lease.keys).collect();
+    assert_eq!(keys, [[key, format!("{}/weft/hosts/{}", Weftd::PREFIX, node.ipv4)]]);
+}
+
 /// It is the same host that comes again, whatever has become of its lease meanwhile.
 #[test]
 fn an_agent_that_is_killed_comes_back_to_its_subnet() {
