@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use cni_protocol::logging::printable;
 use cni_protocol::{Code, Error, NetworkName};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -157,6 +158,9 @@ impl Store {
         };
         Ok(match lease::acquire(registry, &self.conf, claimant).await {
             Ok(Lease::Held(lease)) => Ok(lease),
+            Ok(Lease::Taken { key, owner }) if before.is_none() => {
+                Err(News::Refused { why: is_anothers(&key, &owner), unused: false })
+            }
             Ok(Lease::Taken { key, owner }) => Err(News::Taken { key, owner }),
             Ok(Lease::Unconfigured(error)) => Err(News::Unconfigured { why: error.msg }),
             Ok(Lease::Refused(error)) => Err(News::Refused { why: error.msg, unused: self.is_unused() }),
@@ -312,6 +316,15 @@ impl Store {
     async fn tell(&self, news: News) -> Option<()> {
         self.news.send(news).await.ok()
     }
+}
+
+/// That another host has the subnet of one that has no lease on file, so that `weftctl leave` has nothing to give up.
+fn is_anothers(key: &str, owner: &str) -> String {
+    format!(
+        "subnet {key} of this host belongs to {} now, its containers are cut off: move the containers away, then stop weftd, \
+         remove subnet.env, start weftd",
+        printable(owner)
+    )
 }
 
 async fn renew(

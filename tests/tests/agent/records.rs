@@ -180,6 +180,49 @@ fn what_is_wrong_with_a_record_is_said_once() {
     });
 }
 
+/// A host that comes from flanneld, whose record shares a subnet of IPv6 with an older one: it has no lease of which it could be said
+/// that another host has it. Either remedy helps.
+#[test]
+fn a_host_without_a_lease_says_that_it_gives_way_and_to_whom() {
+    let (elder, own) = ("10.244.1.0-24&fd00:42:0:31::-64", "10.244.6.0-24&fd00:42:0:31::-64");
+    let record = |host: u8| {
+        let data = |family: u8| format!(r#"{{"VNI":1,"VtepMAC":"8e:00:00:00:{family:02x}:{host:02x}"}}"#);
+        format!(
+            r#"{{"PublicIP":"172.30.0.{host}","PublicIPv6":"fd30::{host}","BackendType":"vxlan","BackendData":{},"BackendV6Data":{}}}"#,
+            data(4),
+            data(6)
+        )
+    };
+    let env = "FLANNEL_NETWORK=10.240.0.0/12\nFLANNEL_SUBNET=10.244.6.1/24\nFLANNEL_IPV6_NETWORK=fd00:42::/48\n\
+               FLANNEL_IPV6_SUBNET=fd00:42:0:31::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=false\n";
+    for goes in [true, false] {
+        let cluster = Cluster::new(1);
+        let (etcd, node) = (cluster.etcd(1, Access::Open), cluster.node(0));
+        etcd.put("/coreos.com/network/config", DUAL);
+        etcd.put(&format!("{SUBNETS}{elder}"), record(99));
+        etcd.put_leased(&format!("{SUBNETS}{own}"), record(11), &etcd.grant(86_400));
+        fs::create_dir_all(node.directory()).expect("make the node's directory");
+        fs::write(node.subnet_file(), env).expect("write flanneld's file");
+        let agent = Weftd::start(node, &etcd, &json!({}));
+        let parts = [own, "172.30.0.99 and fd30::99", &format!("etcdctl del {SUBNETS}{elder}"), "subnet.env"];
+        eventually(PATIENCE, "readiness is false and names the owner", || {
+            let answer = agent.ask("/readyz")?;
+            (answer.status == 503 && parts.iter().all(|part| answer.body.contains(part))).then_some(())
+        });
+        let said = agent.daemon().log().lines().filter(|line| line.contains(parts[2])).count();
+        assert_eq!(said, 1, "{}", agent.daemon().log());
+        if goes {
+            etcd.del(&format!("{SUBNETS}{elder}"));
+            agent.ready();
+        } else {
+            agent.daemon().stop();
+            fs::remove_file(node.subnet_file()).expect("remove subnet.env");
+            Weftd::up(node, &etcd);
+        }
+        assert_eq!(subnet(node) == "10.244.6.0-24", goes);
+    }
+}
+
 /// Keys of anybody, as many as a store may have: the others are followed all the same, and the log stays readable.
 #[test]
 fn ten_thousand_keys_that_do_not_belong_there() {
