@@ -44,8 +44,8 @@ pub(super) enum News {
     /// This host can have no subnet, or not the one that it has, until a person has done something. `unused` says that
     /// none of its containers has an address of that.
     Refused { why: String, unused: bool },
-    /// The network's configuration is missing or wrong, or this host has no address to publish: as long as that is so nobody has to
-    /// have a record.
+    /// The network's configuration is missing or wrong, or this host has no address to publish, or cannot tell what it has: as long as
+    /// that is so nobody has to have a record.
     Unconfigured { why: String },
     /// All hosts.
     Hosts(Peers),
@@ -143,20 +143,23 @@ impl Store {
 
     /// The lease, or why there is none.
     async fn acquire(&mut self, registry: &mut Registry) -> Result<Result<HostLease, News>, Error> {
-        let others = HostLease::others(&self.data_dir, &self.network)?;
         let before = self.lease.clone();
         if let Some(lease) = &before {
             self.look_for_addresses(lease);
         }
-        let claimant = Claimant {
+        let claimant = |others| Claimant {
             before: before.as_ref(),
             wish: self.wish.as_deref(),
             unused: self.is_unused(),
-            waits: (!self.is_away_for_long()).then_some(&self.links),
+            waits: (!self.is_away_for_long()).then_some(self.links.as_slice()),
             keeper: Keeper::Agent,
-            others: &others,
+            others,
         };
-        Ok(match lease::acquire(registry, &self.conf, claimant).await {
+        let outcome = match HostLease::others(&self.data_dir, &self.network) {
+            Ok(others) => lease::acquire(registry, &self.conf, claimant(&others)).await,
+            Err(error) => Err(error),
+        };
+        Ok(match outcome {
             Ok(Lease::Held(lease)) => Ok(lease),
             Ok(Lease::Taken { key, owner }) if before.is_none() => {
                 Err(News::Refused { why: is_anothers(&key, &owner), unused: false })
@@ -168,6 +171,8 @@ impl Store {
             Err(error) if error.code == Code::Exhausted => {
                 Err(News::Refused { why: error.msg, unused: self.is_unused() })
             }
+            // It is this host that does not tell.
+            Err(error) if error.code == Code::Io => Err(News::Unconfigured { why: error.msg }),
             Err(error) => return Err(error),
         })
     }
@@ -288,12 +293,13 @@ impl Store {
         let period = if self.lease.is_some() { LOOK } else { LOOK / 2 };
         let mut look = every(often(period, self.lease.as_ref()));
         loop {
-            if self.tell(reason).await.is_none() {
-                return Ok(None);
-            }
             // The other hosts are reached all the same: containers' connections to them may still find back.
             let addresses = self.lease.as_ref().map(lease::published).unwrap_or_default();
             let Snapshot { hosts, held, .. } = registry.snapshot(&addresses).await?;
+            // Only now, as it says that etcd answers, which may not have been asked for it.
+            if self.tell(reason).await.is_none() {
+                return Ok(None);
+            }
             let is_own = |lease: &&HostLease| {
                 hosts.records.get(&lease.key) == Some(&lease.value) && lease::holds(lease, &held)
             };

@@ -52,6 +52,36 @@ fn two_networks_leave_each_other_their_plain_routes() {
     }
 }
 
+/// What another network has on file cannot be read: that is no word of etcd's, by which the host keeps its lease.
+#[test]
+fn a_file_that_cannot_be_read_is_no_trouble_with_etcd() {
+    let changes = json!({ "leaseTTL": 5 });
+    let fleet = Fleet::of(1, CONFIG, &changes);
+    let (node, etcd, own) = (fleet.node(0), &fleet.etcd, subnet(fleet.node(0)));
+    assert!(fleet.agents[0].daemon().stop().success());
+    let unreadable = node.data_dir().join("other/lease.json");
+    fs::create_dir_all(&unreadable).expect("make a directory in the file's place");
+    let agent = Weftd::start(node, etcd, &changes);
+    let path = unreadable.to_str().expect("a path in UTF-8");
+    eventually(PATIENCE, "readiness is false and names the file", || {
+        let answer = agent.ask("/readyz")?;
+        (answer.status == 503 && answer.body.contains(path)).then_some(())
+    });
+    for renewed in [false, true, false, true] {
+        eventually(PATIENCE, &format!("the lease is renewed: {renewed}"), || {
+            (etcd.leases().first()?.remaining > 3).eq(&renewed).then_some(())
+        });
+    }
+    let errors = agent.metric(r#"weft_store_errors_total{network="pods"}"#).unwrap_or(0.0);
+    let log = agent.daemon().log();
+    assert!(errors == 0.0 && !log.contains("etcd:"), "{errors} {log}");
+    // Once by whom the lease is taken, and once by whom the host is looked after.
+    assert_eq!(log.lines().filter(|line| line.contains(path)).count(), 2, "{log}");
+    fs::remove_dir(unreadable).expect("remove it");
+    agent.ready();
+    assert_eq!(subnet(node), own);
+}
+
 /// The second one is told of; where both have a subnet already, both go on.
 #[test]
 fn two_networks_with_the_same_addresses() {
