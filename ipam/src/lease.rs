@@ -9,6 +9,7 @@ mod configuration;
 mod former;
 mod holder;
 mod place;
+mod release;
 mod sibling;
 mod take;
 
@@ -22,7 +23,7 @@ use ipnetwork::IpNetwork;
 use weft_state::lease::{HostLease, since_1970};
 
 use crate::conf::etcd::EtcdConf;
-use crate::registry::{Attempt, Claim, Held, Record, Registry, Removal, Snapshot};
+use crate::registry::{Attempt, Claim, Held, Record, Registry, Snapshot};
 use crate::underlay::{Found, Here};
 use configuration::configured;
 pub use configuration::parse_config;
@@ -31,9 +32,10 @@ use former::{Own, former, tell_of_move};
 pub use former::{Standing, links, published, standing};
 use holder::Holder;
 pub use holder::{Keeper, holds, stands};
+use place::Place;
 pub(crate) use place::elder;
 pub use place::fits;
-use place::{Place, other_owner};
+pub use release::{Release, release};
 pub use sibling::overlap;
 use take::Take;
 
@@ -170,47 +172,6 @@ pub async fn rehearse(
 pub async fn keep(registry: &mut Registry, lease: &HostLease) -> Result<Option<HostLease>, Error> {
     let there = registry.keep_alive(lease.lease_id).await?;
     Ok(there.then(|| HostLease { renewed: since_1970().as_secs(), ..lease.clone() }))
-}
-
-/// What became of a lease that was given up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Release {
-    Done,
-    /// The host's addresses and its lease are given up; what stands at the subnet's key is not this host's, and stays: that of a
-    /// host with these addresses, where it has others than this one.
-    Replaced {
-        owner: Option<String>,
-    },
-    /// Another host has these addresses now, whose record may be byte for byte the same: nothing is touched.
-    Disputed,
-}
-
-/// Gives it up: the record goes, if it is still this host's, with the host's addresses, and the leases of both end.
-///
-/// # Errors
-/// [`Code::TryAgain`]; [`Code::Io`] when this host cannot tell who it is.
-pub async fn release(registry: &mut Registry, lease: &HostLease) -> Result<Release, Error> {
-    let here = Here::look()?;
-    let me = Holder::here(&here, Some(lease), lease.local.first().copied(), Keeper::Plugin)?;
-    for _ in 0..ATTEMPTS {
-        let addresses = registry.holders(&published(lease)).await?;
-        let held = addresses.iter().filter_map(|(_, held)| held.as_ref());
-        let holders: Vec<_> =
-            held.filter_map(|held| Some((held.lease, Holder::parse(&held.value)?))).collect();
-        if holders.iter().any(|(_, holder)| !me.is(holder)) {
-            return Ok(Release::Disputed);
-        }
-        // The file is older than etcd's answer where this host was killed between the two.
-        let leases = holders.iter().map(|(lease, _)| *lease).chain([lease.lease_id]);
-        let leases = leases.filter(|lease| *lease != 0).collect();
-        let claim = Claim { addresses, value: String::new(), lease: 0, former: Vec::new() };
-        match registry.release((&lease.key, &lease.value), &leases, &claim).await? {
-            Removal::Done => return Ok(Release::Done),
-            Removal::Other(value) => return Ok(Release::Replaced { owner: other_owner(lease, &value) }),
-            Removal::Again => {}
-        }
-    }
-    Err(Error::new(Code::TryAgain, "give up a subnet: others were faster a thousand times: try again"))
 }
 
 /// What is looked for, and by whom.

@@ -247,14 +247,8 @@ pub(crate) fn elder<'r>(hosts: &'r Peers, key: &str) -> Option<(&'r String, &'r 
     others.find(|(other, value)| HostRecord::parse(other, value).is_ok_and(counts))
 }
 
-/// Whose record stands at a lease's key, for people; `None` when it is no host's, or one with an address of the lease's own.
-pub(super) fn other_owner(lease: &HostLease, value: &str) -> Option<String> {
-    let (theirs, own) = (publics(&lease.key, value), publics(&lease.key, &lease.value));
-    (!theirs.is_empty() && !theirs.iter().any(|one| own.contains(one))).then(|| owner(&lease.key, value))
-}
-
 /// Whose record it is, for people.
-fn owner(key: &str, value: &str) -> String {
+pub(super) fn owner(key: &str, value: &str) -> String {
     match HostRecord::parse(key, value) {
         Ok(record) => {
             let addresses = record.segments().iter().map(|segment| segment.public.to_string());
