@@ -157,6 +157,12 @@ impl HostLease {
         Self { renewed: 0, ttl: self.ttl.max(1), pinned: false, ..self.clone() }
     }
 
+    /// Whether it was made to be one that has ended, which no lease was from its beginning.
+    #[must_use]
+    pub fn was_refused(&self) -> bool {
+        self.renewed == 0
+    }
+
     /// Whether that time is over, so that other hosts drop this one and anybody may have its subnet by now. That of a pinned
     /// subnet never is.
     #[must_use]

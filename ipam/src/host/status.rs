@@ -96,13 +96,17 @@ pub(super) fn check_ended(lease: &HostLease, is_kept: bool) -> Result<(), Error>
     if !lease.has_ended() {
         return Ok(());
     }
-    let remedy = if is_kept {
-        "weftd could not renew it: see its /readyz"
-    } else {
-        "start weftd, or any container, with etcd in reach"
-    };
     let key = &lease.key;
-    let msg = format!("the lease of subnet {key} has ended, so other hosts have dropped this one: {remedy}");
+    let ended = |remedy| {
+        format!("the lease of subnet {key} has ended, so other hosts have dropped this one: {remedy}")
+    };
+    let msg = if !is_kept {
+        ended("start weftd, or any container, with etcd in reach")
+    } else if lease.was_refused() {
+        format!("etcd does not give this host its subnet {key} any more: weftd's /readyz says why")
+    } else {
+        ended("weftd could not renew it: see its /readyz")
+    };
     Err(Error::new(Code::LimitedConnectivity, msg))
 }
 

@@ -157,8 +157,8 @@ fn a_host_that_gets_no_subnet_after_its_boot_takes_no_container() {
     by_flannel("STATUS", node, "weft-ipam", &pod).error_code(50).assert_names(&["weftd"]);
     by_flannel("ADD", node, "weft-ipam", &pod).error_code(11).assert_names(&["weftd"]);
     let leased = Weftd::network(&fleet.etcd);
-    leased.call("STATUS").on(node).run().error_code(51).assert_names(&[&own, "/readyz"]);
-    leased.add_call(&pod).on(node).run().error_code(11).assert_names(&[&own, "/readyz"]);
+    leased.call("STATUS").on(node).run().error_code(51).assert_names(&[&own, "does not give", "/readyz"]);
+    leased.add_call(&pod).on(node).run().error_code(11).assert_names(&[&own, "does not give", "/readyz"]);
     // The other one leaves.
     fleet.etcd.del(&format!("{SUBNETS}{own}"));
     agent.ready();
