@@ -72,9 +72,9 @@ pub struct Claimant<'a> {
     pub wish: Option<&'a str>,
     /// No container of this host has an address of its subnet, so that another one will do.
     pub unused: bool,
-    /// While the interface that had its address is there without it ([`Standing::Away`]), it waits for that: the numbers of those
-    /// links, as far as they are known.
-    pub waits: Option<&'a [u32]>,
+    /// While the interface that had its address is there without it ([`Standing::Away`]), it waits for that: addresses with the
+    /// numbers of their links, as far as they are known.
+    pub waits: Option<&'a [(IpAddr, u32)]>,
     /// What renews the lease from then on.
     pub keeper: Keeper,
     /// What this host's other networks have on file: [`HostLease::others`].

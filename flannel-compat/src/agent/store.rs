@@ -1,6 +1,7 @@
 //! The agent's talk with etcd, in a task of its own, so that the loop that looks after the kernel never waits for it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -70,8 +71,8 @@ pub(super) struct Store {
     pub(super) unused: bool,
     /// Since when the interface to the other hosts is without its address, while another one has one.
     pub(super) away: Option<Instant>,
-    /// The numbers of the links that had the lease's addresses.
-    pub(super) links: Vec<u32>,
+    /// The lease's addresses, with the numbers of the links that had them.
+    pub(super) links: Vec<(IpAddr, u32)>,
     pub(super) news: mpsc::Sender<News>,
 }
 
@@ -205,10 +206,10 @@ impl Store {
 
     /// Those of addresses that are gone stay known.
     fn note_links(&mut self, lease: &HostLease) {
-        let links = lease::links(lease);
-        if links.len() == lease.local.len() {
-            self.links = links;
-        }
+        let now = lease::links(lease);
+        let is_gone = |local: &IpAddr| now.iter().all(|(other, _)| other != local);
+        self.links.retain(|(local, _)| lease.local.contains(local) && is_gone(local));
+        self.links.extend(now);
     }
 
     fn is_away_for_long(&self) -> bool {

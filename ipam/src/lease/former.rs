@@ -48,21 +48,23 @@ pub enum Standing {
     Moved,
 }
 
-/// What has become of a lease's addresses, where `links` are known to have had them.
+/// What has become of a lease's addresses, as far as it is known which links had them.
 #[must_use]
-pub fn standing(conf: &EtcdConf, lease: &HostLease, links: &[u32]) -> Standing {
+pub fn standing(conf: &EtcdConf, lease: &HostLease, links: &[(IpAddr, u32)]) -> Standing {
     // A lease that cannot be read has none.
     addresses(lease).map(|before| standing_of(conf, lease, before, links)).max().unwrap_or(Standing::Moved)
 }
 
-/// The numbers of the links that have a lease's addresses.
+/// Those of a lease's addresses that links have, with the numbers of these.
 #[must_use]
-pub fn links(lease: &HostLease) -> Vec<u32> {
-    let of = |here: Here| lease.local.iter().filter_map(|local| here.link_of(*local)).collect();
+pub fn links(lease: &HostLease) -> Vec<(IpAddr, u32)> {
+    let of = |here: Here| {
+        lease.local.iter().filter_map(|local| here.link_of(*local).map(|link| (*local, link))).collect()
+    };
     Here::look().map(of).unwrap_or_default()
 }
 
-fn standing_of(conf: &EtcdConf, lease: &HostLease, before: Found, links: &[u32]) -> Standing {
+fn standing_of(conf: &EtcdConf, lease: &HostLease, before: Found, links: &[(IpAddr, u32)]) -> Standing {
     if conf.underlay.is_still(before) {
         return Standing::Same;
     }
@@ -70,7 +72,7 @@ fn standing_of(conf: &EtcdConf, lease: &HostLease, before: Found, links: &[u32])
     match conf.underlay.find(before.public.is_ipv4(), &here) {
         Ok(now) if now != before => {
             let is_gone = is_known_alike(conf, lease) && here.link_of(before.local).is_none();
-            if is_gone && is_elsewhere(lease, now.local, &here, links) {
+            if is_gone && is_elsewhere(lease, [before, now].map(|found| found.local), &here, links) {
                 Standing::Away
             } else {
                 Standing::Moved
@@ -85,14 +87,16 @@ fn is_known_alike(conf: &EtcdConf, lease: &HostLease) -> bool {
     lease.underlay == conf.underlay.to_string()
 }
 
-/// Whether an address is another interface's than that which the lease was taken with, and that one is there: by its number where
-/// that is known, else by its hardware address. A VLAN, a bridge or a bond shares this with others, and comes back with it.
-fn is_elsewhere(lease: &HostLease, now: IpAddr, here: &Here, known: &[u32]) -> bool {
-    let mut links: Vec<u32> = known.iter().copied().filter(|link| if_indextoname(*link).is_ok()).collect();
-    if links.is_empty() {
+/// Whether a family's address is another interface's than that which it was before, and that one is there: by its number where that
+/// is known, else by its hardware address. A VLAN, a bridge or a bond shares this with others, and comes back with it.
+fn is_elsewhere(lease: &HostLease, [before, now]: [IpAddr; 2], here: &Here, known: &[(IpAddr, u32)]) -> bool {
+    let is_there = |link: &u32| if_indextoname(*link).is_ok();
+    let known = known.iter().find(|(local, _)| *local == before).map(|(_, link)| *link).filter(is_there);
+    let by_hardware = || {
         let mac = Holder::parse(&lease.holder).and_then(|holder| holder.mac);
-        links = mac.map(|mac| Here::links_with(&mac)).unwrap_or_default();
-    }
+        mac.map(|mac| Here::links_with(&mac)).unwrap_or_default()
+    };
+    let links = known.map_or_else(by_hardware, |link| vec![link]);
     !links.is_empty() && here.link_of(now).is_none_or(|link| !links.contains(&link))
 }
 

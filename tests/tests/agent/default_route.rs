@@ -107,6 +107,34 @@ fn an_interface_without_its_address_for_a_while_moves_no_host() {
     assert!(since.elapsed() > PATIENCE * 2, "{:?}", since.elapsed());
 }
 
+/// Each waits for its own interface, and that of the other family is another one to it.
+#[test]
+fn families_of_an_interface_each_wait_for_their_own() {
+    let cluster = Cluster::new(1);
+    tunnel(cluster.node(0));
+    cluster.node(0).command("ip -6 route replace default via fd08::1 dev tun0");
+    cluster.node(0).command("ip -6 route add default via fd30::1 dev eth0 metric 5000");
+    cluster.node(0).command("ip route add default via 10.8.0.1 metric 5000");
+    let fleet = Fleet::on(cluster, DUAL, &json!({}));
+    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
+    let before = all_records(&fleet);
+    let value = before[0].1.as_ref().expect("a record");
+    assert!(value.contains("172.30.0.11") && value.contains("fd08::2"), "{value}");
+    for [link, address, router] in
+        [["eth0", "172.30.0.11/24", "172.30.0.1"], ["tun0", "fd08::2/64", "fd08::1"]]
+    {
+        node.command(&format!("ip addr del {address} dev {link}"));
+        renewed(agent, 3);
+        assert_eq!(all_records(&fleet), before, "without {address}");
+        node.command(&format!("ip addr add {address} dev {link} nodad"));
+        node.command(&format!("ip route replace default via {router} dev {link}"));
+        renewed(agent, 2);
+        assert_eq!(all_records(&fleet), before, "{address} is back");
+    }
+    let log = agent.daemon().log();
+    assert_eq!(log.matches("has lost its address").count(), 2, "{log}");
+}
+
 /// Its address is there, and so is etcd on the link. Twice the time of its lease passes.
 #[test]
 fn a_host_without_a_default_route_keeps_its_lease() {
