@@ -88,13 +88,14 @@ fn is_known_alike(conf: &EtcdConf, lease: &HostLease) -> bool {
 }
 
 /// Whether a family's address is another interface's than that which it was before, and that one is there: by its number where that
-/// is known, else by its hardware address. A VLAN, a bridge or a bond shares this with others, and comes back with it.
+/// is known, else by its hardware address, which the lease has of its first family's. A VLAN, a bridge or a bond shares this with
+/// others, and comes back with it.
 fn is_elsewhere(lease: &HostLease, [before, now]: [IpAddr; 2], here: &Here, known: &[(IpAddr, u32)]) -> bool {
     let is_there = |link: &u32| if_indextoname(*link).is_ok();
     let known = known.iter().find(|(local, _)| *local == before).map(|(_, link)| *link).filter(is_there);
     let by_hardware = || {
-        let mac = Holder::parse(&lease.holder).and_then(|holder| holder.mac);
-        mac.map(|mac| Here::links_with(&mac)).unwrap_or_default()
+        let holder = Holder::parse(&lease.holder).filter(|_| lease.local.first() == Some(&before));
+        holder.and_then(|holder| holder.mac).map(|mac| Here::links_with(&mac)).unwrap_or_default()
     };
     let links = known.map_or_else(by_hardware, |link| vec![link]);
     !links.is_empty() && here.link_of(now).is_none_or(|link| !links.contains(&link))

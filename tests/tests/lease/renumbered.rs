@@ -153,6 +153,30 @@ fn an_add_while_the_interface_has_no_address_moves_no_host() {
     assert!(key == before.0 && value.contains("\"10.8.0.2\""), "{value}");
 }
 
+/// That has IPv6 alone. What tells interfaces apart without an agent is the hardware address of the one that has IPv4.
+#[test]
+fn an_add_follows_an_interface_of_ipv6() {
+    let fleet = Fleet::new(1, DUAL);
+    let (node, due) = (fleet.node(0), json!({ "ipam": { "peerRefresh": 0 } }));
+    node.command("ip link add eth1 up type veth peer name eth1-peer");
+    node.command("ip link set eth1-peer up");
+    let has = |network: &str| {
+        node.command(&format!("ip addr add {network}::1/64 dev eth1 nodad"));
+        node.command(&format!("ip -6 route replace default via {network}::ff dev eth1"));
+    };
+    has("fd31");
+    fleet.add(0, &due).result();
+    let (key, value) = fleet.record();
+    assert!(value.contains("\"172.30.0.11\"") && value.contains("\"fd31::1\""), "{value}");
+    node.command("ip addr del fd31::1/64 dev eth1");
+    has("fd31:0:0:7");
+    let reply = fleet.add(0, &due);
+    reply.result();
+    let (now, value) = fleet.record();
+    assert!(now == key && value.contains("\"fd31:0:0:7::1\""), "{value}: {}", reply.stderr);
+    assert!(reply.stderr.contains("was fd31::1, and is fd31:0:0:7::1 from now on"), "{}", reply.stderr);
+}
+
 /// It is asked for nothing then: the agent looks itself, and etcd may be away.
 #[test]
 fn beside_an_agent_an_add_moves_no_host() {
