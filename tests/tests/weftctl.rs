@@ -156,6 +156,10 @@ fn status_of_a_host_whose_subnet_another_one_has() {
             eventually(PATIENCE, "it is this host's again", || (owner() == Value::Null).then_some(()));
         } else {
             network.del_call(&pod).on(node).run().done();
+            // A Weft host says who it is.
+            let me =
+                r#""subnet":"","host":"b","mac":null,"instance":"b","boot":"b","netns":1,"keeper":"agent""#;
+            fleet.etcd.put(&format!("{}/weft/hosts/172.30.0.99", Weftd::PREFIX), format!("{{{me}}}"));
             let said = fleet.says(0, "leave");
             assert!(said.contains("that of 172.30.0.99 now, and stays") && !said.contains(&line), "{said}");
             assert!(fleet.etcd.get(&key).is_some(), "the other one keeps it");
@@ -231,7 +235,7 @@ fn a_host_leaves_whose_record_was_pinned_meanwhile() {
 }
 
 /// Whoever was killed between etcd's answer and the disk has a file that names another lease than the record hangs on, another
-/// record, or no lease.
+/// record, no lease, or the addresses of before it was renumbered.
 #[test]
 fn a_host_leaves_whose_file_is_older_than_its_record() {
     let fleet = Fleet::new(1);
@@ -242,7 +246,7 @@ fn a_host_leaves_whose_file_is_older_than_its_record() {
         agent.ready();
         agent.daemon().stop();
     };
-    for (differs, seconds) in [("lease", 500), ("value", 600), ("version", 500)] {
+    for (differs, seconds) in [("lease", 500), ("value", 600), ("version", 500), ("address", 600)] {
         run(600);
         let mut before: Value =
             serde_json::from_slice(&std::fs::read(&file).expect("a lease")).expect("JSON");
@@ -253,6 +257,7 @@ fn a_host_leaves_whose_file_is_older_than_its_record() {
                 fleet.etcd.put(&key, before["value"].as_str().expect("the record"));
                 before["leaseId"] = json!(0);
             }
+            "address" => node.renumber("172.30.0.11", "172.30.0.77"),
             _ => {}
         }
         run(seconds);
