@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
+use cni_protocol::logging::printable;
 use cni_protocol::{Code, Error};
 use serde::{Deserialize, Serialize};
 use weft_state::boot_id;
@@ -101,8 +102,7 @@ impl Holder {
 
     /// Which machine that is, for people. It comes from the store and is not to look like more than one line.
     fn name(&self) -> String {
-        let name = format!("{} ({})", self.host, self.mac.as_deref().unwrap_or("no hardware address"));
-        name.escape_debug().to_string()
+        printable(&format!("{} ({})", self.host, self.mac.as_deref().unwrap_or("no hardware address")))
     }
 }
 
@@ -181,7 +181,7 @@ impl Search<'_> {
     /// What comes of it: a host that had the subnet itself, and has containers in it, has lost it.
     pub(super) fn yields(&self, rival: &Rival) -> Lease {
         let Rival { address, holder } = rival;
-        let (subnet, name) = (holder.subnet.escape_debug(), holder.name());
+        let (subnet, name) = (printable(&holder.subnet), holder.name());
         if let Some(before) = self.before.filter(|before| before.key == holder.subnet && !self.unused) {
             let owner = format!("another live host with this one's address {address}, {name},");
             return Lease::Taken { key: before.key.clone(), owner };

@@ -86,7 +86,7 @@ impl Search<'_> {
     /// A record that somebody has pinned is theirs to remove, and good again when the other one's lease has ended.
     fn pinned_later(&self, own: &str, (key, value): (&String, &String)) -> Error {
         let msg = format!(
-            "take a subnet: {}/subnets/{own} is pinned for this host, but {} has part of it in {key}, which was there first: pin \
+            "take a subnet: {}/subnets/{own} is pinned for this host, but part of it is in {key} of {}, which was there first: pin \
              another one; {}",
             self.conf.prefix,
             owner(key, value),

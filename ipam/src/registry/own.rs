@@ -8,9 +8,9 @@ use etcd_client::{
     TxnOpResponse,
 };
 
-use super::Registry;
 use super::claim::Claim;
 use super::failure::{Kind, kind};
+use super::{Registry, text};
 
 /// What a host puts below `<prefix>/subnets/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -199,9 +199,7 @@ impl Registry {
 fn left(outcome: &TxnOpResponse) -> Option<String> {
     match outcome {
         TxnOpResponse::Txn(removal) if !removal.succeeded() => removal.op_responses().first().and_then(left),
-        TxnOpResponse::Get(there) => {
-            there.kvs().first().map(|kv| String::from_utf8_lossy(kv.value()).into_owned())
-        }
+        TxnOpResponse::Get(there) => there.kvs().first().map(text),
         _ => None,
     }
 }
