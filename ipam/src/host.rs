@@ -221,12 +221,13 @@ impl<'c> Host<'c> {
         fs::metadata(lease).ok().map(|file| (file.ino(), file.mtime(), file.mtime_nsec()))
     }
 
-    /// Whether the lease on file still has this one's subnet.
+    /// Whether the lease on file still has this one's subnet, and has not been ended since.
     ///
     /// # Errors
     /// [`Code::Io`].
     pub(crate) fn has_still(&self, lease: &HostLease) -> Result<bool, Error> {
-        Ok(HostLease::read(&self.data_dir, self.network)?.is_some_and(|now| now.key == lease.key))
+        let is_still = |now: HostLease| now.key == lease.key && (lease.has_ended() || !now.has_ended());
+        Ok(HostLease::read(&self.data_dir, self.network)?.is_some_and(is_still))
     }
 
     /// Looks at the network, and renews the lease when half of its time is over. What etcd fails to say, or the disk to

@@ -197,7 +197,7 @@ impl Network {
     /// Whether anything ought to be different now.
     fn take(&mut self, news: News) -> bool {
         match &news {
-            News::Leased(_) | News::Taken { .. } | News::Refused { .. } => self.hosts.can_return(true),
+            News::Leased(..) | News::Taken { .. } | News::Refused { .. } => self.hosts.can_return(true),
             News::Unconfigured { .. } | News::Failed(_) => self.hosts.can_return(false),
             News::Hosts(_) | News::Changed { .. } => {}
         }
@@ -206,14 +206,14 @@ impl Network {
             self.truth.borrow_mut().store.answers();
         }
         match news {
-            News::Leased(lease) => self.leased(lease),
+            News::Leased(lease, _unused) => self.leased(lease),
             // What others wrote into the store is not to look like lines of the log.
             News::Taken { key, owner } => {
                 self.taken(key, printable(&owner));
                 false
             }
             News::Refused { why, unused } => {
-                self.refused(why, unused);
+                self.refused(why, unused.is_some());
                 false
             }
             News::Unconfigured { why } => {

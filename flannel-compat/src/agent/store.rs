@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use weft_ipam::conf::etcd::EtcdConf;
 use weft_ipam::lease::{self, Claimant, Keeper, Lease, Standing};
 use weft_ipam::registry::{Registry, Snapshot, Watched};
+use weft_ipam::store::Store as Reservations;
 use weft_state::lease::{HostLease, Peers};
 
 use super::backoff::Backoff;
@@ -35,16 +36,20 @@ const LOOK: Duration = Duration::from_secs(2);
 /// that is set down and up, and DHCP, take some seconds.
 const ABSENCE: Duration = Duration::from_secs(30);
 
+/// A lease, and what keeps containers from the subnet that it was taken in place of.
+type Acquired = (HostLease, Option<Reservations>);
+
 /// What the store said.
 #[derive(Debug)]
 pub(super) enum News {
-    /// The lease is this host's: taken, or renewed.
-    Leased(HostLease),
+    /// The lease is this host's: taken, or renewed; maybe in place of one that is left, with what keeps containers from that until
+    /// this one is on file.
+    Leased(HostLease, Option<Reservations>),
     /// Another host owns the subnet that this one had.
     Taken { key: String, owner: String },
-    /// This host can have no subnet, or not the one that it has, until a person has done something. `unused` says that
-    /// none of its containers has an address of that.
-    Refused { why: String, unused: bool },
+    /// This host can have no subnet, or not the one that it has, until a person has done something. `unused` keeps containers
+    /// from that until it is off the file, where none of them has an address of it.
+    Refused { why: String, unused: Option<Reservations> },
     /// The network's configuration is missing or wrong, or this host has no address to publish, or cannot tell what it has: as long as
     /// that is so nobody has to have a record.
     Unconfigured { why: String },
@@ -114,10 +119,10 @@ impl Store {
 
     /// Takes the lease, and follows the hosts.
     async fn talk(&mut self, registry: &mut Registry, backoff: &mut Backoff) -> Result<End, Error> {
-        let lease = match self.acquire(registry).await? {
-            Ok(lease) => lease,
+        let (lease, unused) = match self.acquire(registry).await? {
+            Ok(acquired) => acquired,
             Err(news) => match self.look_on(registry, news).await? {
-                Some(lease) => lease,
+                Some(acquired) => acquired,
                 None => return Ok(End::Stopped),
             },
         };
@@ -131,7 +136,7 @@ impl Store {
         self.note_links(&lease);
         self.lease = Some(lease.clone());
         self.unused = false;
-        if self.tell(News::Leased(lease.clone())).await.is_none() {
+        if self.tell(News::Leased(lease.clone(), unused)).await.is_none() {
             return Ok(End::Stopped);
         }
         let outcome = self.follow(registry, lease).await;
@@ -142,8 +147,26 @@ impl Store {
         outcome
     }
 
-    /// The lease, or why there is none.
-    async fn acquire(&mut self, registry: &mut Registry) -> Result<Result<HostLease, News>, Error> {
+    /// The lease, or why there is none. It is looked for as if containers had addresses of the last one; only where that leaves the host
+    /// without is it found out whether any has, and then none comes to one until it is known what becomes of the subnet: etcd may take
+    /// long to answer.
+    async fn acquire(&mut self, registry: &mut Registry) -> Result<Result<Acquired, News>, Error> {
+        let outcome = self.ask(registry, None).await?;
+        if !matches!(outcome, Err(News::Taken { .. } | News::Refused { .. })) {
+            return Ok(outcome);
+        }
+        match self.hold_unused() {
+            Ok(None) => Ok(outcome),
+            Ok(unused) => self.ask(registry, unused).await,
+            Err(error) => Ok(Err(News::Unconfigured { why: error.msg })),
+        }
+    }
+
+    async fn ask(
+        &mut self,
+        registry: &mut Registry,
+        unused: Option<Reservations>,
+    ) -> Result<Result<Acquired, News>, Error> {
         let before = self.lease.clone();
         if let Some(lease) = &before {
             self.look_for_addresses(lease);
@@ -151,7 +174,7 @@ impl Store {
         let claimant = |others| Claimant {
             before: before.as_ref(),
             wish: self.wish.as_deref(),
-            unused: self.is_unused(),
+            unused: unused.is_some(),
             waits: (!self.is_away_for_long()).then_some(self.links.as_slice()),
             keeper: Keeper::Agent,
             others,
@@ -161,17 +184,15 @@ impl Store {
             Err(error) => Err(error),
         };
         Ok(match outcome {
-            Ok(Lease::Held(lease)) => Ok(lease),
+            Ok(Lease::Held(lease)) => Ok((lease, unused)),
             Ok(Lease::Taken { key, owner }) if before.is_none() => {
-                Err(News::Refused { why: is_anothers(&key, &owner), unused: false })
+                Err(News::Refused { why: is_anothers(&key, &owner), unused })
             }
             Ok(Lease::Taken { key, owner }) => Err(News::Taken { key, owner }),
             Ok(Lease::Unconfigured(error)) => Err(News::Unconfigured { why: error.msg }),
-            Ok(Lease::Refused(error)) => Err(News::Refused { why: error.msg, unused: self.is_unused() }),
+            Ok(Lease::Refused(error)) => Err(News::Refused { why: error.msg, unused }),
             // etcd has answered, and will say so until another host leaves.
-            Err(error) if error.code == Code::Exhausted => {
-                Err(News::Refused { why: error.msg, unused: self.is_unused() })
-            }
+            Err(error) if error.code == Code::Exhausted => Err(News::Refused { why: error.msg, unused }),
             // It is this host that does not tell.
             Err(error) if error.code == Code::Io => Err(News::Unconfigured { why: error.msg }),
             Err(error) => return Err(error),
@@ -222,6 +243,14 @@ impl Store {
         self.unused && tenants::are_none(&self.state_dir, &self.network, self.lease.as_ref())
     }
 
+    /// Sees to it that this stays so while the value lives.
+    fn hold_unused(&self) -> Result<Option<Reservations>, Error> {
+        if !self.unused {
+            return Ok(None);
+        }
+        tenants::hold_none(&self.state_dir, &self.network, self.lease.as_ref())
+    }
+
     /// Follows hosts and lease.
     async fn follow(&mut self, registry: &mut Registry, mut lease: HostLease) -> Result<End, Error> {
         let mut keep = every(often(KEEP, Some(&lease)));
@@ -267,7 +296,7 @@ impl Store {
                     Some(renewed) if !self.has_moved(&lease) => {
                         lease = renewed;
                         self.lease = Some(lease.clone());
-                        self.tell(News::Leased(lease.clone())).await
+                        self.tell(News::Leased(lease.clone(), None)).await
                     }
                     _ => return Ok(End::Lost),
                 },
@@ -289,7 +318,7 @@ impl Store {
         &mut self,
         registry: &mut Registry,
         mut reason: News,
-    ) -> Result<Option<HostLease>, Error> {
+    ) -> Result<Option<Acquired>, Error> {
         // A host that has none can have no container.
         let period = if self.lease.is_some() { LOOK } else { LOOK / 2 };
         let mut look = every(often(period, self.lease.as_ref()));
@@ -313,7 +342,7 @@ impl Store {
             }
             look.tick().await;
             reason = match self.acquire(registry).await? {
-                Ok(lease) => return Ok(Some(lease)),
+                Ok(acquired) => return Ok(Some(acquired)),
                 Err(reason) => reason,
             };
         }

@@ -3,6 +3,9 @@
 use super::outage::{Pings, pair, readiness};
 use super::*;
 
+/// One subnet, for one host.
+const ONE: &str = r#"{"Network": "10.240.0.0/12", "SubnetMin": "10.241.7.0", "SubnetMax": "10.241.7.0", "Backend": {"Type": "vxlan"}}"#;
+
 /// An agent that ends, in whatever way, is missed by nobody, and the next one finds everything.
 #[test]
 fn a_restart_is_not_noticed_by_traffic() {
@@ -141,11 +144,41 @@ fn a_container_that_comes_before_etcd_does_is_not_left_in_a_subnet_that_the_host
     }
 }
 
+/// What etcd says in the end is said to a host with a container, whether there is another subnet for it or none.
+#[test]
+fn a_container_that_comes_while_etcd_is_asked_keeps_the_host_in_its_subnet() {
+    for config in [CONFIG, ONE] {
+        let mut fleet = Fleet::of(1, config, &json!({}));
+        let own = subnet(fleet.node(0));
+        assert!(fleet.agents[0].daemon().stop().success());
+        fleet.etcd.put(&format!("{SUBNETS}{own}"), record("172.30.0.99", "8e:00:00:00:00:01"));
+        // As after a boot.
+        fs::remove_file(fleet.node(0).subnet_file()).expect("remove subnet.env");
+        fleet.etcd.freeze();
+        let patient = json!({ "etcd": { "endpoints": fleet.etcd.endpoints(), "timeout": 60 } });
+        fleet.agents[0] = Weftd::start(fleet.node(0), &fleet.etcd, &patient);
+        let (node, agent, pod) = (fleet.node(0), &fleet.agents[0], Pod::new());
+        eventually(PATIENCE, "it asks", || {
+            agent.daemon().log().contains("was leased by this host before").then_some(())
+        });
+        let network = Weftd::network(&fleet.etcd);
+        let add = Call::new("weft-ipam", "ADD", network.conf.to_string()).on(node).pod(&pod);
+        let given = ips(&add.run().result())[0].to_string();
+        assert!(given.starts_with(own.trim_end_matches("0-24")), "{given} {own}");
+        fleet.etcd.thaw();
+        eventually(PATIENCE, "it is told, and nothing is changed", || {
+            let (status, text) = readiness(agent);
+            (status == 503 && text.contains("172.30.0.99") && text.contains(&own)).then_some(())
+        });
+        assert_eq!(fleet.etcd.keys(SUBNETS).len(), 1);
+        network.call("STATUS").on(node).run().error_code(51).assert_names(&["172.30.0.99", &own]);
+    }
+}
+
 /// What was written while etcd was away is no promise: nobody comes to a host that etcd gives no subnet.
 #[test]
 fn a_host_that_gets_no_subnet_after_its_boot_takes_no_container() {
-    let config = r#"{"Network": "10.240.0.0/12", "SubnetMin": "10.241.7.0", "SubnetMax": "10.241.7.0", "Backend": {"Type": "vxlan"}}"#;
-    let (fleet, own) = booted_without_etcd(config, false);
+    let (fleet, own) = booted_without_etcd(ONE, false);
     let (node, agent, pod) = (fleet.node(0), &fleet.agents[0], Pod::new());
     agent.ready();
     by_flannel("STATUS", node, "weft-ipam", &pod).done();
@@ -232,10 +265,7 @@ fn the_first_start_waits_for_a_configuration_and_a_free_subnet() {
     says("config: ");
     let theirs = format!("{SUBNETS}10.241.7.0-24");
     etcd.put(&theirs, record("172.30.0.99", "8e:00:00:00:00:01"));
-    etcd.put(
-        KEY,
-        r#"{"Network": "10.240.0.0/12", "SubnetMin": "10.241.7.0", "SubnetMax": "10.241.7.0", "Backend": {"Type": "vxlan"}}"#,
-    );
+    etcd.put(KEY, ONE);
     says("are taken, by 10.241.7.0-24 among others");
     etcd.del(&theirs);
     eventually(REPAIR, "it has the subnet", || (readiness(&agent).0 == 200).then_some(()));

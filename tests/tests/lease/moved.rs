@@ -1,12 +1,13 @@
-//! A host without containers whose subnet becomes another one, as the network was configured anew, while containers come.
+//! A host without containers whose subnet becomes another one, as the network was configured anew or another host has it, while containers come.
 
 use std::fs;
 use std::time::{Duration, SystemTime};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use weft_tests::{Call, Pod, Relay, eventually};
 
-use super::super::{CONFIG, Fleet, addresses};
+use super::super::{CONFIG, Fleet, SUBNETS, V4, addresses};
+use super::identity::record;
 
 const ROUNDS: u64 = 30;
 
@@ -56,4 +57,34 @@ fn containers_that_come_while_the_subnet_changes_are_in_the_new_one() {
         assert!(replies.iter().any(weft_tests::Reply::succeeded), "round {round}");
         pods.iter().for_each(|pod| call("DEL", pod).run().done());
     }
+}
+
+/// Whoever keeps the lease ends it once etcd has no subnet for the host, while a container is on its way to an address of that.
+#[test]
+fn a_container_on_its_way_while_the_lease_is_ended_asks_etcd() {
+    let fleet = Fleet::new(1, V4);
+    let node = fleet.node(0);
+    let call = fleet.ipam("ADD", 0, &json!({}));
+    call.clone().run().result();
+    call.env("CNI_COMMAND", "DEL").run().done();
+    let (key, _) = fleet.record();
+    let books = node.command(&format!("find {} -path */ipam/lock", node.state_dir().display()));
+    let books = fs::File::open(books.trim()).expect("open the books");
+    books.lock().expect("hold them");
+    let late = fleet.ipam("ADD", 0, &json!({})).start();
+    let waits = format!(" {} ", late.pid());
+    eventually(Duration::from_secs(5), "it waits for the books", || {
+        let locks = fs::read_to_string("/proc/locks").expect("the kernel's locks");
+        locks.lines().any(|line| line.contains("->") && line.contains(&waits)).then_some(())
+    });
+    fleet.etcd.put(&format!("{SUBNETS}{key}"), record("172.30.0.99"));
+    let file = node.data_dir().join("pods/lease.json");
+    let mut lease: Value = serde_json::from_slice(&fs::read(&file).expect("a lease")).expect("JSON");
+    lease["renewed"] = json!(0);
+    let next = file.with_extension("next");
+    fs::write(&next, lease.to_string()).expect("end the lease");
+    fs::rename(&next, &file).expect("end the lease");
+    drop(books);
+    let given = addresses(&late.finish().result());
+    assert!(!given[0].starts_with(key.trim_end_matches("0-24")), "{given:?} is of {key}");
 }
