@@ -38,7 +38,7 @@ pub struct HostLease {
     /// The value of this host's record.
     pub value: String,
     /// The store's number of the lease that the addresses' keys hang on, and the record unless it is pinned; 0 in a file of
-    /// an earlier version, of a pinned record.
+    /// an earlier version, of a pinned record, and -1 once that has ended.
     pub lease_id: i64,
     /// See [`HostLease::is_pinned`].
     #[serde(default)]
@@ -154,7 +154,9 @@ impl HostLease {
     /// The same as one that has ended, whatever time it had left: etcd gives this host no subnet any more.
     #[must_use]
     pub fn ended(&self) -> Self {
-        Self { renewed: 0, ttl: self.ttl.max(1), pinned: false, ..self.clone() }
+        // etcd gives positive ones.
+        let lease_id = if self.lease_id == 0 { -1 } else { self.lease_id };
+        Self { renewed: 0, ttl: self.ttl.max(1), pinned: false, lease_id, ..self.clone() }
     }
 
     /// Whether it was made to be one that has ended, which no lease was from its beginning.

@@ -94,7 +94,9 @@ fn a_pinned_subnet_has_no_end() {
     let earlier: HostLease = serde_json::from_value(earlier).unwrap();
     for pinned in [HostLease { pinned: true, ..ended }, earlier] {
         assert!(pinned.is_pinned() && !pinned.has_ended(), "{pinned:?}");
+        assert!(pinned.ended().has_ended(), "{pinned:?}");
     }
+    assert!(!lease().has_ended() && lease().ended().has_ended());
 }
 
 #[test]
