@@ -3,6 +3,7 @@
 mod lease;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -55,8 +56,8 @@ pub(super) struct Network {
     unreached: Vec<Unreached>,
     /// What could not be set up.
     damage: Option<String>,
-    /// What could not be put on file.
-    unfiled: Option<String>,
+    /// What could not be put on file, by the file.
+    unfiled: BTreeMap<&'static str, String>,
     /// Of the two, what was logged last.
     said: Option<String>,
     _lock: Lock,
@@ -132,7 +133,7 @@ impl Network {
             firewalls: Firewalls::default(),
             unreached: Vec::new(),
             damage: None,
-            unfiled: None,
+            unfiled: BTreeMap::new(),
             said: None,
             conf,
             _lock: lock,
@@ -238,11 +239,15 @@ impl Network {
         }
     }
 
-    /// Whether something could be put on file. When not, that is damage: it will be tried again.
-    fn filed(&mut self, outcome: Result<(), Error>) -> bool {
-        self.unfiled = outcome.err().map(|error| error.msg);
+    /// Whether something could be put on this file, or the file removed. When not, that is damage: it will be tried again.
+    fn filed(&mut self, file: &'static str, outcome: Result<(), Error>) -> bool {
+        let is_done = outcome.is_ok();
+        match outcome {
+            Ok(()) => self.unfiled.remove(file),
+            Err(error) => self.unfiled.insert(file, error.msg),
+        };
         self.judge(self.damage.clone());
-        self.unfiled.is_none()
+        is_done
     }
 
     /// Compares everything in the kernel with what it ought to be, and corrects it.
@@ -289,7 +294,7 @@ impl Network {
     /// Says what is damaged when that changes, and when nothing is any more. `damage` is what could not be set up.
     fn judge(&mut self, damage: Option<String>) {
         self.damage = damage;
-        let now = self.damage.clone().or_else(|| self.unfiled.clone());
+        let now = self.damage.clone().or_else(|| self.unfiled.values().next().cloned());
         let network = &self.conf.name;
         match (&now, &self.said) {
             (Some(now), said) if said.as_ref() != Some(now) => log::error!("network {network}: {now}"),
@@ -314,7 +319,7 @@ impl Network {
         if self.save_at.take().is_some() {
             self.saved = Some(Instant::now());
             let written = self.hosts.known().write(&self.data_dir, &self.conf.name);
-            if !self.filed(written) {
+            if !self.filed("peers.json", written) {
                 self.save_soon();
             }
         }

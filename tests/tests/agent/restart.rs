@@ -192,6 +192,24 @@ fn a_host_that_gets_no_subnet_after_its_boot_takes_no_container() {
     let leased = Weftd::network(&fleet.etcd);
     leased.call("STATUS").on(node).run().error_code(51).assert_names(&[&own, "does not give", "/readyz"]);
     leased.add_call(&pod).on(node).run().error_code(11).assert_names(&[&own, "does not give", "/readyz"]);
+    // That one file cannot be written is told once, whatever becomes of others while it looks again and again.
+    let peers = node.data_dir().join(Weftd::NETWORK).join("peers.json");
+    fs::remove_file(&peers).expect("remove the peers");
+    fs::create_dir_all(peers.join("in the way")).expect("make a directory");
+    let lines = |part: &str| agent.daemon().log().lines().filter(|line| line.contains(part)).count();
+    eventually(PATIENCE, "the log says it", || (lines("/peers.json: ") == 1).then_some(()));
+    let (mut looks, mut last) = (0, 0.0);
+    eventually(Duration::from_secs(30), "it looks again", || {
+        let silence = agent.metric(r#"weft_store_silence_seconds{network="pods"}"#)?;
+        looks += i32::from(silence < last);
+        last = silence;
+        (looks >= 3).then_some(())
+    });
+    assert_eq!((lines("/peers.json: "), lines("could be set up again")), (1, 0), "{}", agent.daemon().log());
+    fs::remove_dir_all(&peers).expect("remove the directory");
+    eventually(PATIENCE, "the log says that it could", || {
+        (lines("could be set up again") == 1).then_some(())
+    });
     // The other one leaves.
     fleet.etcd.del(&format!("{SUBNETS}{own}"));
     agent.ready();

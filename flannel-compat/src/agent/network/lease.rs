@@ -34,10 +34,10 @@ impl Network {
         }
         self.truth.borrow_mut().refused = None;
         if !matches!(was, Held::Lease(_)) {
-            self.filed(Taken::forget(&self.data_dir, &self.conf.name));
+            self.filed("taken.json", Taken::forget(&self.data_dir, &self.conf.name));
         }
         self.formers.retire(&self.conf.name, self.on_file.take_if(|known| !same(known)), &lease);
-        if !on_file && self.filed(lease.write(&self.data_dir, &self.conf.name)) {
+        if !on_file && self.filed("lease.json", lease.write(&self.data_dir, &self.conf.name)) {
             self.on_file = Some(lease.clone());
         }
         self.lease = Some(lease);
@@ -58,7 +58,7 @@ impl Network {
             Taken::REMEDY
         );
         let since = since_1970().as_secs();
-        self.filed(Taken { key, owner, since }.write(&self.data_dir, &self.conf.name));
+        self.filed("taken.json", Taken { key, owner, since }.write(&self.data_dir, &self.conf.name));
     }
 
     /// There is no lease until a person has done something. What was leased before is gone, unless containers live in it.
@@ -67,12 +67,12 @@ impl Network {
             self.lease = None;
             self.truth.borrow_mut().lease = Held::Nothing;
             // Both may be there since before etcd could be asked, and nobody is to come by them now.
+            self.filed("subnet.env", subnet_env::remove(&self.conf.subnet_file));
             let ended = self.on_file.as_ref().filter(|lease| !lease.has_ended()).map(HostLease::ended);
-            let write = |lease: &HostLease| lease.write(&self.data_dir, &self.conf.name);
-            let done = subnet_env::remove(&self.conf.subnet_file)
-                .and_then(|()| ended.as_ref().map_or(Ok(()), write));
-            if self.filed(done) {
-                self.on_file = ended.or(self.on_file.take());
+            if let Some(ended) = ended
+                && self.filed("lease.json", ended.write(&self.data_dir, &self.conf.name))
+            {
+                self.on_file = Some(ended);
             }
         }
         let mut truth = self.truth.borrow_mut();
