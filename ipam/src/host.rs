@@ -239,7 +239,10 @@ impl<'c> Host<'c> {
     fn refresh(&self, lease: HostLease) -> Result<HostLease, Error> {
         self.note_attempt();
         match in_event_loop(in_time(self.patience(&lease), self.look(&lease))) {
-            Ok((kept, hosts, true)) => Ok(self.go_on(kept, &hosts)),
+            Ok((kept, hosts, true)) => {
+                self.trust();
+                Ok(self.go_on(kept, &hosts))
+            }
             Ok((kept, hosts, false)) => self.settle(kept, &hosts),
             Err(error) => {
                 log::warn!("network {}: {}; going on with what is known", self.network, error.msg);
@@ -326,12 +329,17 @@ impl<'c> Host<'c> {
             Ok(Lease::Unconfigured(error)) => (kept, Some(error)),
             Err(error) if error.code == Code::InvalidConfig || store.is_none() => (kept, Some(error)),
             // The subnet may be another one already.
-            taken => return self.put_on_file(taken?, hosts).inspect(|_lease| self.note_attempt()),
+            taken => return self.put_on_file(taken?, hosts).inspect(|_lease| self.trust()),
         };
+        // Without an answer it stays in doubt.
+        if why.as_ref().is_some_and(|error| error.code == Code::TryAgain) {
+            self.note_attempt();
+        } else {
+            self.trust();
+        }
         if let Some(error) = why {
             log::warn!("network {}: {}; going on with what is known", self.network, error.msg);
         }
-        self.note_attempt();
         Ok(self.go_on(kept, hosts))
     }
 

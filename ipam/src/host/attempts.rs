@@ -1,6 +1,7 @@
 //! When this host has asked etcd for news, and when it is to ask again.
 
 use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,31 +17,37 @@ impl Host<'_> {
         (due(&peers) || is_half_over(lease)) && due(&self.tried())
     }
 
-    /// A file whose time is that of the last attempt: an etcd that is away costs one ADD of many its patience. One that found
-    /// the lease wrong and came to no good end has the time 0.
+    /// A file whose time is that of the last attempt: an etcd that is away costs one ADD of many its patience. It has a content from when
+    /// etcd has said that the lease is wrong until it says otherwise, and the time 0 after an attempt that came to no good end.
     fn tried(&self) -> PathBuf {
         self.data_dir.join(self.network.as_str()).join("tried")
     }
 
     pub(super) fn note_attempt(&self) {
-        let tried = self.tried();
-        if let Err(error) = fs::write(&tried, b"") {
-            log::warn!("write {}: {error}", tried.display());
-        }
+        self.note(|tried| tried.set_modified(SystemTime::now()));
     }
 
     /// Notes that the lease on file is wrong.
     pub(super) fn doubt(&self) {
+        self.note(|mut tried| tried.write_all(b"in doubt\n").and_then(|()| tried.set_modified(UNIX_EPOCH)));
+    }
+
+    /// Notes that it is right, or as right as it can be.
+    pub(super) fn trust(&self) {
+        self.note(|tried| tried.set_len(0).and_then(|()| tried.set_modified(SystemTime::now())));
+    }
+
+    fn note(&self, write: impl FnOnce(&File) -> io::Result<()>) {
         let tried = self.tried();
         let file = File::options().create(true).truncate(false).write(true).open(&tried);
-        if let Err(error) = file.and_then(|file| file.set_modified(UNIX_EPOCH)) {
+        if let Err(error) = file.and_then(|file| write(&file)) {
             log::warn!("write {}: {error}", tried.display());
         }
     }
 
-    /// Whether the last attempt has left it so.
+    /// Whether etcd has said last that it is wrong.
     pub(super) fn is_in_doubt(&self) -> bool {
-        fs::metadata(self.tried()).and_then(|file| file.modified()).is_ok_and(|time| time == UNIX_EPOCH)
+        fs::metadata(self.tried()).is_ok_and(|file| file.len() > 0)
     }
 }
 

@@ -247,6 +247,11 @@ fn a_network_that_is_configured_anew_under_its_hosts() {
     for _ in 0..2 {
         fleet.fails(0, &due, 7).assert_names(&parts);
         status().error_code(50).assert_names(&parts);
+        // An ADD that gets no answer, or is killed before, says nothing else.
+        fleet.etcd.freeze();
+        fleet.add(0, &due).result();
+        fleet.etcd.thaw();
+        status().error_code(50).assert_names(&parts);
     }
     assert_eq!(fleet.record().0, key, "nothing is moved");
     // What ADD said is no more so once its cause is gone.
