@@ -82,7 +82,12 @@ impl Underlay {
             return Ok(Found { public, local: public });
         }
         let family = if v4 { "IPv4" } else { "IPv6" };
-        let local = self.choice.local(v4, here).map_err(|what| {
+        let found = self.choice.local(v4, here).and_then(|local| match local {
+            // The kernel sends by one where the link has no other, and no other host reaches this one by it.
+            IpAddr::V6(ip) if ip.is_unicast_link_local() => Err(format!("{ip} is for one link alone")),
+            _ => Ok(local),
+        });
+        let local = found.map_err(|what| {
             let remedy = "set ipam.iface, ifaceCanReach or publicIP to what leads to the other hosts";
             Error::new(Code::InvalidConfig, format!("find this host's {family} address: {what}: {remedy}"))
         })?;

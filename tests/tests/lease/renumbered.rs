@@ -177,6 +177,25 @@ fn an_add_follows_an_interface_of_ipv6() {
     assert!(reply.stderr.contains("was fd31::1, and is fd31:0:0:7::1 from now on"), "{}", reply.stderr);
 }
 
+/// It has no other for a while: the kernel sends by the one that every link has, by which no other host reaches this one.
+#[test]
+fn an_address_of_the_link_alone_is_no_hosts() {
+    let fleet = Fleet::new(1, V6);
+    let due = json!({ "ipam": { "peerRefresh": 0 } });
+    fleet.add(0, &due).result();
+    let record = fleet.record();
+    let node = fleet.node(0);
+    node.command("ip -6 route replace default via fe80::ff dev eth0");
+    node.command(&format!("ip addr del {}/64 dev eth0", BEFORE[1]));
+    assert!(node.command("ip -6 route get 2001:db8::1").contains("src fe80:"));
+    fleet.add(0, &due).result();
+    assert_eq!(fleet.record(), record);
+    node.command(&format!("ip addr add {}/64 dev eth0 nodad", AFTER[1]));
+    fleet.add(0, &due).result();
+    let (now, value) = fleet.record();
+    assert!(now == record.0 && value.contains(AFTER[1]), "{value}");
+}
+
 /// It is asked for nothing then: the agent looks itself, and etcd may be away.
 #[test]
 fn beside_an_agent_an_add_moves_no_host() {
