@@ -65,7 +65,7 @@ pub(super) struct Network {
 
 /// What the loop wakes up for.
 enum Event {
-    Store(News),
+    Store(Box<News>),
     KernelChanged,
     Timer,
     Save,
@@ -157,7 +157,7 @@ impl Network {
         let mut timer = every(LOOK);
         loop {
             let event = tokio::select! {
-                news = self.news.recv() => Event::Store(news.ok_or_else(store_ended)?),
+                news = self.news.recv() => Event::Store(Box::new(news.ok_or_else(store_ended)?)),
                 changed = self.kernel.changed() => changed.map(|()| Event::KernelChanged)?,
                 _ = timer.tick() => Event::Timer,
                 () = at(self.save_at) => Event::Save,
@@ -165,7 +165,7 @@ impl Network {
             };
             self.truth.borrow_mut().turned = std::time::Instant::now();
             match event {
-                Event::Store(news) => self.learn(news),
+                Event::Store(news) => self.learn(*news),
                 Event::Timer if self.hosts.give_up() => {
                     self.save_soon();
                     self.sync(Cause::Desire);
