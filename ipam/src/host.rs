@@ -16,7 +16,7 @@ use weft_state::lease::{HostLease, Peers, Taken, agent_lives, lease_files, since
 use weft_state::{Lock, data_dir, state_dir};
 
 use crate::conf::etcd::EtcdConf;
-use crate::lease::{self, Claimant, Keeper, Lease, PAUSE, Standing};
+use crate::lease::{self, Claimant, Lease, PAUSE, Standing};
 use crate::registry::{Registry, Snapshot, in_event_loop};
 use crate::store::{self, Store};
 pub(crate) use status::check_subnet;
@@ -156,14 +156,7 @@ impl<'c> Host<'c> {
         let known = Peers::read(&self.data_dir, self.network)?.unwrap_or_default();
         let others = self.others()?;
         let (before, limit) = (before.as_ref(), self.part(LIMIT));
-        let claimant = Claimant {
-            before,
-            wish: None,
-            unused,
-            waits: Some(&[]),
-            keeper: Keeper::Plugin,
-            others: &others,
-        };
+        let claimant = Claimant::by_plugin(before, unused, &others);
         let attempt = async || {
             let mut registry = Registry::new(&self.etcd)?.within(limit);
             let lease = lease::acquire(&mut registry, &self.etcd, claimant).await?;
@@ -310,14 +303,7 @@ impl<'c> Host<'c> {
         }
         let others = self.others()?;
         let (before, unused) = (Some(&kept), store.is_some());
-        let claimant = Claimant {
-            before,
-            wish: None,
-            unused,
-            waits: Some(&[]),
-            keeper: Keeper::Plugin,
-            others: &others,
-        };
+        let claimant = Claimant::by_plugin(before, unused, &others);
         // To find a subnet is no news that an ADD can do without.
         let patience = if unused { self.part(SHARE).remaining() } else { self.patience(&kept) };
         let taken = in_event_loop(in_time(patience, async {

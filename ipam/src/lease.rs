@@ -81,7 +81,17 @@ pub struct Claimant<'a> {
     pub others: &'a [(PathBuf, HostLease)],
 }
 
-impl Claimant<'_> {
+impl<'a> Claimant<'a> {
+    /// One that no agent keeps: it wishes for nothing, and waits for its address without knowing the link.
+    #[must_use]
+    pub const fn by_plugin(
+        before: Option<&'a HostLease>,
+        unused: bool,
+        others: &'a [(PathBuf, HostLease)],
+    ) -> Self {
+        Self { before, wish: None, unused, waits: Some(&[]), keeper: Keeper::Plugin, others }
+    }
+
     fn of(self, conf: &EtcdConf) -> Self {
         Self { before: self.before.filter(|lease| lease.prefix == conf.prefix), ..self }
     }

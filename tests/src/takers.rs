@@ -5,21 +5,14 @@ use std::net::Ipv4Addr;
 use serde_json::json;
 use tokio::task::{JoinSet, LocalSet};
 use weft_ipam::conf::etcd::EtcdConf;
-use weft_ipam::lease::{Claimant, Keeper, Lease, acquire};
+use weft_ipam::lease::{Claimant, Lease, acquire};
 use weft_ipam::registry::Registry;
 
 use crate::etcd::Etcd;
 use crate::weftd::Weftd;
 
 /// A host that knows of no subnet.
-pub const NEWCOMER: Claimant<'static> = Claimant {
-    before: None,
-    wish: None,
-    unused: true,
-    waits: Some(&[]),
-    keeper: Keeper::Plugin,
-    others: &[],
-};
+pub const NEWCOMER: Claimant<'static> = Claimant::by_plugin(None, true, &[]);
 
 /// A host that is only an address, in the network at [`Weftd::PREFIX`].
 pub fn host_at(etcd: &Etcd, number: u16) -> EtcdConf {

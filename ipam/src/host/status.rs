@@ -5,7 +5,7 @@ use weft_state::lease::{HostLease, Taken, agent_lives};
 use weft_state::{data_dir, state_dir};
 
 use super::{Host, LIMIT, in_time, is_half_over, or_known, taken};
-use crate::lease::{self, Claimant, Keeper, Lease};
+use crate::lease::{self, Claimant, Lease};
 use crate::registry::{Registry, in_event_loop};
 
 impl Host<'_> {
@@ -59,14 +59,7 @@ impl Host<'_> {
         let before = HostLease::read(&self.data_dir, self.network)?;
         let others = self.others()?;
         let (before, unused) = (before.as_ref(), self.is_unused());
-        let claimant = Claimant {
-            before,
-            wish: None,
-            unused,
-            waits: Some(&[]),
-            keeper: Keeper::Plugin,
-            others: &others,
-        };
+        let claimant = Claimant::by_plugin(before, unused, &others);
         let until = self.part(LIMIT);
         lease::rehearse(&mut Registry::new(&self.etcd)?.within(until), &self.etcd, claimant).await
     }
