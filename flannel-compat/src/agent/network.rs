@@ -104,11 +104,11 @@ impl Network {
             data_dir: all.data_dir.clone(),
             state_dir: all.state_dir.clone(),
             conf: etcd,
+            links: lease.as_ref().map(weft_ipam::lease::likely_links).unwrap_or_default(),
             lease,
             wish,
             unused: !conf.subnet_file.exists(),
             away: None,
-            links: Vec::new(),
             news: sender,
         };
         // Where it has ended, another host may have the subnet, and nobody is to come to it before etcd was asked.

@@ -1,23 +1,23 @@
 //! The agent's talk with etcd, in a task of its own, so that the loop that looks after the kernel never waits for it.
 
+mod acquire;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use cni_protocol::logging::printable;
-use cni_protocol::{Code, Error, NetworkName};
+use cni_protocol::{Error, NetworkName};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use weft_ipam::conf::etcd::EtcdConf;
-use weft_ipam::lease::{self, Claimant, Keeper, Lease, Standing};
+use weft_ipam::lease;
 use weft_ipam::registry::{Registry, Snapshot, Watched};
 use weft_ipam::store::Store as Reservations;
 use weft_state::lease::{HostLease, Peers};
 
 use super::backoff::Backoff;
 use super::every;
-use crate::tenants;
 
 /// How often the lease is renewed, or more often where it is short. That also shows whether etcd can be reached: a watch
 /// is silent on a broken connection, and TCP may take as long to go on after an outage as the outage lasted.
@@ -32,10 +32,6 @@ const MOST_PATIENCE: Duration = Duration::from_secs(5);
 const RESYNC: Duration = Duration::from_secs(60);
 /// How often to look whether this host can have its subnet by now.
 const LOOK: Duration = Duration::from_secs(2);
-/// How long an interface may be without the address under which this host is known, until that of another one counts. An interface
-/// that is set down and up, and DHCP, take some seconds.
-const ABSENCE: Duration = Duration::from_secs(30);
-
 /// A lease, and what keeps containers from the subnet that it was taken in place of.
 type Acquired = (HostLease, Option<Reservations>);
 
@@ -147,110 +143,6 @@ impl Store {
         outcome
     }
 
-    /// The lease, or why there is none. It is looked for as if containers had addresses of the last one; only where that leaves the host
-    /// without is it found out whether any has, and then none comes to one until it is known what becomes of the subnet: etcd may take
-    /// long to answer.
-    async fn acquire(&mut self, registry: &mut Registry) -> Result<Result<Acquired, News>, Error> {
-        let outcome = self.ask(registry, None).await?;
-        if !matches!(outcome, Err(News::Taken { .. } | News::Refused { .. })) {
-            return Ok(outcome);
-        }
-        match self.hold_unused() {
-            Ok(None) => Ok(outcome),
-            Ok(unused) => self.ask(registry, unused).await,
-            Err(error) => Ok(Err(News::Unconfigured { why: error.msg })),
-        }
-    }
-
-    async fn ask(
-        &mut self,
-        registry: &mut Registry,
-        unused: Option<Reservations>,
-    ) -> Result<Result<Acquired, News>, Error> {
-        let before = self.lease.clone();
-        if let Some(lease) = &before {
-            self.look_for_addresses(lease);
-        }
-        let claimant = |others| Claimant {
-            before: before.as_ref(),
-            wish: self.wish.as_deref(),
-            unused: unused.is_some(),
-            waits: (!self.is_away_for_long()).then_some(self.links.as_slice()),
-            keeper: Keeper::Agent,
-            others,
-        };
-        let outcome = match HostLease::others(&self.data_dir, &self.network) {
-            Ok(others) => lease::acquire(registry, &self.conf, claimant(&others)).await,
-            Err(error) => Err(error),
-        };
-        Ok(match outcome {
-            Ok(Lease::Held(lease)) => Ok((lease, unused)),
-            Ok(Lease::Taken { key, owner }) if before.is_none() => {
-                Err(News::Refused { why: is_anothers(&key, &owner), unused })
-            }
-            Ok(Lease::Taken { key, owner }) => Err(News::Taken { key, owner }),
-            Ok(Lease::Unconfigured(error)) => Err(News::Unconfigured { why: error.msg }),
-            Ok(Lease::Refused(error)) => Err(News::Refused { why: error.msg, unused }),
-            // etcd has answered, and will say so until another host leaves.
-            Err(error) if error.code == Code::Exhausted => Err(News::Refused { why: error.msg, unused }),
-            // It is this host that does not tell.
-            Err(error) if error.code == Code::Io => Err(News::Unconfigured { why: error.msg }),
-            Err(error) => return Err(error),
-        })
-    }
-
-    /// Whether this host is known by other addresses from now on.
-    fn has_moved(&mut self, lease: &HostLease) -> bool {
-        self.look_for_addresses(lease) == Standing::Moved || self.is_away_for_long()
-    }
-
-    /// What has become of those that it is known by.
-    fn look_for_addresses(&mut self, lease: &HostLease) -> Standing {
-        let standing = lease::standing(&self.conf, lease, &self.links);
-        match standing {
-            Standing::Away => {
-                self.away.get_or_insert_with(|| {
-                    let what = "the interface to other hosts has lost its address";
-                    log::warn!("network {}: {what}: waiting {ABSENCE:?} for it", self.network);
-                    Instant::now()
-                });
-            }
-            // It may have come back as another link.
-            Standing::Same if self.away.is_some() => {
-                self.away = None;
-                self.note_links(lease);
-            }
-            Standing::Same | Standing::Moved => self.away = None,
-        }
-        standing
-    }
-
-    /// Those of addresses that are gone stay known.
-    fn note_links(&mut self, lease: &HostLease) {
-        let now = lease::links(lease);
-        let is_gone = |local: &IpAddr| now.iter().all(|(other, _)| other != local);
-        self.links.retain(|(local, _)| lease.local.contains(local) && is_gone(local));
-        self.links.extend(now);
-    }
-
-    fn is_away_for_long(&self) -> bool {
-        self.away.is_some_and(|since| since.elapsed() >= ABSENCE)
-    }
-
-    /// Whether no container has an address of the lease's subnet, so that any other one will do: some may have come since the start, also by
-    /// the file that was written then from what was known last.
-    pub(super) fn is_unused(&self) -> bool {
-        self.unused && tenants::are_none(&self.state_dir, &self.network, self.lease.as_ref())
-    }
-
-    /// Sees to it that this stays so while the value lives.
-    fn hold_unused(&self) -> Result<Option<Reservations>, Error> {
-        if !self.unused {
-            return Ok(None);
-        }
-        tenants::hold_none(&self.state_dir, &self.network, self.lease.as_ref())
-    }
-
     /// Follows hosts and lease.
     async fn follow(&mut self, registry: &mut Registry, mut lease: HostLease) -> Result<End, Error> {
         let mut keep = every(often(KEEP, Some(&lease)));
@@ -325,7 +217,11 @@ impl Store {
         loop {
             // The other hosts are reached all the same: containers' connections to them may still find back.
             let addresses = self.lease.as_ref().map(lease::published).unwrap_or_default();
-            let Snapshot { hosts, held, .. } = registry.snapshot(&addresses).await?;
+            let is_held = matches!(&reason, News::Refused { unused: Some(_), .. });
+            registry.set_patience(is_held.then_some(MOST_PATIENCE));
+            let snapshot = registry.snapshot(&addresses).await;
+            registry.set_patience(None);
+            let Snapshot { hosts, held, .. } = snapshot?;
             // Only now, as it says that etcd answers, which may not have been asked for it.
             if self.tell(reason).await.is_none() {
                 return Ok(None);
@@ -352,15 +248,6 @@ impl Store {
     async fn tell(&self, news: News) -> Option<()> {
         self.news.send(news).await.ok()
     }
-}
-
-/// That another host has the subnet of one that has no lease on file, so that `weftctl leave` has nothing to give up.
-fn is_anothers(key: &str, owner: &str) -> String {
-    format!(
-        "subnet {key} of this host belongs to {} now, its containers are cut off: move the containers away, then stop weftd, \
-         remove subnet.env, start weftd",
-        printable(owner)
-    )
 }
 
 async fn renew(

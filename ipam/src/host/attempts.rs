@@ -1,7 +1,7 @@
 //! When this host has asked etcd for news, and when it is to ask again.
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -29,7 +29,8 @@ impl Host<'_> {
 
     /// Notes that the lease on file is wrong.
     pub(super) fn doubt(&self) {
-        self.note(|mut tried| tried.write_all(b"in doubt\n").and_then(|()| tried.set_modified(UNIX_EPOCH)));
+        // A byte that was never written takes no room on a disk that may be full.
+        self.note(|tried| tried.set_len(1).and_then(|()| tried.set_modified(UNIX_EPOCH)));
     }
 
     /// Notes that it is right, or as right as it can be.

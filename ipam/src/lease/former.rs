@@ -64,6 +64,19 @@ pub fn links(lease: &HostLease) -> Vec<(IpAddr, u32)> {
     Here::look().map(of).unwrap_or_default()
 }
 
+/// The same for an agent that starts, maybe while one has none: of such an address all links with the hardware address on file.
+#[must_use]
+pub fn likely_links(lease: &HostLease) -> Vec<(IpAddr, u32)> {
+    let mut found = links(lease);
+    let is_missing = |local: &&IpAddr| found.iter().all(|(known, _)| known != *local);
+    let missing: Vec<IpAddr> = lease.local.iter().filter(is_missing).copied().collect();
+    if !missing.is_empty() {
+        let alike = Holder::parse(&lease.holder).map(|holder| holder.links()).unwrap_or_default();
+        found.extend(missing.iter().flat_map(|local| alike.iter().map(|link| (*local, *link))));
+    }
+    found
+}
+
 fn standing_of(conf: &EtcdConf, lease: &HostLease, before: Found, links: &[(IpAddr, u32)]) -> Standing {
     if conf.underlay.is_still(before) {
         return Standing::Same;
@@ -92,12 +105,11 @@ fn is_known_alike(conf: &EtcdConf, lease: &HostLease) -> bool {
 /// others, and comes back with it.
 fn is_elsewhere(lease: &HostLease, [before, now]: [IpAddr; 2], here: &Here, known: &[(IpAddr, u32)]) -> bool {
     let is_there = |link: &u32| if_indextoname(*link).is_ok();
-    let known = known.iter().find(|(local, _)| *local == before).map(|(_, link)| *link).filter(is_there);
-    let by_hardware = || {
-        let holder = Holder::parse(&lease.holder).filter(|_| lease.local.first() == Some(&before));
-        holder.and_then(|holder| holder.mac).map(|mac| Here::links_with(&mac)).unwrap_or_default()
-    };
-    let links = known.map_or_else(by_hardware, |link| vec![link]);
+    let known = known.iter().filter(|(local, _)| *local == before).map(|(_, link)| *link);
+    let mut links: Vec<u32> = known.filter(is_there).collect();
+    if links.is_empty() && lease.local.first() == Some(&before) {
+        links = Holder::parse(&lease.holder).map(|holder| holder.links()).unwrap_or_default();
+    }
     !links.is_empty() && here.link_of(now).is_none_or(|link| !links.contains(&link))
 }
 

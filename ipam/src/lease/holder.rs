@@ -78,6 +78,11 @@ impl Holder {
         })
     }
 
+    /// The numbers of the links that have its hardware address.
+    pub(super) fn links(&self) -> Vec<u32> {
+        self.mac.as_deref().map(Here::links_with).unwrap_or_default()
+    }
+
     /// What is no holder was not put by a host.
     pub(super) fn parse(value: &str) -> Option<Self> {
         serde_json::from_str(value).ok()

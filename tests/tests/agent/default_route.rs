@@ -135,6 +135,24 @@ fn families_of_an_interface_each_wait_for_their_own() {
     assert_eq!(log.matches("has lost its address").count(), 2, "{log}");
 }
 
+/// It has not seen which interface had that: the hardware address of the one that has IPv4's tells.
+#[test]
+fn an_agent_that_starts_before_ipv6_is_there_waits_for_it() {
+    let cluster = Cluster::new(1);
+    tunnel(cluster.node(0));
+    cluster.node(0).command("ip -6 route add default via fd08::1 dev tun0 metric 5000");
+    let mut fleet = Fleet::on(cluster, DUAL, &json!({}));
+    let before = all_records(&fleet);
+    let value = before[0].1.as_ref().expect("a record");
+    assert!(value.contains("172.30.0.11") && value.contains("fd30::11"), "{value}");
+    assert!(fleet.agents[0].daemon().stop().success());
+    fleet.node(0).command("ip -6 route del default dev eth0");
+    fleet.node(0).command("ip addr del fd30::11/64 dev eth0");
+    fleet.agents[0] = Weftd::start(fleet.node(0), &fleet.etcd, &json!({}));
+    renewed(&fleet.agents[0], 3);
+    assert_eq!(all_records(&fleet), before);
+}
+
 /// Its address is there, and so is etcd on the link. Twice the time of its lease passes.
 #[test]
 fn a_host_without_a_default_route_keeps_its_lease() {

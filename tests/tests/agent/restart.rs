@@ -162,8 +162,8 @@ fn a_container_that_comes_while_etcd_is_asked_keeps_the_host_in_its_subnet() {
             agent.daemon().log().contains("was leased by this host before").then_some(())
         });
         let network = Weftd::network(&fleet.etcd);
-        let add = Call::new("weft-ipam", "ADD", network.conf.to_string()).on(node).pod(&pod);
-        let given = ips(&add.run().result())[0].to_string();
+        let call = |command| Call::new("weft-ipam", command, network.conf.to_string()).on(node).pod(&pod);
+        let given = ips(&call("ADD").run().result())[0].to_string();
         assert!(given.starts_with(own.trim_end_matches("0-24")), "{given} {own}");
         fleet.etcd.thaw();
         eventually(PATIENCE, "it is told, and nothing is changed", || {
@@ -172,6 +172,22 @@ fn a_container_that_comes_while_etcd_is_asked_keeps_the_host_in_its_subnet() {
         });
         assert_eq!(fleet.etcd.keys(SUBNETS).len(), 1);
         network.call("STATUS").on(node).run().error_code(51).assert_names(&["172.30.0.99", &own]);
+        let file = node.data_dir().join(Weftd::NETWORK).join("taken.json");
+        if config == CONFIG {
+            // What is on file of it cannot be removed when the other host leaves, and is when it can be.
+            fs::remove_file(&file).expect("remove taken.json");
+            fs::create_dir_all(file.join("in the way")).expect("make a directory");
+            fleet.etcd.del(&format!("{SUBNETS}{own}"));
+            eventually(PATIENCE, "it says so", || readiness(agent).1.contains("taken.json").then_some(()));
+            fs::remove_dir_all(&file).expect("remove the directory");
+            agent.ready();
+            network.call("STATUS").on(node).run().done();
+        } else {
+            // Without the container nothing keeps the host there, and it has no other subnet.
+            call("DEL").run().done();
+            eventually(PATIENCE, "it has none", || (!file.exists()).then_some(()));
+            call("ADD").run().error_code(11).assert_names(&[&own, "does not give"]);
+        }
     }
 }
 

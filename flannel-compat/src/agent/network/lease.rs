@@ -16,13 +16,18 @@ impl Network {
             (&known.key, &known.value, &known.config) == (&lease.key, &lease.value, &lease.config)
         };
         let changed = !self.lease.as_ref().is_some_and(same);
-        let on_file = self.on_file.as_ref().is_some_and(|known| {
-            same(known)
-                && known.lease_id == lease.lease_id
-                && known.pinned == lease.pinned
-                && (lease.is_pinned()
-                    || lease.renewed.saturating_sub(known.renewed) < LEASE_AGE.min(lease.ttl / 10))
-        });
+        // From now on the loop writes it, and tells of that.
+        self.unfiled.remove("subnet.env");
+        let is_unfiled = |file| self.unfiled.contains_key(file);
+        let (forget, write) = (is_unfiled("taken.json"), is_unfiled("lease.json"));
+        let on_file = !write
+            && self.on_file.as_ref().is_some_and(|known| {
+                same(known)
+                    && known.lease_id == lease.lease_id
+                    && known.pinned == lease.pinned
+                    && (lease.is_pinned()
+                        || lease.renewed.saturating_sub(known.renewed) < LEASE_AGE.min(lease.ttl / 10))
+            });
         let known = self.lease.as_ref().or(self.on_file.as_ref());
         if let Some(known) = known.filter(|known| known.has_ended()) {
             self.hosts.has_ended(&known.key);
@@ -33,7 +38,7 @@ impl Network {
             log::info!("network {}: subnet {} is leased", self.conf.name, lease.key);
         }
         self.truth.borrow_mut().refused = None;
-        if !matches!(was, Held::Lease(_)) {
+        if forget || !matches!(was, Held::Lease(_)) {
             self.filed("taken.json", Taken::forget(&self.data_dir, &self.conf.name));
         }
         self.formers.retire(&self.conf.name, self.on_file.take_if(|known| !same(known)), &lease);
@@ -49,16 +54,18 @@ impl Network {
         let Some(lease) = self.lease.clone().or_else(|| self.on_file.clone()) else { return };
         let held = Held::Taken { lease, owner: owner.clone() };
         self.truth.borrow_mut().refused = None;
-        if std::mem::replace(&mut self.truth.borrow_mut().lease, held.clone()) == held {
-            return;
+        let is_known = std::mem::replace(&mut self.truth.borrow_mut().lease, held.clone()) == held;
+        if !is_known {
+            log::error!(
+                "network {}: subnet {key} of this host belongs to {owner} now: its containers are cut off: {}",
+                self.conf.name,
+                Taken::REMEDY
+            );
         }
-        log::error!(
-            "network {}: subnet {key} of this host belongs to {owner} now: its containers are cut off: {}",
-            self.conf.name,
-            Taken::REMEDY
-        );
-        let since = since_1970().as_secs();
-        self.filed("taken.json", Taken { key, owner, since }.write(&self.data_dir, &self.conf.name));
+        if !is_known || self.unfiled.contains_key("taken.json") {
+            let since = since_1970().as_secs();
+            self.filed("taken.json", Taken { key, owner, since }.write(&self.data_dir, &self.conf.name));
+        }
     }
 
     /// There is no lease until a person has done something. What was leased before is gone, unless containers live in it.
@@ -66,7 +73,7 @@ impl Network {
         if unused {
             self.lease = None;
             self.truth.borrow_mut().lease = Held::Nothing;
-            // Both may be there since before etcd could be asked, and nobody is to come by them now.
+            // All may be there since before etcd could be asked, and nobody is to come by them now.
             self.filed("subnet.env", subnet_env::remove(&self.conf.subnet_file));
             let ended = self.on_file.as_ref().filter(|lease| !lease.has_ended()).map(HostLease::ended);
             if let Some(ended) = ended
@@ -74,6 +81,8 @@ impl Network {
             {
                 self.on_file = Some(ended);
             }
+            // Last: it keeps containers away, too.
+            self.filed("taken.json", Taken::forget(&self.data_dir, &self.conf.name));
         }
         let mut truth = self.truth.borrow_mut();
         if truth.refused.as_ref() != Some(&why) {
