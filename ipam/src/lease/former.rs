@@ -107,7 +107,8 @@ fn is_elsewhere(lease: &HostLease, [before, now]: [IpAddr; 2], here: &Here, know
     let is_there = |link: &u32| if_indextoname(*link).is_ok();
     let known = known.iter().filter(|(local, _)| *local == before).map(|(_, link)| *link);
     let mut links: Vec<u32> = known.filter(is_there).collect();
-    if links.is_empty() && lease.local.first() == Some(&before) {
+    // While the first family's address is there another one may have gone from any interface.
+    if links.is_empty() && lease.local.first().is_some_and(|first| here.link_of(*first).is_none()) {
         links = Holder::parse(&lease.holder).map(|holder| holder.links()).unwrap_or_default();
     }
     !links.is_empty() && here.link_of(now).is_none_or(|link| !links.contains(&link))
