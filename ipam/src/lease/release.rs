@@ -16,9 +16,9 @@ use crate::underlay::Here;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Release {
     Done,
-    /// The host's addresses and its lease are given up; what stands at the subnet's key is not this host's, and stays: that of a
-    /// host with these addresses, where it has others than this one.
+    /// The host's addresses and its lease are given up; what stands at the subnet's key is not this host's, and stays.
     Replaced {
+        /// Which host's that is, if it is one's.
         owner: Option<String>,
     },
     /// Another host has these addresses now, whose record may be byte for byte the same: nothing is touched.
