@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use crate::wait::eventually;
@@ -71,7 +72,7 @@ impl Daemon {
         self.with_child(|child| {
             // A process ID is given away again only once its process was waited for, which happens in here.
             if child.try_wait().expect("look after a program").is_none() {
-                let pid = Pid::from_raw(i32::try_from(child.id()).expect("process IDs fit"));
+                let pid = process_id(child);
                 kill(pid, signal).unwrap_or_else(|error| panic!("send {signal} to {pid}: {error}"));
             }
         });
@@ -90,8 +91,15 @@ impl Daemon {
     }
 
     /// Holds it in the middle of whatever it does: its sockets stay open and nobody answers.
+    ///
+    /// # Panics
+    /// When it has ended.
     pub fn freeze(&self) {
         self.signal(Signal::SIGSTOP);
+        // Its threads run on for a moment. What is found is left for whoever asks how it ended.
+        let found = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        let stopped = self.with_child(|child| waitid(Id::Pid(process_id(child)), found));
+        assert!(matches!(stopped, Ok(WaitStatus::Stopped(..))), "{stopped:?}");
     }
 
     /// Lets it go on.
@@ -103,6 +111,10 @@ impl Daemon {
         // Poisoned means that another thread's test has failed; the process is to be ended all the same.
         work(&mut self.child.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+fn process_id(child: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).expect("process IDs fit"))
 }
 
 impl Drop for Daemon {

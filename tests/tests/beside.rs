@@ -1,14 +1,14 @@
 //! Calls that come upon another one at work.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its verdict")]
 
-use std::fs::{self, File};
+use std::fs;
 use std::process::{Child, Command};
 use std::time::Duration;
 
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::json;
-use weft_tests::{Host, Network, Pod, World, command, eventually, script};
+use weft_tests::{Host, Network, Pod, World, command, eventually, hold, script};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -27,8 +27,7 @@ fn an_attachment_that_another_call_has() {
     let pod = Pod::new();
     let result = network.add(&pod);
     let path = file("*/attachments/*");
-    let record = File::open(&path).unwrap();
-    record.lock().unwrap();
+    let record = hold(&path);
     let holder = format!("pid {} ", std::process::id());
     network.add_call(&pod).run().error_code(11).assert_names(&[&path, &holder]);
     network.del_call(&pod).run().error_code(11).assert_names(&[&path, &holder]);
@@ -38,7 +37,7 @@ fn an_attachment_that_another_call_has() {
 }
 
 /// Holds a lock for a while, without the test's own doing.
-fn hold(path: &str, seconds: &str) -> Child {
+fn hold_for_a_while(path: &str, seconds: &str) -> Child {
     let holder = Command::new("flock").args([path, "sleep", seconds]).spawn().unwrap();
     let is_free = || Command::new("flock").args(["-n", path, "true"]).status().unwrap().success();
     eventually(PATIENCE, "the lock is held", || (!is_free()).then_some(()));
@@ -56,7 +55,7 @@ fn a_del_that_waits_for_the_rules_between_containers() {
     let (one, other) = (Pod::new(), Pod::new());
     network.add(&one);
     network.add(&other);
-    let mut holder = hold(&file("*/meeting.lock"), "2");
+    let mut holder = hold_for_a_while(&file("*/meeting.lock"), "2");
     network.del_call(&one).env("WEFT_STDIN_TIMEOUT", "1").run().done();
     holder.wait().unwrap();
     network.del(&other);

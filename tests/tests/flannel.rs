@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use weft_tests::{Call, Host, Pod, World, command, ips, merge};
+use weft_tests::{Call, Host, Pod, World, command, hold, ips, merge};
 
 const ENV: &str =
     "FLANNEL_NETWORK=10.240.0.0/12\nFLANNEL_SUBNET=10.240.34.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n";
@@ -360,8 +360,9 @@ fn a_subnet_that_was_taken_counts_while_the_agent_lives() {
     let (conf, pod) = (conf(&json!({})), Pod::new());
     call("STATUS", &conf, &pod).run().done();
     call("ADD", &conf, &pod).run().result();
-    let lock = fs::File::create("/run/weft/cbr0/agent.lock").expect("the agent's file");
-    lock.lock().expect("the agent's lock");
+    let agent = "/run/weft/cbr0/agent.lock";
+    fs::write(agent, "").expect("the agent's file");
+    let _lives = hold(agent);
     let names = ["10.240.34.0-24", "192.0.2.9"];
     call("STATUS", &conf, &pod).run().error_code(51).assert_names(&names);
     call("ADD", &conf, &Pod::new()).run().error_code(103).assert_names(&names);

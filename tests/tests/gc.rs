@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use serde_json::{Value, json};
-use weft_tests::{Host, Network, Pod, Running, World, command, ip, masqueraded as network, script};
+use weft_tests::{Host, Network, Pod, Running, World, command, hold, ip, masqueraded as network, script};
 
 #[path = "gc/circumstances.rs"]
 mod circumstances;
@@ -260,8 +260,7 @@ fn what_somebody_is_at_work_on_stays_and_is_told() {
     let before = World::of(&host, &[&alive]);
     let others = records();
     network.add(&busy);
-    let record = fs::File::open(records().difference(&others).next().unwrap()).unwrap();
-    record.lock().unwrap();
+    let record = hold(records().difference(&others).next().unwrap());
     let reply = network.gc_call(&[live(&alive)]).run();
     reply.done();
     let told = format!("is left to pid {} (", std::process::id());

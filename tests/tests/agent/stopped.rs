@@ -1,6 +1,6 @@
 //! A plugin that is stopped in the midst of its work, with a lock that the agent wants, too.
 
-use nix::fcntl::{Flock, FlockArg};
+use weft_tests::hold;
 
 use super::*;
 
@@ -9,9 +9,7 @@ use super::*;
 fn who_holds_a_lock_keeps_nothing_else_from_being_repaired() {
     let fleet = Fleet::new(1);
     let (node, agent) = (fleet.node(0), &fleet.agents[0]);
-    let path = node.state_dir().join(".networks/lock");
-    let file = fs::File::open(&path).expect("the lock of all networks' rules");
-    let held = Flock::lock(file, FlockArg::LockExclusive).expect("lock it");
+    let held = hold(node.state_dir().join(".networks/lock"));
     node.command("nft flush ruleset");
     eventually(PATIENCE, "it is not ready and names the lock", || {
         let answer = agent.ask("/readyz")?;

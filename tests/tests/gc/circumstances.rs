@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use serde_json::json;
-use weft_tests::{Host, Network, Pod, World, command, eventually};
+use weft_tests::{Host, Network, Pod, World, command, eventually, hold, hold_shared};
 
 use super::{live, network, records};
 
@@ -107,8 +107,7 @@ fn while_an_add_is_under_way() {
     let (alive, dead) = (Pod::new(), Pod::new());
     let result = network.add(&alive);
     network.add(&dead);
-    let lock = fs::File::open("/run/weft/dual/lock").unwrap();
-    lock.lock_shared().unwrap();
+    let lock = hold_shared("/run/weft/dual/lock");
     let error = network.gc_call(&[live(&alive)]).run().error_code(11);
     error.assert_names(&["/run/weft/dual/lock", &format!("pid {} ", std::process::id())]);
     assert!(dead.link("eth0").is_some());
@@ -198,8 +197,7 @@ fn a_damaged_record_in_the_hands_of_another() {
         let [record] = &records().into_iter().collect::<Vec<_>>()[..] else { panic!("one record") };
         fs::write(record, "{").unwrap();
         network.add(&dead);
-        let lock = fs::File::open(record).unwrap();
-        lock.lock().unwrap();
+        let lock = hold(record);
         let reply = network.gc_call(&[]).run();
         if name == "net" {
             reply.done();

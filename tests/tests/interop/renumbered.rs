@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use weft_tests::{Host, Pod, command, ip};
+use weft_tests::{Host, Pod, command, hold, ip};
 
 use crate::{add, call, check, del, with};
 
@@ -89,8 +89,9 @@ fn while_another_comes_all_stay() {
     let result = add(&network("weft", 97), &one);
     del(&network("weft", 97), &one, &result);
     let records = command("find /run/weft/interop -name attachments -type d");
-    let record = fs::File::create(Path::new(records.trim()).join("00000000000")).expect("a record");
-    record.lock().expect("its lock");
+    let record = Path::new(records.trim()).join("00000000000");
+    fs::write(&record, "").expect("write a record");
+    let _held = hold(&record);
     add(&forced(&network("weft", 98)), &two);
     assert_eq!(host.addresses("br0"), ["10.97.0.1/24", "10.98.0.1/24"]);
     assert!(host.ruleset().contains("10.97.0.0/24"), "{}", host.ruleset());

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
-use weft_tests::{Call, Pod, Relay, eventually};
+use weft_tests::{Call, Pod, Relay, eventually, hold};
 
 use super::super::{CONFIG, Fleet, SUBNETS, V4, addresses};
 use super::identity::record;
@@ -69,8 +69,7 @@ fn a_container_on_its_way_while_the_lease_is_ended_asks_etcd() {
     call.env("CNI_COMMAND", "DEL").run().done();
     let (key, _) = fleet.record();
     let books = node.command(&format!("find {} -path */ipam/lock", node.state_dir().display()));
-    let books = fs::File::open(books.trim()).expect("open the books");
-    books.lock().expect("hold them");
+    let books = hold(books.trim());
     let late = fleet.ipam("ADD", 0, &json!({})).start();
     let waits = format!(" {} ", late.pid());
     eventually(Duration::from_secs(5), "it waits for the books", || {
