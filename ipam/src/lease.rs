@@ -63,6 +63,17 @@ pub enum Lease {
     Refused(Error),
 }
 
+/// Whether containers of this host have addresses of the subnet of the lease on file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tenants {
+    /// None has, so that another subnet will do.
+    None,
+    /// None that is known of, but another program may have been here meanwhile, as flanneld: only the subnet that etcd has for this
+    /// host will do as well.
+    Possible,
+    Some,
+}
+
 /// What a host that comes for a subnet knows about itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Claimant<'a> {
@@ -70,8 +81,7 @@ pub struct Claimant<'a> {
     pub before: Option<&'a HostLease>,
     /// Without one: the key of the subnets that it would like to have, as another program had them.
     pub wish: Option<&'a str>,
-    /// No container of this host has an address of its subnet, so that another one will do.
-    pub unused: bool,
+    pub tenants: Tenants,
     /// While the interface that had its address is there without it ([`Standing::Away`]), it waits for that: addresses with the
     /// numbers of their links, as far as they are known.
     pub waits: Option<&'a [(IpAddr, u32)]>,
@@ -89,7 +99,8 @@ impl<'a> Claimant<'a> {
         unused: bool,
         others: &'a [(PathBuf, HostLease)],
     ) -> Self {
-        Self { before, wish: None, unused, waits: Some(&[]), keeper: Keeper::Plugin, others }
+        let tenants = if unused { Tenants::None } else { Tenants::Some };
+        Self { before, wish: None, tenants, waits: Some(&[]), keeper: Keeper::Plugin, others }
     }
 
     fn of(self, conf: &EtcdConf) -> Self {
@@ -191,7 +202,7 @@ struct Search<'a> {
     text: &'a str,
     before: Option<&'a HostLease>,
     wish: Option<&'a str>,
-    unused: bool,
+    tenants: Tenants,
     others: &'a [(PathBuf, HostLease)],
     here: Here,
     /// This host's addresses, in the order of the pools.
@@ -209,7 +220,7 @@ impl<'a> Search<'a> {
         conf: &'a EtcdConf,
         (config, text): (NetworkConfig, &'a str),
         snapshot: &Snapshot,
-        Claimant { before, wish, unused, keeper, others, .. }: Claimant<'a>,
+        Claimant { before, wish, tenants, keeper, others, .. }: Claimant<'a>,
         own: Own,
     ) -> Result<Result<Self, Error>, Error> {
         let of_family = |pool: &flannel_records::Pool| own.of(pool.network().is_ipv4());
@@ -228,7 +239,7 @@ impl<'a> Search<'a> {
             text,
             before,
             wish,
-            unused,
+            tenants,
             others,
             here: own.here,
             addresses,
@@ -253,7 +264,10 @@ impl<'a> Search<'a> {
             Place::Taken { key, owner } => Ok(Some(Lease::Taken { key, owner })),
             Place::Refused(error) => Ok(Some(Lease::Refused(error))),
             Place::Before(subnets) => match self.take(registry, &[subnets]).await? {
-                Take::Held(lease) => Ok(Some(lease)),
+                Take::Held(lease) => {
+                    self.clear_others(registry, snapshot, &lease.key).await?;
+                    Ok(Some(Lease::Held(lease)))
+                }
                 Take::Lost(_) | Take::Again => Ok(None),
             },
             Place::Anywhere => self.take_any(registry, snapshot).await,
@@ -282,10 +296,8 @@ impl<'a> Search<'a> {
             Attempt::Lost(_) | Attempt::Unsure => return Ok(None),
         }
         self.end_former(registry, found_lease, lease_id).await;
-        for (other, _) in self.all_own(&snapshot.hosts.records).filter(|(other, _)| *other != key) {
-            log::warn!("subnet {key} is this host's: {}/subnets/{other} is ignored", self.conf.prefix);
-        }
-        Ok(Some(self.held(&record, lease_id)))
+        self.clear_others(registry, snapshot, key).await?;
+        Ok(Some(Lease::Held(self.held(&record, lease_id))))
     }
 
     /// Renews the lease of a record, or this host's own beside a pinned one; `None` when it is gone. A lease that lasts another
@@ -315,9 +327,9 @@ impl<'a> Search<'a> {
         Claim { addresses: self.held.clone(), value: self.me.value(key), lease, former: self.former.clone() }
     }
 
-    fn held(&self, record: &Record<'_>, lease_id: i64) -> Lease {
+    fn held(&self, record: &Record<'_>, lease_id: i64) -> HostLease {
         tell_of_move(self.before, &self.addresses);
-        Lease::Held(HostLease {
+        HostLease {
             prefix: self.conf.prefix.clone(),
             config: self.text.to_owned(),
             holder: self.me.value(record.key),
@@ -329,7 +341,7 @@ impl<'a> Search<'a> {
             renewed: since_1970().as_secs(),
             local: self.addresses.iter().map(|found| found.local).collect(),
             underlay: self.conf.underlay.to_string(),
-        })
+        }
     }
 
     /// The number of this host's lease. It is always the same, so that no start leaves a lease behind: whoever is

@@ -13,6 +13,7 @@ use cni_protocol::{Code, Error};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use weft::overlay::{Overlay, Rejected, Unreached};
+use weft_ipam::lease::Tenants;
 use weft_state::Lock;
 use weft_state::lease::{HostLease, Peers, Taken};
 
@@ -107,7 +108,7 @@ impl Network {
             links: lease.as_ref().map(weft_ipam::lease::likely_links).unwrap_or_default(),
             lease,
             wish,
-            unused: !conf.subnet_file.exists(),
+            tenants: if conf.subnet_file.exists() { Tenants::Possible } else { Tenants::None },
             away: None,
             news: sender,
         };

@@ -11,7 +11,7 @@ use cni_protocol::{Error, NetworkName};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use weft_ipam::conf::etcd::EtcdConf;
-use weft_ipam::lease;
+use weft_ipam::lease::{self, Tenants};
 use weft_ipam::registry::{Registry, Snapshot, Watched};
 use weft_ipam::store::Store as Reservations;
 use weft_state::lease::{HostLease, Peers};
@@ -67,9 +67,9 @@ pub(super) struct Store {
     pub(super) lease: Option<HostLease>,
     /// Without one: the key of the subnets that subnet.env names, where flanneld was here before.
     pub(super) wish: Option<String>,
-    /// Whether nothing on this host could know of that lease's subnet at the start: after a boot, which empties `/run`, the file for
-    /// flannel's consumers is gone.
-    pub(super) unused: bool,
+    /// None where nothing on this host could know of that lease's subnet at the start: after a boot, which empties `/run`, the file for
+    /// flannel's consumers is gone. Some once this agent has had a lease.
+    pub(super) tenants: Tenants,
     /// Since when the interface to the other hosts is without its address, while another one has one.
     pub(super) away: Option<Instant>,
     /// The lease's addresses, with the numbers of the links that had them.
@@ -131,7 +131,7 @@ impl Store {
         }
         self.note_links(&lease);
         self.lease = Some(lease.clone());
-        self.unused = false;
+        self.tenants = Tenants::Some;
         if self.tell(News::Leased(lease.clone(), unused)).await.is_none() {
             return Ok(End::Stopped);
         }

@@ -187,7 +187,7 @@ impl Search<'_> {
     pub(super) fn yields(&self, rival: &Rival) -> Lease {
         let Rival { address, holder } = rival;
         let (subnet, name) = (printable(&holder.subnet), holder.name());
-        if let Some(before) = self.before.filter(|before| before.key == holder.subnet && !self.unused) {
+        if let Some(before) = self.before.filter(|before| before.key == holder.subnet && !self.is_unused()) {
             let owner = format!("another live host with this one's address {address}, {name},");
             return Lease::Taken { key: before.key.clone(), owner };
         }

@@ -11,7 +11,7 @@ use ipnetwork::IpNetwork;
 use weft_state::lease::{HostLease, Peers};
 
 use super::former::publics;
-use super::{Search, Snapshot};
+use super::{Search, Snapshot, Tenants};
 use crate::underlay::{self, Found};
 
 /// What a host does about its subnet.
@@ -43,10 +43,13 @@ impl Search<'_> {
     pub(super) fn place<'s>(&self, snapshot: &'s Snapshot) -> Place<'s> {
         let records = &snapshot.hosts.records;
         if let Some((key, value)) = self.own(&snapshot.hosts) {
-            let is_pinned = snapshot.leases.get(key) == Some(&0);
+            let lease = snapshot.leases.get(key).copied();
+            let is_pinned = lease == Some(0);
             return if let Some(public) = self.doubtful(key, is_pinned || self.is_held(snapshot)) {
                 Place::Refused(self.not_alone(public, key, value))
-            } else if !self.fits(key) && !self.unused {
+            } else if let Some(before) = self.before.filter(|before| self.leaves(before, key, lease)) {
+                self.place_as_before(&before.key, records)
+            } else if !self.fits(key) && !self.is_unused() {
                 Place::Refused(self.misfit(key))
             } else if !self.fits(key) {
                 let why = "the network has it no more".to_owned();
@@ -54,8 +57,10 @@ impl Search<'_> {
             } else {
                 match elder(&snapshot.hosts, key) {
                     None => Place::Mine { key, value },
-                    Some(elder) if self.unused && is_pinned => Place::Refused(self.pinned_later(key, elder)),
-                    Some((elder, _)) if self.unused => {
+                    Some(elder) if self.is_unused() && is_pinned => {
+                        Place::Refused(self.pinned_later(key, elder))
+                    }
+                    Some((elder, _)) if self.is_unused() => {
                         let why = format!("{elder} has part of it and was there first");
                         Place::Misfit { key, value, why }
                     }
@@ -63,15 +68,34 @@ impl Search<'_> {
                 }
             };
         }
-        let Some(before) = self.before else { return self.place_anew(records) };
-        if let Some(other) = sharing(records, &before.key) {
-            return if self.unused { Place::Anywhere } else { self.taken(&before.key, other) };
+        match self.before {
+            Some(before) => self.place_as_before(&before.key, records),
+            None => self.place_anew(records),
         }
-        match parse_key(&before.key).filter(|_| self.fits(&before.key)) {
+    }
+
+    /// Whether to go to the record at a key, which hangs on this lease, would leave containers behind in the subnet of before. One on
+    /// this host's own lease was put by a run that was killed before it was on file, so that containers came by the file.
+    fn leaves(&self, before: &HostLease, key: &str, lease: Option<i64>) -> bool {
+        let is_unfiled = lease == Some(self.lease_id());
+        before.key != key
+            && (self.tenants == Tenants::Some || self.tenants == Tenants::Possible && is_unfiled)
+    }
+
+    /// Where a host goes whose former subnet has no record of it.
+    fn place_as_before<'s>(&self, key: &str, records: &BTreeMap<String, String>) -> Place<'s> {
+        if let Some(other) = sharing(records, key) {
+            return if self.is_unused() { Place::Anywhere } else { self.taken(key, other) };
+        }
+        match parse_key(key).filter(|_| self.fits(key)) {
             Some(subnets) => Place::Before(subnets),
-            None if self.unused => Place::Anywhere,
-            None => Place::Refused(self.misfit(&before.key)),
+            None if self.is_unused() => Place::Anywhere,
+            None => Place::Refused(self.misfit(key)),
         }
+    }
+
+    pub(super) fn is_unused(&self) -> bool {
+        self.tenants == Tenants::None
     }
 
     fn taken<'s>(&self, own: &str, (key, value): (&String, &String)) -> Place<'s> {

@@ -8,8 +8,8 @@ use weft_state::lease::HostLease;
 use super::former::publics;
 use super::holder::{Holder, Keeper};
 use super::place::owner;
-use super::{ATTEMPTS, published};
-use crate::registry::{Claim, Held, Registry, Removal};
+use super::{ATTEMPTS, Search, published};
+use crate::registry::{Claim, Held, Registry, Removal, Snapshot};
 use crate::underlay::Here;
 
 /// What became of a lease that was given up.
@@ -56,6 +56,28 @@ pub async fn release(registry: &mut Registry, lease: &HostLease) -> Result<Relea
         }
     }
     Err(Error::new(Code::TryAgain, "give up a subnet: others were faster a thousand times: try again"))
+}
+
+impl Search<'_> {
+    /// Sees to records of this host at other keys than its own. What hangs on its own lease was put by a run that was killed before
+    /// it was on file; others are whoever's put them.
+    pub(super) async fn clear_others(
+        &self,
+        registry: &mut Registry,
+        snapshot: &Snapshot,
+        key: &str,
+    ) -> Result<(), Error> {
+        let others = self.all_own(&snapshot.hosts.records).filter(|(other, _)| *other != key);
+        for (other, value) in others {
+            if snapshot.leases.get(other) == Some(&self.lease_id()) {
+                log::warn!("subnet {key} is this host's: it gives up {other}");
+                registry.remove(other, value).await?;
+            } else {
+                log::warn!("subnet {key} is this host's: {}/subnets/{other} is ignored", self.conf.prefix);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Who has put itself at addresses, each with the lease that this hangs on.

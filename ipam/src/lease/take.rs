@@ -2,13 +2,14 @@
 
 use cni_protocol::{Code, Error};
 use ipnetwork::IpNetwork;
+use weft_state::lease::HostLease;
 
 use super::{ATTEMPTS, Lease, Search, elder};
 use crate::registry::{Attempt, Candidate, Record, Registry, Snapshot};
 
 /// What became of an attempt at certain subnets.
 pub(super) enum Take {
-    Held(Lease),
+    Held(HostLease),
     /// Somebody was faster; the keys that are taken.
     Lost(Vec<String>),
     /// Others changed something meanwhile: everything is to be looked at again.
@@ -27,7 +28,7 @@ impl Search<'_> {
         for _ in 0..ATTEMPTS {
             let choices = self.free(&keys, records)?;
             match self.take(registry, &choices).await? {
-                Take::Held(lease) => return Ok(Some(lease)),
+                Take::Held(lease) => return Ok(Some(Lease::Held(lease))),
                 Take::Lost(taken) => keys = taken,
                 Take::Again => return Ok(None),
             }

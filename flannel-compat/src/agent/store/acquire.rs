@@ -6,7 +6,7 @@ use std::time::Duration;
 use cni_protocol::logging::printable;
 use cni_protocol::{Code, Error};
 use tokio::time::Instant;
-use weft_ipam::lease::{self, Claimant, Keeper, Lease, Standing};
+use weft_ipam::lease::{self, Claimant, Keeper, Lease, Standing, Tenants};
 use weft_ipam::registry::Registry;
 use weft_ipam::store::Store as Reservations;
 use weft_state::lease::HostLease;
@@ -49,10 +49,14 @@ impl Store {
         if let Some(lease) = &before {
             self.look_for_addresses(lease);
         }
+        let tenants = match self.tenants {
+            Tenants::None if unused.is_none() => Tenants::Possible,
+            known => known,
+        };
         let claimant = |others| Claimant {
             before: before.as_ref(),
             wish: self.wish.as_deref(),
-            unused: unused.is_some(),
+            tenants,
             waits: (!self.is_away_for_long()).then_some(self.links.as_slice()),
             keeper: Keeper::Agent,
             others,
@@ -118,12 +122,13 @@ impl Store {
     /// Whether no container has an address of the lease's subnet, so that any other one will do: some may have come since the start, also by
     /// the file that was written then from what was known last.
     pub(in crate::agent) fn is_unused(&self) -> bool {
-        self.unused && tenants::are_none(&self.state_dir, &self.network, self.lease.as_ref())
+        self.tenants == Tenants::None
+            && tenants::are_none(&self.state_dir, &self.network, self.lease.as_ref())
     }
 
     /// Sees to it that this stays so while the value lives.
     fn hold_unused(&self) -> Result<Option<Reservations>, Error> {
-        if !self.unused {
+        if self.tenants != Tenants::None {
             return Ok(None);
         }
         tenants::hold_none(&self.state_dir, &self.network, self.lease.as_ref())
