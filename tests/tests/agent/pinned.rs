@@ -107,6 +107,39 @@ fn a_record_that_is_pinned_while_the_agent_runs() {
     assert_eq!(keys, [[key, format!("{}/weft/hosts/{}", Weftd::PREFIX, node.ipv4)]]);
 }
 
+/// Containers may live in the subnet that it has.
+#[test]
+fn a_record_that_goes_while_another_subnet_is_pinned_for_the_host() {
+    let fleet = Fleet::new(1);
+    let (node, agent, etcd) = (fleet.node(0), &fleet.agents[0], &fleet.etcd);
+    let had = subnet(node);
+    let (key, other) = (format!("{SUBNETS}{had}"), format!("{SUBNETS}{PINNED}"));
+    let own = etcd.get(&key).expect("the host's record");
+    etcd.put(&other, &own);
+    etcd.del(&key);
+    let again = eventually(REPAIR, "the record is back", || etcd.get(&key));
+    assert_eq!(again, own);
+    eventually(REPAIR, "it says what it leaves alone", || {
+        agent.daemon().log().contains(&format!("{other} is ignored")).then_some(())
+    });
+    assert_eq!(subnet(node), had);
+}
+
+/// It may have been killed between etcd's answer and its file, by which a container came then.
+#[test]
+fn a_record_that_is_not_on_file_is_given_up() {
+    let mut fleet = Fleet::new(1);
+    let had = subnet(fleet.node(0));
+    fleet.agents[0].daemon().kill();
+    let (key, other) = (format!("{SUBNETS}{had}"), format!("{SUBNETS}{PINNED}"));
+    let own = fleet.etcd.get(&key).expect("the host's record");
+    fleet.etcd.del(&key);
+    fleet.etcd.put_leased(&other, &own, &fleet.etcd.leases()[0].id);
+    fleet.agents[0] = Weftd::up(fleet.node(0), &fleet.etcd);
+    assert_eq!(subnet(fleet.node(0)), had);
+    assert_eq!(fleet.etcd.keys(SUBNETS), [key]);
+}
+
 /// It is the same host that comes again, whatever has become of its lease meanwhile.
 #[test]
 fn an_agent_that_is_killed_comes_back_to_its_subnet() {

@@ -249,3 +249,40 @@ fn a_host_with_a_pinned_subnet_whose_address_changes() {
         assert_eq!(fleet.etcd.leases().len(), 1, "{unused}");
     }
 }
+
+/// Containers live in the subnet that it has. Without them it goes where somebody wants it.
+#[test]
+fn a_host_whose_record_goes_while_another_subnet_is_pinned_for_it() {
+    let fleet = Fleet::new(1, V4);
+    let calls = [(); 2].map(|()| fleet.ipam("ADD", 0, &due()));
+    calls[0].clone().run().result();
+    let (key, value) = fleet.record();
+    let part = key.trim_end_matches("0-24").to_owned();
+    let key = format!("{SUBNETS}{key}");
+    fleet.etcd.del(&key);
+    pin(&fleet);
+    let reply = calls[1].clone().run();
+    assert!(addresses(&reply.result())[0].starts_with(&part));
+    assert!(reply.stderr.contains(&format!("{} is ignored", self::key())), "{}", reply.stderr);
+    assert_eq!(fleet.etcd.get(&key), Some(value));
+    for call in calls {
+        call.env("CNI_COMMAND", "DEL").run().done();
+    }
+    fleet.etcd.del(&key);
+    assert_eq!(addresses(&fleet.add(0, &due()).result()), ["10.241.7.2/24"]);
+    assert_eq!(fleet.etcd.keys(SUBNETS), [self::key()]);
+}
+
+/// It may have been killed between etcd's answer and its file, by which another container came then.
+#[test]
+fn a_record_that_is_not_on_file_is_given_up_while_containers_live_elsewhere() {
+    let fleet = Fleet::new(1, V4);
+    fleet.add(0, &due()).result();
+    let (subnet, value) = fleet.record();
+    fleet.etcd.del(&format!("{SUBNETS}{subnet}"));
+    fleet.etcd.put_leased(&key(), &value, &fleet.etcd.leases()[0].id);
+    let given = addresses(&fleet.add(0, &due()).result());
+    assert!(given[0].starts_with(subnet.trim_end_matches("0-24")), "{given:?}");
+    assert_eq!(fleet.record(), (subnet, value));
+    assert_eq!(fleet.etcd.leases().len(), 1);
+}
