@@ -112,6 +112,20 @@ impl Call {
         self.start().finish()
     }
 
+    /// Makes an ADD that is to learn of other hosts. On a busy machine etcd's answer may take longer than ADD waits for news: then the
+    /// container is deleted, and comes again, some times.
+    #[track_caller]
+    pub fn run_with_news(self) -> Reply {
+        for _ in 0..4 {
+            let reply = self.clone().run();
+            if !reply.stderr.contains("etcd gave no answer within 200ms") {
+                return reply;
+            }
+            self.clone().env("CNI_COMMAND", "DEL").run().done();
+        }
+        self.run()
+    }
+
     /// Makes the call; its standard input is written and closed meanwhile.
     pub fn start(self) -> Running {
         let stdin = self.stdin.clone();
@@ -336,9 +350,15 @@ pub fn cni_path(directory: &Path, binaries: &[&str]) {
 }
 
 /// A plugin that is a shell script, in a directory for `CNI_PATH`.
+///
+/// A child process writes it: what this one had open for writing cannot be executed as long as a child that another test has just
+/// forked has it open, too (`ETXTBSY`, execve(2)).
 pub fn script(directory: &str, binary: &str, body: &str) {
     std::fs::create_dir_all(directory).expect("make a plugin directory");
     let path = Path::new(directory).join(binary);
-    std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).expect("write a script");
-    std::fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("make a script runnable");
+    let draft = Path::new(directory).join(format!("{binary}.draft"));
+    std::fs::write(&draft, format!("#!/bin/sh\n{body}\n")).expect("write a script");
+    std::fs::set_permissions(&draft, Permissions::from_mode(0o755)).expect("make a script runnable");
+    tools::command(&format!("cp -p {} {}", draft.display(), path.display()));
+    std::fs::remove_file(&draft).expect("remove the draft of a script");
 }

@@ -330,6 +330,7 @@ impl Etcd {
     fn execute(&self, words: &[&str], stdin: &[u8], login: bool) -> Output {
         let mut command = Command::new("etcdctl");
         command.env("ETCDCTL_API", "3").args(["--endpoints", &self.endpoints().join(",")]);
+        command.args(["--command-timeout", "30s"]);
         if let Some(tls) = &self.tls {
             // It looks at the store, also while the server shows an expired certificate to those under test.
             let client = tls.client();

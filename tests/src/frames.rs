@@ -196,7 +196,8 @@ fn link(ifname: &str) -> Option<LinkAddr> {
 
 fn bound(link: &LinkAddr) -> OwnedFd {
     let all = SockProtocol::EthAll;
-    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_NONBLOCK, all);
+    let socket =
+        socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, all);
     let socket = socket.expect("a packet socket");
     bind(socket.as_raw_fd(), link).expect("bind to an interface");
     socket

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// How long an answer may take. A daemon that is frozen gives none.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// An answer over HTTP.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub struct Answer {
     pub body: String,
 }
 
-/// `GET PATH` at an address, from this thread's network namespace. Nothing when nobody answers within a second.
+/// `GET PATH` at an address, from this thread's network namespace. Nothing when nobody answers within five seconds.
 pub fn get(address: SocketAddr, path: &str) -> Option<Answer> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).expect("set a limit");

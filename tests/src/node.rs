@@ -176,7 +176,7 @@ impl Node {
     #[track_caller]
     pub fn attach(&self, network: &Network) -> (Pod, Value) {
         let pod = Pod::new();
-        let result = network.add_call(&pod).on(self).run().result();
+        let result = network.add_call(&pod).on(self).run_with_news().result();
         (pod, result)
     }
 

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use cni_protocol::Code;
 use serde_json::json;
 use tokio::task::{JoinSet, LocalSet};
 use weft_ipam::conf::etcd::EtcdConf;
@@ -36,9 +37,13 @@ pub fn take_all(etcd: &Etcd, hosts: u16) -> Vec<String> {
             let conf = host_at(etcd, number);
             takers.spawn_local(async move {
                 let mut registry = Registry::new(&conf).expect("a registry");
-                match acquire(&mut registry, &conf, NEWCOMER).await.expect("take a subnet") {
-                    Lease::Held(lease) => lease.key,
-                    other => panic!("{other:?}"),
+                loop {
+                    match acquire(&mut registry, &conf, NEWCOMER).await {
+                        Ok(Lease::Held(lease)) => return lease.key,
+                        // All in one event loop: on a busy machine some are kept waiting for longer than etcd may be silent.
+                        Err(error) if error.code == Code::TryAgain => {}
+                        other => panic!("{other:?}"),
+                    }
                 }
             });
         }

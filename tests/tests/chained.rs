@@ -183,7 +183,9 @@ fn del_leaves_what_the_other_plugin_made() {
     // The container has gone, and its pair with it.
     network.add(&pod);
     pod.die();
-    eventually(PATIENCE, "the pair is gone", || host.link(host_end(&previous)).is_none().then_some(()));
+    eventually(Duration::from_secs(20), "the pair is gone", || {
+        host.link(host_end(&previous)).is_none().then_some(())
+    });
     let call = network.call("DEL").env("CNI_CONTAINERID", &pod.id).env("CNI_IFNAME", "eth0");
     call.run().done();
     for trace in ["8080", "kind ifb", "/attachments/"] {

@@ -59,7 +59,7 @@ impl Fleet {
 
     /// An ADD of the IPAM plugin for a new container.
     fn add(&self, node: usize, changes: &Value) -> Reply {
-        self.ipam("ADD", node, changes).run()
+        self.ipam("ADD", node, changes).run_with_news()
     }
 
     #[track_caller]
@@ -293,9 +293,10 @@ fn a_lease_that_ended_is_told_and_taken_again() {
         fleet.keys().is_empty().then_some(())
     });
     fleet.ipam("STATUS", 0, &short).run().error_code(51).assert_names(&[&key, "weftd"]);
-    fleet.add(0, &short).result();
+    let longer = json!({ "ipam": { "leaseTTL": 60, "peerRefresh": 0 } });
+    fleet.add(0, &longer).result();
     assert_eq!(fleet.record(), (key, value));
-    fleet.ipam("STATUS", 0, &short).run().done();
+    fleet.ipam("STATUS", 0, &longer).run().done();
 }
 
 /// What is on file is enough for a container, and what is new is written when that can be done again.

@@ -1,11 +1,11 @@
 //! What the scripts in hack/ do where a machine lacks something or a build is the wrong one.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use weft_tests::command;
+use weft_tests::{command, script};
 
 /// A program that prints a word, in a tree with the scripts' functions.
 fn tree(root: &Path) {
@@ -24,9 +24,7 @@ fn tree(root: &Path) {
 fn with_stubs(lines: &str, stubs: &[(&str, &str)]) -> Output {
     let directory = tempfile::tempdir().expect("a directory");
     for (name, text) in stubs {
-        let stub = directory.path().join(name);
-        fs::write(&stub, format!("#!/bin/sh\n{text}\n")).expect("write a stub");
-        fs::set_permissions(&stub, Permissions::from_mode(0o755)).expect("make it executable");
+        script(&directory.path().to_string_lossy(), name, text);
     }
     let path = std::env::var("PATH").expect("a PATH");
     Command::new("bash")
@@ -87,12 +85,10 @@ fn a_build_without_musl_is_static_too_and_says_so() {
     tree(root);
     // A compiler whose libraries are not where it says: it knows no target, and rustup can bring none there.
     let stub = format!(
-        "#!/bin/sh\n[ \"$*\" = '--print sysroot' ] && exec echo {}\nPATH=${{PATH#*:}} exec rustc \"$@\"\n",
+        "[ \"$*\" = '--print sysroot' ] && exec echo {}\nPATH=${{PATH#*:}} exec rustc \"$@\"",
         root.display()
     );
-    fs::create_dir(root.join("bin")).expect("make a directory");
-    fs::write(root.join("bin/rustc"), stub).expect("write a stub");
-    fs::set_permissions(root.join("bin/rustc"), Permissions::from_mode(0o755)).expect("make it executable");
+    script(&root.join("bin").to_string_lossy(), "rustc", &stub);
     let path = std::env::var("PATH").expect("a PATH");
     let output = Command::new("bash")
         .args(["-euc", ". hack/lib; build_static target/dist small:small"])

@@ -84,7 +84,7 @@ fn a_cluster_of_three_outlives_its_leader() {
     let _host = Host::new();
     let etcd = Etcd::local(3, Access::Open);
     etcd.put(KEY, "1");
-    let first = etcd.leader().expect("a leader");
+    let first = eventually(PATIENCE, "a leader", || etcd.leader());
     etcd.members()[first].kill();
     let second = eventually(PATIENCE, "another leader", || etcd.leader());
     assert_ne!(first, second);
@@ -98,20 +98,16 @@ fn a_cluster_of_three_outlives_its_leader() {
 /// What etcdctl says when it fails with some options, which it must.
 #[track_caller]
 fn refused(etcd: &Etcd, options: &[String]) -> String {
-    let output = etcdctl(etcd, options);
+    // A handshake is repeated until then.
+    let output = etcdctl(etcd, &[&["--command-timeout=1s".to_owned()], options].concat());
     assert!(!output.status.success(), "{output:?}");
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Reads a key with options of one's own. One second is enough for a handshake, which is repeated until then.
+/// Reads a key with options of one's own.
 fn etcdctl(etcd: &Etcd, options: &[String]) -> Output {
     let mut command = Command::new("etcdctl");
-    command.env("ETCDCTL_API", "3").args([
-        "--endpoints",
-        &etcd.endpoints().join(","),
-        "--command-timeout",
-        "1s",
-    ]);
+    command.env("ETCDCTL_API", "3").args(["--endpoints", &etcd.endpoints().join(",")]);
     command.args(options).args(["get", KEY]).output().expect("run etcdctl")
 }
 
@@ -227,7 +223,7 @@ fn nodes_reach_the_members_of_etcd() {
             assert!(output.status.success(), "{} to {endpoint}: {output:?}", node.name);
         }
     }
-    let first = etcd.leader().expect("a leader");
+    let first = eventually(PATIENCE, "a leader", || etcd.leader());
     etcd.members()[first].cable().cut();
     let second = eventually(PATIENCE, "another leader", || etcd.leader().filter(|leader| *leader != first));
     assert_ne!(first, second);

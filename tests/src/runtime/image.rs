@@ -28,7 +28,7 @@ pub(super) fn make() {
     for name in ["bin", "dev", "etc", "proc", "sys", "tmp"] {
         fs::create_dir_all(root.join(name)).expect("make the image's directories");
     }
-    fs::copy(busybox(), root.join("bin/busybox")).expect("copy busybox");
+    tools::command(&format!("cp {} {}", busybox().display(), root.join("bin/busybox").display()));
     for applet in ["ip", "nc", "ping", "sh", "sleep"] {
         symlink("busybox", root.join("bin").join(applet)).expect("link an applet");
     }

@@ -158,12 +158,12 @@ fn an_agent_that_is_not_heard_loses_its_address() {
 /// A pinned record stays when its host is gone, and is for whoever comes then.
 #[test]
 fn a_pinned_subnet_is_another_machines_when_the_first_is_gone() {
-    let short = json!({ "leaseTTL": 4 });
+    let short = json!({ "leaseTTL": 10 });
     let mut twins = Twins::of(&short, Some(PINNED));
     let key = format!("{SUBNETS}{PINNED}");
     let own = twins.etcd.get(&key);
     twins.first.daemon().kill();
-    let changes = json!({ "publicIP": "172.30.0.11", "leaseTTL": 4 });
+    let changes = json!({ "publicIP": "172.30.0.11", "leaseTTL": 10 });
     let second = Weftd::start(twins.cluster.node(1), &twins.etcd, &changes);
     Twins::refused(&second, &["172.30.0.11", "another live host", PINNED]);
     second.ready();

@@ -277,7 +277,7 @@ fn the_first_start_waits_for_etcd() {
         agent.daemon().log().contains("etcdctl put").then_some(())
     });
     etcd.put("/coreos.com/network/config", CONFIG);
-    eventually(REPAIR, "it has a subnet", || (agent.ask("/readyz")?.status == 200).then_some(()));
+    eventually(PATIENCE, "it has a subnet", || (agent.ask("/readyz")?.status == 200).then_some(()));
 }
 
 /// Where etcd answers, that there is no subnet yet is no trouble with etcd, whatever is missing.
@@ -302,7 +302,7 @@ fn the_first_start_waits_for_a_configuration_and_a_free_subnet() {
     etcd.put(KEY, ONE);
     says("are taken, by 10.241.7.0-24 among others");
     etcd.del(&theirs);
-    eventually(REPAIR, "it has the subnet", || (readiness(&agent).0 == 200).then_some(()));
+    eventually(PATIENCE, "it has the subnet", || (readiness(&agent).0 == 200).then_some(()));
     assert_eq!(subnet(cluster.node(0)), "10.241.7.0-24");
     let log = agent.daemon().log();
     assert_eq!(agent.metric(r#"weft_store_errors_total{network="pods"}"#).unwrap_or(0.0), 0.0, "{log}");

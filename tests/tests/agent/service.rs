@@ -187,7 +187,7 @@ impl Told {
         let socket = UnixDatagram::bind(&path).expect("a socket");
         socket.set_read_timeout(Some(PATIENCE)).expect("set a limit");
         let mut command = Weftd::command(node, &json!({ "networks": [Weftd::conf(node, etcd)] }));
-        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
+        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "3000000");
         (Self(socket), node.start(command))
     }
 
@@ -229,11 +229,11 @@ fn systemd_is_told() {
     told.until("READY=1", "STOPPING=1");
     etcd.put("/coreos.com/network/config", CONFIG);
     told.until("STATUS=pods: subnet 10.", "READY=1");
-    let began = Instant::now();
     for _ in 0..3 {
+        let began = Instant::now();
         told.until("WATCHDOG=1", "STOPPING=1");
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     }
-    assert!(began.elapsed() < Duration::from_millis(1200), "{:?}", began.elapsed());
     agent.signal(nix::sys::signal::Signal::SIGTERM);
     told.until("STOPPING=1", "");
     assert!(agent.wait().success());
@@ -291,12 +291,13 @@ fn its_file_is_replaced() {
         command.args(original.get_args());
         Weftd::by(node, command)
     };
-    fs::copy(dist().join("weftd"), &program).expect("copy it");
+    let copy = |to: &Path| node.command(&format!("cp {} {}", dist().join("weftd").display(), to.display()));
+    copy(&program);
     let agent = start();
     agent.ready();
     let says = |agent: &Weftd| agent.ask("/readyz").expect("an answer").body.contains("restart weftd");
     assert!(!says(&agent));
-    fs::copy(dist().join("weftd"), &next).expect("copy it again");
+    copy(&next);
     fs::rename(&next, &program).expect("replace it");
     assert!(says(&agent));
     agent.ready();

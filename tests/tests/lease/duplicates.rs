@@ -204,7 +204,7 @@ fn etcd_comes_back_empty_to_two_hosts_with_one_address() {
 fn a_host_that_is_gone_is_waited_for_as_long_as_its_lease() {
     let fleet = twins(V4);
     let mut short = twin();
-    short["ipam"]["leaseTTL"] = json!(3);
+    short["ipam"]["leaseTTL"] = json!(8);
     fleet.add(0, &short).result();
     fleet.fails(1, &short, 103);
     eventually(Duration::from_secs(20), "the second gets in", || {

@@ -27,7 +27,7 @@ impl Guarded {
         let ipam =
             json!({ "type": "weft-ipam", "etcd": { "endpoints": self.etcd.endpoints(), "prefix": PREFIX } });
         Network::new("pods", &[])
-            .with(&json!({ "timeout": 2, "ipam": ipam }))
+            .with(&json!({ "timeout": 20, "ipam": ipam }))
             .with(&json!({ "ipam": { "etcd": etcd } }))
     }
 

@@ -261,7 +261,7 @@ fn a_host_whose_record_goes_while_another_subnet_is_pinned_for_it() {
     let key = format!("{SUBNETS}{key}");
     fleet.etcd.del(&key);
     pin(&fleet);
-    let reply = calls[1].clone().run();
+    let reply = calls[1].clone().run_with_news();
     assert!(addresses(&reply.result())[0].starts_with(&part));
     assert!(reply.stderr.contains(&format!("{} is ignored", self::key())), "{}", reply.stderr);
     assert_eq!(fleet.etcd.get(&key), Some(value));
