@@ -11,7 +11,7 @@ use cni_protocol::{
 use ipnetwork::IpNetwork;
 use weft_state::{can_be_made, started};
 
-use crate::conf::{Conf, Leased, reservations_dir};
+use crate::conf::{Conf, Leased, former_reservations_dir, reservations_dir};
 use crate::dns;
 use crate::host::{self, Host};
 use crate::pool::RangeSet;
@@ -216,9 +216,12 @@ fn list(ips: &[IpAddr]) -> String {
 
 fn del(args: &DelArgs) -> Result<Outcome, Error> {
     let owner = Owner::new(args.container_id.as_str(), args.ifname.as_str());
-    let Some(store) = open(&args.call)? else { return Ok(Outcome::Done) };
     let hints: Vec<IpAddr> = args.prev_result.iter().flat_map(|r| &r.ips).map(|ip| ip.address.ip()).collect();
-    complete(&format!("free the addresses of {owner}"), store.release(&owner, &hints))
+    let mut left = Vec::new();
+    for store in [open(&args.call)?, open_former(&args.call)?].into_iter().flatten() {
+        left.extend(store.release(&owner, &hints));
+    }
+    complete(&format!("free the addresses of {owner}"), left)
 }
 
 /// Success, or an error that lists everything that was left behind.
@@ -232,6 +235,12 @@ fn complete(step: &str, left: Vec<String>) -> Result<Outcome, Error> {
 
 fn open(call: &Call) -> Result<Option<Store>, Error> {
     Store::open(&reservations_dir(&call.conf)?, &call.network, lock_deadline(call))
+}
+
+/// The reservations that [`former_reservations_dir`] tells of.
+fn open_former(call: &Call) -> Result<Option<Store>, Error> {
+    let Some(former) = former_reservations_dir(&call.conf) else { return Ok(None) };
+    Store::open(&former, &call.network, lock_deadline(call))
 }
 
 fn check(args: &CheckArgs) -> Result<Outcome, Error> {
@@ -248,13 +257,13 @@ fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         None => None,
     };
     let conf = Conf::new(&args.call, &args.args, leased.as_ref())?;
-    let Some(store) = open(&args.call)? else {
+    let stores: Vec<Store> = [open(&args.call)?, open_former(&args.call)?].into_iter().flatten().collect();
+    if stores.is_empty() {
         return Err(broken("nothing is reserved in this network since the machine started".to_owned()));
-    };
-    let held = store.held_by(&owner)?;
-    if held.is_empty() {
-        return Err(broken("it holds none".to_owned()));
     }
+    let holding = stores.iter().map(|store| Ok((store, store.held_by(&owner)?)));
+    let holding = holding.collect::<Result<Vec<_>, Error>>()?.into_iter().find(|(_, held)| !held.is_empty());
+    let (store, held) = holding.ok_or_else(|| broken("it holds none".to_owned()))?;
     let given: Vec<IpAddr> = args.prev_result.ips.iter().map(|ip| ip.address.ip()).collect();
     if let Some(ip) = held.iter().find(|ip| !given.contains(ip)) {
         return Err(broken(format!("it holds {ip}, but prevResult has {}", list(&given))));
@@ -310,7 +319,7 @@ fn status(args: &StatusArgs) -> Result<Outcome, Error> {
 /// Whether an ADD could create the store, without creating anything.
 fn can_be_created(root: &Path) -> Result<Outcome, Error> {
     can_be_made(root).map(|()| Outcome::Done).map_err(|(there, e)| {
-        let remedy = "make it writable or choose another ipam.dataDir";
+        let remedy = "make it writable or choose another stateDir, or ipam.dataDir where that is set";
         let msg = format!("create {} for reservations: {}: {e}; {remedy}", root.display(), there.display());
         Error::new(Code::NotAvailable, msg)
     })

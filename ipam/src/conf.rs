@@ -18,6 +18,7 @@ pub use leased::Leased;
 use crate::pool::{Misplaced, Pools, Refusal};
 use crate::range::{Invalid, Range, RangeSpec};
 use crate::sticky;
+use crate::store::glance;
 
 const IPAM_KEYS: [&str; 13] = [
     "type", "subnet", "rangeStart", "rangeEnd", "gateway", "ranges", "routes", "resolvConf", "dataDir",
@@ -93,21 +94,28 @@ pub struct Conf {
     pub sticky: Option<Duration>,
 }
 
-/// Where the reservations are: `ipam.dataDir`, else the environment's `WEFT_STATE_DIR`, else
-/// /run/weft. DEL and GC read no more of the configuration than this, so that a mistake in it cannot
-/// keep addresses held.
+/// Where the reservations are: `ipam.dataDir`, else what the key `stateDir` has, else the environment's
+/// `WEFT_STATE_DIR`, else /run/weft. DEL and GC read no more of the configuration than this, so that a
+/// mistake in it cannot keep addresses held.
 ///
 /// # Errors
-/// [`Code::InvalidConfig`] when `dataDir` is no absolute path.
+/// [`Code::InvalidConfig`] when that is no absolute path.
 pub fn reservations_dir(conf: &Map<String, Value>) -> Result<PathBuf, Error> {
-    let told = conf.get("ipam").and_then(|ipam| ipam.get("dataDir")).filter(|v| !v.is_null() && *v != "");
-    if let Some(value) = told {
-        let path = value.as_str().map(PathBuf::from).filter(|p| p.is_absolute());
-        return path.ok_or_else(|| {
-            invalid("ipam.dataDir", value, "is no absolute path; write one that starts with /")
-        });
-    }
-    state_dir(None)
+    let Some(value) = data_dir_of_ipam(conf) else { return state_dir(conf.get("stateDir")) };
+    let path = value.as_str().map(PathBuf::from).filter(|p| p.is_absolute());
+    path.ok_or_else(|| invalid("ipam.dataDir", value, "is no absolute path; write one that starts with /"))
+}
+
+/// Where else containers of this boot may have reservations: before `stateDir` was heeded here, they were
+/// in the default directory. Another host of this machine may have its own there.
+pub(crate) fn former_reservations_dir(conf: &Map<String, Value>) -> Option<PathBuf> {
+    let told = conf.get("stateDir").filter(|_| data_dir_of_ipam(conf).is_none())?;
+    let former = state_dir(None).ok()?;
+    state_dir(Some(told)).is_ok_and(|now| now != former).then_some(former)
+}
+
+fn data_dir_of_ipam(conf: &Map<String, Value>) -> Option<&Value> {
+    conf.get("ipam").and_then(|ipam| ipam.get("dataDir")).filter(|v| !v.is_null() && *v != "")
 }
 
 impl Conf {
@@ -123,7 +131,10 @@ impl Conf {
             return Err(invalid("ipam", "null", "is missing; give it a subnet, ranges or etcd"));
         };
         let runtime = raw.runtime_config.unwrap_or_default();
-        let exclude = exclusions(ipam.exclude.as_deref().unwrap_or_default())?;
+        let mut exclude = exclusions(ipam.exclude.as_deref().unwrap_or_default())?;
+        if let Some(former) = former_reservations_dir(&call.conf) {
+            exclude.extend(glance(&former, &call.network)?.into_iter().map(IpNetwork::from));
+        }
         let ranges = runtime.ip_ranges.as_deref().unwrap_or_default();
         let pools = match leased {
             Some(leased) => leased.pools(&ipam, ranges, exclude)?,

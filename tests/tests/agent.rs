@@ -20,6 +20,8 @@ mod bridges;
 mod chained;
 #[path = "agent/default_route.rs"]
 mod default_route;
+#[path = "agent/directories.rs"]
+mod directories;
 #[path = "agent/duplicates.rs"]
 mod duplicates;
 #[path = "agent/elements.rs"]

@@ -218,6 +218,21 @@ fn the_data_directory_has_to_be_absolute() {
     assert_eq!(of(json!("")).unwrap(), of(Value::Null).unwrap());
 }
 
+#[test]
+fn the_state_directory_has_the_reservations_unless_ipam_says_otherwise() {
+    let of = |conf: Value| {
+        let conf = conf.as_object().cloned().unwrap();
+        (reservations_dir(&conf).map_err(|error| error.msg), former_reservations_dir(&conf))
+    };
+    let default = state_dir(None).unwrap();
+    assert_eq!(of(json!({})), (Ok(default.clone()), None));
+    assert_eq!(of(json!({"stateDir": default})), (Ok(default.clone()), None));
+    assert_eq!(of(json!({"stateDir": "/s"})), (Ok("/s".into()), Some(default)));
+    assert_eq!(of(json!({"stateDir": "/s", "ipam": {"dataDir": "/d"}})), (Ok("/d".into()), None));
+    let relative = "stateDir is \"s\": give an absolute path";
+    assert_eq!(of(json!({"stateDir": "s"})), (Err(relative.to_owned()), None));
+}
+
 /// The defaults in docs/ipam.md are those of the code, as far as they are values and not told in words.
 #[test]
 fn a_documented_default_is_what_its_absence_means() {
