@@ -31,12 +31,12 @@ pub fn handle(command: Command) -> Result<Outcome, Error> {
             if delegate::is_weft_alone(&delegate) {
                 return carry_out(command, delegate);
             }
-            let state = State::of(&conf, &args.container_id, &args.ifname);
+            let state = State::of(&conf, &args.call, &args.container_id, &args.ifname)?;
             let lock = state::share_lock(&conf, &args.call)?;
             add(command, &delegate, state, lock)
         }
         Command::Del(args) => {
-            let state = State::of(&conf, &args.container_id, &args.ifname);
+            let state = State::of(&conf, &args.call, &args.container_id, &args.ifname)?;
             let known = state.read()?;
             let had = known.is_some();
             let delegate = match known {
@@ -53,7 +53,7 @@ pub fn handle(command: Command) -> Result<Outcome, Error> {
             Ok(done)
         }
         Command::Check(args) => {
-            let state = State::of(&conf, &args.container_id, &args.ifname);
+            let state = State::of(&conf, &args.call, &args.container_id, &args.ifname)?;
             let delegate = match state.read()? {
                 Some(known) => conf::again(&args.call, known),
                 None => {

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! <dataDir>/<container ID>@<ifname>    the delegate's configuration, and when it was done with it
-//! <dataDir>/<container ID>             the configuration alone, by flannel's own plugin: read, and removed with the attachment
+//! <dataDir>/<container ID>             the configuration alone, by flannel's own plugin: read, and removed with its attachment
 //! <dataDir>/.<network>.lock            what all ADDs of the network share, and its GC has alone
 //! ```
 
@@ -15,7 +15,9 @@ use std::time::Duration;
 use cni_protocol::{Call, Code, ContainerId, Error, IfName, NetworkName, ValidAttachment};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use weft_state::{Lock, boot_id, monotonic, started};
+use weft::key::AttachmentKey;
+use weft::record::find_or_clear_place;
+use weft_state::{Lock, boot_id, monotonic, started, state_dir};
 
 use super::conf::FlannelConf;
 
@@ -23,7 +25,8 @@ use super::conf::FlannelConf;
 #[derive(Debug)]
 pub(super) struct State {
     own: PathBuf,
-    flannels: PathBuf,
+    /// Where it may speak of this attachment.
+    flannels: Option<PathBuf>,
 }
 
 /// What a file says.
@@ -53,6 +56,10 @@ impl Known {
         serde_json::from_value(Value::Object(map))
     }
 
+    fn is_of(&self, network: &NetworkName) -> bool {
+        self.delegate.get("name").is_some_and(|name| name == network.as_str())
+    }
+
     /// Whether it was attached after this command began, so that the runtime's list cannot have it.
     fn is_younger(&self) -> bool {
         let later =
@@ -62,11 +69,24 @@ impl Known {
 }
 
 impl State {
-    pub(super) fn of(conf: &FlannelConf, container: &ContainerId, ifname: &IfName) -> Self {
-        Self {
-            own: conf.data_dir.join(format!("{container}@{ifname}")),
-            flannels: conf.data_dir.join(container.as_str()),
-        }
+    /// flannel's own file is by container alone: it is another interface's where it names another network, or where this plugin or
+    /// Weft has this one on file.
+    ///
+    /// # Errors
+    /// [`Code::Io`] when it cannot be told whose it is.
+    pub(super) fn of(
+        conf: &FlannelConf,
+        call: &Call,
+        container: &ContainerId,
+        ifname: &IfName,
+    ) -> Result<Self, Error> {
+        let own = conf.data_dir.join(format!("{container}@{ifname}"));
+        let flannels = conf.data_dir.join(container.as_str());
+        let is_this_ones = flannels.exists()
+            && !own.exists()
+            && read(&flannels)?.is_none_or(|known| known.is_of(&call.network))
+            && !is_wefts(call, container, ifname)?;
+        Ok(Self { own, flannels: is_this_ones.then_some(flannels) })
     }
 
     /// What is known; `None` when nothing is, or when it is damaged: then the network's configuration has to do.
@@ -74,7 +94,8 @@ impl State {
     /// # Errors
     /// [`Code::Io`] when a file is there and cannot be read.
     pub(super) fn read(&self) -> Result<Option<Map<String, Value>>, Error> {
-        Ok(read(&self.own)?.or(read(&self.flannels)?).map(|known| known.delegate))
+        let flannels = self.flannels.as_deref().map_or(Ok(None), read)?;
+        Ok(read(&self.own)?.or(flannels).map(|known| known.delegate))
     }
 
     /// Notes what the delegate is told, before it is.
@@ -101,13 +122,13 @@ impl State {
             .map_err(|error| failed("write", &self.own, &error))
     }
 
-    /// Removes what [`State::read`] reads. flannel's own file is by container alone, so beside one of this plugin's it is another
-    /// interface's.
+    /// Removes what [`State::read`] reads.
     ///
     /// # Errors
     /// [`Code::Io`] when it cannot be removed; one that is not there is no error.
     pub(super) fn remove(&self) -> Result<(), Error> {
-        if remove(&self.own)? { Ok(()) } else { remove(&self.flannels).map(drop) }
+        remove(&self.own)?;
+        self.flannels.as_deref().map_or(Ok(()), remove)
     }
 }
 
@@ -170,13 +191,13 @@ pub(super) fn unlisted(
         let own = entry.map_err(|error| failed("read", directory, &error))?.path();
         let Some(attachment) = attachment_of(&own).filter(|one| !valid.contains(one)) else { continue };
         let Some(known) = read(&own)? else { continue };
-        if known.delegate.get("name").is_none_or(|name| name != network.as_str()) {
+        if !known.is_of(network) {
             continue;
         }
         if known.is_younger() {
             unlisted.kept.push(attachment);
         } else {
-            let state = State { flannels: directory.join(attachment.container_id.as_str()), own };
+            let state = State { own, flannels: None };
             unlisted.gone.push(Gone { attachment, delegate: known.delegate, state });
         }
     }
@@ -204,12 +225,16 @@ fn read(path: &Path) -> Result<Option<Known>, Error> {
     }
 }
 
-/// Whether it was there.
-fn remove(path: &Path) -> Result<bool, Error> {
+/// Whether Weft attached it, which needs nothing of what is kept here for other delegates.
+fn is_wefts(call: &Call, container: &ContainerId, ifname: &IfName) -> Result<bool, Error> {
+    let key = AttachmentKey::new(&call.network, container, ifname);
+    find_or_clear_place(&state_dir(call.conf.get("stateDir"))?, &call.network, key.hash())
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(failed("remove", path, &error)),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", path, &error)),
+        _ => Ok(()),
     }
 }
 

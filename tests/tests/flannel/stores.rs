@@ -5,19 +5,50 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use weft_tests::{Call, Pod, command, dist, ips};
+use weft_tests::{Call, Pod, World, command, dist, ips};
 
-use super::super::{ENV, call, conf, leased};
+use super::super::{ENV, FILE, Merged as _, call, conf, leased};
 
 const DIRECTORY: &str = "/var/lib/cni/networks/cbr0";
 
-/// A container of flannel's own plugin: its delegate `bridge` has host-local give the address.
-fn attached_before(pod: &Pod) -> IpAddr {
+/// A container of flannel's own plugin: its delegate `bridge`, as it was told, has host-local give the address.
+fn attached_before(pod: &Pod) -> (Value, IpAddr) {
     let delegate = json!({
         "cniVersion": "1.0.0", "name": "cbr0", "type": "bridge", "bridge": "cni0", "isGateway": true,
         "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.240.34.0/24" }]] }
     });
-    ips(&Call::any("bridge", "ADD", delegate.to_string()).pod(pod).run().result())[0]
+    let result = Call::any("bridge", "ADD", delegate.to_string()).pod(pod).run().result();
+    (delegate, ips(&result)[0])
+}
+
+/// flannel's own file has a container's interface by the container alone: a later interface of Weft's, in another network or the
+/// same one, comes and goes beside it.
+#[test]
+fn what_flannel_attached_is_known_until_it_goes() {
+    let host = leased(ENV);
+    for (network, bridge, subnet) in [("second", "cni1", "10.240.35"), ("cbr0", "cni0", "10.240.34")] {
+        let pod = Pod::new();
+        let (delegate, address) = attached_before(&pod);
+        let known = Path::new("/var/lib/cni/flannel").join(&pod.id);
+        fs::create_dir_all("/var/lib/cni/flannel").expect("make a directory");
+        fs::write(&known, delegate.to_string()).expect("note what the delegate was told");
+
+        fs::write(FILE, ENV.replace("10.240.34", subnet)).expect("write subnet.env");
+        let ipam = json!({ "type": "weft-ipam", "exclude": [address] });
+        let later = conf(&json!({ "name": network, "delegate": { "bridge": bridge }, "ipam": ipam }));
+        let result = call("ADD", &later, &pod).ifname("eth1").run().result();
+        let reserved = || World::of(&host, &[]).matching(&format!("/ipam/addr/{} ", ips(&result)[0])).len();
+        assert_eq!(reserved(), 1);
+        let with_result = later.clone().merged(&json!({ "prevResult": result }));
+        call("CHECK", &with_result, &pod).ifname("eth1").run().done();
+        call("DEL", &later, &pod).ifname("eth1").run().done();
+        assert!(pod.link("eth1").is_none() && reserved() == 0, "{network}: the later one is gone");
+        assert!(pod.link("eth0").is_some() && known.is_file(), "{network}: flannel's is not");
+
+        call("DEL", &conf(&json!({})), &pod).run().done();
+        assert!(pod.link("eth0").is_none() && !known.exists(), "{network}");
+        assert!(!Path::new(DIRECTORY).join(address.to_string()).exists(), "{network}: host-local holds it");
+    }
 }
 
 /// A call on a host whose `/opt/cni/bin` has Weft's binaries only.
@@ -42,7 +73,7 @@ fn assert_gives(call: Call, address: &str) {
 fn host_local_is_gone_and_its_containers_are_not() {
     let _host = leased(ENV);
     let pods = [(); 4].map(|()| Pod::new());
-    let old = [attached_before(&pods[0]), attached_before(&pods[1])].map(|ip| ip.to_string());
+    let old = [attached_before(&pods[0]), attached_before(&pods[1])].map(|(_, ip)| ip.to_string());
     assert_eq!(old, ["10.240.34.2", "10.240.34.3"]);
     let conf = conf(&json!({}));
     let told = ["host-local", "cbr0", "put host-local back", DIRECTORY];
