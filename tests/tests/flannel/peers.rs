@@ -67,6 +67,13 @@ impl Fleet {
         (pod, ips(&result))
     }
 
+    /// A container on a host without an agent, by the plugin type `weft` and the same network's configuration.
+    fn without_agent(&self, index: usize) -> (Pod, Vec<IpAddr>) {
+        let network = Weftd::network(&self.etcd).with(&json!({ "name": "cbr0", "bridge": "cni0" }));
+        let (pod, result) = self.node(index).attach(&network);
+        (pod, ips(&result))
+    }
+
     pub(super) fn subnets(&self) -> Vec<String> {
         self.etcd.keys(SUBNETS)
     }
@@ -100,6 +107,45 @@ fn they_make_one_overlay() {
         let (one, other) = (fleet.pod(0), fleet.pod(1));
         assert_eq!(one.1.len(), other.1.len());
         talk(&one, &other, 10 << 20);
+    }
+}
+
+/// No agent on Weft's host: the network's configuration alone, by which the first container brings the host in.
+#[test]
+fn they_make_one_overlay_without_an_agent() {
+    for config in CONFIGS {
+        let fleet = Fleet::new(config);
+        let _flanneld = fleet.flannel(1);
+        let other = fleet.pod(1);
+        let one = fleet.without_agent(0);
+        assert_eq!((fleet.subnets().len(), one.1.len()), (2, other.1.len()));
+        talk(&one, &other, 10 << 20);
+    }
+}
+
+/// A host is drained, flanneld and its device go, and the network has the plugin type `weft` and `ipam.etcd`: the host keeps its
+/// subnet.
+#[test]
+fn a_host_goes_over_from_flanneld_to_no_agent() {
+    // Two devices, and none.
+    for config in [CONFIGS[1], CONFIGS[2]] {
+        let fleet = Fleet::new(config);
+        let [flanneld, _other] = [fleet.flannel(0), fleet.flannel(1)];
+        let (old, other) = (fleet.pod(0), fleet.pod(1));
+        talk(&old, &other, 1 << 20);
+        let before = fleet.subnets();
+        fleet.call("DEL", 0, &old.0).run().done();
+        flanneld.stop();
+        let node = fleet.node(0);
+        let devices = ["flannel.1", "flannel-v6.1"].into_iter().filter(|name| node.link(name).is_some());
+        devices.for_each(|name| drop(node.command(&format!("ip link delete {name}"))));
+        let new = fleet.without_agent(0);
+        assert_eq!(fleet.subnets(), before);
+        for address in &new.1 {
+            let subnet = Family::of(*address).subnet(node);
+            assert!(subnet.contains(*address), "{address}: flanneld had {subnet}");
+        }
+        talk(&new, &other, 1 << 20);
     }
 }
 
