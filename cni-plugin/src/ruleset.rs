@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use cni_protocol::{Code, Error};
 use nix::errno::Errno;
 use weft_net::Family;
-use weft_net::nft::{ATTEMPTS, Change, Element, Nft, Set, Type, retry};
+use weft_net::nft::{ATTEMPTS, Change, Element, Nft, Set, Type, retry, retry_in};
 use weft_net::{NetError, NlResult};
 
 use crate::fault::Fault;
@@ -124,9 +124,9 @@ pub fn ensure(
 fn remake(nft: &mut Nft, group: &Group, elements: &[Element], needed: &Elements) -> NlResult<Option<bool>> {
     let all = || elements.iter().chain(needed.all());
     let make = |nft: &mut Nft, with: &[Element]| {
-        retry(|| match has_all_sets(nft, group)? && is_ready(nft, group, all())? {
+        retry_in(nft, |nft, now| match has_all_sets(nft, group)? && is_ready(nft, group, all())? {
             true => Ok(None),
-            false => build(nft, group, with, all()).map(Some),
+            false => build(nft, group, (with, now), all()).map(Some),
         })
     };
     match make(nft, elements) {

@@ -34,6 +34,7 @@ use super::error::{NetError, NlResult};
 use super::socket::Socket;
 use crate::{Family, attribute};
 pub(crate) use answer::Answer;
+use bytes::number;
 pub(crate) use bytes::{nested, put, text as text_of};
 pub use chain::ChainKind;
 pub use change::Change;
@@ -46,8 +47,8 @@ pub use rule::{Field, Rule};
 pub use set::{FIELD_ALIGN, Set, Type};
 pub use table::Table;
 use uapi::{
-    NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE, NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY,
-    NFTA_SET_FLAGS, NFTA_SET_KEY_LEN, NFTA_SET_KEY_TYPE,
+    NFNL_BATCH_GENID, NFNL_MSG_BATCH_BEGIN, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE, NFTA_GEN_ID,
+    NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY, NFTA_SET_FLAGS, NFTA_SET_KEY_LEN, NFTA_SET_KEY_TYPE,
 };
 
 /// How often others may be faster, one after the other, before it is reported.
@@ -57,13 +58,40 @@ pub const ATTEMPTS: usize = 16;
 pub fn retry<T>(mut attempt: impl FnMut() -> NlResult<T>) -> NlResult<T> {
     for _ in 1..ATTEMPTS {
         match attempt() {
-            Err(error)
-                if matches!(error.errno, Errno::EEXIST | Errno::ENOENT | Errno::EBUSY | Errno::ENOTEMPTY) => {
-            }
+            Err(error) if is_overtaken(&error) => {}
             other => return other,
         }
     }
     attempt()
+}
+
+/// The same where the kernel would take changes that are wrong by now: they are for [`Nft::batch_in`] the generation that an attempt
+/// is given, in which it looks. Whoever is never left alone gets on in the end, too.
+pub fn retry_in<T>(
+    nft: &mut Nft,
+    mut attempt: impl FnMut(&mut Nft, Generation) -> NlResult<T>,
+) -> NlResult<T> {
+    for _ in 1..ATTEMPTS {
+        let now = nft.generation()?;
+        match attempt(nft, now) {
+            Err(error) if is_overtaken(&error) || error.errno == Errno::ERESTART => {}
+            other => return other,
+        }
+    }
+    attempt(nft, Generation::ANY)
+}
+
+fn is_overtaken(error: &NetError) -> bool {
+    matches!(error.errno, Errno::EEXIST | Errno::ENOENT | Errno::EBUSY | Errno::ENOTEMPTY)
+}
+
+/// A state of all tables of the host, also those of others: every change makes another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Generation(u32);
+
+impl Generation {
+    /// Whichever it is; the kernel counts from 1.
+    const ANY: Self = Self(0);
 }
 
 /// The table that holds everything of Weft's, in the family `inet`.
@@ -137,15 +165,25 @@ impl Nft {
     /// # Errors
     /// `EOPNOTSUPP` without nf_tables, `EPERM` without `CAP_NET_ADMIN`.
     pub fn available(&mut self) -> NlResult<()> {
-        let query = NfTablesMessage::GetGen(GenMessage { attributes: Vec::new() });
-        match self.socket.request(message(query), 0) {
+        match self.generation() {
             // nfnetlink's answer when nobody serves the subsystem, even after it asked for the module.
             Err(error) if error.errno == Errno::EINVAL => Err(NetError {
                 errno: Errno::EOPNOTSUPP,
                 explanation: Some("the kernel has no nf_tables".into()),
             }),
-            other => other.map(|_: Vec<Answer>| ()),
+            other => other.map(drop),
         }
+    }
+
+    /// Which state the tables are in.
+    ///
+    /// # Errors
+    /// What the kernel says to the query.
+    pub fn generation(&mut self) -> NlResult<Generation> {
+        let query = NfTablesMessage::GetGen(GenMessage { attributes: Vec::new() });
+        let answers: Vec<Answer> = self.socket.request(message(query), 0)?;
+        let id = answers.first().and_then(|answer| answer.get(NFTA_GEN_ID)).and_then(answer::number);
+        Ok(id.map_or(Generation::ANY, Generation))
     }
 
     /// `nft -f`: carries out all changes, or none of them.
@@ -153,7 +191,15 @@ impl Nft {
     /// # Errors
     /// The first refusal; the explanation names the change.
     pub fn batch(&mut self, changes: Vec<Change>) -> NlResult<()> {
-        self.submit(changes, true)
+        self.submit(changes, true, Generation::ANY)
+    }
+
+    /// The same, unless anything has changed since.
+    ///
+    /// # Errors
+    /// `ERESTART` when it has; else as [`Nft::batch`].
+    pub fn batch_in(&mut self, since: Generation, changes: Vec<Change>) -> NlResult<()> {
+        self.submit(changes, true, since)
     }
 
     /// `nft -c -f`: whether the kernel would carry out all changes. Nothing is changed.
@@ -161,14 +207,14 @@ impl Nft {
     /// # Errors
     /// As [`Nft::batch`].
     pub fn rehearse(&mut self, changes: Vec<Change>) -> NlResult<()> {
-        self.submit(changes, false)
+        self.submit(changes, false, Generation::ANY)
     }
 
-    fn submit(&mut self, changes: Vec<Change>, for_real: bool) -> NlResult<()> {
+    fn submit(&mut self, changes: Vec<Change>, for_real: bool, since: Generation) -> NlResult<()> {
         let count = changes.len();
         let mut texts = Vec::with_capacity(count);
         let mut messages = Vec::with_capacity(count + 2);
-        messages.push((frame(ControlMessage::BatchBegin), NLM_F_REQUEST));
+        messages.push((frame(begin(since)), NLM_F_REQUEST));
         for change in changes {
             messages.push((message_of(change.table, change.message), NLM_F_REQUEST | change.flags));
             texts.push(change.text);
@@ -288,6 +334,16 @@ fn message(inner: NfTablesMessage) -> NetfilterMessage {
 
 fn message_of(table: Table, inner: NfTablesMessage) -> NetfilterMessage {
     NetfilterMessage::new(NetfilterHeader::new(table.family(), 0, 0), inner)
+}
+
+fn begin(since: Generation) -> ControlMessage {
+    match since {
+        Generation::ANY => ControlMessage::BatchBegin,
+        Generation(id) => ControlMessage::Other {
+            message_type: NFNL_MSG_BATCH_BEGIN,
+            attributes: vec![number(NFNL_BATCH_GENID, id)],
+        },
+    }
 }
 
 /// Begin or end of a batch; its header says for which subsystem.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use nix::errno::Errno;
-use weft_net::nft::{ChainKind, Change, Element, Nft, Rule, Set, Table, retry};
+use weft_net::nft::{ChainKind, Change, Element, Generation, Nft, Rule, Set, Table, retry, retry_in};
 use weft_net::{NetError, NlResult};
 
 use super::check::difference;
@@ -84,12 +84,12 @@ pub fn renew_others(nft: &mut Nft, needed: &Elements) -> NlResult<bool> {
     let needed = needed.groups();
     let mut renewed = false;
     for group in GROUPS.into_iter().filter(|group| !needed.contains(group)) {
-        renewed |= retry(|| {
+        renewed |= retry_in(nft, |nft, now| {
             if is_undamaged(nft, group)? || is_absent(nft, group)? {
                 return Ok(false);
             }
             let present = present_elements(nft, group)?;
-            build(nft, group, &[], present.iter()).map(|_| true)
+            build(nft, group, (&[], now), present.iter()).map(|_| true)
         })
         .map_err(|error| explain(group, error))?;
     }
@@ -195,17 +195,18 @@ pub fn rehearse(nft: &mut Nft, groups: &[&Group]) -> NlResult<()> {
     Ok(())
 }
 
-/// Makes a group with elements, as it is needed for others. Whether anything of it was there.
+/// Makes a group with elements, as it is needed for others, if nobody has made it since the caller looked: it would go without the
+/// chains that others have made it with. Whether anything of it was there.
 pub(super) fn build<'a>(
     nft: &mut Nft,
     group: &Group,
-    elements: &[Element],
+    (elements, since): (&[Element], Generation),
     needed: impl Iterator<Item = &'a Element>,
 ) -> NlResult<bool> {
     let chains = if is_idle(nft, group, needed)? { &[] } else { group.chains };
     let (mut changes, was_there) = blueprint(nft, group, chains)?;
     changes.extend(Change::for_elements(elements, Change::ensure_elements));
-    nft.batch(changes)?;
+    nft.batch_in(since, changes)?;
     Ok(was_there)
 }
 

@@ -1,5 +1,6 @@
 //! Against the real kernel, each test in a network namespace of its own, and seen through the real nft.
 
+mod races;
 mod shared;
 mod shown;
 

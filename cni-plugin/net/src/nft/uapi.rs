@@ -4,6 +4,7 @@
 pub(crate) const NFT_MSG_GETCHAIN: u8 = 4;
 pub(crate) const NFT_MSG_GETRULE: u8 = 7;
 pub(crate) const NFT_MSG_GETSETELEM: u8 = 13;
+pub(crate) const NFTA_GEN_ID: u16 = 1;
 pub(crate) const NFTA_CHAIN_TABLE: u16 = 1;
 pub(crate) const NFTA_CHAIN_NAME: u16 = 3;
 pub(crate) const NFTA_CHAIN_HOOK: u16 = 4;
@@ -57,6 +58,9 @@ pub(crate) const NFT_CMP_NEQ: u32 = 1;
 pub(crate) const NFT_JUMP: i32 = -3;
 pub(crate) const NFT_GOTO: i32 = -4;
 pub(crate) const NFT_RETURN: i32 = -5;
+// linux/netfilter/nfnetlink.h
+pub(crate) const NFNL_MSG_BATCH_BEGIN: u8 = 16;
+pub(crate) const NFNL_BATCH_GENID: u16 = 1;
 // linux/netfilter.h
 pub(crate) const NF_DROP: i32 = 0;
 pub(crate) const NF_ACCEPT: i32 = 1;
