@@ -70,6 +70,6 @@ pub use strace::{Injection, Tampered};
 pub use takers::{NEWCOMER, host_at, take_all};
 pub use tools::{command, dist, json, peers};
 pub use traffic::{assert_all_reach, transfer};
-pub use wait::eventually;
+pub use wait::{addresses_settle, eventually};
 pub use weftd::Weftd;
 pub use world::World;

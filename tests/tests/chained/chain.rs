@@ -1,14 +1,9 @@
 //! Networks of the reference bridge with Weft behind it, in both families.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
-use weft_tests::{Call, Network, Pod, command, eventually, merge};
+use weft_tests::{Call, Network, Pod, addresses_settle, merge};
 
 use crate::behind;
-
-/// Duplicate address detection takes two seconds at most.
-const SETTLED: Duration = Duration::from_secs(10);
 
 /// One network.
 #[derive(Clone)]
@@ -42,8 +37,7 @@ impl Chain {
         self
     }
 
-    /// What bridge answers for a container. Its IPv6 addresses cannot be used before the kernel has found them to be nobody
-    /// else's.
+    /// What bridge answers for a container, once its IPv6 addresses can be used.
     pub(crate) fn previous(&self, pod: &Pod) -> Value {
         self.previous_of(pod, "eth0")
     }
@@ -51,8 +45,7 @@ impl Chain {
     fn previous_of(&self, pod: &Pod, ifname: &str) -> Value {
         let bridge = Call::any("bridge", "ADD", self.bridge.to_string());
         let result = bridge.pod(pod).ifname(ifname).run().result();
-        let is_settled = || command("ip -6 addr show scope global tentative").trim().is_empty();
-        eventually(SETTLED, "the bridge has its IPv6 addresses", || is_settled().then_some(()));
+        addresses_settle();
         result
     }
 
