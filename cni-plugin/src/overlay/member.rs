@@ -36,7 +36,7 @@ pub struct Joined {
 /// has changed since the last time; then it also has the MTU that it had.
 ///
 /// # Errors
-/// [`Code::TryAgain`] when there is no lease on file, [`Code::Conflict`] when the device or its VNI is another's, what
+/// [`Code::TryAgain`] when there is no lease on file, or neither a device nor the address to other hosts; [`Code::Conflict`] when the device or its VNI is another's, what
 /// the kernel refused.
 pub fn join(
     netlink: &mut Netlink,
@@ -92,12 +92,15 @@ fn connect(
         stamp = None;
     }
     let absent = is_absent(netlink, &overlay).map_err(unlooked)?;
-    let changes = sync(netlink, &overlay).map_err(|error| {
-        if absent && let Err(left) = remove(netlink, &overlay) {
-            log::warn!("network {network}: the device to other hosts is left: {left}");
+    let changes = match sync(netlink, &overlay) {
+        Ok(changes) => changes,
+        Err(error) => {
+            if absent && let Err(left) = remove(netlink, &overlay) {
+                log::warn!("network {network}: the device to other hosts is left: {left}");
+            }
+            return go_on(netlink, network, overlay, error);
         }
-        unconnected(network, error)
-    })?;
+    };
     rejected.extend(changes.unreached.iter().map(Rejected::from));
     let told = told(&rejected);
     if before.told != told {
@@ -113,6 +116,26 @@ fn connect(
         log::warn!("network {network}: what was connected is not noted in {}: {error}", marker.display());
     }
     Ok(Joined { overlay, mtu: changes.mtu.unwrap_or_default(), made: absent })
+}
+
+/// With what was connected before, while the interface to other hosts has no address: the devices stay then, and what is not noted is
+/// looked at again by the next one.
+fn go_on(
+    netlink: &mut Netlink,
+    network: &NetworkName,
+    overlay: Overlay,
+    error: NetError,
+) -> Result<Joined, Error> {
+    if error.errno != Errno::EADDRNOTAVAIL {
+        return Err(unconnected(network, error));
+    }
+    let Some(mtu) = mtus(netlink, &overlay)?.and_then(smallest) else {
+        let remedy = "try again; where its interface gets none any more, set ipam.iface";
+        let error = Error::new(Code::TryAgain, format!("network {network}: {error}: {remedy}"));
+        return Err(failed(&"connect with the other hosts", error.into()));
+    };
+    log::warn!("network {network}: {error}: going on with what was connected before");
+    Ok(Joined { overlay, mtu, made: false })
 }
 
 /// Removes what a former lease led to and its successor does not, as with another VNI or backend.

@@ -13,7 +13,7 @@ const DEFAULT: Duration = Duration::from_secs(10);
 /// Sooner than that by more than an ADD takes on a busy machine.
 const SOONER: Duration = Duration::from_secs(6);
 
-fn other_host(number: u8) -> String {
+pub(super) fn other_host(number: u8) -> String {
     let data = format!(r#"{{"VNI":1,"VtepMAC":"8e:00:00:00:00:{number}"}}"#);
     format!(
         r#"{{"PublicIP":"172.30.0.{number}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{data}}}"#

@@ -4,9 +4,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_tests::{Family, Node, Pod, Weftd, eventually};
+use weft_tests::{Family, Network, Node, Pod, Weftd, eventually};
 
-use super::{CONFIG, Fleet, SUBNETS, V4, each_way};
+use super::refresh::other_host;
+use super::{CONFIG, DUAL, Fleet, SUBNETS, V4, each_way};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -194,6 +195,59 @@ fn a_host_that_lacks_its_addresses_for_a_while_attaches_containers() {
         drop(node.attach(&network));
         fleet.etcd.thaw();
         assert_eq!(fleet.etcd.keys(SUBNETS), records, "{ipam}");
+    }
+}
+
+/// Hosts without IPv4 addresses reach etcd still.
+fn by_ipv6(fleet: &Fleet) -> Network {
+    let endpoints = fleet.etcd.endpoints().into_iter().filter(|url| url.contains('['));
+    fleet.network.clone().with(&json!({ "ipam": { "etcd": { "endpoints": endpoints.collect::<Vec<_>>() } } }))
+}
+
+/// It is followed when the address is back.
+#[test]
+fn news_of_other_hosts_for_one_that_lacks_its_address() {
+    for config in [V4, DUAL] {
+        let fleet = Fleet::new(&[1], config);
+        let (node, network) = (fleet.node(0), by_ipv6(&fleet));
+        drop(node.attach(&network));
+        node.command("ip -4 addr flush dev eth0");
+        let subnet = if config == V4 { "10.250.99.0-24" } else { "10.244.99.0-24" };
+        fleet.etcd.put(&format!("{SUBNETS}{subnet}"), other_host(99));
+        let add = || network.add_call(&Pod::new()).on(node).run();
+        let knows = || node.command("bridge fdb show dev weft.1").contains("dst 172.30.0.99 ");
+        for _ in 0..2 {
+            let reply = add();
+            reply.result();
+            assert!(reply.stderr.contains("no interface has 172.30.0.11"), "{config}: {}", reply.stderr);
+        }
+        network.call("STATUS").on(node).run().done();
+        assert!(!knows(), "{config}");
+        node.command("ip addr add 172.30.0.11/24 dev eth0");
+        node.command("ip route add default via 172.30.0.1");
+        let reply = add();
+        reply.result();
+        assert!(!reply.stderr.contains("no interface") && knows(), "{config}: {}", reply.stderr);
+    }
+}
+
+/// As after a boot, or with plain routes alone: nothing leads to other hosts, and how large packets may be is not known.
+#[test]
+fn nothing_is_connected_by_an_address_that_is_away() {
+    for backend in ["vxlan", "host-gw"] {
+        let [(config, _), ..] = each_way(&json!({ "Type": backend }));
+        let fleet = Fleet::new(&[1], &config);
+        let (node, network) = (fleet.node(0), by_ipv6(&fleet));
+        drop(node.attach(&network));
+        node.command("ip -4 addr flush dev eth0");
+        if backend == "vxlan" {
+            node.command("ip link delete weft.1");
+        }
+        let error = network.add_call(&Pod::new()).on(node).run().error_code(11);
+        error.assert_names(&["no interface has 172.30.0.11", "ipam.iface"]);
+        node.command("ip addr add 172.30.0.11/24 dev eth0");
+        node.command("ip route add default via 172.30.0.1");
+        drop(node.attach(&network));
     }
 }
 
