@@ -74,7 +74,7 @@ impl Underlay {
     /// # Errors
     /// [`Code::InvalidConfig`] when it has none, with what to configure.
     pub fn find(&self, v4: bool, here: &Here) -> Result<Found, Error> {
-        let given = self.public.iter().copied().find(|ip| ip.is_ipv4() == v4);
+        let given = self.given(v4);
         // An address of an interface that is given as the public one says everything.
         if let (Choice::DefaultRoute, Some(public)) = (&self.choice, given)
             && is_here(public)
@@ -94,13 +94,27 @@ impl Underlay {
         Ok(Found { public: given.unwrap_or(local), local })
     }
 
+    /// The same on the link by which this host is known, as far as that may be any: then where the default route leads is no more
+    /// asked than while it has its address.
+    pub(crate) fn find_on(&self, link: u32, v4: bool, here: &Here) -> Option<Found> {
+        let local = match self.choice {
+            Choice::DefaultRoute => here.first(v4, |other, _| other == link)?,
+            _ => return None,
+        };
+        Some(Found { public: self.given(v4).unwrap_or(local), local })
+    }
+
+    fn given(&self, v4: bool) -> Option<IpAddr> {
+        self.public.iter().copied().find(|ip| ip.is_ipv4() == v4)
+    }
+
     /// Whether addresses that were found before are still these, as far as can be told without a look at all
     /// interfaces, of which there is one per container. They are while an interface has them: where traffic to others goes, as into a
     /// VPN, changes nothing about how other hosts reach this one. While the way to them is down nothing is said against an address.
     #[must_use]
     pub fn is_still(&self, before: Found) -> bool {
         let v4 = before.public.is_ipv4();
-        if self.public.iter().any(|ip| ip.is_ipv4() == v4 && *ip != before.public) {
+        if self.given(v4).is_some_and(|public| public != before.public) {
             return false;
         }
         let way = match &self.choice {

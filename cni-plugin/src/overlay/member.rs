@@ -36,8 +36,8 @@ pub struct Joined {
 /// has changed since the last time; then it also has the MTU that it had.
 ///
 /// # Errors
-/// [`Code::TryAgain`] when there is no lease on file, or neither a device nor the address to other hosts; [`Code::Conflict`] when the device or its VNI is another's, what
-/// the kernel refused.
+/// [`Code::TryAgain`] when there is no lease on file, or neither a device nor the address to other hosts; [`Code::Conflict`]
+/// when the device or its VNI is another's; what the kernel refused.
 pub fn join(
     netlink: &mut Netlink,
     (state_dir, data_dir): (&Path, &Path),

@@ -81,18 +81,40 @@ fn standing_of(conf: &EtcdConf, lease: &HostLease, before: Found, links: &[(IpAd
     if conf.underlay.is_still(before) {
         return Standing::Same;
     }
-    let Ok(here) = Here::look() else { return Standing::Same };
-    match conf.underlay.find(before.public.is_ipv4(), &here) {
-        Ok(now) if now != before => {
-            let is_gone = is_known_alike(conf, lease) && here.link_of(before.local).is_none();
-            if is_gone && is_elsewhere(lease, [before, now].map(|found| found.local), &here, links) {
-                Standing::Away
-            } else {
-                Standing::Moved
-            }
-        }
-        _ => Standing::Same,
+    let now = Here::look().and_then(|here| find(conf, lease, before, &here, links));
+    now.map_or(Standing::Same, |(_, standing)| standing)
+}
+
+/// What a host is to be known by that does not find its former addresses of a family as it did, and what has become of these.
+///
+/// # Errors
+/// As [`underlay::Underlay::find`].
+fn find(
+    conf: &EtcdConf,
+    lease: &HostLease,
+    before: Found,
+    here: &Here,
+    links: &[(IpAddr, u32)],
+) -> Result<(Found, Standing), Error> {
+    let v4 = before.public.is_ipv4();
+    let former = if is_known_alike(conf, lease) && here.link_of(before.local).is_none() {
+        former_links(lease, before.local, here, links)
+    } else {
+        Vec::new()
+    };
+    let is_there = |found: &Found| here.link_of(found.local).is_some_and(|link| former.contains(&link));
+    let mut now = conf.underlay.find(v4, here)?;
+    // The default route leads elsewhere, as into a VPN. Without any the interface is not yet what it is to be.
+    if let ([link], false) = (former.as_slice(), is_there(&now)) {
+        now = conf.underlay.find_on(*link, v4, here).unwrap_or(now);
     }
+    Ok(if now == before {
+        (before, Standing::Same)
+    } else if former.is_empty() || is_there(&now) {
+        (now, Standing::Moved)
+    } else {
+        (before, Standing::Away)
+    })
 }
 
 /// Whether the lease's addresses were found by the same configuration.
@@ -100,18 +122,18 @@ fn is_known_alike(conf: &EtcdConf, lease: &HostLease) -> bool {
     lease.underlay == conf.underlay.to_string()
 }
 
-/// Whether a family's address is another interface's than that which it was before, and that one is there: by its number where that
-/// is known, else by its hardware address, which the lease has of its first family's. A VLAN, a bridge or a bond shares this with
-/// others, and comes back with it.
-fn is_elsewhere(lease: &HostLease, [before, now]: [IpAddr; 2], here: &Here, known: &[(IpAddr, u32)]) -> bool {
+/// Where an address that is gone is to be looked for: the link that had it, by its number where that is known, else by its hardware
+/// address, which the lease has of its first family's. A VLAN, a bridge or a bond shares this with others, and comes back with it.
+/// None when it is gone, too.
+fn former_links(lease: &HostLease, address: IpAddr, here: &Here, known: &[(IpAddr, u32)]) -> Vec<u32> {
     let is_there = |link: &u32| if_indextoname(*link).is_ok();
-    let known = known.iter().filter(|(local, _)| *local == before).map(|(_, link)| *link);
-    let mut links: Vec<u32> = known.filter(is_there).collect();
+    let of_address = known.iter().filter(|(local, _)| *local == address).map(|(_, link)| *link);
+    let links: Vec<u32> = of_address.filter(is_there).collect();
     // While the first family's address is there another one may have gone from any interface.
-    if links.is_empty() && lease.local.first().is_some_and(|first| here.link_of(*first).is_none()) {
-        links = Holder::parse(&lease.holder).map(|holder| holder.links()).unwrap_or_default();
+    if !links.is_empty() || lease.local.first().is_some_and(|first| here.link_of(*first).is_some()) {
+        return links;
     }
-    !links.is_empty() && here.link_of(now).is_none_or(|link| !links.contains(&link))
+    Holder::parse(&lease.holder).map(|holder| holder.links()).unwrap_or_default()
 }
 
 /// Whether this machine took a lease, whatever addresses it has, by what is not on its disk.
@@ -138,17 +160,22 @@ impl Own {
     pub(super) fn find(conf: &EtcdConf, claimant: Claimant<'_>) -> Result<Self, Error> {
         let here = Here::look()?;
         let known = claimant.before.filter(|lease| is_known_alike(conf, lease));
-        let counts = |lease: &HostLease, found: Found| {
-            underlay::is_here(found.local) && conf.underlay.is_still(found)
-                || claimant
-                    .waits
-                    .is_some_and(|links| standing_of(conf, lease, found, links) == Standing::Away)
-        };
-        let [v4, v6] = [true, false].map(|v4| {
+        let of_family = |v4| {
             let of_before =
-                |lease| addresses(lease).find(|found| found.public.is_ipv4() == v4 && counts(lease, *found));
-            known.and_then(of_before).map_or_else(|| conf.underlay.find(v4, &here), Ok)
-        });
+                |lease| Some((lease, addresses(lease).find(|found| found.public.is_ipv4() == v4)?));
+            match (known.and_then(of_before), claimant.waits) {
+                (Some((_, before)), _)
+                    if underlay::is_here(before.local) && conf.underlay.is_still(before) =>
+                {
+                    Ok(before)
+                }
+                (Some((lease, before)), Some(links)) => {
+                    find(conf, lease, before, &here, links).map(|(found, _)| found)
+                }
+                _ => conf.underlay.find(v4, &here),
+            }
+        };
+        let [v4, v6] = [true, false].map(of_family);
         Ok(Self { here, v4, v6 })
     }
 

@@ -66,6 +66,49 @@ fn a_vpn_moves_no_host() {
     assert_same(&fleet);
 }
 
+/// Whoever has the default route: it is known by its interface, and waits for nothing.
+#[test]
+fn an_interface_with_another_address_moves_the_host_at_once() {
+    let mut fleet = Fleet::of(2, DUAL, &json!({}));
+    fleet.acquainted();
+    let pods = [0, 1].map(|index| fleet.pod_of_all(index));
+    let key = all_records(&fleet).into_iter().find(|(key, _)| key.contains(&subnet(fleet.node(0))));
+    let (key, _) = key.expect("the record of host 0");
+    tunnel(fleet.node(0));
+    for (family, gateway, [.., all]) in EVERYWHERE {
+        fleet.node(0).command(&format!("ip {family} route replace {all} via {gateway} dev tun0"));
+    }
+    let renumber = |fleet: &Fleet, [before, after]: [&str; 2]| {
+        fleet.node(0).command(&format!("ip addr del {before} dev eth0"));
+        fleet.node(0).command(&format!("ip addr add {after} dev eth0 nodad"));
+    };
+    let assert_moves = |fleet: &Fleet, published: [&str; 2]| {
+        // It would wait three times as long for an address.
+        eventually(PATIENCE, &format!("{published:?} are published"), || {
+            let value = fleet.etcd.get(&key)?;
+            published.iter().all(|address| value.contains(&format!("\"{address}\""))).then_some(())
+        });
+        fleet.agents[0].ready();
+        for family in 0..2 {
+            assert_all_reach(&[0, 1].map(|index| (&pods[index].0, pods[index].1[family])));
+        }
+        let log = fleet.agents[0].daemon().log();
+        assert!(
+            published.iter().all(|address| log.contains(&format!("and is {address} from now on"))),
+            "{log}"
+        );
+        assert!(["10.8.0.2", "fd08::2"].iter().all(|tunnels| !log.contains(tunnels)), "{log}");
+    };
+    renumber(&fleet, ["172.30.0.11/24", "172.30.0.21/24"]);
+    renumber(&fleet, ["fd30::11/64", "fd30::21/64"]);
+    assert_moves(&fleet, ["172.30.0.21", "fd30::21"]);
+    assert!(fleet.agents[0].daemon().stop().success());
+    renumber(&fleet, ["172.30.0.21/24", "172.30.0.31/24"]);
+    renumber(&fleet, ["fd30::21/64", "fd30::31/64"]);
+    fleet.agents[0] = Weftd::start(fleet.node(0), &fleet.etcd, &json!({}));
+    assert_moves(&fleet, ["172.30.0.31", "fd30::31"]);
+}
+
 /// A family of a host's addresses after another: set down and up again, or given back by DHCP. The other one leads to etcd.
 #[test]
 fn an_interface_without_its_address_for_a_while_moves_no_host() {

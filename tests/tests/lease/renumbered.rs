@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use weft_tests::{Weftd, command, eventually};
+use weft_tests::{Node, Weftd, command, eventually};
 
 use super::super::{DUAL, Fleet, PREFIX, SUBNETS, V4, V6, addresses};
 
@@ -118,6 +118,42 @@ fn a_subnet_that_was_taken_stays_that_while_etcd_is_away() {
     fleet.ipam("STATUS", 0, &json!({})).run().error_code(51).assert_names(&[&key]);
 }
 
+/// A link like a VPN's, to which nothing leads yet.
+fn tunnel(node: &Node) {
+    node.command("ip link add tun0 up type veth peer name tun0-server");
+    node.command("ip link set tun0-server up");
+    node.command("ip addr add 10.8.0.2/24 dev tun0");
+    node.command("ip addr add fd08::2/64 dev tun0 nodad");
+}
+
+/// It is known by its interface's address, not by that of the way to everywhere.
+#[test]
+fn an_interface_gets_another_address_while_a_vpn_has_the_default_route() {
+    for config in [V4, V6, DUAL] {
+        let fleet = Fleet::new(1, config);
+        let (node, due) = (fleet.node(0), json!({ "ipam": { "peerRefresh": 0 } }));
+        fleet.add(0, &due).result();
+        let (key, _) = fleet.record();
+        tunnel(node);
+        node.command("ip route replace default via 10.8.0.1 dev tun0");
+        node.command("ip -6 route replace default via fd08::1 dev tun0");
+        for (family, length) in [(0, 24), (1, 64)] {
+            let (before, after) = (BEFORE[family], AFTER[family]);
+            node.command(&format!("ip addr del {before}/{length} dev eth0"));
+            node.command(&format!("ip addr add {after}/{length} dev eth0 nodad"));
+        }
+        fleet.ipam("STATUS", 0, &due).run().done();
+        fleet.add(0, &due).result();
+        let (now, value) = fleet.record();
+        assert_eq!(now, key, "{config}");
+        for (family, tunnels) in [(0, "10.8.0.2"), (1, "fd08::2")] {
+            let is_used = config == DUAL || config == [V4, V6][family];
+            assert_eq!(value.contains(&format!("\"{}\"", AFTER[family])), is_used, "{value}");
+            assert!(!value.contains(tunnels), "{value}");
+        }
+    }
+}
+
 /// The interface lacks its address while a VPN has everything, by halves: what others know is not the VPN's. Etcd is reached by IPv6.
 #[test]
 fn an_add_while_the_interface_has_no_address_moves_no_host() {
@@ -127,9 +163,7 @@ fn an_add_while_the_interface_has_no_address_moves_no_host() {
     let due = json!({ "ipam": { "peerRefresh": 0, "etcd": { "endpoints": by_ipv6 } } });
     fleet.add(0, &due).result();
     let before = fleet.record();
-    node.command("ip link add tun0 up type veth peer name tun0-server");
-    node.command("ip link set tun0-server up");
-    node.command("ip addr add 10.8.0.2/24 dev tun0");
+    tunnel(node);
     for half in ["0.0.0.0/1", "128.0.0.0/1"] {
         node.command(&format!("ip route add {half} via 10.8.0.1"));
     }
