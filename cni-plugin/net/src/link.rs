@@ -37,7 +37,7 @@ pub struct Link {
     /// How many packets may wait to be sent, where it has a queue.
     pub queue_length: u32,
     pub alias: Option<String>,
-    /// The index of the bridge that it is a port of.
+    /// The index of the bridge, bond or VRF that it is a port of.
     pub master: Option<u32>,
     /// `ip link set … group`
     pub group: u32,

@@ -7,7 +7,6 @@ use std::net::IpAddr;
 
 use cni_protocol::Error;
 use flannel_records::HostRecord;
-use nix::net::if_::if_indextoname;
 use weft_state::lease::HostLease;
 
 use super::holder::Holder;
@@ -88,7 +87,7 @@ fn standing_of(conf: &EtcdConf, lease: &HostLease, before: Found, links: &[(IpAd
 /// What a host is to be known by that does not find its former addresses of a family as it did, and what has become of these.
 ///
 /// # Errors
-/// As [`underlay::Underlay::find`].
+/// As [`underlay::Underlay::find`]; [`cni_protocol::Code::Io`] when the kernel does not tell.
 fn find(
     conf: &EtcdConf,
     lease: &HostLease,
@@ -98,7 +97,7 @@ fn find(
 ) -> Result<(Found, Standing), Error> {
     let v4 = before.public.is_ipv4();
     let former = if is_known_alike(conf, lease) && here.link_of(before.local).is_none() {
-        former_links(lease, before.local, here, links)
+        former_links(lease, before.local, here, links)?
     } else {
         Vec::new()
     };
@@ -124,16 +123,23 @@ fn is_known_alike(conf: &EtcdConf, lease: &HostLease) -> bool {
 
 /// Where an address that is gone is to be looked for: the link that had it, by its number where that is known, else by its hardware
 /// address, which the lease has of its first family's. A VLAN, a bridge or a bond shares this with others, and comes back with it.
-/// None when it is gone, too.
-fn former_links(lease: &HostLease, address: IpAddr, here: &Here, known: &[(IpAddr, u32)]) -> Vec<u32> {
-    let is_there = |link: &u32| if_indextoname(*link).is_ok();
+/// A port has become part of another link, which has its addresses. None when it is gone, too.
+///
+/// # Errors
+/// [`cni_protocol::Code::Io`] when the kernel does not tell.
+fn former_links(
+    lease: &HostLease,
+    address: IpAddr,
+    here: &Here,
+    known: &[(IpAddr, u32)],
+) -> Result<Vec<u32>, Error> {
     let of_address = known.iter().filter(|(local, _)| *local == address).map(|(_, link)| *link);
-    let links: Vec<u32> = of_address.filter(is_there).collect();
+    let links = Here::bearers(of_address.collect())?;
     // While the first family's address is there another one may have gone from any interface.
     if !links.is_empty() || lease.local.first().is_some_and(|first| here.link_of(*first).is_some()) {
-        return links;
+        return Ok(links);
     }
-    Holder::parse(&lease.holder).map(|holder| holder.links()).unwrap_or_default()
+    Here::bearers(Holder::parse(&lease.holder).map(|holder| holder.links()).unwrap_or_default())
 }
 
 /// Whether this machine took a lease, whatever addresses it has, by what is not on its disk.

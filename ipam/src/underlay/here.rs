@@ -1,12 +1,13 @@
 //! What the kernel tells of this host's addresses.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use cni_protocol::{Code, Deadline, Error, MacAddr};
 use ipnetwork::IpNetwork;
 use nix::net::if_::if_indextoname;
-use weft_net::{Lasting, Link, Netlink, WholeAddress};
+use weft_net::{Lasting, Link, Netlink, NlResult, WholeAddress};
 
 /// How long the kernel may take to list its routes or addresses.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -80,6 +81,36 @@ impl Here {
         let has = |link: &Link| link.mac.is_some_and(|other| other.to_string() == mac);
         list().unwrap_or_default().iter().filter(|link| has(link)).map(|link| link.index).collect()
     }
+
+    /// The numbers of the links that have the addresses of these now: of a port of a bridge or a bond that one, of others themselves.
+    /// Without those that are gone.
+    ///
+    /// # Errors
+    /// [`Code::Io`] when the kernel does not tell.
+    pub(crate) fn bearers(links: Vec<u32>) -> Result<Vec<u32>, Error> {
+        let find = || -> NlResult<BTreeSet<u32>> {
+            let mut netlink = Netlink::open(Deadline::after(PATIENCE))?;
+            let found = links.into_iter().map(|link| bearer(&mut netlink, link));
+            found.filter_map(Result::transpose).collect()
+        };
+        let failed = |error| Error::new(Code::Io, format!("look at this host's links: {error}: try again"));
+        find().map(|found| found.into_iter().collect()).map_err(failed)
+    }
+}
+
+fn bearer(netlink: &mut Netlink, link: u32) -> NlResult<Option<u32>> {
+    let Some(mut link) = netlink.link_at(link)? else { return Ok(None) };
+    while let Some(master) = link.master {
+        let Some(master) = netlink.link_at(master)? else { break };
+        match master.kind.as_deref() {
+            // What belongs to it keeps its addresses.
+            Some("vrf") => break,
+            // Any other port of the switch may have them.
+            Some("openvswitch") => return Ok(None),
+            _ => link = master,
+        }
+    }
+    Ok(Some(link.index))
 }
 
 /// A link's name, as far as it is there still.

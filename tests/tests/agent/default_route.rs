@@ -109,6 +109,35 @@ fn an_interface_with_another_address_moves_the_host_at_once() {
     assert_moves(&fleet, ["172.30.0.31", "fd30::31"]);
 }
 
+/// A port has no address of its own, so that none is waited for: those of the bridge are the host's, whatever its hardware address.
+#[test]
+fn an_interface_that_becomes_a_port_of_a_bridge_moves_the_host_at_once() {
+    let fleet = Fleet::of(2, DUAL, &json!({}));
+    fleet.acquainted();
+    let pods = [0, 1].map(|index| fleet.pod_of_all(index));
+    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
+    tunnel(node);
+    for (family, gateway, [.., all]) in EVERYWHERE {
+        node.command(&format!("ip {family} route replace {all} via {gateway} dev tun0"));
+    }
+    node.command("ip link add br-ext address 02:00:00:00:aa:01 up type bridge");
+    node.command("ip addr flush dev eth0");
+    node.command("ip link set eth0 master br-ext");
+    node.command("ip addr add 172.30.0.21/24 dev br-ext");
+    node.command("ip addr add fd30::21/64 dev br-ext nodad");
+    eventually(PATIENCE, "the bridge's addresses are published", || {
+        let has = |value: &str| ["172.30.0.21", "fd30::21"].iter().all(|address| value.contains(address));
+        all_records(&fleet).into_iter().any(|(_, value)| value.is_some_and(|value| has(&value))).then_some(())
+    });
+    agent.ready();
+    for family in 0..2 {
+        assert_all_reach(&[0, 1].map(|index| (&pods[index].0, pods[index].1[family])));
+    }
+    assert_eq!(all_records(&fleet).len(), 2);
+    let log = agent.daemon().log();
+    assert!(["10.8.0.2", "fd08::2"].iter().all(|tunnels| !log.contains(tunnels)), "{log}");
+}
+
 /// A family of a host's addresses after another: set down and up again, or given back by DHCP. The other one leads to etcd.
 #[test]
 fn an_interface_without_its_address_for_a_while_moves_no_host() {

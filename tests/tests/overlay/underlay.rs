@@ -198,6 +198,13 @@ fn a_host_that_lacks_its_addresses_for_a_while_attaches_containers() {
     }
 }
 
+/// A link like a VPN's, to which nothing leads yet.
+fn tunnel(node: &Node) {
+    node.command("ip link add tun0 up type veth peer name tun0-server");
+    node.command("ip link set tun0-server up");
+    node.command("ip addr add 10.8.0.2/24 dev tun0");
+}
+
 /// Hosts without IPv4 addresses reach etcd still.
 fn by_ipv6(fleet: &Fleet) -> Network {
     let endpoints = fleet.etcd.endpoints().into_iter().filter(|url| url.contains('['));
@@ -231,6 +238,39 @@ fn news_of_other_hosts_for_one_that_lacks_its_address() {
     }
 }
 
+/// Which has the addresses from then on, and a hardware address of its own. Until DHCP is through, a VPN's are not the host's.
+#[test]
+fn an_interface_becomes_a_port_of_a_bridge() {
+    for has_vpn in [false, true] {
+        let fleet = Fleet::new(&[1], V4);
+        let (node, network) = (fleet.node(0), by_ipv6(&fleet));
+        drop(node.attach(&network));
+        let keys = fleet.etcd.keys(SUBNETS);
+        let record = || fleet.etcd.get(&keys[0]).expect("the host's record");
+        let before = record();
+        if has_vpn {
+            tunnel(node);
+            node.command("ip route replace default via 10.8.0.1 dev tun0");
+        }
+        node.command("ip link add br-ext address 02:00:00:00:aa:01 up type bridge");
+        node.command("ip addr flush dev eth0");
+        node.command("ip link set eth0 master br-ext");
+        node.command("ip addr add fd30::11/64 dev br-ext nodad");
+        drop(node.attach(&network));
+        assert_eq!(record(), before, "{has_vpn}");
+        node.command("ip addr add 172.30.0.22/24 dev br-ext");
+        if !has_vpn {
+            node.command("ip route add default via 172.30.0.1");
+        }
+        network.call("STATUS").on(node).run().done();
+        drop(node.attach(&network));
+        assert!(record().contains(r#""PublicIP":"172.30.0.22""#), "{has_vpn}: {}", record());
+        assert_eq!(fleet.etcd.keys(SUBNETS), keys, "{has_vpn}");
+        let data = node.link("weft.1").expect("a device")["linkinfo"]["info_data"].clone();
+        assert_eq!((&data["local"], &data["link"]), (&json!("172.30.0.22"), &json!("br-ext")));
+    }
+}
+
 /// As after a boot, or with plain routes alone: nothing leads to other hosts, and how large packets may be is not known.
 #[test]
 fn nothing_is_connected_by_an_address_that_is_away() {
@@ -258,9 +298,7 @@ fn a_vpn_keeps_no_container_from_a_host() {
     let fleet = Fleet::new(&[1], &config);
     let node = fleet.node(0);
     drop(node.attach(&fleet.network));
-    node.command("ip link add tun0 up type veth peer name tun0-server");
-    node.command("ip link set tun0-server up");
-    node.command("ip addr add 10.8.0.2/24 dev tun0");
+    tunnel(node);
     for half in ["0.0.0.0/1", "128.0.0.0/1"] {
         node.command(&format!("ip route add {half} via 10.8.0.1"));
     }
