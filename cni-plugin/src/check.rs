@@ -89,7 +89,7 @@ pub fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     checker.run(args).map_err(|fault| failed(&"check the attachment", fault))?;
     verdict(checker.found)?;
     if let Some(plugin) = &checker.network.ipam {
-        ipam::forward(Verb::Check, plugin, call)?;
+        ipam::forward(Verb::Check, plugin, call, &[])?;
     }
     Ok(Outcome::Done)
 }

@@ -119,7 +119,7 @@ pub fn collect_garbage(plugin: &str, call: &Call) -> Result<(), Error> {
     delegate.start(Verb::Gc, &[(STARTED_ENV, &began)])?.finish(&call.stdin, call.deadline).map(drop)
 }
 
-/// Forwards CHECK or STATUS with its environment and configuration.
-pub fn forward(verb: Verb, plugin: &str, call: &Call) -> Result<(), Error> {
-    Delegate::find(plugin, &call.cni_path)?.start(verb, &[])?.finish(&call.stdin, call.deadline).map(drop)
+/// Forwards CHECK or STATUS with its environment, and what is beside that, and its configuration.
+pub fn forward(verb: Verb, plugin: &str, call: &Call, env: &[(&str, &str)]) -> Result<(), Error> {
+    Delegate::find(plugin, &call.cni_path)?.start(verb, env)?.finish(&call.stdin, call.deadline).map(drop)
 }

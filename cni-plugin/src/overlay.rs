@@ -19,7 +19,7 @@ use weft_state::lease::{HostLease, Peers};
 
 use crate::key::ALIAS_MAX;
 
-pub use member::{Exit, Joined, exits, join, on_file, retire};
+pub use member::{Exit, Joined, exits, join, missing_address, on_file, retire};
 pub use sync::{Changes, Differences, Unreached, differences, has_room, remove, sync};
 
 /// What a device's alias begins with; the rest is the network's place in etcd, which stays when the network is renamed.

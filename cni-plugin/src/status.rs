@@ -8,7 +8,7 @@ use cni_protocol::{Call, CniArgs, Code, Error, IpConfig, Outcome, StatusArgs, Ve
 use ipnetwork::IpNetwork;
 use serde_json::Value;
 use weft_state::can_be_made;
-use weft_state::lease::HostLease;
+use weft_state::lease::{HostLease, UNCONNECTED_ENV};
 
 use crate::bridge;
 use crate::conf::shaping::Shaping;
@@ -48,23 +48,29 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Error> {
     }
     check_capabilities().map_err(not_available)?;
     Tuning::parse(&call.conf)?.refuse_unlisted().map_err(not_available)?;
-    if let Some(overlay) = &overlay {
-        Netlink::open(call.deadline)
-            .and_then(|mut netlink| overlay::has_room(&mut netlink, overlay))
-            .map_err(|error| not_available(failed(&"connect with the other hosts", error.into())))?;
-    }
+    let missing = overlay.as_ref().map(|overlay| check_way(args, overlay)).transpose();
+    let missing = missing.map_err(not_available)?.flatten().map(|address| address.to_string());
     check_state_dir(&network.state_dir).map_err(not_available)?;
     let (plan, isolation) = plan(args, &network).map_err(not_available)?;
     check_bridge(args, &network, &plan).map_err(not_available)?;
     check_rules(args, &network, isolation.as_ref()).map_err(not_available)?;
     rehearse_limits(call, &network.shaping).map_err(not_available)?;
     if let Some(plugin) = &network.ipam {
-        ipam::forward(Verb::Status, plugin, call).map_err(unless_told)?;
+        let env = missing.as_deref().map(|address| (UNCONNECTED_ENV, address));
+        ipam::forward(Verb::Status, plugin, call, env.as_slice()).map_err(unless_told)?;
     }
     if network.gateway != Gateway::None {
         check_firewalls(args, &network, &plan, overlay.as_ref()).map_err(unless_told)?;
     }
     Ok(Outcome::Done)
+}
+
+/// Whether an ADD could connect this host with the others, and the address that is missing for that.
+fn check_way(args: &StatusArgs, overlay: &Overlay) -> Result<Option<IpAddr>, Error> {
+    let failed = |error: NetError| failed(&"connect with the other hosts", error.into());
+    let mut netlink = Netlink::open(args.call.deadline).map_err(failed)?;
+    overlay::has_room(&mut netlink, overlay).map_err(failed)?;
+    overlay::missing_address(&mut netlink, overlay)
 }
 
 /// Whether the kernel takes the rules that an attachment needs.

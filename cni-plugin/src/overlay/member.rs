@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -136,6 +137,23 @@ fn go_on(
     };
     log::warn!("network {network}: {error}: going on with what was connected before");
     Ok(Joined { overlay, mtu, made: false })
+}
+
+/// The address by which an ADD would first have to connect this host with the others, where no interface has it: the IPAM plugin knows
+/// whether it comes by another one.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn missing_address(netlink: &mut Netlink, overlay: &Overlay) -> Result<Option<IpAddr>, Error> {
+    if mtus(netlink, overlay)?.is_some() {
+        return Ok(None);
+    }
+    for side in &overlay.sides {
+        if netlink.holder_of(side.local).map_err(unlooked)?.is_none() {
+            return Ok(Some(side.local));
+        }
+    }
+    Ok(None)
 }
 
 /// Removes what a former lease led to and its successor does not, as with another VNI or backend.

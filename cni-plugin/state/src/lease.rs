@@ -25,6 +25,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Lock, read_at_once, write_durable};
 
+/// The environment variable by which STATUS of the interface plugin tells that of `weft-ipam` the address to other hosts that no interface
+/// has, where nothing connects this host with them yet: an ADD fails then unless it moves the host to another address.
+pub const UNCONNECTED_ENV: &str = "WEFT_UNCONNECTED";
+
 /// What this host leased.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -1,7 +1,9 @@
 //! What STATUS says of this host in a network that spans hosts.
 
+use std::net::IpAddr;
+
 use cni_protocol::{Call, Code, Error};
-use weft_state::lease::{HostLease, Taken, agent_lives};
+use weft_state::lease::{HostLease, Taken, UNCONNECTED_ENV, agent_lives};
 use weft_state::{data_dir, state_dir};
 
 use super::{Host, LIMIT, in_time, is_half_over, or_known, taken};
@@ -12,7 +14,8 @@ impl Host<'_> {
     /// Whether an ADD would have a lease, and what those who wait for one are to know.
     ///
     /// # Errors
-    /// [`Code::LimitedConnectivity`] when the lease has ended, so that other hosts drop this one; [`Code::NotAvailable`] when there is no lease and etcd gives none.
+    /// [`Code::LimitedConnectivity`] when the lease has ended, so that other hosts drop this one; [`Code::NotAvailable`] when there is no lease and etcd gives none, or no interface has the
+    /// address that an ADD of the interface plugin needs.
     pub(crate) fn status(&self) -> Result<Option<HostLease>, Error> {
         let known = self.last_known(Code::LimitedConnectivity)?;
         let is_kept = agent_lives(&self.state_dir, self.network)?;
@@ -21,6 +24,7 @@ impl Host<'_> {
             return self.would_lease(known).map(|()| None);
         };
         check_ended(&lease, is_kept)?;
+        check_connected()?;
         if !is_kept && self.is_in_doubt() {
             self.would_keep(&lease)?;
         }
@@ -101,6 +105,17 @@ pub(super) fn check_ended(lease: &HostLease, is_kept: bool) -> Result<(), Error>
         ended("weftd could not renew it: see its /readyz")
     };
     Err(Error::new(Code::LimitedConnectivity, msg))
+}
+
+/// Whether the interface plugin that called could go on with the address that the host keeps.
+fn check_connected() -> Result<(), Error> {
+    let told = std::env::var(UNCONNECTED_ENV).ok();
+    let Some(address) = told.and_then(|text| text.parse::<IpAddr>().ok()) else { return Ok(()) };
+    let msg = format!(
+        "ADD would fail: no interface has {address}, by which other hosts know this one, and nothing connects it with them yet: give an \
+         interface that address, or set ipam.iface"
+    );
+    Err(Error::new(Code::NotAvailable, msg))
 }
 
 /// Whether the subnet is still this host's, as far as a living agent knows, for a network whose ranges were taken from subnet.env.

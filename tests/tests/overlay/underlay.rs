@@ -285,8 +285,12 @@ fn nothing_is_connected_by_an_address_that_is_away() {
         }
         let error = network.add_call(&Pod::new()).on(node).run().error_code(11);
         error.assert_names(&["no interface has 172.30.0.11", "ipam.iface"]);
-        node.command("ip addr add 172.30.0.11/24 dev eth0");
+        let status = || network.call("STATUS").on(node).run();
+        status().error_code(50).assert_names(&["no interface has 172.30.0.11", "ipam.iface"]);
+        // An ADD would move the host there.
+        node.command("ip addr add 172.30.0.22/24 dev eth0");
         node.command("ip route add default via 172.30.0.1");
+        status().done();
         drop(node.attach(&network));
     }
 }
