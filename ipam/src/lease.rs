@@ -29,7 +29,7 @@ use configuration::configured;
 pub use configuration::parse_config;
 pub(crate) use former::is_by_machine;
 use former::{Own, former, tell_of_move};
-pub use former::{Standing, likely_links, links, published, standing};
+pub use former::{Standing, known_by, likely_links, links, published, standing};
 use holder::Holder;
 pub use holder::{Keeper, holds, stands};
 use place::Place;

@@ -47,6 +47,7 @@ pub struct Registry {
     client: Option<Client>,
     options: ConnectOptions,
     prefix: String,
+    revision: i64,
     /// How long an endpoint may take for a call.
     timeout: Duration,
     /// The same for calls that are to notice soon that an endpoint is silent.
@@ -106,6 +107,7 @@ impl Registry {
             client: None,
             options,
             prefix: conf.prefix.clone(),
+            revision: 0,
             timeout: conf.timeout,
             patience: None,
             until: None,
@@ -129,6 +131,12 @@ impl Registry {
     #[must_use]
     pub fn current(&self) -> usize {
         self.current
+    }
+
+    /// The revision of the last snapshot; 0 before the first one.
+    #[must_use]
+    pub fn revision(&self) -> i64 {
+        self.revision
     }
 
     /// The value of `<prefix>/config`.
@@ -166,9 +174,11 @@ impl Registry {
             ));
         };
         let leases = hosts.kvs().iter().filter_map(|kv| Some((self.own_part(kv.key())?, kv.lease())));
+        let leases = leases.collect();
+        self.revision = revision;
         Ok(Snapshot {
             config: self.config_in(&config),
-            leases: leases.collect(),
+            leases,
             hosts: self.peers(&hosts, revision),
             held: held(addresses, parts),
         })

@@ -201,7 +201,7 @@ impl Network {
         match &news {
             News::Leased(..) | News::Taken { .. } | News::Refused { .. } => self.hosts.can_return(true),
             News::Unconfigured { .. } | News::Failed(_) => self.hosts.can_return(false),
-            News::Hosts(_) | News::Changed { .. } => {}
+            News::Renewed(_) | News::Hosts(_) | News::Changed { .. } => {}
         }
         if !matches!(news, News::Failed(_)) {
             self.outage.ends();
@@ -215,11 +215,15 @@ impl Network {
                 false
             }
             News::Refused { why, unused } => {
-                self.refused(why, unused.is_some());
+                self.refused(why.msg, unused.is_some());
                 false
             }
             News::Unconfigured { why } => {
-                self.refused(why, false);
+                self.refused(why.msg, false);
+                false
+            }
+            News::Renewed(lease) => {
+                self.renewed(lease);
                 false
             }
             News::Hosts(hosts) => {

@@ -1,6 +1,7 @@
 //! The agent's talk with etcd, in a task of its own, so that the loop that looks after the kernel never waits for it.
 
 mod acquire;
+mod look_on;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use weft_ipam::conf::etcd::EtcdConf;
 use weft_ipam::lease::{self, Tenants};
-use weft_ipam::registry::{Registry, Snapshot, Watched};
+use weft_ipam::registry::{Registry, Watched};
 use weft_ipam::store::Store as Reservations;
 use weft_state::lease::{HostLease, Peers};
 
@@ -30,8 +31,6 @@ const MOST_PATIENCE: Duration = Duration::from_secs(5);
 /// How often everything is taken anew, whatever the watch said, or more often where leases are short: a host is to be missed
 /// for less time than its lease lasts.
 const RESYNC: Duration = Duration::from_secs(60);
-/// How often to look whether this host can have its subnet by now.
-const LOOK: Duration = Duration::from_secs(2);
 /// A lease, and what keeps containers from the subnet that it was taken in place of.
 type Acquired = (HostLease, Option<Reservations>);
 
@@ -45,10 +44,12 @@ pub(super) enum News {
     Taken { key: String, owner: String },
     /// This host can have no subnet, or not the one that it has, until a person has done something. `unused` keeps containers
     /// from that until it is off the file, where none of them has an address of it.
-    Refused { why: String, unused: Option<Reservations> },
+    Refused { why: Error, unused: Option<Reservations> },
     /// The network's configuration is missing or wrong, or this host has no address to publish, or cannot tell what it has: as long as
     /// that is so nobody has to have a record.
-    Unconfigured { why: String },
+    Unconfigured { why: Error },
+    /// The lease that this host keeps all the same was renewed.
+    Renewed(HostLease),
     /// All hosts.
     Hosts(Peers),
     /// Values by key, with the revisions that made the keys, `None` where the key is gone, since the last news.
@@ -115,13 +116,7 @@ impl Store {
 
     /// Takes the lease, and follows the hosts.
     async fn talk(&mut self, registry: &mut Registry, backoff: &mut Backoff) -> Result<End, Error> {
-        let (lease, unused) = match self.acquire(registry).await? {
-            Ok(acquired) => acquired,
-            Err(news) => match self.look_on(registry, news).await? {
-                Some(acquired) => acquired,
-                None => return Ok(End::Stopped),
-            },
-        };
+        let Some((lease, unused)) = self.obtain(registry).await? else { return Ok(End::Stopped) };
         if let Some(wish) = self.wish.take().filter(|wish| *wish != lease.key) {
             log::error!(
                 "subnet.env names {wish}, which this host cannot have any more: it has {} now, and containers with addresses \
@@ -169,12 +164,7 @@ impl Store {
                             return Ok(End::Lost);
                         }
                         known = known.max(revision);
-                        // A network whose place is within this one's is watched, too.
-                        if records.is_empty() {
-                            continue;
-                        }
-                        let records = records.into_iter().collect();
-                        self.tell(News::Changed { revision, records }).await
+                        self.tell_changes(revision, records).await
                     }
                     Watched::Compacted => {
                         log::info!("etcd's history was compacted: everything is read anew");
@@ -204,44 +194,12 @@ impl Store {
         }
     }
 
-    /// There is no lease, for a reason that may last: looks now and then whether it has gone, and has the lease then. `None` when the
-    /// loop does not listen any more.
-    async fn look_on(
-        &mut self,
-        registry: &mut Registry,
-        mut reason: News,
-    ) -> Result<Option<Acquired>, Error> {
-        // A host that has none can have no container.
-        let period = if self.lease.is_some() { LOOK } else { LOOK / 2 };
-        let mut look = every(often(period, self.lease.as_ref()));
-        loop {
-            // The other hosts are reached all the same: containers' connections to them may still find back.
-            let addresses = self.lease.as_ref().map(lease::published).unwrap_or_default();
-            let is_held = matches!(&reason, News::Refused { unused: Some(_), .. });
-            registry.set_patience(is_held.then_some(MOST_PATIENCE));
-            let snapshot = registry.snapshot(&addresses).await;
-            registry.set_patience(None);
-            let Snapshot { hosts, held, .. } = snapshot?;
-            // Only now, as it says that etcd answers, which may not have been asked for it.
-            if self.tell(reason).await.is_none() {
-                return Ok(None);
-            }
-            let is_own = |lease: &&HostLease| {
-                hosts.records.get(&lease.key) == Some(&lease.value) && lease::holds(lease, &held)
-            };
-            if let Some(lease) = self.lease.as_ref().filter(is_own) {
-                // What containers have addresses of stays this host's, whatever it is refused.
-                renew(registry, lease, KEEP_PATIENCE).await?;
-            }
-            if self.tell(News::Hosts(hosts)).await.is_none() {
-                return Ok(None);
-            }
-            look.tick().await;
-            reason = match self.acquire(registry).await? {
-                Ok(acquired) => return Ok(Some(acquired)),
-                Err(reason) => reason,
-            };
+    /// Tells of records that have changed, if any have: a network whose place is within this one's is watched, too.
+    async fn tell_changes(&self, revision: i64, records: Vec<(String, Option<(String, i64)>)>) -> Option<()> {
+        if records.is_empty() {
+            return Some(());
         }
+        self.tell(News::Changed { revision, records: records.into_iter().collect() }).await
     }
 
     /// `None` when the loop does not listen any more.

@@ -137,6 +137,14 @@ impl Member {
         self.ask("/metrics").is_some_and(|answer| answer.contains("\netcd_server_is_leader 1\n"))
     }
 
+    /// How many calls of a method it has got since its start: `Txn`, `LeaseKeepAlive`.
+    pub fn calls(&self, method: &str) -> u64 {
+        let text = self.ask("/metrics").expect("etcd's metrics");
+        let start = format!("grpc_server_started_total{{grpc_method=\"{method}\",");
+        let count = |line: &str| line.starts_with(&start).then(|| line.rsplit_once(' ')?.1.parse().ok());
+        text.lines().find_map(count).flatten().unwrap_or_else(|| panic!("no count of {method} in\n{text}"))
+    }
+
     /// What it answers when asked for its state, from its own machine: nothing while it is down or frozen.
     fn ask(&self, path: &str) -> Option<String> {
         let address = SocketAddr::new(self.place.addresses[0], STATE);

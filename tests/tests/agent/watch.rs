@@ -106,6 +106,48 @@ fn a_network_that_is_configured_anew_is_seen_at_once() {
     });
 }
 
+/// A host keeps its subnet while its network has no configuration that it can follow, maybe for weeks, as all hosts of the network do: it is
+/// told of the others as ever, and asks etcd for nothing but its lease's renewal.
+#[test]
+fn a_host_that_waits_for_another_configuration_follows_the_others() {
+    const KEY: &str = "/coreos.com/network/config";
+    let fleet = Fleet::new(1);
+    let (node, agent, etcd) = (fleet.node(0), &fleet.agents[0], &fleet.etcd.members()[0]);
+    let store = Connection::to(&fleet.etcd.endpoints());
+    let elsewhere =
+        CONFIG.replace("10.240.0.0/12", "10.96.0.0/12").replace(r#""SubnetMax": "10.249.255.0", "#, "");
+    for (number, config) in ["{", &elsewhere].into_iter().enumerate() {
+        store.put(KEY, config);
+        eventually(REPAIR, &format!("weftd says what is wrong with {config}"), || {
+            outage::readiness(agent).1.contains(KEY).then_some(())
+        });
+        let renewals = etcd.calls("LeaseKeepAlive");
+        let renewed = |count| {
+            eventually(PATIENCE, "the lease is renewed", || {
+                (etcd.calls("LeaseKeepAlive") >= renewals + count).then_some(())
+            });
+        };
+        renewed(1);
+        let asked = || ["Txn", "Range"].map(|method| etcd.calls(method)).iter().sum::<u64>();
+        let before = asked();
+        renewed(4);
+        assert!(asked() <= before + 1, "{} requests between four renewals", asked() - before);
+        let age = agent.metric(r#"weft_lease_age_seconds{network="pods"}"#).expect("a lease");
+        assert!(age < 5.0, "renewed {age} s ago");
+        // None of these waits for a renewal.
+        let begun = Instant::now();
+        for host in 0..8 {
+            let mac = format!("8e:00:00:00:{number:02x}:{host:02x}");
+            store.put(&format!("{SUBNETS}10.255.{host}.0-24"), &record("172.30.0.99", &mac));
+            assert_learns(node, REPAIR, &mac, true);
+        }
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        store.put(KEY, CONFIG);
+        eventually(REPAIR, "all is well again", || (outage::readiness(agent).0 == 200).then_some(()));
+    }
+    assert_eq!(errors(agent), 0.0);
+}
+
 fn three_members() -> Fleet {
     let cluster = Cluster::new(1);
     let etcd = cluster.etcd(3, Access::Open);

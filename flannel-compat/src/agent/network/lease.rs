@@ -18,16 +18,7 @@ impl Network {
         let changed = !self.lease.as_ref().is_some_and(same);
         // From now on the loop writes it, and tells of that.
         self.unfiled.remove("subnet.env");
-        let is_unfiled = |file| self.unfiled.contains_key(file);
-        let (forget, write) = (is_unfiled("taken.json"), is_unfiled("lease.json"));
-        let on_file = !write
-            && self.on_file.as_ref().is_some_and(|known| {
-                same(known)
-                    && known.lease_id == lease.lease_id
-                    && known.pinned == lease.pinned
-                    && (lease.is_pinned()
-                        || lease.renewed.saturating_sub(known.renewed) < LEASE_AGE.min(lease.ttl / 10))
-            });
+        let forget = self.unfiled.contains_key("taken.json");
         let known = self.lease.as_ref().or(self.on_file.as_ref());
         if let Some(known) = known.filter(|known| known.has_ended()) {
             self.hosts.has_ended(&known.key);
@@ -42,11 +33,33 @@ impl Network {
             self.filed("taken.json", Taken::forget(&self.data_dir, &self.conf.name));
         }
         self.formers.retire(&self.conf.name, self.on_file.take_if(|known| !same(known)), &lease);
-        if !on_file && self.filed("lease.json", lease.write(&self.data_dir, &self.conf.name)) {
-            self.on_file = Some(lease.clone());
-        }
+        self.file(&lease);
         self.lease = Some(lease);
         changed
+    }
+
+    /// The lease was renewed, although etcd would not give it to this host any more. What is another host's, or off the file, stays so.
+    pub(super) fn renewed(&mut self, lease: HostLease) {
+        let is_held = matches!(&self.truth.borrow().lease, Held::Lease(known) if known.key == lease.key);
+        if is_held && self.lease.is_some() {
+            self.truth.borrow_mut().lease = Held::Lease(lease.clone());
+            self.file(&lease);
+            self.lease = Some(lease);
+        }
+    }
+
+    /// Puts a lease on file, unless it is there, renewed not long before.
+    fn file(&mut self, lease: &HostLease) {
+        let is_there = self.on_file.as_ref().is_some_and(|known| {
+            let since = lease.renewed.saturating_sub(known.renewed);
+            *lease == HostLease { renewed: lease.renewed, ..known.clone() }
+                && (lease.is_pinned() || since < LEASE_AGE.min(lease.ttl / 10))
+        });
+        if (!is_there || self.unfiled.contains_key("lease.json"))
+            && self.filed("lease.json", lease.write(&self.data_dir, &self.conf.name))
+        {
+            self.on_file = Some(lease.clone());
+        }
     }
 
     /// Another host has the subnet in which containers of this host may live. Nothing is changed, everybody is told.

@@ -1,6 +1,7 @@
 //! How the agent comes to its lease, and whether the host still has the addresses that it was taken with.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use cni_protocol::logging::printable;
@@ -36,7 +37,26 @@ impl Store {
                 registry.set_patience(None);
                 outcome
             }
-            Err(error) => Ok(Err(News::Unconfigured { why: error.msg })),
+            Err(why) => Ok(Err(News::Unconfigured { why })),
+        }
+    }
+
+    /// The addresses by which others would know this host now, and do.
+    pub(super) fn addresses(&mut self) -> Vec<IpAddr> {
+        if let Some(lease) = self.lease.clone() {
+            self.look_for_addresses(&lease);
+        }
+        lease::known_by(&self.conf, self.claimant(self.tenants, &[]))
+    }
+
+    fn claimant<'s>(&'s self, tenants: Tenants, others: &'s [(PathBuf, HostLease)]) -> Claimant<'s> {
+        Claimant {
+            before: self.lease.as_ref(),
+            wish: self.wish.as_deref(),
+            tenants,
+            waits: (!self.is_away_for_long()).then_some(self.links.as_slice()),
+            keeper: Keeper::Agent,
+            others,
         }
     }
 
@@ -45,38 +65,29 @@ impl Store {
         registry: &mut Registry,
         unused: Option<Reservations>,
     ) -> Result<Result<Acquired, News>, Error> {
-        let before = self.lease.clone();
-        if let Some(lease) = &before {
-            self.look_for_addresses(lease);
+        if let Some(lease) = self.lease.clone() {
+            self.look_for_addresses(&lease);
         }
         let tenants = match self.tenants {
             Tenants::None if unused.is_none() => Tenants::Possible,
             known => known,
         };
-        let claimant = |others| Claimant {
-            before: before.as_ref(),
-            wish: self.wish.as_deref(),
-            tenants,
-            waits: (!self.is_away_for_long()).then_some(self.links.as_slice()),
-            keeper: Keeper::Agent,
-            others,
-        };
         let outcome = match HostLease::others(&self.data_dir, &self.network) {
-            Ok(others) => lease::acquire(registry, &self.conf, claimant(&others)).await,
+            Ok(others) => lease::acquire(registry, &self.conf, self.claimant(tenants, &others)).await,
             Err(error) => Err(error),
         };
         Ok(match outcome {
             Ok(Lease::Held(lease)) => Ok((lease, unused)),
-            Ok(Lease::Taken { key, owner }) if before.is_none() => {
+            Ok(Lease::Taken { key, owner }) if self.lease.is_none() => {
                 Err(News::Refused { why: is_anothers(&key, &owner), unused })
             }
             Ok(Lease::Taken { key, owner }) => Err(News::Taken { key, owner }),
-            Ok(Lease::Unconfigured(error)) => Err(News::Unconfigured { why: error.msg }),
-            Ok(Lease::Refused(error)) => Err(News::Refused { why: error.msg, unused }),
+            Ok(Lease::Unconfigured(why)) => Err(News::Unconfigured { why }),
+            Ok(Lease::Refused(why)) => Err(News::Refused { why, unused }),
             // etcd has answered, and will say so until another host leaves.
-            Err(error) if error.code == Code::Exhausted => Err(News::Refused { why: error.msg, unused }),
+            Err(why) if why.code == Code::Exhausted => Err(News::Refused { why, unused }),
             // It is this host that does not tell.
-            Err(error) if error.code == Code::Io => Err(News::Unconfigured { why: error.msg }),
+            Err(why) if why.code == Code::Io => Err(News::Unconfigured { why }),
             Err(error) => return Err(error),
         })
     }
@@ -136,10 +147,11 @@ impl Store {
 }
 
 /// That another host has the subnet of one that has no lease on file, so that `weftctl leave` has nothing to give up.
-fn is_anothers(key: &str, owner: &str) -> String {
-    format!(
+fn is_anothers(key: &str, owner: &str) -> Error {
+    let msg = format!(
         "subnet {key} of this host belongs to {} now, its containers are cut off: move the containers away, then stop weftd, \
          remove subnet.env, start weftd",
         printable(owner)
-    )
+    );
+    Error::new(Code::Conflict, msg)
 }

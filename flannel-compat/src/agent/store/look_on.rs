@@ -1,0 +1,146 @@
+//! A host that gets no lease, or not the one that it has, for a reason that may last: it goes on with what it has.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use cni_protocol::{Code, Error};
+use tokio::time::Instant;
+use weft_ipam::lease;
+use weft_ipam::registry::{Registry, Snapshot, Watched};
+use weft_state::lease::HostLease;
+
+use super::{
+    Acquired, KEEP, KEEP_PATIENCE, MOST_PATIENCE, News, RESYNC, Store, loses, often, patience, renew,
+};
+use crate::agent::every;
+
+/// How often to look whether this host can have its subnet by now, where nobody tells. It also shows whether etcd can be reached.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// What the last attempt to have a lease was made with.
+struct Attempt {
+    /// By which others would have known this host.
+    addresses: Vec<IpAddr>,
+    /// The last revision of etcd that it had seen.
+    revision: i64,
+    /// Whether the reason was that containers have addresses of a subnet that the network has no more.
+    is_refused: bool,
+    /// How long a renewal may take.
+    patience: Duration,
+}
+
+impl Store {
+    /// The lease, as soon as there is one. `None` when the loop does not listen any more.
+    pub(super) async fn obtain(&mut self, registry: &mut Registry) -> Result<Option<Acquired>, Error> {
+        loop {
+            let addresses = self.addresses();
+            let reason = match self.acquire(registry).await? {
+                Ok(acquired) => return Ok(Some(acquired)),
+                Err(reason) => reason,
+            };
+            if self.look_on(registry, reason, addresses).await?.is_none() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Tells the reason, and of the other hosts: containers' connections to them may still find back. Returns when the reason may have
+    /// gone; `None` when the loop does not listen any more.
+    async fn look_on(
+        &mut self,
+        registry: &mut Registry,
+        reason: News,
+        addresses: Vec<IpAddr>,
+    ) -> Result<Option<()>, Error> {
+        let (revision, is_told) = (registry.revision(), is_told(&reason));
+        let is_refused = matches!(&reason, News::Refused { .. });
+        let is_held = matches!(&reason, News::Refused { unused: Some(_), .. });
+        let asked = Instant::now();
+        registry.set_patience(is_held.then_some(MOST_PATIENCE));
+        let published = self.lease.as_ref().map(lease::published).unwrap_or_default();
+        let snapshot = registry.snapshot(&published).await;
+        registry.set_patience(None);
+        let Snapshot { hosts, held, .. } = snapshot?;
+        // Only now, as it says that etcd answers, which may not have been asked for it.
+        if self.tell(reason).await.is_none() {
+            return Ok(None);
+        }
+        let is_own = |lease: &HostLease| {
+            hosts.records.get(&lease.key) == Some(&lease.value) && lease::holds(lease, &held)
+        };
+        // What containers have addresses of stays this host's, whatever it is refused.
+        let own = self.lease.clone().filter(is_own);
+        let patience = own.as_ref().map_or(KEEP_PATIENCE, |lease| patience(asked.elapsed(), lease));
+        if let Some(lease) = &own
+            && self.renew(registry, lease, patience).await?.is_none()
+        {
+            return Ok(None);
+        }
+        if self.tell(News::Hosts(hosts)).await.is_none() {
+            return Ok(None);
+        }
+        if let Some(lease) = own.filter(|_| is_told) {
+            return self.wait(registry, &lease, Attempt { addresses, revision, is_refused, patience }).await;
+        }
+        // A host that has none can have no container.
+        let period = if self.lease.is_some() { LOOK } else { LOOK / 2 };
+        every(often(period, self.lease.as_ref())).tick().await;
+        Ok(Some(()))
+    }
+
+    /// Follows the hosts and renews the lease until an attempt may end otherwise: all hosts of a network may be here at once, for
+    /// weeks, so nothing is read that a watch tells.
+    async fn wait(
+        &mut self,
+        registry: &mut Registry,
+        lease: &HostLease,
+        attempt: Attempt,
+    ) -> Result<Option<()>, Error> {
+        let mut keep = every(often(KEEP, Some(lease)));
+        let mut resync = every(often(RESYNC, Some(lease)));
+        let mut known = attempt.revision;
+        let mut watch = registry.watch(known + 1).await?;
+        loop {
+            if !watch.is_current(registry) {
+                watch = registry.watch(known + 1).await?;
+            }
+            let told = tokio::select! {
+                watched = watch.next() => match watched? {
+                    Watched::Changes { revision, records, config: None } if !loses(&records, lease) => {
+                        known = known.max(revision);
+                        self.tell_changes(revision, records).await
+                    }
+                    Watched::Changes { .. } | Watched::Compacted => return Ok(Some(())),
+                },
+                _ = keep.tick() => {
+                    if self.addresses() != attempt.addresses || attempt.is_refused && self.is_unused() {
+                        return Ok(Some(()));
+                    }
+                    self.renew(registry, lease, attempt.patience).await?
+                }
+                _ = resync.tick() => return Ok(Some(())),
+            };
+            if told.is_none() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Renews the lease that this host keeps all the same. One that is gone is seen by the record's end. `None` when the loop does not
+    /// listen any more.
+    async fn renew(
+        &self,
+        registry: &mut Registry,
+        lease: &HostLease,
+        patience: Duration,
+    ) -> Result<Option<()>, Error> {
+        let Some(renewed) = renew(registry, lease, patience).await? else { return Ok(Some(())) };
+        Ok(self.tell(News::Renewed(renewed)).await)
+    }
+}
+
+/// Whether the reason lasts until the network's configuration or this host's addresses are others, or, where containers are in the way,
+/// these are gone: etcd tells of the one, and this host knows the rest. What else there is also ends with another host's silence.
+fn is_told(reason: &News) -> bool {
+    matches!(reason, News::Unconfigured { why } | News::Refused { why, .. } if why.code == Code::InvalidConfig)
+}
