@@ -26,7 +26,7 @@ use super::log_once::{Outage, Rejections};
 use super::metrics::Metrics;
 use super::store::{News, Store};
 use super::subnet_env;
-use super::truth::{Held, Truth};
+use super::truth::{Held, Refused, Truth};
 use super::{LOOK, at, every};
 
 /// How often peers are put on file at most: a thousand hosts that come at once are one or two files.
@@ -215,11 +215,11 @@ impl Network {
                 false
             }
             News::Refused { why, unused } => {
-                self.refused(why.msg, unused.is_some());
+                self.refused(Refused { why: why.msg, keeps: false }, unused.is_some());
                 false
             }
-            News::Unconfigured { why } => {
-                self.refused(why.msg, false);
+            News::Unconfigured { why, keeps } => {
+                self.refused(Refused { why: why.msg, keeps }, false);
                 false
             }
             News::Renewed(lease) => {

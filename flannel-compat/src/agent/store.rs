@@ -46,8 +46,8 @@ pub(super) enum News {
     /// from that until it is off the file, where none of them has an address of it.
     Refused { why: Error, unused: Option<Reservations> },
     /// The network's configuration is missing or wrong, or this host has no address to publish, or cannot tell what it has: as long as
-    /// that is so nobody has to have a record.
-    Unconfigured { why: Error },
+    /// that is so nobody has to have a record. Whether etcd has that of this host, and nothing but the configuration is wrong.
+    Unconfigured { why: Error, keeps: bool },
     /// The lease that this host keeps all the same was renewed.
     Renewed(HostLease),
     /// All hosts.

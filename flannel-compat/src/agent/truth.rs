@@ -17,7 +17,7 @@ pub(super) struct Truth {
     pub(super) network: NetworkName,
     pub(super) lease: Held,
     /// Why etcd gives this host no lease, or not the one that it has, until a person has done something.
-    pub(super) refused: Option<String>,
+    pub(super) refused: Option<Refused>,
     /// Why the kernel's objects are not as they ought to be; `None` when they are, `Some` until they were looked at.
     pub(super) damage: Option<String>,
     /// Whether etcd was heard, or is known to be silent, and all that this allows is set up.
@@ -29,6 +29,14 @@ pub(super) struct Truth {
     pub(super) rejected: BTreeMap<&'static str, usize>,
     /// When the loop last turned.
     pub(super) turned: Instant,
+}
+
+/// See [`Truth::refused`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) why: String,
+    /// Whether this host has its lease all the same: it is the network's configuration that nobody can follow.
+    pub(super) keeps: bool,
 }
 
 /// This host's lease.
@@ -69,16 +77,19 @@ impl Truth {
     }
 
     /// What is good enough about the network, or why it is not ready: containers reach other hosts and will go on
-    /// doing so. An outage of the store is tolerated as long as the lease lasts, and said.
+    /// doing so. An outage of the store is tolerated as long as the lease lasts, and a configuration that nobody can follow; both are
+    /// said.
     ///
     /// # Errors
     /// The reason.
     pub(super) fn ready(&self) -> Result<String, String> {
-        if let Some(refused) = &self.refused {
-            return Err(refused.clone());
-        }
+        let but = match &self.refused {
+            None => String::new(),
+            Some(Refused { why, keeps: true }) => format!("; {why}"),
+            Some(Refused { why, keeps: false }) => return Err(why.clone()),
+        };
         let lease = match &self.lease {
-            Held::Nothing => return Err(format!("no subnet is leased yet{}", self.store.complaint())),
+            Held::Nothing => return Err(format!("no subnet is leased yet{but}{}", self.store.complaint())),
             Held::Taken { lease, owner } => {
                 return Err(format!("subnet {} belongs to {owner} now: {}", lease.key, Taken::REMEDY));
             }
@@ -95,10 +106,10 @@ impl Truth {
             return Err(format!("the lease of {subnet} has ended{complaint}"));
         }
         if self.store.seen.is_some_and(|seen| seen.elapsed() < SILENCE) {
-            return Ok(format!("subnet {subnet}, {} peers", self.peers));
+            return Ok(format!("subnet {subnet}, {} peers{but}", self.peers));
         }
         let end = if lease.is_pinned() { String::new() } else { format!("; the lease ends in {left} s") };
-        Ok(format!("subnet {subnet}, {} peers as last seen{complaint}{end}", self.peers))
+        Ok(format!("subnet {subnet}, {} peers as last seen{but}{complaint}{end}", self.peers))
     }
 
     /// Whether the network's loop turns.
@@ -176,8 +187,11 @@ pub(super) mod tests {
         assert_eq!(damaged.ready().unwrap_err(), "no weft.1");
         let taken = Truth { lease: Held::Taken { lease: lease(), owner: "192.0.2.9".into() }, ..truth() };
         assert!(taken.ready().unwrap_err().contains("belongs to 192.0.2.9"));
-        let refused = Truth { refused: Some("another live host".into()), ..truth() };
-        assert_eq!(refused.ready().unwrap_err(), "another live host");
+        let refused = |keeps| Some(Refused { why: "no JSON".into(), keeps });
+        assert_eq!(Truth { refused: refused(false), ..truth() }.ready().unwrap_err(), "no JSON");
+        assert!(Truth { refused: refused(true), ..truth() }.ready().unwrap().ends_with("; no JSON"));
+        let damaged = Truth { refused: refused(true), ..damaged };
+        assert_eq!(damaged.ready().unwrap_err(), "no weft.1");
     }
 
     #[test]

@@ -111,24 +111,24 @@ impl Holder {
     }
 }
 
-/// Whether etcd has a lease as it is known: the record is there as it was written, under this lease or pinned, and nobody else has
-/// come to this host's addresses. The snapshot is one with these.
+/// Whether etcd has a lease as it is known: as [`holds`] says, and the record is under this lease or pinned. The snapshot is one with its
+/// addresses.
 #[must_use]
 pub fn stands(lease: &HostLease, snapshot: &Snapshot) -> bool {
     let of_record = if lease.is_pinned() { 0 } else { lease.lease_id };
-    snapshot.hosts.records.get(&lease.key) == Some(&lease.value)
-        && snapshot.leases.get(&lease.key) == Some(&of_record)
-        && holds(lease, &snapshot.held)
+    snapshot.leases.get(&lease.key) == Some(&of_record) && holds(lease, snapshot)
 }
 
-/// Whether nobody else has come to this host's addresses since it put itself there, by what stands at their keys.
+/// Whether the record is there as this host has put it, and nobody else has come to its addresses since, by what stands at their keys.
 #[must_use]
-pub fn holds(lease: &HostLease, held: &[(IpAddr, Option<Held>)]) -> bool {
-    held.iter().all(|(_, held)| match held {
+pub fn holds(lease: &HostLease, snapshot: &Snapshot) -> bool {
+    let is_its = |held: &Option<Held>| match held {
         Some(held) => held.value == lease.holder,
         // An earlier version put nothing there for a pinned record.
         None => lease.lease_id == 0,
-    })
+    };
+    snapshot.hosts.records.get(&lease.key) == Some(&lease.value)
+        && snapshot.held.iter().all(|(_, held)| is_its(held))
 }
 
 /// Another live host with this one's address.

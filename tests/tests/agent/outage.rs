@@ -260,7 +260,8 @@ fn the_remedy_for_a_subnet_that_another_host_has_helps() {
     fleet.network(0).call("STATUS").on(fleet.node(0)).run().done();
 }
 
-/// By a configuration that is gone, or no JSON, nobody gets a subnet; whoever has one keeps it, and learns of others.
+/// By a configuration that is gone, or no JSON, nobody gets a subnet; whoever has one keeps it, learns of others, and is ready: whatever
+/// drains hosts that are not would drain all of them. A host whose record goes meanwhile is not.
 #[test]
 fn a_broken_configuration_takes_nobodys_lease() {
     const KEY: &str = "/coreos.com/network/config";
@@ -272,9 +273,8 @@ fn a_broken_configuration_takes_nobodys_lease() {
             None => fleet.etcd.del(KEY),
             Some(text) => fleet.etcd.put(KEY, text),
         }
-        eventually(Duration::from_secs(15), "readiness is false and says why", || {
-            let (status, text) = readiness(agent);
-            (status == 503 && text.contains(KEY)).then_some(())
+        eventually(Duration::from_secs(15), "the text of readiness says why", || {
+            readiness(agent).1.contains(KEY).then_some(())
         });
         // Three times as long as a lease lasts that nobody renews.
         let begin = Instant::now();
@@ -282,11 +282,22 @@ fn a_broken_configuration_takes_nobodys_lease() {
             #[expect(clippy::disallowed_methods, reason = "that nothing happens is only seen in time")]
             thread::sleep(Duration::from_millis(250));
             assert!(fleet.etcd.get(&format!("{SUBNETS}{own}")).is_some(), "{broken:?}: the lease has ended");
+            let (status, text) = readiness(agent);
+            assert!(
+                status == 200 && text.contains(&own) && text.contains(KEY),
+                "{broken:?}: {status} {text}"
+            );
         }
         let mac = format!("8e:00:00:00:00:{number}");
         fleet.etcd.put(&format!("{SUBNETS}10.255.{number}.0-24"), record("172.30.0.99", &mac));
-        assert_learns(node, Duration::from_secs(5), &mac, true);
+        assert_learns(node, REPAIR, &mac, true);
     }
+    assert_eq!(agent.metric(r#"weft_ready{network="pods"}"#), Some(1.0));
+    fleet.etcd.del(&format!("{SUBNETS}{own}"));
+    eventually(REPAIR, "readiness is false and says why", || {
+        let (status, text) = readiness(agent);
+        (status == 503 && text.contains(KEY)).then_some(())
+    });
     fleet.etcd.put(KEY, CONFIG);
     agent.ready();
     assert_eq!(subnet(node), own);

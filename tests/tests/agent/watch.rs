@@ -87,9 +87,8 @@ fn a_network_that_is_configured_anew_is_seen_at_once() {
             Some(text) => fleet.etcd.put(KEY, text),
             None => fleet.etcd.del(KEY),
         }
-        eventually(REPAIR, &format!("readiness is false and says why after {broken:?}"), || {
-            let (status, text) = outage::readiness(agent);
-            (status == 503 && text.contains(KEY)).then_some(())
+        eventually(REPAIR, &format!("readiness says what is wrong with {broken:?}"), || {
+            outage::readiness(agent).1.contains(KEY).then_some(())
         });
         fleet.etcd.put(KEY, CONFIG);
         agent.ready();
@@ -143,7 +142,10 @@ fn a_host_that_waits_for_another_configuration_follows_the_others() {
         }
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
         store.put(KEY, CONFIG);
-        eventually(REPAIR, "all is well again", || (outage::readiness(agent).0 == 200).then_some(()));
+        eventually(REPAIR, "all is well again", || {
+            let (status, text) = outage::readiness(agent);
+            (status == 200 && !text.contains(KEY)).then_some(())
+        });
     }
     assert_eq!(errors(agent), 0.0);
 }

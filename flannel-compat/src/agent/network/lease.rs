@@ -4,7 +4,7 @@ use weft_state::lease::{HostLease, Taken, since_1970};
 
 use super::Network;
 use crate::agent::subnet_env;
-use crate::agent::truth::Held;
+use crate::agent::truth::{Held, Refused};
 
 /// A lease that ends is on file as renewed so long ago at most: for whoever looks at it without the agent.
 const LEASE_AGE: u64 = 60;
@@ -82,7 +82,7 @@ impl Network {
     }
 
     /// There is no lease until a person has done something. What was leased before is gone, unless containers live in it.
-    pub(super) fn refused(&mut self, why: String, unused: bool) {
+    pub(super) fn refused(&mut self, refused: Refused, unused: bool) {
         if unused {
             self.lease = None;
             self.truth.borrow_mut().lease = Held::Nothing;
@@ -98,9 +98,9 @@ impl Network {
             self.filed("taken.json", Taken::forget(&self.data_dir, &self.conf.name));
         }
         let mut truth = self.truth.borrow_mut();
-        if truth.refused.as_ref() != Some(&why) {
-            log::error!("network {}: {why}", self.conf.name);
-            truth.refused = Some(why);
+        if truth.refused.as_ref().is_none_or(|known| known.why != refused.why) {
+            log::error!("network {}: {}", self.conf.name, refused.why);
         }
+        truth.refused = Some(refused);
     }
 }

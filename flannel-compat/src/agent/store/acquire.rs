@@ -37,7 +37,7 @@ impl Store {
                 registry.set_patience(None);
                 outcome
             }
-            Err(why) => Ok(Err(News::Unconfigured { why })),
+            Err(why) => Ok(Err(News::Unconfigured { why, keeps: false })),
         }
     }
 
@@ -82,12 +82,12 @@ impl Store {
                 Err(News::Refused { why: is_anothers(&key, &owner), unused })
             }
             Ok(Lease::Taken { key, owner }) => Err(News::Taken { key, owner }),
-            Ok(Lease::Unconfigured(why)) => Err(News::Unconfigured { why }),
+            Ok(Lease::Unconfigured(why)) => Err(News::Unconfigured { why, keeps: false }),
             Ok(Lease::Refused(why)) => Err(News::Refused { why, unused }),
             // etcd has answered, and will say so until another host leaves.
             Err(why) if why.code == Code::Exhausted => Err(News::Refused { why, unused }),
             // It is this host that does not tell.
-            Err(why) if why.code == Code::Io => Err(News::Unconfigured { why }),
+            Err(why) if why.code == Code::Io => Err(News::Unconfigured { why, keeps: false }),
             Err(error) => return Err(error),
         })
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use cni_protocol::{Code, Error};
 use tokio::time::Instant;
 use weft_ipam::lease;
-use weft_ipam::registry::{Registry, Snapshot, Watched};
+use weft_ipam::registry::{Registry, Watched};
 use weft_state::lease::HostLease;
 
 use super::{
@@ -49,7 +49,7 @@ impl Store {
     async fn look_on(
         &mut self,
         registry: &mut Registry,
-        reason: News,
+        mut reason: News,
         addresses: Vec<IpAddr>,
     ) -> Result<Option<()>, Error> {
         let (revision, is_told) = (registry.revision(), is_told(&reason));
@@ -60,23 +60,23 @@ impl Store {
         let published = self.lease.as_ref().map(lease::published).unwrap_or_default();
         let snapshot = registry.snapshot(&published).await;
         registry.set_patience(None);
-        let Snapshot { hosts, held, .. } = snapshot?;
+        let snapshot = snapshot?;
+        let own = self.lease.clone().filter(|lease| lease::holds(lease, &snapshot));
+        let patience = own.as_ref().map_or(KEEP_PATIENCE, |lease| patience(asked.elapsed(), lease));
+        if let News::Unconfigured { keeps, .. } = &mut reason {
+            *keeps = is_told && own.is_some();
+        }
         // Only now, as it says that etcd answers, which may not have been asked for it.
         if self.tell(reason).await.is_none() {
             return Ok(None);
         }
-        let is_own = |lease: &HostLease| {
-            hosts.records.get(&lease.key) == Some(&lease.value) && lease::holds(lease, &held)
-        };
         // What containers have addresses of stays this host's, whatever it is refused.
-        let own = self.lease.clone().filter(is_own);
-        let patience = own.as_ref().map_or(KEEP_PATIENCE, |lease| patience(asked.elapsed(), lease));
         if let Some(lease) = &own
             && self.renew(registry, lease, patience).await?.is_none()
         {
             return Ok(None);
         }
-        if self.tell(News::Hosts(hosts)).await.is_none() {
+        if self.tell(News::Hosts(snapshot.hosts)).await.is_none() {
             return Ok(None);
         }
         if let Some(lease) = own.filter(|_| is_told) {
@@ -142,5 +142,5 @@ impl Store {
 /// Whether the reason lasts until the network's configuration or this host's addresses are others, or, where containers are in the way,
 /// these are gone: etcd tells of the one, and this host knows the rest. What else there is also ends with another host's silence.
 fn is_told(reason: &News) -> bool {
-    matches!(reason, News::Unconfigured { why } | News::Refused { why, .. } if why.code == Code::InvalidConfig)
+    matches!(reason, News::Unconfigured { why, .. } | News::Refused { why, .. } if why.code == Code::InvalidConfig)
 }
