@@ -7,6 +7,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use weft_tests::{Access, Cluster, Etcd, Network, Node, Pod, Weftd, dist, eventually, peers};
 
+#[path = "weftctl/trouble.rs"]
+mod trouble;
+
 const CONFIG: &str = "/coreos.com/network/config";
 const SUBNETS: &str = "/coreos.com/network/subnets/";
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -112,59 +115,6 @@ fn status_of_hosts_with_agents() {
     let text = fleet.says(0, "status");
     for part in ["no weftd renews it", "device weft.1 is gone", "refuses the connection"] {
         assert!(text.contains(part), "{text}");
-    }
-}
-
-/// Whether the agent has found it, or an ADD where there is none; until it is over.
-#[test]
-fn status_of_a_host_whose_subnet_another_one_has() {
-    for with_agent in [true, false] {
-        let fleet = Fleet::new(1);
-        let node = fleet.node(0);
-        let network = Weftd::network(&fleet.etcd).with(&json!({ "ipam": { "peerRefresh": 0 } }));
-        let agent = with_agent.then(|| Weftd::up(node, &fleet.etcd));
-        let (pod, _result) = node.attach(&network);
-        let owner = || fleet.status(0)["takenBy"].clone();
-        let says_taken = || fleet.says(0, "status").contains("TAKEN");
-        assert!(owner() == Value::Null && !says_taken());
-
-        let key = fleet.etcd.keys(SUBNETS)[0].clone();
-        let data = r#"{"VNI":1,"VtepMAC":"8e:00:00:00:00:01"}"#;
-        let other = r#""PublicIP":"172.30.0.99","PublicIPv6":null,"BackendType":"vxlan""#;
-        fleet.etcd.put(&key, format!(r#"{{{other},"BackendData":{data}}}"#));
-        if agent.is_none() {
-            let error = network.add_call(&Pod::new()).on(node).run().error_code(103);
-            error.assert_names(&["172.30.0.99", "weftctl leave"]);
-        }
-        let seen = || owner().as_str()?.contains("172.30.0.99 (").then_some(());
-        eventually(PATIENCE, "it is seen", seen);
-        let subnet = key.trim_start_matches(SUBNETS);
-        let status = fleet.status(0);
-        assert_eq!((&status["lease"]["key"], &status["agent"]), (&json!(subnet), &json!(with_agent)));
-        let text = fleet.says(0, "status");
-        let line = format!("etcdctl del {key}");
-        for part in
-            [subnet, "TAKEN by 172.30.0.99", &line, "cut off", "then stop weftd, weftctl leave, start weftd"]
-        {
-            assert!(text.contains(part), "{text}");
-        }
-        assert!(!text.contains("leased for") && !text.contains("renews it"), "{text}");
-
-        if agent.is_some() {
-            // The other one gives it up.
-            fleet.etcd.del(&key);
-            eventually(PATIENCE, "it is this host's again", || (owner() == Value::Null).then_some(()));
-        } else {
-            network.del_call(&pod).on(node).run().done();
-            // A Weft host says who it is.
-            let me =
-                r#""subnet":"","host":"b","mac":null,"instance":"b","boot":"b","netns":1,"keeper":"agent""#;
-            fleet.etcd.put(&format!("{}/weft/hosts/172.30.0.99", Weftd::PREFIX), format!("{{{me}}}"));
-            let said = fleet.says(0, "leave");
-            assert!(said.contains("that of 172.30.0.99 now, and stays") && !said.contains(&line), "{said}");
-            assert!(fleet.etcd.get(&key).is_some(), "the other one keeps it");
-        }
-        assert!(owner() == Value::Null && !says_taken());
     }
 }
 

@@ -7,6 +7,7 @@ use cni_protocol::{Deadline, Error};
 use ipnetwork::IpNetwork;
 use serde::Serialize;
 use weft::overlay::{self, Differences, Overlay};
+use weft_ipam::lease;
 use weft_ipam::registry::{Registry, in_event_loop};
 use weft_net::Netlink;
 use weft_state::lease::{HostLease, Peers, Taken, agent_lives};
@@ -29,6 +30,8 @@ struct Status {
     agent: bool,
     addresses: ByFamily,
     etcd: Etcd,
+    /// What in etcd is not as this host needs it to be, in a sentence.
+    trouble: Option<String>,
     /// What the kernel has not as it ought to, in sentences.
     damage: Vec<String>,
     peers: Vec<Peer>,
@@ -69,17 +72,26 @@ pub(super) fn status(conf: &Conf, output: Output) -> Result<String, Error> {
 fn of(conf: &Conf, network: &NetworkConf) -> Result<Status, Error> {
     let name = &network.name;
     let lease = HostLease::read(&conf.data_dir, name)?;
-    let look = async { Registry::new(&network.etcd)?.hosts().await };
-    let (etcd, hosts) = match in_event_loop(look) {
-        Ok(hosts) => (Etcd { answers: true, what: format!("revision {}", hosts.revision) }, Some(hosts)),
-        Err(error) => (Etcd { answers: false, what: error.msg }, Peers::read(&conf.data_dir, name)?),
+    let addresses = lease.as_ref().map(lease::published).unwrap_or_default();
+    let look = async { Registry::new(&network.etcd)?.snapshot(&addresses).await };
+    let taken = Taken::read(&conf.data_dir, name)?;
+    let (etcd, trouble, hosts) = match in_event_loop(look) {
+        Ok(snapshot) => {
+            let what = format!("revision {}", snapshot.hosts.revision);
+            let verified = lease::verify(&network.etcd, lease.as_ref(), &snapshot);
+            // That another host has the subnet says it all.
+            let trouble = verified.err().filter(|_| taken.is_none()).map(|error| error.msg);
+            (Etcd { answers: true, what }, trouble, Some(snapshot.hosts))
+        }
+        Err(error) => (Etcd { answers: false, what: error.msg }, None, Peers::read(&conf.data_dir, name)?),
     };
     let mut status = Status {
         network: name.to_string(),
-        taken_by: Taken::read(&conf.data_dir, name)?.map(|taken| taken.owner),
+        taken_by: taken.map(|taken| taken.owner),
         agent: agent_lives(&conf.state_dir, name)?,
         addresses: ByFamily::new(),
         etcd,
+        trouble,
         damage: Vec::new(),
         peers: Vec::new(),
         lease: None,
@@ -154,6 +166,9 @@ fn text(status: &Status) -> String {
         "etcd",
         if status.etcd.answers { format!("answers, {}", status.etcd.what) } else { status.etcd.what.clone() },
     );
+    if let Some(trouble) = &status.trouble {
+        line("trouble", printable(trouble));
+    }
     if status.lease.is_some() {
         let first = status.damage.first().map_or("as it ought to be".into(), |first| printable(first));
         line("kernel", first);

@@ -6,10 +6,11 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use cni_protocol::{Code, Error};
-use flannel_records::{HostRecord, NetworkConfig, Pool, kept_by_link, parse_key};
+use flannel_records::{HostRecord, Pool, kept_by_link, parse_key};
 use ipnetwork::IpNetwork;
 use weft_state::lease::{HostLease, Peers};
 
+use super::configuration::{fits, misfit};
 use super::former::publics;
 use super::{Search, Snapshot, Tenants};
 use crate::underlay::{self, Found};
@@ -180,20 +181,7 @@ impl Search<'_> {
     }
 
     fn misfit(&self, key: &str) -> Error {
-        let networks: Vec<IpNetwork> = self.config.pools().iter().map(Pool::network).collect();
-        let [has, had] = [&networks, &parse_key(key).unwrap_or_default()].map(|all| families(all));
-        let change = if has == had {
-            let networks: Vec<String> = networks.iter().map(IpNetwork::to_string).collect();
-            format!("its {} does not have this host's subnet {key} any more", networks.join(" and "))
-        } else {
-            format!("the network is of {has} now, and this host's subnet {key} of {had}")
-        };
-        let msg = format!(
-            "{}/config was changed: {change}, and containers have addresses of it: put the former configuration back, or \
-             remove the containers, then stop weftd, weftctl leave, start weftd",
-            self.conf.prefix,
-        );
-        Error::new(Code::InvalidConfig, msg)
+        misfit(&self.conf.prefix, &self.config, key)
     }
 
     /// Choices, of which each is a subnet of each pool that neither the keys nor the link to other hosts have, at random: hosts that
@@ -227,20 +215,6 @@ impl Search<'_> {
         let count = of_pools.iter().map(Vec::len).min().unwrap_or_default();
         Ok((0..count).map(|number| of_pools.iter().map(|found| found[number]).collect()).collect())
     }
-}
-
-/// Whether a network, as it is configured, has a key's subnets, one of each of its families.
-#[must_use]
-pub fn fits(config: &NetworkConfig, key: &str) -> bool {
-    let subnets = parse_key(key).unwrap_or_default();
-    let pools = config.pools();
-    subnets.len() == pools.len() && pools.iter().zip(&subnets).all(|(pool, subnet)| pool.has(*subnet))
-}
-
-/// Those of the networks, for people.
-fn families(networks: &[IpNetwork]) -> String {
-    let family = |network: &IpNetwork| if network.is_ipv4() { "IPv4" } else { "IPv6" };
-    networks.iter().map(family).collect::<Vec<_>>().join(" and ")
 }
 
 /// A record that has one of a key's subnets: in a network of both families the other one may be another.
@@ -329,6 +303,8 @@ fn exhausted(pool: &Pool, blocks: &[Block<'_>]) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use flannel_records::NetworkConfig;
+
     use super::*;
 
     #[test]
