@@ -219,6 +219,27 @@ fn a_host_leaves_whose_file_is_older_than_its_record() {
     }
 }
 
+/// A file that was emptied says nothing of what is in etcd and in the kernel.
+#[test]
+fn a_host_does_not_leave_by_a_damaged_file() {
+    let fleet = Fleet::new(1);
+    let node = fleet.node(0);
+    let file = node.data_dir().join(Weftd::NETWORK).join("lease.json");
+    Weftd::up(node, &fleet.etcd).daemon().stop();
+    let keys = fleet.etcd.keys(Weftd::PREFIX);
+    for text in ["", "{", "{}"] {
+        std::fs::write(&file, text).expect("damage the lease");
+        fleet.refuses(0, "leave", &["lease.json is damaged", "start weftd", "leave again"]);
+        fleet.refuses(0, "leave --force", &["lease.json is damaged"]);
+        assert_eq!(fleet.etcd.keys(Weftd::PREFIX), keys);
+        assert!(node.link("weft.1").is_some() && file.exists());
+    }
+    Weftd::up(node, &fleet.etcd).daemon().stop();
+    assert!(fleet.says(0, "leave").contains("is given up"));
+    assert_eq!(fleet.etcd.keys(Weftd::PREFIX), [CONFIG], "nothing of the host is left");
+    assert!(fleet.etcd.leases().is_empty() && node.link("weft.1").is_none());
+}
+
 /// While etcd takes its time: an agent or a container that comes meanwhile finds the host in the network, or out of it.
 #[test]
 fn nobody_comes_while_a_host_leaves() {

@@ -13,7 +13,7 @@ use weft_ipam::store::{Store, list};
 use weft_net::Netlink;
 use weft_net::nft::Nft;
 use weft_state::Lock;
-use weft_state::lease::{HostLease, Peers};
+use weft_state::lease::{HostLease, Peers, lease_files};
 
 use crate::agent::conf::{Conf, NetworkConf};
 use crate::agent::{lock, subnet_env};
@@ -37,7 +37,7 @@ pub(super) fn leave(conf: &Conf, network: &NetworkConf, force: bool) -> Result<S
         );
         return Err(Error::new(Code::Conflict, msg));
     }
-    let Some(lease) = HostLease::read(&conf.data_dir, name)? else {
+    let Some(lease) = lease_on_file(conf, name)? else {
         return Ok(format!("network {name}: this host has no lease in it\n"));
     };
     let kernel = |error: weft_net::NetError| {
@@ -77,6 +77,21 @@ pub(super) fn leave(conf: &Conf, network: &NetworkConf, force: bool) -> Result<S
     HostLease::forget(&conf.data_dir, name)?;
     let (key, what) = (&lease.key, outcome(released, &lease));
     Ok(format!("network {name}: subnet {key} {what}; device, routes and rules are gone\n"))
+}
+
+/// One that cannot be read is no sign that there is nothing to give up.
+fn lease_on_file(conf: &Conf, name: &NetworkName) -> Result<Option<HostLease>, Error> {
+    let lease = HostLease::read(&conf.data_dir, name)?;
+    let [file, _] = lease_files(&conf.data_dir, name);
+    if lease.is_none() && file.exists() {
+        let msg = format!(
+            "leave network {name}: {} is damaged, which has what is to be given up: start weftd, which finds it in etcd, or attach a \
+             container, then stop weftd and leave again",
+            file.display()
+        );
+        return Err(Error::new(Code::Decode, msg));
+    }
+    Ok(lease)
 }
 
 /// What became of the subnet in etcd.
