@@ -18,6 +18,11 @@ type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
 type Counters = Family<Labels, Counter>;
 
+/// What is repaired: of a network, and of containers of any. docs/weftd.md says what each is.
+const OF_NETWORK: [&str; 10] =
+    ["link", "mac", "mtu", "address", "neighbour", "fdb", "route", "forwarding", "table", "subnet.env"];
+const OF_CONTAINERS: [&str; 3] = ["bridge", "port", "rules"];
+
 /// All of them. What is true at a moment is put in when somebody asks, what happens is counted as it happens.
 pub(super) struct Metrics {
     registry: Registry,
@@ -56,6 +61,9 @@ impl Metrics {
         };
         let heals = counter("heals", "Kernel objects that were damaged and repaired");
         let store_errors = counter("store_errors", "Failed requests to etcd");
+        for object in OF_CONTAINERS {
+            heals.get_or_create(&of_object("", object));
+        }
         let syncs = Family::new_with_constructor(
             (|| Histogram::new(exponential_buckets(0.000_25, 2.0, 14))) as fn() -> _,
         );
@@ -80,8 +88,7 @@ impl Metrics {
 
     /// So many objects of a kind were damaged and are repaired.
     pub(super) fn healed(&self, network: &str, object: &'static str, count: usize) {
-        let labels = vec![("network", network.to_owned()), ("object", object.to_owned())];
-        self.heals.get_or_create(&labels).inc_by(count as u64);
+        self.heals.get_or_create(&of_object(network, object)).inc_by(count as u64);
     }
 
     pub(super) fn store_failed(&self, network: &str) {
@@ -112,6 +119,11 @@ impl Metrics {
         let labels = of(network);
         let with_state = |state: &str| [&labels[..], &[("state", state.to_owned())]].concat();
         self.ready.get_or_create(&labels).set(f64::from(u8::from(truth.ready().is_ok())));
+        // From 0 on: whoever looks for an increase does not see the first of what comes with its first event.
+        self.store_errors.get_or_create(&labels);
+        for object in OF_NETWORK {
+            self.heals.get_or_create(&of_object(network, object));
+        }
         match &truth.lease {
             Held::Lease(lease) => {
                 let age = since_1970().saturating_sub(Duration::from_secs(lease.renewed));
@@ -146,6 +158,10 @@ impl Metrics {
 
 fn of(network: &str) -> Labels {
     vec![("network", network.to_owned())]
+}
+
+fn of_object(network: &str, object: &str) -> Labels {
+    vec![("network", network.to_owned()), ("object", object.to_owned())]
 }
 
 /// Exact to 2^32, more hosts than a network has.
@@ -195,6 +211,22 @@ mod tests {
                 "# EOF",
             ],
         );
+    }
+
+    #[test]
+    fn what_has_not_happened_yet_is_told_as_0() {
+        let text = Metrics::new().text(std::iter::once((&truth(), ByFamily::new())));
+        assert_has(&text, &[r#"weft_store_errors_total{network="pods"} 0"#]);
+        let manual = include_str!("../../../docs/weftd.md");
+        for (network, objects) in [("pods", OF_NETWORK.as_slice()), ("", &OF_CONTAINERS)] {
+            for object in objects {
+                assert_has(
+                    &text,
+                    &[&format!(r#"weft_heals_total{{network="{network}",object="{object}"}} 0"#)],
+                );
+                assert!(manual.contains(&format!("`{object}`")), "docs/weftd.md does not list {object}");
+            }
+        }
     }
 
     #[test]

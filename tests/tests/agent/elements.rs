@@ -19,8 +19,9 @@ fn sets(node: &Node) -> BTreeMap<String, BTreeSet<String>> {
     all.collect()
 }
 
+/// How often rules were put back, if ever.
 fn heals(agent: &Weftd) -> Option<f64> {
-    agent.metric(r#"weft_heals_total{network="",object="rules"}"#)
+    agent.metric(r#"weft_heals_total{network="",object="rules"}"#).filter(|heals| *heals > 0.0)
 }
 
 fn check((pod, network, result): &Attached, node: &Node) -> bool {
