@@ -105,10 +105,14 @@ fn assert_valid(others: &[(&str, &str)]) {
     assert!(output.status.success() && !text.contains("weftd.service"), "{text}");
 }
 
-/// systemd finds nothing to complain about in the unit.
+/// systemd finds nothing to complain about in the unit, and never gives it up.
 #[test]
 fn the_unit_is_valid() {
     assert_valid(&[]);
+    let unit = unit();
+    let (head, service) = unit.split_once("\n[Service]\n").expect("two sections");
+    assert!(head.lines().any(|line| line == "StartLimitIntervalSec=0"), "{unit}");
+    assert!(service.lines().any(|line| line == "Restart=always"), "{unit}");
 }
 
 /// Of whatever runtime: nothing that etcd needs waits for the agent.
