@@ -345,7 +345,9 @@ fn wrong_words_are_told() {
     fleet.refuses(0, "statsu", &["status"]);
     let output = Command::new(dist().join("weftctl")).args(["--config", "/nowhere.json", "status"]).output();
     let text = String::from_utf8_lossy(&output.expect("run weftctl").stderr).into_owned();
-    assert!(text.contains("/nowhere.json") && text.contains("docs/weftd.md"), "{text}");
+    for part in ["/nowhere.json", "docs/weftd.md", "--name, --etcd-endpoints and --etcd-prefix"] {
+        assert!(text.contains(part), "{text}");
+    }
 }
 
 #[test]

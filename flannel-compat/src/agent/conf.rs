@@ -100,7 +100,8 @@ impl RawConf {
     pub fn read(file: &Path) -> Result<Self, Error> {
         let name = file.display();
         let text = std::fs::read_to_string(file).map_err(|error| {
-            let remedy = "write it as docs/weftd.md shows, or name another one with --config";
+            let remedy = "write it as docs/weftd.md shows, name another one with --config, or give the network with --name, \
+                          --etcd-endpoints and --etcd-prefix in place of a file";
             Error::new(Code::Io, format!("read {name}: {error}: {remedy}"))
         })?;
         Self::parse(&name.to_string(), &text)
