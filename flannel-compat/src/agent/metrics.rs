@@ -62,7 +62,7 @@ impl Metrics {
         let heals = counter("heals", "Kernel objects that were damaged and repaired");
         let store_errors = counter("store_errors", "Failed requests to etcd");
         for object in OF_CONTAINERS {
-            heals.get_or_create(&of_object("", object));
+            drop(heals.get_or_create(&of_object("", object)));
         }
         let syncs = Family::new_with_constructor(
             (|| Histogram::new(exponential_buckets(0.000_25, 2.0, 14))) as fn() -> _,
@@ -120,9 +120,9 @@ impl Metrics {
         let with_state = |state: &str| [&labels[..], &[("state", state.to_owned())]].concat();
         self.ready.get_or_create(&labels).set(f64::from(u8::from(truth.ready().is_ok())));
         // From 0 on: whoever looks for an increase does not see the first of what comes with its first event.
-        self.store_errors.get_or_create(&labels);
+        drop(self.store_errors.get_or_create(&labels));
         for object in OF_NETWORK {
-            self.heals.get_or_create(&of_object(network, object));
+            drop(self.heals.get_or_create(&of_object(network, object)));
         }
         match &truth.lease {
             Held::Lease(lease) => {
