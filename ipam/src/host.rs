@@ -156,11 +156,13 @@ impl<'c> Host<'c> {
         let known = Peers::read(&self.data_dir, self.network)?.unwrap_or_default();
         let others = self.others()?;
         let (before, limit) = (before.as_ref(), self.part(LIMIT));
-        let claimant = Claimant::by_plugin(before, unused, &others);
+        let claimant = Claimant::by_plugin(before, unused && self.may_leave(before)?, &others);
         let attempt = async || {
             let mut registry = Registry::new(&self.etcd)?.within(limit);
             let lease = lease::acquire(&mut registry, &self.etcd, claimant).await?;
-            Ok::<_, Error>((lease, registry.hosts().await?))
+            let hosts =
+                if matches!(lease, Lease::Held(_)) { registry.hosts().await? } else { Peers::default() };
+            Ok::<_, Error>((lease, hosts))
         };
         let (lease, mut hosts) = in_event_loop(async {
             let mut said = String::new();
@@ -179,7 +181,7 @@ impl<'c> Host<'c> {
         })?;
         // With another subnet it is in another network than those were.
         if let (Lease::Held(now), Some(before)) = (&lease, before)
-            && now.key == before.key
+            && (&now.prefix, &now.key) == (&before.prefix, &before.key)
         {
             hosts = self.with_lost(hosts, &known, before, true);
         }
@@ -192,6 +194,12 @@ impl<'c> Host<'c> {
 
     fn lasts_as_configured(&self, lease: &HostLease) -> bool {
         lease.ttl == self.etcd.ttl
+    }
+
+    /// Whether a lease may be left that no container needs: beside an agent it is the agent that goes to another place in etcd.
+    fn may_leave(&self, before: Option<&HostLease>) -> Result<bool, Error> {
+        let is_elsewhere = before.is_some_and(|lease| lease.prefix != self.etcd.prefix);
+        Ok(!is_elsewhere || !agent_lives(&self.state_dir, self.network)?)
     }
 
     /// Whether no container of this network is on this host.

@@ -6,6 +6,7 @@
 //! gives way to it, too.
 
 mod configuration;
+mod elsewhere;
 mod former;
 mod holder;
 mod place;
@@ -57,8 +58,8 @@ pub enum Lease {
     /// The network's configuration is missing or wrong, or this host has no address that it says to publish. A host with a subnet keeps it.
     Unconfigured(Error),
     /// There is none until a person has done something: another live host has this one's public address, or another network of
-    /// this host its place in etcd ([`Code::Conflict`]), or the network no longer has the subnet in which containers live
-    /// ([`Code::InvalidConfig`]).
+    /// this host its place in etcd ([`Code::Conflict`]), or the network no longer has the subnet in which containers live, or is
+    /// configured at another place in etcd than that subnet ([`Code::InvalidConfig`]).
     Refused(Error),
 }
 
@@ -101,10 +102,6 @@ impl<'a> Claimant<'a> {
         let tenants = if unused { Tenants::None } else { Tenants::Some };
         Self { before, wish: None, tenants, waits: Some(&[]), keeper: Keeper::Plugin, others }
     }
-
-    fn of(self, conf: &EtcdConf) -> Self {
-        Self { before: self.before.filter(|lease| lease.prefix == conf.prefix), ..self }
-    }
 }
 
 /// Takes the subnet that etcd has for this host, else the former one, else the one that it wishes for, else a free one.
@@ -117,7 +114,19 @@ pub async fn acquire(
     conf: &EtcdConf,
     claimant: Claimant<'_>,
 ) -> Result<Lease, Error> {
-    let claimant = claimant.of(conf);
+    let (claimant, former) = match claimant.at(conf) {
+        Ok(found) => found,
+        Err(elsewhere) => return Ok(Lease::Refused(elsewhere)),
+    };
+    let lease = seek(registry, conf, claimant).await?;
+    // Whoever is killed before that is on file comes here again.
+    if let (Lease::Held(_), Some(former)) = (&lease, former) {
+        elsewhere::give_up(conf, former).await;
+    }
+    Ok(lease)
+}
+
+async fn seek(registry: &mut Registry, conf: &EtcdConf, claimant: Claimant<'_>) -> Result<Lease, Error> {
     let (mut last, mut idle) = (None, 0);
     for _ in 0..ATTEMPTS {
         let own = Own::find(conf, claimant)?;
@@ -164,7 +173,10 @@ pub async fn rehearse(
     conf: &EtcdConf,
     claimant: Claimant<'_>,
 ) -> Result<Option<Lease>, Error> {
-    let claimant = claimant.of(conf);
+    let claimant = match claimant.at(conf) {
+        Ok((claimant, _former)) => claimant,
+        Err(elsewhere) => return Ok(Some(Lease::Refused(elsewhere))),
+    };
     let own = Own::find(conf, claimant)?;
     let snapshot = registry.snapshot(&own.asked(claimant.before)).await?;
     let search = match Search::new(conf, configured(conf, &snapshot)?, &snapshot, claimant, own)? {

@@ -46,6 +46,8 @@ mod networks;
 mod outage;
 #[path = "agent/pinned.rs"]
 mod pinned;
+#[path = "agent/prefixes.rs"]
+mod prefixes;
 #[path = "agent/records.rs"]
 mod records;
 #[path = "agent/renumbered.rs"]

@@ -10,6 +10,7 @@ mod lease {
     mod many;
     mod moved;
     mod pinned;
+    mod prefixes;
     mod renumbered;
     mod siblings;
 }

@@ -13,7 +13,6 @@ use cni_protocol::{Code, Error};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use weft::overlay::{Overlay, Rejected, Unreached};
-use weft_ipam::lease::Tenants;
 use weft_state::Lock;
 use weft_state::lease::{HostLease, Peers, Taken};
 
@@ -25,7 +24,6 @@ use super::kernel::{Cost, Kernel};
 use super::log_once::{Outage, Rejections};
 use super::metrics::Metrics;
 use super::store::{News, Store};
-use super::subnet_env;
 use super::truth::{Held, Refused, Truth};
 use super::{LOOK, at, every};
 
@@ -94,26 +92,13 @@ impl Network {
         truth: Rc<RefCell<Truth>>,
         metrics: Rc<Metrics>,
     ) -> Result<Self, Error> {
-        let etcd = conf.etcd.clone();
         let on_file = HostLease::read(&all.data_dir, &conf.name)?;
-        let lease = on_file.clone().filter(|lease| lease.prefix == etcd.prefix);
         let hosts = Hosts::new(Peers::read(&all.data_dir, &conf.name)?.unwrap_or_default());
         let (sender, news) = mpsc::channel(1024);
-        let wish = if lease.is_none() { subnet_env::key_in(&conf.subnet_file) } else { None };
-        let store = Store {
-            network: conf.name.clone(),
-            data_dir: all.data_dir.clone(),
-            state_dir: all.state_dir.clone(),
-            conf: etcd,
-            links: lease.as_ref().map(weft_ipam::lease::likely_links).unwrap_or_default(),
-            lease,
-            wish,
-            tenants: if conf.subnet_file.exists() { Tenants::Possible } else { Tenants::None },
-            away: None,
-            news: sender,
-        };
+        let store = Store::new(&conf, all, on_file.clone(), sender);
         // Where it has ended, another host may have the subnet, and nobody is to come to it before etcd was asked.
-        let lease = store.lease.clone().filter(|lease| !lease.has_ended() || !store.is_unused());
+        let is_void = |lease: &HostLease| lease.has_ended() || lease.prefix != conf.etcd.prefix;
+        let lease = store.lease.clone().filter(|lease| !is_void(lease) || !store.is_unused());
         tokio::task::spawn_local(store.run());
         let network = Self {
             data_dir: all.data_dir.clone(),
@@ -201,7 +186,7 @@ impl Network {
         match &news {
             News::Leased(..) | News::Taken { .. } | News::Refused { .. } => self.hosts.can_return(true),
             News::Unconfigured { .. } | News::Failed(_) => self.hosts.can_return(false),
-            News::Renewed(_) | News::Hosts(_) | News::Changed { .. } => {}
+            News::Renewed(_) | News::Hosts(_) | News::Unknown | News::Changed { .. } => {}
         }
         if !matches!(news, News::Failed(_)) {
             self.outage.ends();
@@ -230,6 +215,7 @@ impl Network {
                 self.save_soon();
                 self.hosts.replace(hosts, self.lease.as_ref()) | !std::mem::replace(&mut self.settled, true)
             }
+            News::Unknown => !std::mem::replace(&mut self.settled, true),
             News::Changed { revision, records } => {
                 self.save_soon();
                 self.hosts.change(revision, records);

@@ -18,7 +18,9 @@ use weft_ipam::store::Store as Reservations;
 use weft_state::lease::{HostLease, Peers};
 
 use super::backoff::Backoff;
-use super::every;
+use super::conf::{Conf, NetworkConf};
+use super::{every, subnet_env};
+use crate::tenants;
 
 /// How often the lease is renewed, or more often where it is short. That also shows whether etcd can be reached: a watch
 /// is silent on a broken connection, and TCP may take as long to go on after an outage as the outage lasted.
@@ -52,6 +54,8 @@ pub(super) enum News {
     Renewed(HostLease),
     /// All hosts.
     Hosts(Peers),
+    /// It has nothing of the network in which this host has its lease: what is on file is the best that can be had.
+    Unknown,
     /// Values by key, with the revisions that made the keys, `None` where the key is gone, since the last news.
     Changed { revision: i64, records: BTreeMap<String, Option<(String, i64)>> },
     /// It did not answer, or not as it ought to.
@@ -66,7 +70,7 @@ pub(super) struct Store {
     pub(super) conf: EtcdConf,
     /// The last lease that is known of.
     pub(super) lease: Option<HostLease>,
-    /// Without one: the key of the subnets that subnet.env names, where flanneld was here before.
+    /// Without one here: the key of the subnets that subnet.env names, where flanneld was here before.
     pub(super) wish: Option<String>,
     /// None where nothing on this host could know of that lease's subnet at the start: after a boot, which empties `/run`, the file for
     /// flannel's consumers is gone. Some once this agent has had a lease.
@@ -87,6 +91,39 @@ enum End {
 }
 
 impl Store {
+    /// With what is on file and what subnet.env says.
+    pub(super) fn new(
+        network: &NetworkConf,
+        all: &Conf,
+        on_file: Option<HostLease>,
+        news: mpsc::Sender<News>,
+    ) -> Self {
+        let NetworkConf { name, etcd, subnet_file, .. } = network;
+        let is_elsewhere = on_file.as_ref().is_some_and(|lease| lease.prefix != etcd.prefix);
+        let wish = if is_elsewhere || on_file.is_none() { subnet_env::key_in(subnet_file) } else { None };
+        // At another place it is kept for its containers' sake: not where another program has had the host since, as flanneld.
+        let is_known = |lease: &HostLease| {
+            !is_elsewhere
+                || wish.as_ref().is_none_or(|key| *key == lease.key)
+                || !tenants::are_none(&all.state_dir, name, Some(lease))
+        };
+        let lease = on_file.filter(is_known);
+        // Who has addresses of a subnet at another place is known without subnet.env, which goes with it.
+        let is_named = subnet_file.exists() && !(is_elsewhere && lease.is_some());
+        Self {
+            network: name.clone(),
+            data_dir: all.data_dir.clone(),
+            state_dir: all.state_dir.clone(),
+            conf: etcd.clone(),
+            links: lease.as_ref().map(lease::likely_links).unwrap_or_default(),
+            lease,
+            wish,
+            tenants: if is_named { Tenants::Possible } else { Tenants::None },
+            away: None,
+            news,
+        }
+    }
+
     /// Talks with the store until the loop that listens has ended.
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::default();

@@ -62,7 +62,8 @@ impl Host<'_> {
     async fn rehearse(&self) -> Result<Option<Lease>, Error> {
         let before = HostLease::read(&self.data_dir, self.network)?;
         let others = self.others()?;
-        let (before, unused) = (before.as_ref(), self.is_unused());
+        let before = before.as_ref();
+        let unused = self.is_unused() && self.may_leave(before)?;
         let claimant = Claimant::by_plugin(before, unused, &others);
         let until = self.part(LIMIT);
         lease::rehearse(&mut Registry::new(&self.etcd)?.within(until), &self.etcd, claimant).await

@@ -150,11 +150,14 @@ pub(crate) fn is_by_machine(lease: &HostLease) -> bool {
     me.is_ok_and(|me| holder.is_some_and(|holder| me.is_by_machine(&holder)))
 }
 
-/// The addresses by which a claimant would be known to others, and was before; none where the kernel does not tell.
+/// The addresses by which a claimant would be known to others, and was before; none where the kernel does not tell, or the claimant stays at
+/// another place in etcd.
 #[must_use]
 pub fn known_by(conf: &EtcdConf, claimant: Claimant<'_>) -> Vec<IpAddr> {
-    let claimant = claimant.of(conf);
-    Own::find(conf, claimant).map(|own| own.asked(claimant.before)).unwrap_or_default()
+    let own = claimant
+        .at(conf)
+        .and_then(|(claimant, _former)| Ok(Own::find(conf, claimant)?.asked(claimant.before)));
+    own.unwrap_or_default()
 }
 
 /// This host's addresses as they are now, of both families.

@@ -20,7 +20,8 @@ impl Network {
         self.unfiled.remove("subnet.env");
         let forget = self.unfiled.contains_key("taken.json");
         let known = self.lease.as_ref().or(self.on_file.as_ref());
-        if let Some(known) = known.filter(|known| known.has_ended()) {
+        let is_over = |known: &&HostLease| known.has_ended() || known.prefix != lease.prefix;
+        if let Some(known) = known.filter(is_over) {
             self.hosts.has_ended(&known.key);
         }
         let was = std::mem::replace(&mut self.truth.borrow_mut().lease, Held::Lease(lease.clone()));

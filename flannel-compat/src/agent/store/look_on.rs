@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cni_protocol::{Code, Error};
 use tokio::time::Instant;
+use weft_ipam::conf::etcd::EtcdConf;
 use weft_ipam::lease;
 use weft_ipam::registry::{Registry, Watched};
 use weft_state::lease::HostLease;
@@ -52,7 +53,10 @@ impl Store {
         mut reason: News,
         addresses: Vec<IpAddr>,
     ) -> Result<Option<()>, Error> {
-        let (revision, is_told) = (registry.revision(), is_told(&reason));
+        let mut elsewhere = self.registry_elsewhere()?;
+        let is_elsewhere = elsewhere.is_some();
+        let registry = elsewhere.as_mut().unwrap_or(registry);
+        let (asked_at, is_told) = (registry.revision(), is_told(&reason));
         let is_refused = matches!(&reason, News::Refused { .. });
         let is_held = matches!(&reason, News::Refused { unused: Some(_), .. });
         let asked = Instant::now();
@@ -61,6 +65,8 @@ impl Store {
         let snapshot = registry.snapshot(&published).await;
         registry.set_patience(None);
         let snapshot = snapshot?;
+        // Who is at another place was refused without a question.
+        let revision = if is_elsewhere { snapshot.hosts.revision } else { asked_at };
         let own = self.lease.clone().filter(|lease| lease::holds(lease, &snapshot));
         let patience = own.as_ref().map_or(KEEP_PATIENCE, |lease| patience(asked.elapsed(), lease));
         if let News::Unconfigured { keeps, .. } = &mut reason {
@@ -76,7 +82,9 @@ impl Store {
         {
             return Ok(None);
         }
-        if self.tell(News::Hosts(snapshot.hosts)).await.is_none() {
+        // Where the prefix was changed, so may have been the endpoints.
+        let is_known = own.is_some() || !is_elsewhere;
+        if self.tell(if is_known { News::Hosts(snapshot.hosts) } else { News::Unknown }).await.is_none() {
             return Ok(None);
         }
         if let Some(lease) = own.filter(|_| is_told) {
@@ -86,6 +94,15 @@ impl Store {
         let period = if self.lease.is_some() { LOOK } else { LOOK / 2 };
         every(often(period, self.lease.as_ref())).tick().await;
         Ok(Some(()))
+    }
+
+    /// Where the lease is that this host has, if that is not where its network is configured.
+    fn registry_elsewhere(&self) -> Result<Option<Registry>, Error> {
+        let former =
+            self.lease.as_ref().map(|lease| &lease.prefix).filter(|prefix| **prefix != self.conf.prefix);
+        former
+            .map(|prefix| Registry::new(&EtcdConf { prefix: prefix.clone(), ..self.conf.clone() }))
+            .transpose()
     }
 
     /// Follows the hosts and renews the lease until an attempt may end otherwise: all hosts of a network may be here at once, for

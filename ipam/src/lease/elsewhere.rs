@@ -1,0 +1,50 @@
+//! The lease on file is at another place in etcd: somebody has changed `prefix`. Another lease in its place would cut off the containers
+//! that have addresses of its subnet.
+
+use cni_protocol::{Code, Error};
+use weft_state::lease::HostLease;
+
+use super::{Claimant, Release, Tenants, is_by_machine, release};
+use crate::conf::etcd::EtcdConf;
+use crate::registry::Registry;
+
+impl<'a> Claimant<'a> {
+    /// The same at the place that is configured, of which the lease on file says nothing, with that lease.
+    ///
+    /// # Errors
+    /// [`Code::InvalidConfig`] while containers may have addresses of it.
+    pub(super) fn at(self, conf: &EtcdConf) -> Result<(Self, Option<&'a HostLease>), Error> {
+        match self.before.filter(|lease| lease.prefix != conf.prefix) {
+            Some(former) if self.tenants != Tenants::None => Err(elsewhere(former, conf)),
+            Some(former) => Ok((Self { before: None, ..self }, Some(former))),
+            None => Ok((self, None)),
+        }
+    }
+}
+
+fn elsewhere(former: &HostLease, conf: &EtcdConf) -> Error {
+    let HostLease { prefix, key, .. } = former;
+    let msg = format!(
+        "ipam.etcd.prefix is {}, but this host has its subnet {key} in the network at {prefix}, and containers may have addresses of \
+         it: put the former prefix back, or remove the containers, then stop weftd, weftctl leave, start weftd",
+        conf.prefix
+    );
+    Error::new(Code::InvalidConfig, msg)
+}
+
+/// Gives it up for the one that this host has now. A copy of a disk has nothing to give up, and what somebody has pinned is theirs to
+/// remove.
+pub(super) async fn give_up(conf: &EtcdConf, former: &HostLease) {
+    let HostLease { prefix, key, .. } = former;
+    let there = EtcdConf { prefix: prefix.clone(), ..conf.clone() };
+    let what = if former.is_pinned() || !is_by_machine(former) {
+        "stays".to_owned()
+    } else {
+        match async { release(&mut Registry::new(&there)?, former).await }.await {
+            Ok(Release::Done) => "is given up".to_owned(),
+            Ok(_) => "is another's by now, and stays".to_owned(),
+            Err(error) => format!("is left to its end: {}", error.msg),
+        }
+    };
+    log::warn!("this host leaves the network at {prefix}: subnet {key} there {what}");
+}
