@@ -259,8 +259,8 @@ impl<'c> Host<'c> {
     }
 
     /// The lease, renewed if it is time, the other hosts, and whether the lease is right: it is not when its record, its address or the
-    /// network's configuration have changed, when another host's record goes before its own, or when somebody has pinned the record
-    /// or does so no more.
+    /// network's configuration have changed, when another host's record goes before its own, when somebody has pinned the record
+    /// or does so no more, or when others are to hear an agent, of which there is none.
     async fn look(&self, lease: &HostLease) -> Result<(HostLease, Peers, bool), Error> {
         // What is on file later may be from a later look.
         let before = Peers::read(&self.data_dir, self.network)?.unwrap_or_default();
@@ -277,7 +277,7 @@ impl<'c> Host<'c> {
         };
         let as_configured =
             |kept: &HostLease| config.as_ref().ok() == Some(&kept.config) && self.lasts_as_configured(kept);
-        let is_right = kept.as_ref().is_some_and(as_configured);
+        let is_right = kept.as_ref().is_some_and(as_configured) && !lease::is_agents(lease);
         let hosts = self.with_lost(hosts, &before, lease, config.is_ok());
         Ok((kept.unwrap_or_else(|| lease.clone()), hosts, is_right))
     }

@@ -32,6 +32,7 @@ pub(crate) use former::is_by_machine;
 use former::{Own, former, tell_of_move};
 pub use former::{Standing, known_by, likely_links, links, published, standing};
 use holder::Holder;
+pub(crate) use holder::is_agents;
 pub use holder::{Keeper, holds, stands};
 use place::Place;
 pub(crate) use place::elder;

@@ -131,6 +131,11 @@ pub fn holds(lease: &HostLease, snapshot: &Snapshot) -> bool {
         && snapshot.held.iter().all(|(_, held)| is_its(held))
 }
 
+/// Whether others are told that an agent renews it, so that they take the host for gone when they do not hear one.
+pub(crate) fn is_agents(lease: &HostLease) -> bool {
+    Holder::parse(&lease.holder).is_some_and(|holder| holder.keeper == Keeper::Agent)
+}
+
 /// Another live host with this one's address.
 pub(super) struct Rival {
     address: IpAddr,

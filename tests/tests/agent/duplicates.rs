@@ -219,3 +219,29 @@ fn a_network_that_was_configured_anew_keeps_containers_where_they_are() {
     twins.first.ready();
     assert_eq!(subnet(node), own);
 }
+
+/// Nobody hears it any more, so that it has its address as long as its lease lasts.
+#[test]
+fn a_host_whose_agent_has_ended_for_good_is_known_as_one_without() {
+    let mut twins = Twins::new(&json!({}));
+    let node = twins.cluster.node(0);
+    let key = format!("{}/weft/hosts/172.30.0.11", Weftd::PREFIX);
+    let keeper = |etcd: &Etcd| -> Value {
+        let holder: Value =
+            serde_json::from_str(&etcd.get(&key).expect("who has the address")).expect("JSON");
+        holder["keeper"].clone()
+    };
+    assert_eq!(keeper(&twins.etcd), "agent");
+    assert!(twins.first.daemon().stop().success());
+    let network = Weftd::network(&twins.etcd).with(&json!({ "ipam": { "peerRefresh": 0 } }));
+    let own = subnet(node);
+    let (_first, _) = node.attach(&network);
+    assert_eq!(keeper(&twins.etcd), "plugin");
+    let revision = twins.etcd.revision();
+    let (_second, result) = node.attach(&network);
+    assert_eq!(twins.etcd.revision(), revision, "it is written once");
+    assert!(ips(&result)[0].to_string().starts_with(own.trim_end_matches("0-24")), "{result}");
+    twins.first = Weftd::up(node, &twins.etcd);
+    assert_eq!((keeper(&twins.etcd), subnet(node)), (json!("agent"), own));
+    assert_eq!(twins.etcd.leases().len(), 1);
+}
