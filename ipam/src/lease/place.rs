@@ -46,7 +46,8 @@ impl Search<'_> {
         if let Some((key, value)) = self.own(&snapshot.hosts) {
             let lease = snapshot.leases.get(key).copied();
             let is_pinned = lease == Some(0);
-            return if let Some(public) = self.doubtful(key, is_pinned || self.is_held(snapshot)) {
+            let is_known = is_pinned || self.wish == Some(key) || self.is_held(snapshot);
+            return if let Some(public) = self.doubtful(key, is_known) {
                 Place::Refused(self.not_alone(public, key, value))
             } else if let Some(before) = self.before.filter(|before| self.leaves(before, key, lease)) {
                 self.place_as_before(&before.key, records)
@@ -157,7 +158,8 @@ impl Search<'_> {
 
     /// An address that is configured, but that no interface here has, may have been configured on another host, too. The
     /// record is this host's when the file of the lease says so, or when it is known: a Weft host that has put itself at
-    /// the address is no rival. Somebody who has pinned it (without a lease) meant whoever comes with the address.
+    /// the address is no rival. flanneld, which says nothing there, has left subnet.env with the key on this host. Somebody who
+    /// has pinned it (without a lease) meant whoever comes with the address.
     fn doubtful(&self, key: &str, is_known: bool) -> Option<IpAddr> {
         if is_known || self.before.is_some_and(|lease| lease.key == key) {
             return None;

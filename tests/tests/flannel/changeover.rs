@@ -2,6 +2,7 @@
 
 mod pinned;
 mod plugins;
+mod public;
 mod third;
 
 use std::io::{Read, Write};
