@@ -68,7 +68,7 @@ pub(super) fn misfit(prefix: &str, config: &NetworkConfig, key: &str) -> Error {
         format!("the network is of {has} now, and this host's subnet {key} of {had}")
     };
     let msg = format!(
-        "{prefix}/config was changed: {change}, and containers have addresses of it: put the former configuration back, or \
+        "{prefix}/config was changed: {change}, and containers may have addresses of it: put the former configuration back, or \
          remove the containers, then stop weftd, weftctl leave, start weftd",
     );
     Error::new(Code::InvalidConfig, msg)

@@ -220,6 +220,27 @@ fn a_network_that_was_configured_anew_keeps_containers_where_they_are() {
     assert_eq!(subnet(node), own);
 }
 
+/// That it may have some is all that is known without one: whoever reads subnet.env may use the subnet.
+#[test]
+fn a_network_that_was_configured_anew_before_any_container_came() {
+    let mut twins = Twins::new(&json!({}));
+    let own = subnet(twins.cluster.node(0));
+    twins
+        .etcd
+        .put("/coreos.com/network/config", r#"{"Network": "10.96.0.0/12", "Backend": {"Type": "vxlan"}}"#);
+    let parts = [&own, "containers may have addresses of it", "stop weftd, weftctl leave, start weftd"];
+    Twins::refused(&twins.first, &parts);
+    assert!(twins.first.daemon().stop().success());
+    twins.first = Weftd::start(twins.cluster.node(0), &twins.etcd, &json!({}));
+    Twins::refused(&twins.first, &parts);
+    // As it says.
+    assert!(twins.first.daemon().stop().success());
+    twins.weftctl(0, &["leave"]);
+    twins.first = Weftd::up(twins.cluster.node(0), &twins.etcd);
+    assert!(!subnet(twins.cluster.node(0)).starts_with("10.24"));
+    assert_eq!(twins.etcd.keys(SUBNETS).len(), 1);
+}
+
 /// Nobody hears it any more, so that it has its address as long as its lease lasts.
 #[test]
 fn a_host_whose_agent_has_ended_for_good_is_known_as_one_without() {
