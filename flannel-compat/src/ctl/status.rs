@@ -7,8 +7,9 @@ use cni_protocol::{Deadline, Error};
 use ipnetwork::IpNetwork;
 use serde::Serialize;
 use weft::overlay::{self, Differences, Overlay};
+use weft_ipam::conf::etcd::EtcdConf;
 use weft_ipam::lease;
-use weft_ipam::registry::{Registry, in_event_loop};
+use weft_ipam::registry::{Registry, Snapshot, in_event_loop};
 use weft_net::Netlink;
 use weft_state::lease::{HostLease, Peers, Taken, agent_lives};
 
@@ -72,15 +73,12 @@ pub(super) fn status(conf: &Conf, output: Output) -> Result<String, Error> {
 fn of(conf: &Conf, network: &NetworkConf) -> Result<Status, Error> {
     let name = &network.name;
     let lease = HostLease::read(&conf.data_dir, name)?;
-    let addresses = lease.as_ref().map(lease::published).unwrap_or_default();
-    let look = async { Registry::new(&network.etcd)?.snapshot(&addresses).await };
     let taken = Taken::read(&conf.data_dir, name)?;
-    let (etcd, trouble, hosts) = match in_event_loop(look) {
-        Ok(snapshot) => {
+    let (etcd, trouble, hosts) = match look(network, lease.as_ref()) {
+        Ok((snapshot, trouble)) => {
             let what = format!("revision {}", snapshot.hosts.revision);
-            let verified = lease::verify(&network.etcd, lease.as_ref(), &snapshot);
             // That another host has the subnet says it all.
-            let trouble = verified.err().filter(|_| taken.is_none()).map(|error| error.msg);
+            let trouble = trouble.filter(|_| taken.is_none());
             (Etcd { answers: true, what }, trouble, Some(snapshot.hosts))
         }
         Err(error) => (Etcd { answers: false, what: error.msg }, None, Peers::read(&conf.data_dir, name)?),
@@ -126,6 +124,23 @@ fn of(conf: &Conf, network: &NetworkConf) -> Result<Status, Error> {
     let remaining = (!lease.is_pinned()).then(|| lease.remaining().as_secs());
     status.lease = Some(Lease { key: lease.key, remaining });
     Ok(status)
+}
+
+/// What etcd has where the subnet was leased, as the configuration may have another prefix by now, and what is wrong there.
+fn look(network: &NetworkConf, lease: Option<&HostLease>) -> Result<(Snapshot, Option<String>), Error> {
+    let configured = &network.etcd.prefix;
+    let prefix = lease.map_or(configured, |lease| &lease.prefix);
+    let etcd = EtcdConf { prefix: prefix.clone(), ..network.etcd.clone() };
+    let addresses = lease.map(lease::published).unwrap_or_default();
+    let snapshot = in_event_loop(async { Registry::new(&etcd)?.snapshot(&addresses).await })?;
+    let trouble = if prefix == configured {
+        lease::verify(&etcd, lease, &snapshot).err().map(|error| error.msg)
+    } else {
+        Some(format!(
+            "the subnet was leased at {prefix}, where etcd was asked; the configuration has {configured}"
+        ))
+    };
+    Ok((snapshot, trouble))
 }
 
 fn text(status: &Status) -> String {

@@ -35,14 +35,14 @@ pub(super) fn configured<'a>(
     Ok((parse_config(&conf.prefix, text)?, text))
 }
 
-/// Whether etcd has what a host needs that has this lease: a configuration, of a network with the host's subnet, and the host's record. The
-/// snapshot is one with the lease's addresses.
+/// Whether etcd has what a host needs that has this lease there: a configuration, of a network with the host's subnet, and the host's record.
+/// The snapshot is one with the lease's addresses.
 ///
 /// # Errors
 /// What it has not, and what helps.
 pub fn verify(conf: &EtcdConf, lease: Option<&HostLease>, snapshot: &Snapshot) -> Result<(), Error> {
     let (config, _) = configured(conf, snapshot)?;
-    let Some(lease) = lease.filter(|lease| lease.prefix == conf.prefix) else { return Ok(()) };
+    let Some(lease) = lease else { return Ok(()) };
     if !fits(&config, &lease.key) {
         return Err(misfit(&conf.prefix, &config, &lease.key));
     }

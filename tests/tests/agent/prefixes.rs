@@ -41,6 +41,12 @@ fn another_prefix_cuts_no_container_off() {
     eventually(REPAIR, "the device is back", || node.link(DEVICE));
     one.assert_reaches(address);
     former.call("STATUS").on(node).run().done();
+    let said = weftctl(node, &fleet.etcd, &["--etcd-prefix", "/other", "status"]);
+    let elsewhere = format!(
+        "the subnet was leased at {}, where etcd was asked; the configuration has /other",
+        Weftd::PREFIX
+    );
+    assert!(said.contains(&elsewhere) && said.contains("as it ought to be"), "{said}");
     let log = agent.daemon().log();
     assert_eq!(log.lines().filter(|line| line.contains("put the former prefix back")).count(), 1, "{log}");
     // The way out without the former prefix: nobody is left, and what the host had at it is given up.
