@@ -57,9 +57,9 @@ fn add(args: AddArgs) -> Result<Outcome, Error> {
         let conf = Conf::new(&call, &args, leased.as_ref())?;
         let dns = conf.resolv_conf.as_deref().map_or(Ok(Dns::default()), dns::read)?;
         let store = Store::create(&root, &call.network, lock_deadline(&call))?;
-        // Another ADD, which held the store until now, may have found the host another subnet.
-        let is_still = match (&host, &lease) {
-            (Some(host), Some(lease)) => Some(host.glance()) == seen || host.has_still(lease)?,
+        // Another ADD, which held the store until now, may have found the host another subnet, or that it has none.
+        let is_still = match (&host, &lease, &seen) {
+            (Some(host), Some(lease), Some(seen)) => host.has_still(lease, seen)?,
             _ => true,
         };
         if is_still {

@@ -27,6 +27,13 @@ const PATIENCE: Duration = Duration::from_millis(200);
 const SHARE: f32 = 0.25;
 const LIMIT: f32 = 0.5;
 
+/// The lease on file as it is at a moment.
+#[derive(PartialEq, Eq)]
+pub(crate) struct Glance {
+    file: Option<(u64, i64, i64)>,
+    is_void: bool,
+}
+
 /// A network that spans hosts, as this host knows it.
 pub(crate) struct Host<'c> {
     network: &'c NetworkName,
@@ -64,9 +71,12 @@ impl<'c> Host<'c> {
         Ok(self.is_ours(&lease)?.then_some(lease))
     }
 
-    /// Whether a lease is as good as none: it has ended, so another host may have the subnet, and no container would miss that.
-    fn is_void(&self, lease: &HostLease) -> bool {
-        lease.has_ended() && self.is_unused()
+    /// Whether a lease is as good as none: it has ended, or etcd has said that it is wrong and nobody has settled that, so another host
+    /// may have the subnet, and no container would miss that.
+    fn is_void(&self, lease: &HostLease) -> Result<bool, Error> {
+        let is_lost =
+            || Ok(lease.has_ended() || self.is_in_doubt() && !agent_lives(&self.state_dir, self.network)?);
+        Ok(is_lost()? && self.is_unused())
     }
 
     /// Where this machine's agent lives, it is the agent that moves the host to other addresses.
@@ -90,14 +100,14 @@ impl<'c> Host<'c> {
     /// The lease for an ADD: that on file, with news of the other hosts where they are due; else one taken now.
     ///
     /// # Errors
-    /// [`Code::TryAgain`] when there is none on file, or one that has ended with no container in it, and etcd cannot be reached; [`Code::Conflict`] when another host
-    /// has the subnet; see [`lease::acquire`].
+    /// [`Code::TryAgain`] when there is none on file, or one that has ended or is in doubt with no container in it, and etcd cannot be reached;
+    /// [`Code::Conflict`] when another host has the subnet; see [`lease::acquire`].
     pub(crate) fn lease(&self) -> Result<HostLease, Error> {
         let taken = self.last_known(Code::Conflict)?;
         if taken.is_none()
             && let Some(lease) = self.on_file()?
         {
-            if !self.is_void(&lease) {
+            if !self.is_void(&lease)? {
                 if self.is_due(&lease) && !agent_lives(&self.state_dir, self.network)? {
                     return self.refresh(lease);
                 }
@@ -120,14 +130,16 @@ impl<'c> Host<'c> {
         let until = self.part(SHARE);
         let lock = format!(".lease-{:x}.lock", weft_state::hash(&[&self.etcd.prefix]));
         let _lock = Lock::exclusive(&self.data_dir.join(lock), until)?;
-        match (self.on_file()?.filter(|lease| !self.is_void(lease)), taken) {
-            (Some(lease), None) => Ok(lease),
-            (None, None) if self.on_file()?.is_none() => self.take(until, self.is_unused(), true),
+        let lease = self.on_file()?;
+        let is_first = lease.is_none();
+        match (lease, taken) {
+            (Some(lease), None) if !self.is_void(&lease)? => Ok(lease),
+            (_, None) if is_first => self.take(until, self.is_unused(), true),
             // Once: what is known is an answer, too, and whoever deletes a container waits for the store.
             (_, taken) => {
                 let store = self.hold_unused(until)?;
                 self.take(until, store.is_some(), false)
-                    .map_err(|error| or_known(error, taken, Code::Conflict))
+                    .map_err(|error| self.or_known(error, taken, Code::Conflict))
             }
         }
     }
@@ -216,17 +228,25 @@ impl<'c> Host<'c> {
         Ok(self.is_unused().then_some(store))
     }
 
-    /// Which lease is on file, without reading it: each is a file of its own.
-    pub(crate) fn glance(&self) -> Option<(u64, i64, i64)> {
+    /// Which lease is on file, without reading it: each is a file of its own; and whether etcd is to say first whether it is right.
+    pub(crate) fn glance(&self) -> Glance {
         let [lease, _] = lease_files(&self.data_dir, self.network);
-        fs::metadata(lease).ok().map(|file| (file.ino(), file.mtime(), file.mtime_nsec()))
+        let file = fs::metadata(lease).ok().map(|file| (file.ino(), file.mtime(), file.mtime_nsec()));
+        Glance { file, is_void: self.is_in_doubt() && self.is_unused() }
     }
 
-    /// Whether the lease on file still has this one's subnet, and has not been ended since.
+    /// Whether the lease on file still has this one's subnet, and has neither been ended nor come into doubt since it was seen.
     ///
     /// # Errors
     /// [`Code::Io`].
-    pub(crate) fn has_still(&self, lease: &HostLease) -> Result<bool, Error> {
+    pub(crate) fn has_still(&self, lease: &HostLease, seen: &Glance) -> Result<bool, Error> {
+        let glance = self.glance();
+        if glance == *seen {
+            return Ok(true);
+        }
+        if glance.is_void && !seen.is_void {
+            return Ok(false);
+        }
         let is_still = |now: HostLease| now.key == lease.key && (lease.has_ended() || !now.has_ended());
         Ok(HostLease::read(&self.data_dir, self.network)?.is_some_and(is_still))
     }
@@ -240,10 +260,7 @@ impl<'c> Host<'c> {
     fn refresh(&self, lease: HostLease) -> Result<HostLease, Error> {
         self.note_attempt();
         match in_event_loop(in_time(self.patience(&lease), self.look(&lease))) {
-            Ok((kept, hosts, true)) => {
-                self.trust();
-                Ok(self.go_on(kept, &hosts))
-            }
+            Ok((kept, hosts, true)) => Ok(self.go_on(kept, &hosts)),
             Ok((kept, hosts, false)) => self.settle(kept, &hosts),
             Err(error) => {
                 log::warn!("network {}: {}; going on with what is known", self.network, error.msg);
@@ -301,11 +318,7 @@ impl<'c> Host<'c> {
     fn settle(&self, kept: HostLease, hosts: &Peers) -> Result<HostLease, Error> {
         // The next ADD looks again, unless this one finds that all can stay: it may be killed, or there may be something to do for a person.
         self.doubt();
-        // Whoever holds it for so long may do the same, which is seen when the address is reserved.
-        let store = match self.hold_unused(Deadline::after(PATIENCE)) {
-            Err(error) if error.code == Code::TryAgain => return Ok(self.go_on(kept, hosts)),
-            other => other?,
-        };
+        let store = self.hold_unused(self.part(LIMIT))?;
         if let Some(other) = self.on_file()?.filter(|other| other.key != kept.key) {
             return Ok(other);
         }
@@ -323,25 +336,25 @@ impl<'c> Host<'c> {
             Ok(Lease::Unconfigured(error)) => (kept, Some(error)),
             Err(error) if error.code == Code::InvalidConfig || store.is_none() => (kept, Some(error)),
             // The subnet may be another one already.
-            taken => return self.put_on_file(taken?, hosts).inspect(|_lease| self.trust()),
+            taken => return self.put_on_file(taken?, hosts),
         };
-        // Without an answer it stays in doubt.
-        if why.as_ref().is_some_and(|error| error.code == Code::TryAgain) {
-            self.note_attempt();
-        } else {
-            self.trust();
-        }
-        if let Some(error) = why {
+        if let Some(error) = &why {
             log::warn!("network {}: {}; going on with what is known", self.network, error.msg);
+        }
+        // Without an answer it stays in doubt, and as it is on file.
+        if why.is_some_and(|error| error.code == Code::TryAgain) {
+            self.note_attempt();
+            return Ok(kept);
         }
         Ok(self.go_on(kept, hosts))
     }
 
-    /// Goes on with the lease as it is. What the disk does not take is left for the next ADD.
+    /// Goes on with the lease as it is, which is right, or as right as it can be. What the disk does not take is left for the next ADD.
     fn go_on(&self, kept: HostLease, hosts: &Peers) -> HostLease {
         if let Err(error) = self.put_on_file(Lease::Held(kept.clone()), hosts) {
             log::warn!("network {}: {}; going on without", self.network, error.msg);
         }
+        self.trust();
         kept
     }
 
@@ -360,14 +373,6 @@ impl<'c> Host<'c> {
             }
             Lease::Unconfigured(error) | Lease::Refused(error) => Err(error),
         }
-    }
-}
-
-/// That another host has the subnet says more than that etcd cannot be asked whether it still has.
-fn or_known(error: Error, taken: Option<Taken>, code: Code) -> Error {
-    match taken {
-        Some(taken) if error.code == Code::TryAgain => taken.error(code).detail(error.msg),
-        _ => error,
     }
 }
 

@@ -4,6 +4,7 @@
 //! <dataDir>/<network>/lease.json    what this host leased
 //! <dataDir>/<network>/peers.json    the hosts of the network, this one among them
 //! <dataDir>/<network>/taken.json    that another host owns the leased subnet now; mostly not there
+//! <dataDir>/<network>/tried         when a plugin asked the store last, and whether that said that the lease is wrong
 //! ```
 //!
 //! Written by whoever talks to the store, the IPAM plugin or the agent; read by everybody, so that containers come and
@@ -123,12 +124,13 @@ impl HostLease {
         Ok(found)
     }
 
-    /// Puts the lease on file, so that it survives a power cut.
+    /// Puts the lease on file, so that it survives a power cut. The store has just said what it is: what was said before is over.
     ///
     /// # Errors
     /// [`Code::Io`] when it cannot be written.
     pub fn write(&self, data_dir: &Path, network: &NetworkName) -> Result<(), Error> {
-        write(&file(data_dir, network, "lease.json"), self)
+        write(&file(data_dir, network, "lease.json"), self)?;
+        remove(&tried_file(data_dir, network))
     }
 
     /// Takes the lease off the file, when it was given up.
@@ -136,7 +138,7 @@ impl HostLease {
     /// # Errors
     /// [`Code::Io`] when it cannot be removed.
     pub fn forget(data_dir: &Path, network: &NetworkName) -> Result<(), Error> {
-        ["lease.json", "peers.json", "taken.json"]
+        ["lease.json", "peers.json", "taken.json", "tried"]
             .into_iter()
             .try_for_each(|name| remove(&file(data_dir, network, name)))
     }
@@ -270,6 +272,12 @@ pub fn agent_lives(state_dir: &Path, network: &NetworkName) -> Result<bool, Erro
 #[must_use]
 pub fn lease_files(data_dir: &Path, network: &NetworkName) -> [PathBuf; 2] {
     ["lease.json", "peers.json"].map(|name| file(data_dir, network, name))
+}
+
+/// The file of the last attempt of a plugin to ask the store. Without one nothing speaks against the lease on file.
+#[must_use]
+pub fn tried_file(data_dir: &Path, network: &NetworkName) -> PathBuf {
+    file(data_dir, network, "tried")
 }
 
 fn file(data_dir: &Path, network: &NetworkName, name: &str) -> PathBuf {

@@ -5,7 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use weft_state::lease::{HostLease, lease_files};
+use cni_protocol::{Code, Error};
+use weft_state::lease::{HostLease, Taken, lease_files, tried_file};
 
 use super::{Host, is_half_over};
 
@@ -14,13 +15,13 @@ impl Host<'_> {
     pub(super) fn is_due(&self, lease: &HostLease) -> bool {
         let [_, peers] = lease_files(&self.data_dir, self.network);
         let due = |file: &Path| age(file) >= self.etcd.peer_refresh;
-        (due(&peers) || is_half_over(lease)) && due(&self.tried())
+        (self.is_in_doubt() || due(&peers) || is_half_over(lease)) && due(&self.tried())
     }
 
     /// A file whose time is that of the last attempt: an etcd that is away costs one ADD of many its patience. It has a content from when
     /// etcd has said that the lease is wrong until it says otherwise, and the time 0 after an attempt that came to no good end.
     fn tried(&self) -> PathBuf {
-        self.data_dir.join(self.network.as_str()).join("tried")
+        tried_file(&self.data_dir, self.network)
     }
 
     pub(super) fn note_attempt(&self) {
@@ -43,6 +44,21 @@ impl Host<'_> {
         let file = File::options().create(true).truncate(false).write(true).open(&tried);
         if let Err(error) = file.and_then(|file| write(&file)) {
             log::warn!("write {}: {error}", tried.display());
+        }
+    }
+
+    /// That another host has the subnet, or may have it, says more than that etcd cannot be asked whether it still has.
+    pub(super) fn or_known(&self, error: Error, taken: Option<Taken>, code: Code) -> Error {
+        if error.code != Code::TryAgain {
+            return error;
+        }
+        match taken {
+            Some(taken) => taken.error(code).detail(error.msg),
+            None if self.is_in_doubt() => {
+                let why = "etcd said last that the lease on file is not right any more: no address is given before it answers again";
+                error.detail(why)
+            }
+            None => error,
         }
     }
 

@@ -6,7 +6,7 @@ use cni_protocol::{Call, Code, Error};
 use weft_state::lease::{HostLease, Taken, UNCONNECTED_ENV, agent_lives};
 use weft_state::{data_dir, state_dir};
 
-use super::{Host, LIMIT, in_time, is_half_over, or_known, taken};
+use super::{Host, LIMIT, in_time, is_half_over, taken};
 use crate::lease::{self, Claimant, Lease};
 use crate::registry::{Registry, in_event_loop};
 
@@ -19,9 +19,9 @@ impl Host<'_> {
     pub(crate) fn status(&self) -> Result<Option<HostLease>, Error> {
         let known = self.last_known(Code::LimitedConnectivity)?;
         let is_kept = agent_lives(&self.state_dir, self.network)?;
-        let lease = self.on_file()?;
-        let Some(lease) = lease.filter(|lease| known.is_none() && (is_kept || !self.is_void(lease))) else {
-            return self.would_lease(known).map(|()| None);
+        let lease = match self.on_file()? {
+            Some(lease) if known.is_none() && (is_kept || !self.is_void(&lease)?) => lease,
+            _ => return self.would_lease(known).map(|()| None),
         };
         check_ended(&lease, is_kept)?;
         check_connected()?;
@@ -44,7 +44,7 @@ impl Host<'_> {
         let ended = self.on_file()?.and_then(|lease| check_ended(&lease, false).err());
         let unseen = |error: Error| match ended.filter(|_| error.code == Code::TryAgain && known.is_none()) {
             Some(ended) => ended.detail(error.msg),
-            None => not_available(or_known(error, known, Code::LimitedConnectivity)),
+            None => not_available(self.or_known(error, known, Code::LimitedConnectivity)),
         };
         in_event_loop(self.rehearse()).map_err(unseen)?.map_or(Ok(()), told)
     }

@@ -87,3 +87,79 @@ fn a_container_on_its_way_while_the_lease_is_ended_asks_etcd() {
     let given = addresses(&late.finish().result());
     assert!(!given[0].starts_with(key.trim_end_matches("0-24")), "{given:?} is of {key}");
 }
+
+/// Nothing lives in its subnet, and etcd had no other one for it.
+#[test]
+fn a_host_that_lost_its_subnet_gives_no_address_of_it_while_etcd_is_silent() {
+    let one = r#"{"Network": "10.240.0.0/16", "SubnetMin": "10.240.1.0", "SubnetMax": "10.240.1.0", "Backend": {"Type": "vxlan"}}"#;
+    let fleet = Fleet::new(1, one);
+    let key = format!("{SUBNETS}10.240.1.0-24");
+    let due = json!({ "timeout": 4, "ipam": { "peerRefresh": 0 } });
+    let call = fleet.ipam("ADD", 0, &due);
+    call.clone().run().result();
+    call.env("CNI_COMMAND", "DEL").run().done();
+    fleet.etcd.del(&key);
+    fleet.etcd.put(&key, record("172.30.0.99"));
+    fleet.fails(0, &due, 104);
+    // One that is killed while it asks has not said anything else.
+    fleet.etcd.freeze();
+    let killed = fleet.ipam("ADD", 0, &due).start();
+    let tried = fleet.node(0).data_dir().join("pods/tried");
+    eventually(Duration::from_secs(5), "it waits for etcd", || {
+        let sockets = fs::read_dir(format!("/proc/{}/fd", killed.pid())).ok()?;
+        let links = sockets.filter_map(|socket| fs::read_link(socket.ok()?.path()).ok());
+        links.into_iter().any(|link| link.to_string_lossy().starts_with("socket:")).then_some(())
+    });
+    killed.kill();
+    assert_ne!(killed.finish().status.code(), Some(0));
+    let parts = ["172.30.0.2:2379", "the lease on file is not right any more"];
+    // News of other hosts need not be due for that.
+    for changes in [&due, &json!({ "timeout": 4 }), &json!({ "timeout": 4 })] {
+        fleet.fails(0, changes, 11).assert_names(&parts);
+        fleet.ipam("STATUS", 0, changes).run().error_code(50).assert_names(&parts);
+    }
+    fleet.etcd.thaw();
+    fleet.fails(0, &due, 104);
+    fleet.etcd.del(&key);
+    assert_eq!(addresses(&fleet.add(0, &json!({})).result()), ["10.240.1.3/24"]);
+    assert_eq!(fs::metadata(tried).map(|file| file.len()).unwrap_or_default(), 0, "that is settled");
+    fleet.etcd.kill();
+    fleet.add(0, &json!({})).result();
+}
+
+/// Who has them may be about to find the host another subnet.
+#[test]
+fn reservations_in_other_hands_keep_no_host_in_a_subnet_that_the_network_has_no_more() {
+    let fleet = Fleet::new(1, V4);
+    let node = fleet.node(0);
+    let due = |timeout: u32| json!({ "timeout": timeout, "ipam": { "peerRefresh": 0 } });
+    let call = fleet.ipam("ADD", 0, &due(4));
+    call.clone().run().result();
+    call.env("CNI_COMMAND", "DEL").run().done();
+    let path = node.command(&format!("find {} -path */ipam/lock", node.state_dir().display()));
+    let configure = |network: &str| {
+        fleet.etcd.put(CONFIG, format!(r#"{{"Network": "{network}", "Backend": {{"Type": "vxlan"}}}}"#));
+    };
+    configure("10.98.0.0/16");
+    let books = hold(path.trim());
+    fleet.fails(0, &due(1), 11).assert_names(&["ipam/lock"]);
+    drop(books);
+    // What was found is not forgotten by the next one, for which no news is due.
+    let call = fleet.ipam("ADD", 0, &json!({}));
+    let given = addresses(&call.clone().run().result());
+    assert!(given[0].starts_with("10.98."), "{given:?}");
+    call.env("CNI_COMMAND", "DEL").run().done();
+    configure("10.99.0.0/16");
+    let books = hold(path.trim());
+    let late = fleet.ipam("ADD", 0, &due(30)).start();
+    let waits = format!(" {} ", late.pid());
+    eventually(Duration::from_secs(5), "it waits for the books", || {
+        let locks = fs::read_to_string("/proc/locks").expect("the kernel's locks");
+        locks.lines().any(|line| line.contains("->") && line.contains(&waits)).then_some(())
+    });
+    drop(books);
+    for reply in [fleet.add(0, &json!({})), late.finish()] {
+        let given = addresses(&reply.result());
+        assert!(given[0].starts_with("10.99."), "{given:?}");
+    }
+}
