@@ -6,7 +6,7 @@ use cni_protocol::{Call, Code, Error};
 use weft_state::lease::{HostLease, Taken, UNCONNECTED_ENV, agent_lives};
 use weft_state::{data_dir, state_dir};
 
-use super::{Host, LIMIT, in_time, is_half_over, taken};
+use super::{Host, LIMIT, PATIENCE, in_time, is_half_over, taken};
 use crate::lease::{self, Claimant, Lease};
 use crate::registry::{Registry, in_event_loop};
 
@@ -25,7 +25,7 @@ impl Host<'_> {
         };
         check_ended(&lease, is_kept)?;
         check_connected()?;
-        if !is_kept && self.is_in_doubt() {
+        if !is_kept && (self.is_in_doubt() || self.is_due(&lease)) {
             self.would_keep(&lease)?;
         }
         if !is_kept && !lease.is_pinned() && is_half_over(&lease) {
@@ -49,14 +49,23 @@ impl Host<'_> {
         in_event_loop(self.rehearse()).map_err(unseen)?.map_or(Ok(()), told)
     }
 
-    /// Whether an ADD would go on with the lease on file, which one has found wrong, by what etcd says now. What it does not say, and a missing or wrong
-    /// configuration, keep no ADD from that.
+    /// Whether an ADD would go on with the lease on file, which one has found wrong or would look at, by what etcd says now. What it does
+    /// not say, and a missing or wrong configuration, keep no ADD from that.
     fn would_keep(&self, lease: &HostLease) -> Result<(), Error> {
-        match in_event_loop(in_time(self.patience(lease), self.rehearse())) {
+        let in_doubt = self.is_in_doubt();
+        let patience = if in_doubt { self.patience(lease) } else { PATIENCE };
+        let bar = match in_event_loop(in_time(patience, self.rehearse())) {
             Ok(Some(bar @ (Lease::Taken { .. } | Lease::Refused(_)))) => told(bar),
             Err(error) if error.code == Code::Exhausted => Err(not_available(error)),
-            _ => Ok(()),
-        }
+            Err(error) if error.code == Code::TryAgain && !in_doubt => {
+                self.note_attempt();
+                return Ok(());
+            }
+            // What is good news is left to an ADD, which takes note of the other hosts, too.
+            _ => return Ok(()),
+        };
+        self.doubt();
+        bar
     }
 
     async fn rehearse(&self) -> Result<Option<Lease>, Error> {

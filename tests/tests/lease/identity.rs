@@ -125,7 +125,9 @@ fn the_subnet_on_file_is_preferred_while_it_is_free() {
     assert_eq!(fleet.record().0, key);
     // Another one has it meanwhile, and a container lives in it.
     fleet.etcd.put(&format!("{SUBNETS}{key}"), record("172.30.0.99"));
-    let error = fleet.fails(0, &json!({ "ipam": { "peerRefresh": 0 } }), 103);
+    let due = json!({ "ipam": { "peerRefresh": 0 } });
+    fleet.ipam("STATUS", 0, &due).run().error_code(51).assert_names(&["172.30.0.99"]);
+    let error = fleet.fails(0, &due, 103);
     error.assert_names(&[&key, "172.30.0.99", "weftctl leave"]);
     fleet.ipam("STATUS", 0, &json!({})).run().error_code(51).assert_names(&["172.30.0.99"]);
     assert!(

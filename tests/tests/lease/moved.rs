@@ -163,3 +163,26 @@ fn reservations_in_other_hands_keep_no_host_in_a_subnet_that_the_network_has_no_
         assert!(given[0].starts_with("10.99."), "{given:?}");
     }
 }
+
+/// Whoever waits for a container need not try one to learn that it would get none.
+#[test]
+fn status_tells_that_a_subnet_is_another_hosts_before_any_add_has_failed() {
+    let fleet = Fleet::new(1, V4);
+    fleet.add(0, &json!({})).result();
+    let (key, _) = fleet.record();
+    fleet.etcd.put(&format!("{SUBNETS}{key}"), record("172.30.0.99"));
+    let status = |changes: &Value| fleet.ipam("STATUS", 0, changes).run();
+    let directory = fleet.node(0).data_dir().join("pods");
+    let peers = fs::File::options().write(true).open(directory.join("peers.json")).expect("open a file");
+    peers.set_modified(SystemTime::UNIX_EPOCH).expect("make it old");
+    // A silent etcd is asked once in a while.
+    fleet.etcd.freeze();
+    status(&json!({})).done();
+    fleet.etcd.thaw();
+    assert!(directory.join("tried").exists());
+    status(&json!({})).done();
+    status(&json!({ "ipam": { "peerRefresh": 0 } })).error_code(51).assert_names(&[&key, "172.30.0.99"]);
+    // It is known from then on.
+    status(&json!({})).error_code(51).assert_names(&[&key, "172.30.0.99"]);
+    fleet.fails(0, &json!({}), 103).assert_names(&[&key, "172.30.0.99"]);
+}
