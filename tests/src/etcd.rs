@@ -179,9 +179,20 @@ impl Etcd {
     /// All members start anew and miss a leader only after three to six seconds: a question at that time surely meets the change
     /// to the next one.
     #[must_use]
-    pub fn slow_to_elect(mut self) -> Self {
+    pub fn slow_to_elect(self) -> Self {
+        self.set(["--election-timeout", "3000"])
+    }
+
+    /// All members start anew and have room for so many bytes. Once these are used up etcd takes nothing more, and is not ready
+    /// again when it is started.
+    #[must_use]
+    pub fn with_room_for(self, bytes: u32) -> Self {
+        self.set(["--quota-backend-bytes", &bytes.to_string()])
+    }
+
+    fn set(mut self, option: [&str; 2]) -> Self {
         self.stop();
-        self.members.iter_mut().for_each(Member::elect_slowly);
+        self.members.iter_mut().for_each(|member| member.set(option));
         self.start_all();
         self
     }

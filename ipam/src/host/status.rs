@@ -46,7 +46,15 @@ impl Host<'_> {
             Some(ended) => ended.detail(error.msg),
             None => not_available(self.or_known(error, known, Code::LimitedConnectivity)),
         };
-        in_event_loop(self.rehearse()).map_err(unseen)?.map_or(Ok(()), told)
+        let rehearsal = async {
+            let mut registry = self.registry()?;
+            match self.rehearse(&mut registry).await? {
+                // Reading is not all that an ADD does.
+                None => registry.rehearse().await.map(|()| None),
+                bar => Ok(bar),
+            }
+        };
+        in_event_loop(rehearsal).map_err(unseen)?.map_or(Ok(()), told)
     }
 
     /// Whether an ADD would go on with the lease on file, which one has found wrong or would look at, by what etcd says now. What it does
@@ -54,7 +62,8 @@ impl Host<'_> {
     fn would_keep(&self, lease: &HostLease) -> Result<(), Error> {
         let in_doubt = self.is_in_doubt();
         let patience = if in_doubt { self.patience(lease) } else { PATIENCE };
-        let bar = match in_event_loop(in_time(patience, self.rehearse())) {
+        let bar = match in_event_loop(in_time(patience, async { self.rehearse(&mut self.registry()?).await }))
+        {
             Ok(Some(bar @ (Lease::Taken { .. } | Lease::Refused(_)))) => told(bar),
             Err(error) if error.code == Code::Exhausted => Err(not_available(error)),
             Err(error) if error.code == Code::TryAgain && !in_doubt => {
@@ -68,14 +77,17 @@ impl Host<'_> {
         bar
     }
 
-    async fn rehearse(&self) -> Result<Option<Lease>, Error> {
+    async fn rehearse(&self, registry: &mut Registry) -> Result<Option<Lease>, Error> {
         let before = HostLease::read(&self.data_dir, self.network)?;
         let others = self.others()?;
         let before = before.as_ref();
         let unused = self.is_unused() && self.may_leave(before)?;
         let claimant = Claimant::by_plugin(before, unused, &others);
-        let until = self.part(LIMIT);
-        lease::rehearse(&mut Registry::new(&self.etcd)?.within(until), &self.etcd, claimant).await
+        lease::rehearse(registry, &self.etcd, claimant).await
+    }
+
+    fn registry(&self) -> Result<Registry, Error> {
+        Ok(Registry::new(&self.etcd)?.within(self.part(LIMIT)))
     }
 }
 

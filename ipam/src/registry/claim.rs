@@ -106,6 +106,11 @@ impl Registry {
     pub(super) fn address_key(&self, address: IpAddr) -> String {
         address_key(&self.prefix, address)
     }
+
+    /// Where the addresses' keys are.
+    pub(super) fn hosts_key(&self) -> String {
+        format!("{}{HOSTS}", self.prefix)
+    }
 }
 
 /// What was read of addresses, in their order.
@@ -125,6 +130,8 @@ pub(super) fn held(
 }
 
 /// Outside of flannel's directory: flanneld takes every key in there for a host.
+const HOSTS: &str = "/weft/hosts/";
+
 pub(crate) fn address_key(prefix: &str, address: IpAddr) -> String {
-    format!("{prefix}/weft/hosts/{address}")
+    format!("{prefix}{HOSTS}{address}")
 }

@@ -95,6 +95,20 @@ impl Registry {
         self.first_of("write this host's record", vec![attempt]).await
     }
 
+    /// Sees that this host may put what it would, and that etcd has space. etcd looks at both first, and then at the condition, which
+    /// never holds.
+    ///
+    /// # Errors
+    /// [`cni_protocol::Code::TryAgain`]; [`cni_protocol::Code::InvalidConfig`] when etcd's user may not.
+    pub async fn rehearse(&mut self) -> Result<(), Error> {
+        let keys = [self.subnets(), self.hosts_key()];
+        // No revision is below 0.
+        let never = Compare::create_revision(keys[0].as_str(), CompareOp::Less, 0);
+        let txn = Txn::new().when([never]).and_then(keys.map(|key| TxnOp::put(key, "", None)));
+        let call = async |client: &mut Client| client.txn(txn.clone()).await;
+        self.call("take a subnet", call).await.map(drop)
+    }
+
     fn put(&self, record: &Record<'_>) -> TxnOp {
         let options = PutOptions::new().with_lease(record.lease);
         TxnOp::put(format!("{}{}", self.subnets(), record.key), record.value, Some(options))

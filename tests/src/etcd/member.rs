@@ -94,10 +94,9 @@ impl Member {
         self.arguments = arguments;
     }
 
-    /// Has it wait long for its leader from its next start on.
-    pub(super) fn elect_slowly(&mut self) {
-        // Of two the later one counts.
-        self.arguments.extend(["--election-timeout", "3000"].map(str::to_owned));
+    /// Gives it an option from its next start on. Of two of one name the later one counts.
+    pub(super) fn set(&mut self, option: [&str; 2]) {
+        self.arguments.extend(option.map(str::to_owned));
     }
 
     /// The URL at which other members reach it.

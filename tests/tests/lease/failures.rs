@@ -123,16 +123,22 @@ fn a_user_who_may_only_read() {
     fs::create_dir_all(guarded.cluster.node(0).directory()).expect("make the node's directory");
     fs::write(&file, Etcd::PASSWORD).expect("write a password");
     let login = json!({ "username": "reader", "passwordFile": file });
-    guarded.fails(&login, 7, &["does not let this user read and write", "grant-permission"]);
+    let parts = ["does not let this user read and write", "grant-permission"];
+    let status = || ipam("STATUS", guarded.cluster.node(0), &guarded.network(&login)).run();
+    status().error_code(50).assert_names(&parts);
+    guarded.fails(&login, 7, &parts);
     assert!(guarded.etcd.leases().is_empty());
     // Nor is there one beside a pinned record.
     let pinned = format!("{SUBNETS}10.241.7.0-24");
     guarded.etcd.put(&pinned, record("172.30.0.11"));
-    let error = ipam("ADD", guarded.cluster.node(0), &guarded.network(&login)).run().error_code(7);
-    error.assert_names(&["does not let this user read and write", "grant-permission"]);
+    status().error_code(50).assert_names(&parts);
+    ipam("ADD", guarded.cluster.node(0), &guarded.network(&login)).run().error_code(7).assert_names(&parts);
     assert!(guarded.etcd.leases().is_empty());
     guarded.etcd.del(&pinned);
     guarded.etcd.ctl(&["role", "grant-permission", "reader", "--prefix=true", "readwrite", PREFIX]);
+    let before = guarded.etcd.revision();
+    status().done();
+    assert_eq!((guarded.etcd.revision(), guarded.etcd.leases().len()), (before, 0), "nothing was put");
     guarded.works(&login);
     assert_eq!(guarded.etcd.leases().len(), 1);
 }
@@ -264,6 +270,25 @@ fn most_members_are_gone() {
     let network = guarded.network(&json!({ "timeout": 1 }));
     let error = ipam("ADD", guarded.cluster.node(0), &network).run().error_code(11);
     error.assert_names(&["refuses the connection", "172.30.0.2:2379"]);
+}
+
+/// It can be read as ever.
+#[test]
+fn an_etcd_without_space() {
+    let mut guarded = Guarded::new(1, Access::Open);
+    guarded.etcd = guarded.etcd.with_room_for(1 << 16);
+    let value = "x".repeat(8000);
+    eventually(Duration::from_secs(20), "etcd is full", || {
+        (!guarded.etcd.attempt(&["put", "/else", &value]).status.success()).then_some(())
+    });
+    let parts = ["172.30.0.2:2379", "has no space left", "etcdctl alarm disarm"];
+    let status = ipam("STATUS", guarded.cluster.node(0), &guarded.network(&json!({}))).run();
+    status.error_code(50).assert_names(&parts);
+    guarded.fails(&json!({}), 11, &parts);
+    assert!(guarded.etcd.leases().is_empty());
+    guarded.etcd.compact();
+    guarded.etcd.ctl(&["alarm", "disarm"]);
+    guarded.works(&json!({}));
 }
 
 /// The history is gone; what is there now is all that an ADD needs.
