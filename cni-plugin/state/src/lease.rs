@@ -29,6 +29,8 @@ use crate::{Lock, read_at_once, write_durable};
 /// The environment variable by which STATUS of the interface plugin tells that of `weft-ipam` the address to other hosts that no interface
 /// has, where nothing connects this host with them yet: an ADD fails then unless it moves the host to another address.
 pub const UNCONNECTED_ENV: &str = "WEFT_UNCONNECTED";
+/// How far ahead of now a lease may have been renewed, in seconds: the clock is set back by as much now and then.
+const AHEAD: u64 = 5;
 
 /// What this host leased.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,11 +152,20 @@ impl HostLease {
         self.pinned || self.lease_id == 0
     }
 
-    /// How long the lease lasts from now on, if nobody renews it; zero once it ended. By the wall clock, as it has to
-    /// be known after a reboot.
+    /// How long the lease lasts from now on, if nobody renews it; zero once it ended, or where that is not known. By the wall clock, as
+    /// it has to be known after a reboot.
     #[must_use]
     pub fn remaining(&self) -> Duration {
+        if self.is_undated() {
+            return Duration::ZERO;
+        }
         Duration::from_secs(self.renewed.saturating_add(self.ttl).saturating_sub(since_1970().as_secs()))
+    }
+
+    /// Whether it was renewed at a time that has not come yet: the clock was wrong then, or is now.
+    #[must_use]
+    pub fn is_undated(&self) -> bool {
+        self.renewed > since_1970().as_secs().saturating_add(AHEAD)
     }
 
     /// The same as one that has ended, whatever time it had left: etcd gives this host no subnet any more.

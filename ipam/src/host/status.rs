@@ -23,7 +23,10 @@ impl Host<'_> {
             Some(lease) if known.is_none() && (is_kept || !self.is_void(&lease)?) => lease,
             _ => return self.would_lease(known).map(|()| None),
         };
-        check_ended(&lease, is_kept)?;
+        // Where nobody knows how long it lasts, containers go on and an ADD renews it.
+        if !lease.is_undated() || self.is_unused() {
+            check_ended(&lease, is_kept)?;
+        }
         check_connected()?;
         if !is_kept && (self.is_in_doubt() || self.is_due(&lease)) {
             self.would_keep(&lease)?;

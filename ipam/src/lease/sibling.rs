@@ -61,7 +61,8 @@ impl Search<'_> {
 /// has not ended. A packet would belong to either, and a subnet of one might be another host's in the other.
 #[must_use]
 pub fn overlap(networks: &[IpNetwork], prefix: &str, others: &[(PathBuf, HostLease)]) -> Option<String> {
-    let lives = |other: &HostLease| other.prefix != prefix && !other.has_ended();
+    let has_ended = |other: &HostLease| other.has_ended() && !other.is_undated();
+    let lives = |other: &HostLease| other.prefix != prefix && !has_ended(other);
     others.iter().filter(|(_, other)| lives(other)).find_map(|(dir, other)| {
         let config = NetworkConfig::parse(&other.config).ok()?;
         let shared = |pool: &Pool| {

@@ -90,7 +90,7 @@ fn the_agent_starts_while_etcd_is_away() {
 }
 
 /// A host that boots while etcd is away, maybe after its lease has ended, and the subnet that it had, which another host has by now.
-fn booted_without_etcd(config: &str, has_ended: bool) -> (Fleet, String) {
+fn booted_without_etcd(config: &str, renewed: Option<u64>) -> (Fleet, String) {
     let mut fleet = Fleet::of(1, config, &json!({}));
     let own = subnet(fleet.node(0));
     fleet.agents[0].daemon().stop();
@@ -98,10 +98,10 @@ fn booted_without_etcd(config: &str, has_ended: bool) -> (Fleet, String) {
     fleet.etcd.stop();
     // As after a boot.
     fs::remove_file(fleet.node(0).subnet_file()).expect("remove subnet.env");
-    if has_ended {
+    if let Some(renewed) = renewed {
         let file = fleet.node(0).data_dir().join(Weftd::NETWORK).join("lease.json");
         let mut lease: Value = serde_json::from_slice(&fs::read(&file).expect("a lease")).expect("JSON");
-        lease["renewed"] = json!(1);
+        lease["renewed"] = json!(renewed);
         fs::write(&file, lease.to_string()).expect("age the lease");
     }
     fleet.agents[0] = Weftd::start(fleet.node(0), &fleet.etcd, &json!({}));
@@ -124,7 +124,7 @@ fn by_flannel(command: &str, node: &Node, ipam: &str, pod: &Pod) -> Reply {
 #[test]
 fn a_container_that_comes_before_etcd_does_is_not_left_in_a_subnet_that_the_host_leaves() {
     for by_weft in [true, false] {
-        let (fleet, own) = booted_without_etcd(CONFIG, false);
+        let (fleet, own) = booted_without_etcd(CONFIG, None);
         let (node, agent, pod) = (fleet.node(0), &fleet.agents[0], Pod::new());
         agent.ready();
         let result = if by_weft {
@@ -194,7 +194,7 @@ fn a_container_that_comes_while_etcd_is_asked_keeps_the_host_in_its_subnet() {
 /// What was written while etcd was away is no promise: nobody comes to a host that etcd gives no subnet.
 #[test]
 fn a_host_that_gets_no_subnet_after_its_boot_takes_no_container() {
-    let (fleet, own) = booted_without_etcd(ONE, false);
+    let (fleet, own) = booted_without_etcd(ONE, None);
     let (node, agent, pod) = (fleet.node(0), &fleet.agents[0], Pod::new());
     agent.ready();
     by_flannel("STATUS", node, "weft-ipam", &pod).done();
@@ -236,7 +236,13 @@ fn a_host_that_gets_no_subnet_after_its_boot_takes_no_container() {
 /// Nothing lives in the subnet, so that any other one will do, and another host may have it: etcd is to say which.
 #[test]
 fn a_host_that_boots_after_its_lease_ended_waits_for_etcd() {
-    let (fleet, own) = booted_without_etcd(CONFIG, true);
+    // Long ago, and by a clock that was ahead: then nobody knows when.
+    for renewed in [1, u64::MAX / 2] {
+        waits_for_etcd(&booted_without_etcd(CONFIG, Some(renewed)));
+    }
+}
+
+fn waits_for_etcd((fleet, own): &(Fleet, String)) {
     let (node, agent, pod) = (fleet.node(0), &fleet.agents[0], Pod::new());
     eventually(PATIENCE, "it says what it waits for", || {
         let answer = agent.ask("/readyz")?;
@@ -244,18 +250,33 @@ fn a_host_that_boots_after_its_lease_ended_waits_for_etcd() {
     });
     let leased = Weftd::network(&fleet.etcd).with(&json!({ "timeout": 4 }));
     by_flannel("ADD", node, "host-local", &pod).error_code(11).assert_names(&["subnet.env"]);
-    leased.add_call(&pod).on(node).run().error_code(11).assert_names(&[&own, "has ended", "/readyz"]);
-    leased.call("STATUS").on(node).run().error_code(51).assert_names(&[&own, "has ended", "/readyz"]);
+    leased.add_call(&pod).on(node).run().error_code(11).assert_names(&[own, "has ended", "/readyz"]);
+    leased.call("STATUS").on(node).run().error_code(51).assert_names(&[own, "has ended", "/readyz"]);
     assert!(!node.subnet_file().exists());
     fleet.etcd.restart();
     agent.ready();
-    assert_ne!(subnet(node), own);
+    assert_ne!(subnet(node), *own);
     by_flannel("STATUS", node, "host-local", &pod).done();
     leased.call("STATUS").on(node).run().done();
     let address = ips(&leased.add_call(&pod).on(node).run().result())[0].to_string();
     assert!(!address.starts_with(own.trim_end_matches("0-24")), "{address} {own}");
     let log = agent.daemon().log();
     assert!(!log.contains("etcd has lost data"), "{log}");
+}
+
+/// For whoever reads it without the agent: after the clock was set back, too.
+#[test]
+fn a_lease_on_file_of_a_time_to_come_is_put_right() {
+    let mut fleet = Fleet::of(1, CONFIG, &json!({}));
+    fleet.agents[0].daemon().stop();
+    let file = fleet.node(0).data_dir().join(Weftd::NETWORK).join("lease.json");
+    let read = || -> Value { serde_json::from_slice(&fs::read(&file).expect("a lease")).expect("JSON") };
+    let mut lease = read();
+    let now = lease["renewed"].as_u64().expect("a time");
+    lease["renewed"] = json!(now + 86_400);
+    fs::write(&file, lease.to_string()).expect("put the lease ahead");
+    fleet.agents[0] = Weftd::up(fleet.node(0), &fleet.etcd);
+    eventually(PATIENCE, "it is renewed", || (read()["renewed"].as_u64()? < now + 3600).then_some(()));
 }
 
 /// Before it ever had a subnet it waits, says for what, and begins when etcd is there.

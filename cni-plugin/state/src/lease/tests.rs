@@ -84,6 +84,17 @@ fn the_time_left() {
     assert_eq!(ended.remaining(), Duration::ZERO);
 }
 
+/// Whoever renewed it then had another clock: nobody knows how long it lasts.
+#[test]
+fn a_lease_of_a_time_to_come_has_no_time_left() {
+    let ahead = |seconds| HostLease { renewed: since_1970().as_secs() + seconds, ..lease() };
+    for (seconds, is_undated) in [(0, false), (2, false), (60, true), (864_000, true), (u64::MAX / 2, true)] {
+        let lease = ahead(seconds);
+        assert_eq!((lease.is_undated(), lease.has_ended()), (is_undated, is_undated), "{seconds}");
+        assert!(!HostLease { pinned: true, ..lease }.has_ended());
+    }
+}
+
 /// An earlier version has no lease of a pinned one on file.
 #[test]
 fn a_pinned_subnet_has_no_end() {

@@ -52,7 +52,7 @@ impl Network {
     /// Puts a lease on file, unless it is there, renewed not long before.
     fn file(&mut self, lease: &HostLease) {
         let is_there = self.on_file.as_ref().is_some_and(|known| {
-            let since = lease.renewed.saturating_sub(known.renewed);
+            let since = lease.renewed.abs_diff(known.renewed);
             *lease == HostLease { renewed: lease.renewed, ..known.clone() }
                 && (lease.is_pinned() || since < LEASE_AGE.min(lease.ttl / 10))
         });
