@@ -251,7 +251,11 @@ fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     };
     let leased = match Host::of(&args.call)? {
         Some(host) => {
-            let lease = host.on_file()?.ok_or_else(|| broken("this host has no lease on file".to_owned()))?;
+            let lease = match host.on_file()? {
+                None => host.of_former_addresses()?,
+                lease => lease,
+            };
+            let lease = lease.ok_or_else(|| broken("this host has no lease on file".to_owned()))?;
             Some(Leased::of(&lease)?)
         }
         None => None,

@@ -2,21 +2,21 @@
 //! when the lease is missing, or when the other hosts have not been looked at for a while and no agent does that.
 
 mod attempts;
+mod on_file;
 mod status;
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use cni_protocol::logging::printable;
 use cni_protocol::{Call, Code, Deadline, Error, NetworkName};
 use serde_json::Value;
-use weft_state::lease::{HostLease, Peers, Taken, agent_lives, lease_files, since_1970};
+use weft_state::lease::{HostLease, Peers, Taken, agent_lives, since_1970};
 use weft_state::{Lock, data_dir, state_dir};
 
 use crate::conf::etcd::EtcdConf;
-use crate::lease::{self, Claimant, Lease, PAUSE, Standing};
+use crate::lease::{self, Claimant, Lease, PAUSE};
 use crate::registry::{Registry, Snapshot, in_event_loop};
 use crate::store::{self, Store};
 pub(crate) use status::check_subnet;
@@ -26,13 +26,6 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// The part of the command's time in which etcd is asked again for what the command cannot go on without, for all calls together.
 const SHARE: f32 = 0.25;
 const LIMIT: f32 = 0.5;
-
-/// The lease on file as it is at a moment.
-#[derive(PartialEq, Eq)]
-pub(crate) struct Glance {
-    file: Option<(u64, i64, i64)>,
-    is_void: bool,
-}
 
 /// A network that spans hosts, as this host knows it.
 pub(crate) struct Host<'c> {
@@ -62,41 +55,6 @@ impl<'c> Host<'c> {
         }))
     }
 
-    /// The lease on file, if it is this host's: a disk that was copied to another host has another host's.
-    ///
-    /// # Errors
-    /// [`Code::Io`].
-    pub(crate) fn on_file(&self) -> Result<Option<HostLease>, Error> {
-        let Some(lease) = HostLease::read(&self.data_dir, self.network)? else { return Ok(None) };
-        Ok(self.is_ours(&lease)?.then_some(lease))
-    }
-
-    /// Whether a lease is as good as none: it has ended, or etcd has said that it is wrong and nobody has settled that, so another host
-    /// may have the subnet, and no container would miss that.
-    fn is_void(&self, lease: &HostLease) -> Result<bool, Error> {
-        let is_lost =
-            || Ok(lease.has_ended() || self.is_in_doubt() && !agent_lives(&self.state_dir, self.network)?);
-        Ok(is_lost()? && self.is_unused())
-    }
-
-    /// Where this machine's agent lives, it is the agent that moves the host to other addresses.
-    fn is_ours(&self, lease: &HostLease) -> Result<bool, Error> {
-        if lease.prefix != self.etcd.prefix {
-            return Ok(false);
-        }
-        match lease::standing(&self.etcd, lease, &[]) {
-            Standing::Same => return Ok(true),
-            Standing::Away => {
-                let remedy = "where it gets none any more, set ipam.iface";
-                let network = self.network;
-                log::warn!("network {network}: the interface to other hosts has lost its address: {remedy}");
-                return Ok(true);
-            }
-            Standing::Moved => {}
-        }
-        Ok(agent_lives(&self.state_dir, self.network)? && lease::is_by_machine(lease))
-    }
-
     /// The lease for an ADD: that on file, with news of the other hosts where they are due; else one taken now.
     ///
     /// # Errors
@@ -118,6 +76,19 @@ impl<'c> Host<'c> {
                 status::check_ended(&lease, true).map_err(|error| Error { code: Code::TryAgain, ..error })?;
             }
         }
+        let former = if taken.is_none() { self.of_former_addresses()? } else { None };
+        match (self.acquire(taken, former.is_none()), former) {
+            (Err(error), Some(lease)) if error.code == Code::TryAgain => {
+                let step = "going on with the lease of the addresses that this host had";
+                log::warn!("network {}: {}; {step}", self.network, error.msg);
+                Ok(lease)
+            }
+            (outcome, _) => outcome,
+        }
+    }
+
+    /// The lease, taken from etcd unless another ADD does so meanwhile; `repeat`: a first one is asked for again and again.
+    fn acquire(&self, taken: Option<Taken>, repeat: bool) -> Result<HostLease, Error> {
         // Of several first ADDs one takes the lease, and the others find it on file: also those of another network with the same place
         // in etcd, which may not have it. No network's name begins with a dot.
         fs::create_dir_all(&self.data_dir).map_err(|error| {
@@ -134,7 +105,7 @@ impl<'c> Host<'c> {
         let is_first = lease.is_none();
         match (lease, taken) {
             (Some(lease), None) if !self.is_void(&lease)? => Ok(lease),
-            (_, None) if is_first => self.take(until, self.is_unused(), true),
+            (_, None) if is_first => self.take(until, self.is_unused(), repeat),
             // Once: what is known is an answer, too, and whoever deletes a container waits for the store.
             (_, taken) => {
                 let store = self.hold_unused(until)?;
@@ -226,29 +197,6 @@ impl<'c> Host<'c> {
         }
         let store = Store::create(&self.reservations, self.network, until)?;
         Ok(self.is_unused().then_some(store))
-    }
-
-    /// Which lease is on file, without reading it: each is a file of its own; and whether etcd is to say first whether it is right.
-    pub(crate) fn glance(&self) -> Glance {
-        let [lease, _] = lease_files(&self.data_dir, self.network);
-        let file = fs::metadata(lease).ok().map(|file| (file.ino(), file.mtime(), file.mtime_nsec()));
-        Glance { file, is_void: self.is_in_doubt() && self.is_unused() }
-    }
-
-    /// Whether the lease on file still has this one's subnet, and has neither been ended nor come into doubt since it was seen.
-    ///
-    /// # Errors
-    /// [`Code::Io`].
-    pub(crate) fn has_still(&self, lease: &HostLease, seen: &Glance) -> Result<bool, Error> {
-        let glance = self.glance();
-        if glance == *seen {
-            return Ok(true);
-        }
-        if glance.is_void && !seen.is_void {
-            return Ok(false);
-        }
-        let is_still = |now: HostLease| now.key == lease.key && (lease.has_ended() || !now.has_ended());
-        Ok(HostLease::read(&self.data_dir, self.network)?.is_some_and(is_still))
     }
 
     /// Looks at the network, and renews the lease when half of its time is over. What etcd fails to say, or the disk to

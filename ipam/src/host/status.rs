@@ -45,6 +45,7 @@ impl Host<'_> {
     /// Whether an ADD would be given a lease by etcd, where that on file is not enough for it.
     fn would_lease(&self, known: Option<Taken>) -> Result<(), Error> {
         let ended = self.on_file()?.and_then(|lease| check_ended(&lease, false).err());
+        let former = if known.is_none() { self.of_former_addresses()? } else { None };
         let unseen = |error: Error| match ended.filter(|_| error.code == Code::TryAgain && known.is_none()) {
             Some(ended) => ended.detail(error.msg),
             None => not_available(self.or_known(error, known, Code::LimitedConnectivity)),
@@ -57,7 +58,10 @@ impl Host<'_> {
                 bar => Ok(bar),
             }
         };
-        in_event_loop(rehearsal).map_err(unseen)?.map_or(Ok(()), told)
+        match in_event_loop(rehearsal) {
+            Err(error) if error.code == Code::TryAgain && former.is_some() => Ok(()),
+            rehearsed => rehearsed.map_err(unseen)?.map_or(Ok(()), told),
+        }
     }
 
     /// Whether an ADD would go on with the lease on file, which one has found wrong or would look at, by what etcd says now. What it does

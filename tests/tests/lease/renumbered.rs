@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use weft_tests::{Node, Weftd, command, eventually};
+use weft_tests::{Call, Network, Node, Pod, Weftd, command, eventually};
 
 use super::super::{DUAL, Fleet, PREFIX, SUBNETS, V4, V6, addresses};
 
@@ -100,6 +100,36 @@ fn status_of_the_interface_plugin_does_not_mind_the_former_address() {
     let _second = node.attach(&network);
     network.call("STATUS").on(node).run().done();
     assert!(fleet.record().1.contains(AFTER[0]));
+}
+
+/// They need not wait: the subnet is this host's as before, and who has its disk is not this host.
+#[test]
+fn containers_come_and_go_while_etcd_cannot_be_told_of_the_new_address() {
+    let fleet = Fleet::new(2, V4);
+    let short = json!({ "timeout": 4 });
+    let network = fleet.conf(&short);
+    let pod = Pod::new();
+    let call = |network: &Network, command| {
+        Call::new("weft-ipam", command, network.conf.to_string()).on(fleet.node(0)).pod(&pod)
+    };
+    let result = call(&network, "ADD").run().result();
+    let (key, value) = fleet.record();
+    let [from, to] = [0, 1].map(|node| fleet.node(node).directory());
+    command(&format!("cp -a {} {}", from.display(), to.display()));
+    fleet.node(0).renumber(BEFORE[0], AFTER[0]);
+    fleet.etcd.freeze();
+    let reply = fleet.add(0, &short);
+    assert_eq!(addresses(&reply.result()), [addresses(&result)[0].replace(".2/", ".3/")]);
+    assert!(reply.stderr.contains("the addresses that this host had"), "{}", reply.stderr);
+    fleet.ipam("STATUS", 0, &short).run().done();
+    call(&network.previous(&result), "CHECK").run().done();
+    fleet.fails(1, &short, 11);
+    fleet.ipam("STATUS", 1, &short).run().error_code(50);
+    fleet.etcd.thaw();
+    assert_eq!(fleet.record(), (key.clone(), value));
+    fleet.add(0, &short).result();
+    let (now, value) = fleet.record();
+    assert!(now == key && value.contains(AFTER[0]), "{now} {key} {value}");
 }
 
 /// What is known is said then, and at once.
