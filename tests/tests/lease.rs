@@ -225,34 +225,6 @@ fn an_add_renews_the_lease_when_half_of_it_is_over_and_looks_at_other_hosts() {
     assert!(peers.contains("172.30.0.99"), "{peers}");
 }
 
-/// Its clock was ahead then, so that nobody knows how long the lease lasts.
-#[test]
-fn a_lease_renewed_at_a_time_to_come_is_renewed_again() {
-    let fleet = Fleet::new(1, V4);
-    fleet.add(0, &json!({})).result();
-    let file = fleet.node(0).data_dir().join("pods/lease.json");
-    let read = || -> Value { serde_json::from_slice(&fs::read(&file).expect("a lease")).expect("JSON") };
-    let now = read()["renewed"].as_u64().expect("a time");
-    let put_ahead = || {
-        let mut lease = read();
-        lease["renewed"] = json!(now + 86_400);
-        fs::write(&file, lease.to_string()).expect("put the lease ahead");
-    };
-    put_ahead();
-    fleet.ipam("STATUS", 0, &json!({})).run().done();
-    fleet.add(0, &json!({})).result();
-    assert!(read()["renewed"].as_u64().is_some_and(|renewed| renewed < now + 3600), "{}", read());
-    // Without containers another host may have the subnet.
-    fs::remove_dir_all(fleet.node(0).state_dir()).expect("no containers");
-    put_ahead();
-    fleet.etcd.freeze();
-    let short = json!({ "timeout": 4 });
-    fleet.fails(0, &short, 11).assert_names(&["172.30.0.2:2379"]);
-    fleet.ipam("STATUS", 0, &short).run().error_code(51).assert_names(&["has ended"]);
-    fleet.etcd.thaw();
-    fleet.add(0, &json!({})).result();
-}
-
 /// In etcd, too, and not before.
 #[test]
 fn etcds_lease_is_renewed_when_half_of_it_is_over() {
@@ -310,22 +282,6 @@ fn a_record_goes_on_with_a_lease_as_long_as_configured() {
         assert_eq!(on_file(), json!(60));
         assert_eq!(fleet.etcd.get("/else").as_deref(), Some("x"));
     }
-}
-
-#[test]
-fn a_lease_that_ended_is_told_and_taken_again() {
-    let fleet = Fleet::new(1, V4);
-    let short = json!({ "ipam": { "leaseTTL": 2, "peerRefresh": 0 } });
-    fleet.add(0, &short).result();
-    let (key, value) = fleet.record();
-    weft_tests::eventually(std::time::Duration::from_secs(15), "the lease ends", || {
-        fleet.keys().is_empty().then_some(())
-    });
-    fleet.ipam("STATUS", 0, &short).run().error_code(51).assert_names(&[&key, "weftd"]);
-    let longer = json!({ "ipam": { "leaseTTL": 60, "peerRefresh": 0 } });
-    fleet.add(0, &longer).result();
-    assert_eq!(fleet.record(), (key, value));
-    fleet.ipam("STATUS", 0, &longer).run().done();
 }
 
 /// What is on file is enough for a container, and what is new is written when that can be done again.

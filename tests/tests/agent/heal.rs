@@ -184,9 +184,6 @@ fn the_subnet_file_comes_back() {
     });
 }
 
-/// After a change an agent looks within a second, or later where looks cost much.
-const QUIET: Duration = Duration::from_millis(1500);
-
 /// Waits until the agent has seen its own changes; they are the last that make it look. How often it has by then.
 fn settled(agent: &Weftd) -> f64 {
     let mut last = (syncs(agent), Instant::now());
@@ -195,7 +192,8 @@ fn settled(agent: &Weftd) -> f64 {
         if now != last.0 {
             last = (now, Instant::now());
         }
-        (last.1.elapsed() > QUIET).then_some(now)
+        // It looks within a second after a change.
+        (last.1.elapsed() > Duration::from_millis(1500)).then_some(now)
     })
 }
 
