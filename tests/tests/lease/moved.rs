@@ -59,9 +59,16 @@ fn containers_that_come_while_the_subnet_changes_are_in_the_new_one() {
     }
 }
 
-/// Whoever keeps the lease ends it once etcd has no subnet for the host, while a container is on its way to an address of that.
+/// Whoever keeps the lease ends it once etcd has no subnet for the host, or an ADD finds it wrong, while a container is on its way to an
+/// address of that.
 #[test]
-fn a_container_on_its_way_while_the_lease_is_ended_asks_etcd() {
+fn a_container_on_its_way_while_the_lease_is_ended_or_comes_into_doubt_asks_etcd() {
+    for is_ended in [true, false] {
+        on_its_way(is_ended);
+    }
+}
+
+fn on_its_way(is_ended: bool) {
     let fleet = Fleet::new(1, V4);
     let node = fleet.node(0);
     let call = fleet.ipam("ADD", 0, &json!({}));
@@ -77,12 +84,17 @@ fn a_container_on_its_way_while_the_lease_is_ended_asks_etcd() {
         locks.lines().any(|line| line.contains("->") && line.contains(&waits)).then_some(())
     });
     fleet.etcd.put(&format!("{SUBNETS}{key}"), record("172.30.0.99"));
-    let file = node.data_dir().join("pods/lease.json");
-    let mut lease: Value = serde_json::from_slice(&fs::read(&file).expect("a lease")).expect("JSON");
-    lease["renewed"] = json!(0);
-    let next = file.with_extension("next");
-    fs::write(&next, lease.to_string()).expect("end the lease");
-    fs::rename(&next, &file).expect("end the lease");
+    let directory = node.data_dir().join("pods");
+    if is_ended {
+        let file = directory.join("lease.json");
+        let mut lease: Value = serde_json::from_slice(&fs::read(&file).expect("a lease")).expect("JSON");
+        lease["renewed"] = json!(0);
+        let next = file.with_extension("next");
+        fs::write(&next, lease.to_string()).expect("end the lease");
+        fs::rename(&next, &file).expect("end the lease");
+    } else {
+        fs::write(directory.join("tried"), "?").expect("note a doubt");
+    }
     drop(books);
     let given = addresses(&late.finish().result());
     assert!(!given[0].starts_with(key.trim_end_matches("0-24")), "{given:?} is of {key}");
