@@ -272,6 +272,7 @@ impl<'c> Host<'c> {
         }
         let others = self.others()?;
         let (before, unused) = (Some(&kept), store.is_some());
+        let is_unclaimed = hosts.records.get(&kept.key).is_none_or(|record| *record == kept.value);
         let claimant = Claimant::by_plugin(before, unused, &others);
         // To find a subnet is no news that an ADD can do without.
         let patience = if unused { self.part(SHARE).remaining() } else { self.patience(&kept) };
@@ -280,8 +281,8 @@ impl<'c> Host<'c> {
         }));
         let (kept, why) = match taken {
             Ok(Lease::Held(lease)) if lease.key == kept.key => (lease, None),
-            // A missing or wrong configuration is no reason to leave the host's network.
-            Ok(Lease::Unconfigured(error)) => (kept, Some(error)),
+            // A missing or wrong configuration is no reason to leave the host's network, unless another host has the subnet.
+            Ok(Lease::Unconfigured(error)) if !unused || is_unclaimed => (kept, Some(error)),
             Err(error) if error.code == Code::InvalidConfig || store.is_none() => (kept, Some(error)),
             // The subnet may be another one already.
             taken => return self.put_on_file(taken?, hosts),

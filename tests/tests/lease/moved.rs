@@ -112,6 +112,9 @@ fn a_host_that_lost_its_subnet_gives_no_address_of_it_while_etcd_is_silent() {
     call.env("CNI_COMMAND", "DEL").run().done();
     fleet.etcd.del(&key);
     fleet.etcd.put(&key, record("172.30.0.99"));
+    fleet.etcd.del(CONFIG);
+    fleet.fails(0, &due, 7);
+    fleet.etcd.put(CONFIG, one);
     fleet.fails(0, &due, 104);
     // One that is killed while it asks has not said anything else.
     fleet.etcd.freeze();
