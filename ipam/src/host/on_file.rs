@@ -20,7 +20,7 @@ impl Host<'_> {
     /// The lease on file, if it is this host's: a disk that was copied to another host has another host's.
     ///
     /// # Errors
-    /// [`Code::Io`].
+    /// [`cni_protocol::Code::Io`].
     pub(crate) fn on_file(&self) -> Result<Option<HostLease>, Error> {
         let Some(lease) = HostLease::read(&self.data_dir, self.network)? else { return Ok(None) };
         Ok(self.is_ours(&lease)?.then_some(lease))
@@ -30,7 +30,7 @@ impl Host<'_> {
     /// is what it was.
     ///
     /// # Errors
-    /// [`Code::Io`].
+    /// [`cni_protocol::Code::Io`].
     pub(crate) fn of_former_addresses(&self) -> Result<Option<HostLease>, Error> {
         match HostLease::read(&self.data_dir, self.network)? {
             Some(lease) if lease.prefix == self.etcd.prefix && !self.is_void(&lease)? => {
@@ -76,7 +76,7 @@ impl Host<'_> {
     /// Whether the lease on file still has this one's subnet, and has neither been ended nor come into doubt since it was seen.
     ///
     /// # Errors
-    /// [`Code::Io`].
+    /// [`cni_protocol::Code::Io`].
     pub(crate) fn has_still(&self, lease: &HostLease, seen: &Glance) -> Result<bool, Error> {
         let glance = self.glance();
         if glance == *seen {
