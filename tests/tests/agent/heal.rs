@@ -112,16 +112,16 @@ pub(super) fn assert_repaired(
     let (node, agent) = (fleet.node(0), &fleet.agents[0]);
     let heals =
         || agent.metric(&format!(r#"weft_heals_total{{network="pods",object="{object}"}}"#)).unwrap_or(0.0);
-    let before = heals();
+    let (before, began) = (heals(), Instant::now());
     node.command(line);
     eventually(REPAIR, &format!("after `{line}`, `{look}` says {says:?}"), || {
         let whole = |text: &str| says.iter().all(|part| text.contains(part));
         node.command(look).lines().any(whole).then_some(())
     });
-    eventually(REPAIR, &format!("a repair of {object} is counted after `{line}`"), || {
+    reaches_in(REPAIR.saturating_sub(began.elapsed()).max(Duration::from_millis(500)), from, to, line);
+    eventually(PATIENCE, &format!("a repair of {object} is counted after `{line}`"), || {
         (heals() > before).then_some(())
     });
-    reaches_in(REPAIR, from, to, line);
 }
 
 /// Damages everything of one network, piece by piece.

@@ -49,11 +49,12 @@ impl Network {
         }
     }
 
-    /// Puts a lease on file, unless it is there, renewed not long before.
+    /// Puts a lease on file, unless it is there, renewed not long before, as far as whoever reads it can tell.
     fn file(&mut self, lease: &HostLease) {
         let is_there = self.on_file.as_ref().is_some_and(|known| {
             let since = lease.renewed.abs_diff(known.renewed);
             *lease == HostLease { renewed: lease.renewed, ..known.clone() }
+                && !known.is_undated()
                 && (lease.is_pinned() || since < LEASE_AGE.min(lease.ttl / 10))
         });
         if (!is_there || self.unfiled.contains_key("lease.json"))
