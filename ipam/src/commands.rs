@@ -18,7 +18,7 @@ use crate::pool::RangeSet;
 use crate::record::Owner;
 use crate::reservation::Reservation;
 use crate::sticky::Name;
-use crate::store::Store;
+use crate::store::{Store, glance};
 
 /// So many neighbours of the address last given are looked at one by one, without asking which blocks are full: mostly the first
 /// one is free.
@@ -66,6 +66,7 @@ fn add(args: AddArgs) -> Result<Outcome, Error> {
             break (conf, dns, store);
         }
     };
+    warn_of_former(&call, &store);
     let owner = Owner::new(container_id.as_str(), ifname.as_str());
     let name = conf.sticky.and_then(|time| Name::of(&args, &container_id, &ifname, time));
     let addresses = reserve(&store, &conf, (&owner, name.as_ref()))?;
@@ -79,6 +80,22 @@ fn add(args: AddArgs) -> Result<Outcome, Error> {
         Err(e) => vec![e.msg],
     };
     Ok(Outcome::Attached { result, rollback: Box::new(rollback) })
+}
+
+/// Says before the first address is given that those of containers from before an update are not known here. That is no error: they
+/// may be another host's.
+fn warn_of_former(call: &Call, store: &Store) {
+    let Some(former) = former_reservations_dir(&call.conf).filter(|_| store.last(0).is_none()) else {
+        return;
+    };
+    let held = glance(&former, &call.network).map_or(0, |held| held.len());
+    if held > 0 {
+        let (network, former) = (&call.network, former.display());
+        log::warn!(
+            "network {network}: {held} addresses are reserved in {former}, where earlier versions had them, and may be given again: \
+             restart the containers of this host that have them"
+        );
+    }
 }
 
 fn ip_config(ip: IpAddr, set: &RangeSet) -> Option<IpConfig> {
@@ -216,12 +233,9 @@ fn list(ips: &[IpAddr]) -> String {
 
 fn del(args: &DelArgs) -> Result<Outcome, Error> {
     let owner = Owner::new(args.container_id.as_str(), args.ifname.as_str());
+    let Some(store) = open(&args.call)? else { return Ok(Outcome::Done) };
     let hints: Vec<IpAddr> = args.prev_result.iter().flat_map(|r| &r.ips).map(|ip| ip.address.ip()).collect();
-    let mut left = Vec::new();
-    for store in [open(&args.call)?, open_former(&args.call)?].into_iter().flatten() {
-        left.extend(store.release(&owner, &hints));
-    }
-    complete(&format!("free the addresses of {owner}"), left)
+    complete(&format!("free the addresses of {owner}"), store.release(&owner, &hints))
 }
 
 /// Success, or an error that lists everything that was left behind.
@@ -235,12 +249,6 @@ fn complete(step: &str, left: Vec<String>) -> Result<Outcome, Error> {
 
 fn open(call: &Call) -> Result<Option<Store>, Error> {
     Store::open(&reservations_dir(&call.conf)?, &call.network, lock_deadline(call))
-}
-
-/// The reservations that [`former_reservations_dir`] tells of.
-fn open_former(call: &Call) -> Result<Option<Store>, Error> {
-    let Some(former) = former_reservations_dir(&call.conf) else { return Ok(None) };
-    Store::open(&former, &call.network, lock_deadline(call))
 }
 
 fn check(args: &CheckArgs) -> Result<Outcome, Error> {
@@ -261,13 +269,13 @@ fn check(args: &CheckArgs) -> Result<Outcome, Error> {
         None => None,
     };
     let conf = Conf::new(&args.call, &args.args, leased.as_ref())?;
-    let stores: Vec<Store> = [open(&args.call)?, open_former(&args.call)?].into_iter().flatten().collect();
-    if stores.is_empty() {
+    let Some(store) = open(&args.call)? else {
         return Err(broken("nothing is reserved in this network since the machine started".to_owned()));
+    };
+    let held = store.held_by(&owner)?;
+    if held.is_empty() {
+        return Err(broken("it holds none".to_owned()));
     }
-    let holding = stores.iter().map(|store| Ok((store, store.held_by(&owner)?)));
-    let holding = holding.collect::<Result<Vec<_>, Error>>()?.into_iter().find(|(_, held)| !held.is_empty());
-    let (store, held) = holding.ok_or_else(|| broken("it holds none".to_owned()))?;
     let given: Vec<IpAddr> = args.prev_result.ips.iter().map(|ip| ip.address.ip()).collect();
     if let Some(ip) = held.iter().find(|ip| !given.contains(ip)) {
         return Err(broken(format!("it holds {ip}, but prevResult has {}", list(&given))));

@@ -18,7 +18,6 @@ pub use leased::Leased;
 use crate::pool::{Misplaced, Pools, Refusal};
 use crate::range::{Invalid, Range, RangeSpec};
 use crate::sticky;
-use crate::store::glance;
 
 const IPAM_KEYS: [&str; 13] = [
     "type", "subnet", "rangeStart", "rangeEnd", "gateway", "ranges", "routes", "resolvConf", "dataDir",
@@ -106,8 +105,8 @@ pub fn reservations_dir(conf: &Map<String, Value>) -> Result<PathBuf, Error> {
     path.ok_or_else(|| invalid("ipam.dataDir", value, "is no absolute path; write one that starts with /"))
 }
 
-/// Where else containers of this boot may have reservations: before `stateDir` was heeded here, they were
-/// in the default directory. Another host of this machine may have its own there.
+/// Where earlier versions, which took no heed of `stateDir` here, had the reservations: in the default
+/// directory. Another host of this machine may have its own there.
 pub(crate) fn former_reservations_dir(conf: &Map<String, Value>) -> Option<PathBuf> {
     let told = conf.get("stateDir").filter(|_| data_dir_of_ipam(conf).is_none())?;
     let former = state_dir(None).ok()?;
@@ -131,10 +130,7 @@ impl Conf {
             return Err(invalid("ipam", "null", "is missing; give it a subnet, ranges or etcd"));
         };
         let runtime = raw.runtime_config.unwrap_or_default();
-        let mut exclude = exclusions(ipam.exclude.as_deref().unwrap_or_default())?;
-        if let Some(former) = former_reservations_dir(&call.conf) {
-            exclude.extend(glance(&former, &call.network)?.into_iter().map(IpNetwork::from));
-        }
+        let exclude = exclusions(ipam.exclude.as_deref().unwrap_or_default())?;
         let ranges = runtime.ip_ranges.as_deref().unwrap_or_default();
         let pools = match leased {
             Some(leased) => leased.pools(&ipam, ranges, exclude)?,

@@ -5,9 +5,12 @@ mod common;
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
+use cni_protocol::Deadline;
 use common::{command, finish, start};
 use serde_json::{Value, json};
+use weft_ipam::store::Store;
 
 /// A network whose `stateDir` is this one, and the names of the addresses held below a directory.
 fn conf(dir: Option<&Path>) -> Value {
@@ -23,36 +26,55 @@ fn held(dir: &Path) -> Vec<String> {
     names.collect()
 }
 
-/// What earlier versions reserved is in the default directory: nobody gets it again, and its containers go as others do.
+/// Reservations of earlier versions are in the default directory, where another host of the machine may have its own as well: nobody
+/// waits for them or takes any away, and the first ADD says that they are there.
 #[test]
-fn reservations_of_before_are_where_they_were() {
+fn reservations_of_before_are_told_of_and_left() {
     let (now, before) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (now, before) = (now.path(), before.path());
     let run = |verb, container, conf: &Value| {
         finish(start(command(verb, container).env("WEFT_STATE_DIR", before), conf))
     };
     let (old, conf) = (conf(None), conf(Some(now)));
-    let first = run("ADD", "one", &old).ok();
-    assert_eq!((held(before), held(now)), (vec!["10.5.0.2".to_owned()], vec![]));
+    let warning = "1 addresses are reserved in";
+    run("ADD", "one", &old).ok();
+    let _lock = Store::open(before, &"net".parse().unwrap(), Deadline::after(Duration::from_secs(9)))
+        .unwrap()
+        .unwrap();
 
-    assert_eq!(run("ADD", "two", &conf).ips(), ["10.5.0.3/29"]);
-    assert_eq!((held(before), held(now)), (vec!["10.5.0.2".to_owned()], vec!["10.5.0.3".to_owned()]));
+    run("STATUS", "", &conf).ok();
+    let first = run("ADD", "two", &conf);
+    assert!(first.stderr.contains(&format!("{warning} {}", before.display())), "{first:?}");
+    assert_eq!((first.ips(), held(now)), (vec!["10.5.0.2/29".to_owned()], vec!["10.5.0.2".to_owned()]));
+    let second = run("ADD", "three", &conf);
+    assert!(!second.stderr.contains(warning), "{second:?}");
+    run("DEL", "one", &conf).ok();
+    assert_eq!(held(now).len(), 2);
+    let mut valid = conf.clone();
+    valid["cni.dev/valid-attachments"] = json!([]);
+    run("GC", "", &valid).ok();
+    assert_eq!((held(before), held(now)), (vec!["10.5.0.2".to_owned()], vec![]));
+}
+
+/// As the changelog tells: with the former directory as `ipam.dataDir` containers of before are as any others.
+#[test]
+fn the_former_directory_may_be_kept_until_the_next_boot() {
+    let (now, before) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (now, before) = (now.path(), before.path());
+    let run = |verb, container, conf: &Value| {
+        finish(start(command(verb, container).env("WEFT_STATE_DIR", before), conf))
+    };
+    let (old, mut conf) = (conf(None), conf(Some(now)));
+    conf["ipam"]["dataDir"] = json!(before);
+    let first = run("ADD", "one", &old).ok();
+    let second = run("ADD", "two", &conf);
+    assert!(second.stderr.is_empty(), "{second:?}");
+    assert_eq!(second.ips(), ["10.5.0.3/29"]);
     let mut as_before = conf.clone();
     as_before["prevResult"] = first;
     run("CHECK", "one", &as_before).ok();
-    // Another host of this machine may have its own there.
-    let mut valid = conf.clone();
-    valid["cni.dev/valid-attachments"] = json!([{"containerID": "two", "ifname": "eth0"}]);
-    run("GC", "", &valid).ok();
-    assert_eq!(held(before), ["10.5.0.2"]);
+    conf["args"] = json!({"cni": {"ips": ["10.5.0.2"]}});
+    assert!(run("ADD", "three", &conf).error(103).contains("held by container one"));
     run("DEL", "one", &conf).ok();
-    run("DEL", "two", &conf).ok();
-    assert!(held(before).is_empty() && held(now).is_empty());
-
-    // A network that says where its reservations are had them there before, too.
-    run("ADD", "one", &old).ok();
-    let mut elsewhere = conf.clone();
-    elsewhere["ipam"]["dataDir"] = json!(now.join("other"));
-    run("DEL", "one", &elsewhere).ok();
-    assert_eq!(held(before), ["10.5.0.3"]);
+    assert_eq!((held(before), held(now)), (vec!["10.5.0.3".to_owned()], vec![]));
 }
