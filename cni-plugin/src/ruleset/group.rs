@@ -84,16 +84,24 @@ pub fn renew_others(nft: &mut Nft, needed: &Elements) -> NlResult<bool> {
     let needed = needed.groups();
     let mut renewed = false;
     for group in GROUPS.into_iter().filter(|group| !needed.contains(group)) {
-        renewed |= retry_in(nft, |nft, now| {
-            if is_undamaged(nft, group)? || is_absent(nft, group)? {
-                return Ok(false);
-            }
-            let present = present_elements(nft, group)?;
-            build(nft, group, (&[], now), present.iter()).map(|_| true)
-        })
-        .map_err(|error| explain(group, error))?;
+        renewed |= renew(nft, group).map_err(|error| explain(group, error))?;
     }
     Ok(renewed)
+}
+
+fn renew(nft: &mut Nft, group: &Group) -> NlResult<bool> {
+    let is_fine = |nft: &mut Nft| Ok(is_undamaged(nft, group)? || is_absent(nft, group)?);
+    // Mostly there is nothing to make, and so no need to know for which state.
+    if retry(|| is_fine(nft))? {
+        return Ok(false);
+    }
+    retry_in(nft, |nft, now| {
+        if is_fine(nft)? {
+            return Ok(false);
+        }
+        let present = present_elements(nft, group)?;
+        build(nft, group, (&[], now), present.iter()).map(|_| true)
+    })
 }
 
 /// Makes anew the chains that ADD takes for intact, as it counts the rules at hooks and reads none, and has packets come to them
