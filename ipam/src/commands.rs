@@ -92,7 +92,7 @@ fn warn_of_former(call: &Call, store: &Store) {
     if held > 0 {
         let (network, former) = (&call.network, former.display());
         log::warn!(
-            "network {network}: {held} addresses are reserved in {former}, where earlier versions had them, and may be given again: \
+            "network {network}: {former} has reservations ({held}) as earlier versions made them, and their addresses may be given again: \
              restart the containers of this host that have them"
         );
     }

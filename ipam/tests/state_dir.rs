@@ -36,7 +36,7 @@ fn reservations_of_before_are_told_of_and_left() {
         finish(start(command(verb, container).env("WEFT_STATE_DIR", before), conf))
     };
     let (old, conf) = (conf(None), conf(Some(now)));
-    let warning = "1 addresses are reserved in";
+    let warning = "has reservations (1) as earlier versions made them";
     run("ADD", "one", &old).ok();
     let _lock = Store::open(before, &"net".parse().unwrap(), Deadline::after(Duration::from_secs(9)))
         .unwrap()
