@@ -259,10 +259,7 @@ fn check(args: &CheckArgs) -> Result<Outcome, Error> {
     };
     let leased = match Host::of(&args.call)? {
         Some(host) => {
-            let lease = match host.on_file()? {
-                None => host.of_former_addresses()?,
-                lease => lease,
-            };
+            let lease = host.of_containers()?;
             let lease = lease.ok_or_else(|| broken("this host has no lease on file".to_owned()))?;
             Some(Leased::of(&lease)?)
         }

@@ -26,6 +26,17 @@ impl Host<'_> {
         Ok(self.is_ours(&lease)?.then_some(lease))
     }
 
+    /// That by which this machine's containers have their addresses, also where the configuration names another place in etcd by now.
+    ///
+    /// # Errors
+    /// [`cni_protocol::Code::Io`].
+    pub(crate) fn of_containers(&self) -> Result<Option<HostLease>, Error> {
+        match self.on_file()? {
+            None => Ok(HostLease::read(&self.data_dir, self.network)?.filter(lease::is_by_machine)),
+            lease => Ok(lease),
+        }
+    }
+
     /// The lease on file of this machine where it has other addresses since. etcd is to be told of these; while it cannot be, the lease
     /// is what it was.
     ///

@@ -18,10 +18,13 @@ fn another_prefix_is_refused_while_containers_live_and_gives_up_the_former_subne
     let fleet = Fleet::new(1, V4);
     fleet.etcd.put("/other/config", r#"{"Network": "10.96.0.0/12", "Backend": {"Type": "vxlan", "VNI": 2}}"#);
     let call = fleet.ipam("ADD", 0, &json!({}));
-    call.clone().run().result();
+    let result = call.clone().run().result();
     let (key, _) = fleet.record();
     let file = fleet.node(0).data_dir().join("pods/lease.json");
     let before = (everything(&fleet), fs::read(&file).expect("a lease"));
+    // What it was given is as it was.
+    let asked = fleet.conf(&other()).with(&json!({ "prevResult": result }));
+    call.clone().env("CNI_COMMAND", "CHECK").stdin(asked.conf.to_string()).run().done();
     let parts = ["/coreos.com/network", "/other", &key, "put the former prefix back", "weftctl leave"];
     for is_away in [false, true] {
         if is_away {
