@@ -122,7 +122,7 @@ pub async fn acquire(
     let lease = seek(registry, conf, claimant).await?;
     // Whoever is killed before that is on file comes here again.
     if let (Lease::Held(_), Some(former)) = (&lease, former) {
-        elsewhere::give_up(conf, former).await;
+        elsewhere::give_up(registry, former).await;
     }
     Ok(lease)
 }

@@ -40,6 +40,7 @@ const SUBNETS: &str = "/subnets/";
 pub(crate) const SAMPLE: &str = r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#;
 
 /// A network's part of etcd.
+#[derive(Clone)]
 pub struct Registry {
     endpoints: Vec<String>,
     /// Which of the endpoints is talked to: it stays the one that answered last.
@@ -118,6 +119,11 @@ impl Registry {
     #[must_use]
     pub fn within(self, until: Deadline) -> Self {
         Self { until: Some(until), ..self }
+    }
+
+    /// The part of a network at another place, by the same connection, within the same time.
+    pub(crate) fn at(&self, prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned(), ..self.clone() }
     }
 
     /// From now on calls notice within so much time that an endpoint is silent: of several endpoints each gets its part, so that another

@@ -34,14 +34,13 @@ fn elsewhere(former: &HostLease, conf: &EtcdConf) -> Error {
 
 /// Gives it up for the one that this host has now. A copy of a disk has nothing to give up, and what somebody has pinned is theirs to
 /// remove.
-pub(super) async fn give_up(conf: &EtcdConf, former: &HostLease) {
+pub(super) async fn give_up(registry: &Registry, former: &HostLease) {
     let HostLease { prefix, key, .. } = former;
-    let there = EtcdConf { prefix: prefix.clone(), ..conf.clone() };
     let what = if former.is_pinned() || !is_by_machine(former) {
         "stays".to_owned()
     } else {
-        match async { release(&mut Registry::new(&there)?, former).await }.await {
-            Ok(Release::Done) => "is given up".to_owned(),
+        match release(&mut registry.at(prefix), former).await {
+            Ok(Release::Done) => "has no record in the etcd that is configured".to_owned(),
             Ok(_) => "is another's by now, and stays".to_owned(),
             Err(error) => format!("is left to its end: {}", error.msg),
         }
