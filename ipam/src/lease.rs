@@ -28,6 +28,7 @@ use crate::registry::{Attempt, Claim, Held, Record, Registry, Snapshot};
 use crate::underlay::{Found, Here};
 use configuration::configured;
 pub use configuration::{fits, parse_config, verify};
+pub use elsewhere::elsewhere;
 pub(crate) use former::is_by_machine;
 use former::{Own, former, tell_of_move};
 pub use former::{Standing, known_by, likely_links, links, published, standing};

@@ -6,7 +6,6 @@ use weft::holdings::network::forget;
 use weft::locks::network_lock;
 use weft::masquerade;
 use weft::overlay::{self, Overlay};
-use weft_ipam::conf::etcd::EtcdConf;
 use weft_ipam::lease::{Release, release};
 use weft_ipam::registry::{Registry, in_event_loop};
 use weft_ipam::store::{Store, list};
@@ -59,7 +58,7 @@ pub(super) fn leave(conf: &Conf, network: &NetworkConf, force: bool) -> Result<S
         return Err(Error::new(Code::Conflict, msg));
     }
     // Where it was leased: the configuration may have another prefix by now.
-    let etcd = EtcdConf { prefix: lease.prefix.clone(), ..network.etcd.clone() };
+    let etcd = network.etcd.at(&lease.prefix);
     // First, so that others do not send here any more. A subnet that another host has taken over is left alone.
     let released = in_event_loop(async { release(&mut Registry::new(&etcd)?, &lease).await })?;
     let (overlay, _) = Overlay::new(&lease, &Peers::default())?;

@@ -7,7 +7,6 @@ use cni_protocol::{Deadline, Error};
 use ipnetwork::IpNetwork;
 use serde::Serialize;
 use weft::overlay::{self, Differences, Overlay};
-use weft_ipam::conf::etcd::EtcdConf;
 use weft_ipam::lease;
 use weft_ipam::registry::{Registry, Snapshot, in_event_loop};
 use weft_net::Netlink;
@@ -31,7 +30,7 @@ struct Status {
     agent: bool,
     addresses: ByFamily,
     etcd: Etcd,
-    /// What in etcd is not as this host needs it to be, in a sentence.
+    /// What in etcd is not as this host needs it to be, or where its subnet is not the network's that is configured, in a sentence.
     trouble: Option<String>,
     /// What the kernel has not as it ought to, in sentences.
     damage: Vec<String>,
@@ -74,22 +73,25 @@ fn of(conf: &Conf, network: &NetworkConf) -> Result<Status, Error> {
     let name = &network.name;
     let lease = HostLease::read(&conf.data_dir, name)?;
     let taken = Taken::read(&conf.data_dir, name)?;
-    let (etcd, trouble, hosts) = match look(network, lease.as_ref()) {
-        Ok((snapshot, trouble)) => {
+    let elsewhere = lease.as_ref().filter(|lease| lease.prefix != network.etcd.prefix);
+    let elsewhere = elsewhere.map(|lease| lease::elsewhere(lease, &network.etcd).msg);
+    let (etcd, wrong, hosts) = match look(network, lease.as_ref()) {
+        Ok((snapshot, wrong)) => {
             let what = format!("revision {}", snapshot.hosts.revision);
             // That another host has the subnet says it all.
-            let trouble = trouble.filter(|_| taken.is_none());
-            (Etcd { answers: true, what }, trouble, Some(snapshot.hosts))
+            let wrong = wrong.filter(|_| taken.is_none());
+            (Etcd { answers: true, what }, wrong, Some(snapshot.hosts))
         }
         Err(error) => (Etcd { answers: false, what: error.msg }, None, Peers::read(&conf.data_dir, name)?),
     };
+    let trouble: Vec<String> = elsewhere.into_iter().chain(wrong).collect();
     let mut status = Status {
         network: name.to_string(),
         taken_by: taken.map(|taken| taken.owner),
         agent: agent_lives(&conf.state_dir, name)?,
         addresses: ByFamily::new(),
         etcd,
-        trouble,
+        trouble: (!trouble.is_empty()).then(|| trouble.join("; ")),
         damage: Vec::new(),
         peers: Vec::new(),
         lease: None,
@@ -128,19 +130,11 @@ fn of(conf: &Conf, network: &NetworkConf) -> Result<Status, Error> {
 
 /// What etcd has where the subnet was leased, as the configuration may have another prefix by now, and what is wrong there.
 fn look(network: &NetworkConf, lease: Option<&HostLease>) -> Result<(Snapshot, Option<String>), Error> {
-    let configured = &network.etcd.prefix;
-    let prefix = lease.map_or(configured, |lease| &lease.prefix);
-    let etcd = EtcdConf { prefix: prefix.clone(), ..network.etcd.clone() };
+    let etcd = lease.map_or_else(|| network.etcd.clone(), |lease| network.etcd.at(&lease.prefix));
     let addresses = lease.map(lease::published).unwrap_or_default();
     let snapshot = in_event_loop(async { Registry::new(&etcd)?.snapshot(&addresses).await })?;
-    let trouble = if prefix == configured {
-        lease::verify(&etcd, lease, &snapshot).err().map(|error| error.msg)
-    } else {
-        Some(format!(
-            "the subnet was leased at {prefix}, where etcd was asked; the configuration has {configured}"
-        ))
-    };
-    Ok((snapshot, trouble))
+    let wrong = lease::verify(&etcd, lease, &snapshot).err().map(|error| error.msg);
+    Ok((snapshot, wrong))
 }
 
 fn text(status: &Status) -> String {

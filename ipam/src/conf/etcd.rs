@@ -125,6 +125,12 @@ impl EtcdConf {
         Self::checked(etcd, host).map(Some)
     }
 
+    /// The same for a network at another place in the same etcd.
+    #[must_use]
+    pub fn at(&self, prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned(), ..self.clone() }
+    }
+
     fn checked(etcd: RawEtcd, host: RawHost) -> Result<Self, Error> {
         let endpoints = checked_endpoints(&etcd.endpoints)?;
         let tls = checked_tls(&endpoints, etcd.ca_file, etcd.cert_file, etcd.key_file)?;

@@ -22,11 +22,13 @@ impl<'a> Claimant<'a> {
     }
 }
 
-fn elsewhere(former: &HostLease, conf: &EtcdConf) -> Error {
+/// That the configuration names another place than the one where this host has its lease.
+#[must_use]
+pub fn elsewhere(former: &HostLease, conf: &EtcdConf) -> Error {
     let HostLease { prefix, key, .. } = former;
     let msg = format!(
-        "ipam.etcd.prefix is {}, but this host has its subnet {key} in the network at {prefix}, and containers may have addresses of \
-         it: put the former prefix back, or remove the containers, then stop weftd, weftctl leave, start weftd",
+        "etcd.prefix is {0}, but this host has its subnet {key} in the network at {prefix}, and keeps it while containers have \
+         addresses of it: put the former prefix back, or remove these containers: without any the host takes a subnet at {0}",
         conf.prefix
     );
     Error::new(Code::InvalidConfig, msg)

@@ -25,7 +25,8 @@ fn another_prefix_is_refused_while_containers_live_and_gives_up_the_former_subne
     // What it was given is as it was.
     let asked = fleet.conf(&other()).with(&json!({ "prevResult": result }));
     call.clone().env("CNI_COMMAND", "CHECK").stdin(asked.conf.to_string()).run().done();
-    let parts = ["/coreos.com/network", "/other", &key, "put the former prefix back", "weftctl leave"];
+    let parts =
+        ["/coreos.com/network", "/other", &key, "put the former prefix back", "remove these containers"];
     for is_away in [false, true] {
         if is_away {
             fleet.etcd.stop();

@@ -55,6 +55,26 @@ fn status_of_a_host_whose_subnet_another_one_has() {
     }
 }
 
+/// That the prefix was changed is known without etcd, and what else is wrong is said beside it.
+#[test]
+fn status_of_a_host_that_is_told_another_prefix() {
+    let fleet = Fleet::new(1);
+    let (_pod, _result) = fleet.node(0).attach(&Weftd::network(&fleet.etcd));
+    let key = fleet.etcd.keys(SUBNETS)[0].clone();
+    let remedy = "put the former prefix back, or remove these containers";
+    let says = |parts: &[&str]| {
+        let text = fleet.says(0, "--etcd-prefix /other status");
+        let trouble = text.lines().find(|line| line.contains("trouble")).expect("a line");
+        assert!(parts.iter().all(|part| trouble.contains(part)), "{text}");
+        trouble.to_owned()
+    };
+    assert!(!says(&[Weftd::PREFIX, "/other", remedy]).contains("not in etcd"));
+    fleet.etcd.del(&key);
+    says(&[remedy, &format!("{key} is not in etcd as this host has put it")]);
+    fleet.etcd.stop();
+    says(&[Weftd::PREFIX, "/other", remedy]);
+}
+
 /// A configuration that hosts cannot follow is said where people look, with an agent and without.
 #[test]
 fn status_of_a_host_whose_network_is_configured_wrongly() {
