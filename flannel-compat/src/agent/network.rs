@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use weft::overlay::{Overlay, Rejected, Unreached};
 use weft_state::Lock;
-use weft_state::lease::{HostLease, Peers, Taken};
+use weft_state::lease::{HostLease, Peers};
 
 use super::conf::{Conf, NetworkConf};
 use super::firewalls::Firewalls;
@@ -24,7 +24,7 @@ use super::kernel::{Cost, Kernel};
 use super::log_once::{Outage, Rejections};
 use super::metrics::Metrics;
 use super::store::{News, Store};
-use super::truth::{Held, Refused, Truth};
+use super::truth::{Refused, Truth};
 use super::{LOOK, at, every};
 
 /// How often peers are put on file at most: a thousand hosts that come at once are one or two files.
@@ -100,12 +100,12 @@ impl Network {
         let is_void = |lease: &HostLease| lease.has_ended() || lease.prefix != conf.etcd.prefix;
         let lease = store.lease.clone().filter(|lease| !is_void(lease) || !store.is_unused());
         tokio::task::spawn_local(store.run());
-        let network = Self {
+        let mut network = Self {
             data_dir: all.data_dir.clone(),
             state_dir: all.state_dir.clone(),
             on_file,
             formers: Formers::default(),
-            lease,
+            lease: None,
             hosts,
             kernel: Kernel::open()?,
             news,
@@ -124,13 +124,8 @@ impl Network {
             conf,
             _lock: lock,
         };
-        if let Some(lease) = network.lease.clone() {
-            let taken = Taken::read(&network.data_dir, &network.conf.name)?;
-            log::info!("network {}: subnet {} was leased by this host before", network.conf.name, lease.key);
-            network.truth.borrow_mut().lease = match taken {
-                Some(Taken { owner, .. }) => Held::Taken { lease, owner },
-                None => Held::Lease(lease),
-            };
+        if let Some(lease) = lease {
+            network.take_up(lease)?;
         }
         Ok(network)
     }
@@ -186,13 +181,14 @@ impl Network {
         match &news {
             News::Leased(..) | News::Taken { .. } | News::Refused { .. } => self.hosts.can_return(true),
             News::Unconfigured { .. } | News::Failed(_) => self.hosts.can_return(false),
-            News::Renewed(_) | News::Hosts(_) | News::Unknown | News::Changed { .. } => {}
+            News::Elsewhere(_) | News::Renewed(_) | News::Hosts(_) | News::Changed { .. } => {}
         }
-        if !matches!(news, News::Failed(_)) {
+        if !matches!(news, News::Failed(_) | News::Elsewhere(_)) {
             self.outage.ends();
             self.truth.borrow_mut().store.answers();
         }
         match news {
+            News::Elsewhere(stays) => self.elsewhere(stays),
             News::Leased(lease, _unused) => self.leased(lease),
             // What others wrote into the store is not to look like lines of the log.
             News::Taken { key, owner } => {
@@ -215,7 +211,6 @@ impl Network {
                 self.save_soon();
                 self.hosts.replace(hosts, self.lease.as_ref()) | !std::mem::replace(&mut self.settled, true)
             }
-            News::Unknown => !std::mem::replace(&mut self.settled, true),
             News::Changed { revision, records } => {
                 self.save_soon();
                 self.hosts.change(revision, records);

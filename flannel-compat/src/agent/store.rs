@@ -2,6 +2,7 @@
 
 mod acquire;
 mod look_on;
+mod place;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -39,6 +40,9 @@ type Acquired = (HostLease, Option<Reservations>);
 /// What the store said.
 #[derive(Debug)]
 pub(super) enum News {
+    /// The lease at another place in etcd than is configured, for whose containers' sake it is talked with there from now on, and that
+    /// this is so; `None` where it is talked with at the configured one. No answer of etcd.
+    Elsewhere(Option<(HostLease, Error)>),
     /// The lease is this host's: taken, or renewed; maybe in place of one that is left, with what keeps containers from that until
     /// this one is on file.
     Leased(HostLease, Option<Reservations>),
@@ -54,8 +58,6 @@ pub(super) enum News {
     Renewed(HostLease),
     /// All hosts.
     Hosts(Peers),
-    /// It has nothing of the network in which this host has its lease: what is on file is the best that can be had.
-    Unknown,
     /// Values by key, with the revisions that made the keys, `None` where the key is gone, since the last news.
     Changed { revision: i64, records: BTreeMap<String, Option<(String, i64)>> },
     /// It did not answer, or not as it ought to.
@@ -67,6 +69,8 @@ pub(super) struct Store {
     pub(super) network: NetworkName,
     pub(super) data_dir: PathBuf,
     pub(super) state_dir: PathBuf,
+    pub(super) configured: EtcdConf,
+    /// The same where this session works: at the place of a lease that is elsewhere, while containers have addresses of it.
     pub(super) conf: EtcdConf,
     /// The last lease that is known of.
     pub(super) lease: Option<HostLease>,
@@ -84,7 +88,8 @@ pub(super) struct Store {
 
 /// Why a session with the store ended.
 enum End {
-    /// The own record is gone or another's, or has an address that is not this host's any more: look who owns the subnet.
+    /// The own record is gone or another's, or has an address that is not this host's any more: look who owns the subnet. Or the next
+    /// session is to work at another place.
     Lost,
     /// The loop does not listen any more.
     Stopped,
@@ -114,6 +119,7 @@ impl Store {
             network: name.clone(),
             data_dir: all.data_dir.clone(),
             state_dir: all.state_dir.clone(),
+            configured: etcd.clone(),
             conf: etcd.clone(),
             links: lease.as_ref().map(lease::likely_links).unwrap_or_default(),
             lease,
@@ -144,17 +150,26 @@ impl Store {
 
     /// Reads certificates and password anew, which may be others by now, and talks until something fails.
     async fn session(&mut self, backoff: &mut Backoff) -> Result<End, Error> {
+        let elsewhere = self.choose_place();
+        if self.tell(News::Elsewhere(elsewhere)).await.is_none() {
+            return Ok(End::Stopped);
+        }
         let mut registry = Registry::new(&self.conf)?;
         let outcome = self.talk(&mut registry, backoff).await;
         // The next one begins with the endpoint that answered last, not with one that is silent.
-        self.conf.endpoints.rotate_left(registry.current());
+        self.configured.endpoints.rotate_left(registry.current());
         outcome
     }
 
     /// Takes the lease, and follows the hosts.
     async fn talk(&mut self, registry: &mut Registry, backoff: &mut Backoff) -> Result<End, Error> {
-        let Some((lease, unused)) = self.obtain(registry).await? else { return Ok(End::Stopped) };
-        if let Some(wish) = self.wish.take().filter(|wish| *wish != lease.key) {
+        let (lease, unused) = match self.obtain(registry).await? {
+            Ok(acquired) => acquired,
+            Err(end) => return Ok(end),
+        };
+        // Not where it was made sure that nobody has an address of it.
+        let is_missed = |wish: &String| *wish != lease.key && unused.is_none();
+        if let Some(wish) = self.wish.take().filter(is_missed) {
             log::error!(
                 "subnet.env names {wish}, which this host cannot have any more: it has {} now, and containers with addresses \
                  of the former are cut off: start them anew",
@@ -212,7 +227,7 @@ impl Store {
                     }
                 },
                 _ = keep.tick() => match renew(registry, &lease, patience).await? {
-                    Some(renewed) if !self.has_moved(&lease) => {
+                    Some(renewed) if !self.has_moved(&lease) && self.is_in_place() => {
                         lease = renewed;
                         self.lease = Some(lease.clone());
                         self.tell(News::Leased(lease.clone(), None)).await

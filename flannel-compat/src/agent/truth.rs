@@ -18,6 +18,8 @@ pub(super) struct Truth {
     pub(super) lease: Held,
     /// Why etcd gives this host no lease, or not the one that it has, until a person has done something.
     pub(super) refused: Option<Refused>,
+    /// That the lease is at another place in etcd than is configured, and kept there for its containers' sake, and what helps.
+    pub(super) elsewhere: Option<String>,
     /// Why the kernel's objects are not as they ought to be; `None` when they are, `Some` until they were looked at.
     pub(super) damage: Option<String>,
     /// Whether etcd was heard, or is known to be silent, and all that this allows is set up.
@@ -67,6 +69,7 @@ impl Truth {
             network,
             lease: Held::Nothing,
             refused: None,
+            elsewhere: None,
             damage: Some("nothing was set up yet".into()),
             settled: false,
             store: Store::default(),
@@ -83,6 +86,18 @@ impl Truth {
     /// # Errors
     /// The reason.
     pub(super) fn ready(&self) -> Result<String, String> {
+        let there = self.ready_there();
+        match &self.elsewhere {
+            None => there,
+            Some(why) => {
+                let (Ok(more) | Err(more)) = there;
+                Err(format!("{why}; {more}"))
+            }
+        }
+    }
+
+    /// The same where the lease is.
+    fn ready_there(&self) -> Result<String, String> {
         let but = match &self.refused {
             None => String::new(),
             Some(Refused { why, keeps: true }) => format!("; {why}"),
@@ -190,6 +205,11 @@ pub(super) mod tests {
         let refused = |keeps| Some(Refused { why: "no JSON".into(), keeps });
         assert_eq!(Truth { refused: refused(false), ..truth() }.ready().unwrap_err(), "no JSON");
         assert!(Truth { refused: refused(true), ..truth() }.ready().unwrap().ends_with("; no JSON"));
+        let elsewhere = || Some("another prefix".to_owned());
+        let (kept, lost) =
+            (Truth { elsewhere: elsewhere(), ..truth() }, Truth { elsewhere: elsewhere(), ..taken });
+        assert!(kept.ready().unwrap_err().starts_with("another prefix; subnet 10.1.2.0-24"));
+        assert!(lost.ready().unwrap_err().contains("another prefix; subnet 10.1.2.0-24 belongs to"));
         let damaged = Truth { refused: refused(true), ..damaged };
         assert_eq!(damaged.ready().unwrap_err(), "no weft.1");
     }

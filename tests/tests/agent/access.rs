@@ -100,6 +100,44 @@ fn a_password_that_is_changed() {
     assert_heard(&fleet, 91);
 }
 
+/// Who may use the other place alone goes on with what it knows of the network that it was in before, and asks at a pace.
+#[test]
+fn a_user_of_another_prefix_than_the_containers() {
+    let file = Path::new("/run/password");
+    let mut fleet = pair(Access::Password, |_| {
+        fs::write(file, Etcd::PASSWORD).expect("write a password");
+        json!({ "username": Etcd::USER, "passwordFile": file })
+    });
+    let (pod, (_other, address)) = (fleet.pod(0).0, fleet.pod(1));
+    for words in [
+        "role add new",
+        "role grant-permission new --prefix=true readwrite /other/",
+        &format!("user add new:{}", Etcd::PASSWORD.replace(' ', "-")),
+        "user grant-role new new",
+    ] {
+        fleet.etcd.ctl(&words.split(' ').collect::<Vec<_>>());
+    }
+    assert!(fleet.agents[0].daemon().stop().success());
+    let its_own = Path::new("/run/password.new");
+    fs::write(its_own, Etcd::PASSWORD.replace(' ', "-")).expect("write a password");
+    let changes = json!({ "etcd": { "prefix": "/other", "username": "new", "passwordFile": its_own } });
+    let started = Instant::now();
+    fleet.agents[0] = Weftd::start(fleet.node(0), &fleet.etcd, &changes);
+    let agent = &fleet.agents[0];
+    eventually(PATIENCE, "it says both", || {
+        let answer = agent.ask("/readyz")?;
+        let parts = ["put the former prefix back", "does not let this user read"];
+        (answer.status == 503 && parts.iter().all(|part| answer.body.contains(part))).then_some(())
+    });
+    // The eighth comes after waits of 10, 20, 40, 80, 160, 320 and 450 ms at least.
+    eventually(PATIENCE, "it has asked eight times", || {
+        let failed = agent.metric(r#"weft_store_errors_total{network="pods"}"#)?;
+        (failed >= 8.0).then_some(())
+    });
+    assert!(started.elapsed() > Duration::from_secs(1), "{}", agent.daemon().log());
+    pod.assert_reaches(address);
+}
+
 /// As docs/ipam.md says: also the watch, which is of more than one key, asks for no more.
 #[test]
 fn a_user_with_the_rights_that_are_needed() {

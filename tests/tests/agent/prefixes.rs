@@ -2,6 +2,7 @@
 
 use super::duplicates::weftctl;
 use super::outage::{pair, readiness};
+use super::restart::by_flannel;
 use super::*;
 
 const OTHER: &str = r#"{"Network": "10.96.0.0/12", "Backend": {"Type": "vxlan", "VNI": 2}}"#;
@@ -9,6 +10,30 @@ const OTHERS: &str = "/other/subnets/";
 
 fn at_other() -> Value {
     json!({ "etcd": { "prefix": "/other" } })
+}
+
+/// What an agent says that works at the former place.
+const REMEDY: &str = "put the former prefix back, or remove these containers";
+
+/// Starts the first host's agent anew, told the other prefix.
+fn change_over(fleet: &mut Fleet) {
+    fleet.agents[0].daemon().stop();
+    fleet.agents[0] = Weftd::start(fleet.node(0), &fleet.etcd, &at_other());
+}
+
+/// Waits until an agent is not ready, with these parts in the reason.
+#[track_caller]
+fn assert_unready(agent: &Weftd, parts: &[&str]) {
+    eventually(PATIENCE, &format!("it is not ready and says {parts:?}"), || {
+        let answer = agent.ask("/readyz")?;
+        (answer.status == 503 && parts.iter().all(|part| answer.body.contains(part))).then_some(())
+    });
+}
+
+/// Waits until a container reaches another one.
+#[track_caller]
+fn assert_gets_to(pod: &Pod, address: IpAddr) {
+    eventually(PATIENCE, &format!("{address} answers"), || pod.ping(address).status.success().then_some(()));
 }
 
 /// Running containers keep their network, with all that the agent does for it, until the prefix is put back or they are gone.
@@ -19,14 +44,10 @@ fn another_prefix_cuts_no_container_off() {
     let record_of_own = fleet.etcd.get(&format!("{SUBNETS}{own}"));
     let network = fleet.network(0);
     fleet.etcd.put("/other/config", OTHER);
-    assert!(fleet.agents[0].daemon().stop().success());
-    fleet.agents[0] = Weftd::start(fleet.node(0), &fleet.etcd, &at_other());
+    change_over(&mut fleet);
     let (node, agent) = (fleet.node(0), &fleet.agents[0]);
-    let parts = [Weftd::PREFIX, &own, "/other", "put the former prefix back", "remove these containers"];
-    eventually(PATIENCE, "it says so", || {
-        let answer = agent.ask("/readyz")?;
-        (answer.status == 503 && parts.iter().all(|part| answer.body.contains(part))).then_some(())
-    });
+    let parts = [Weftd::PREFIX, &own, "/other", REMEDY];
+    assert_unready(agent, &parts);
     let former = Weftd::network(&fleet.etcd);
     let other = former.clone().with(&json!({ "ipam": at_other() }));
     other.add_call(&Pod::new()).on(node).run().error_code(7).assert_names(&parts);
@@ -39,12 +60,12 @@ fn another_prefix_cuts_no_container_off() {
     assert_learns(node, PATIENCE, "8e:00:00:00:00:01", true);
     node.command(&format!("ip link del {DEVICE}"));
     eventually(REPAIR, "the device is back", || node.link(DEVICE));
-    one.assert_reaches(address);
+    assert_gets_to(&one, address);
     former.call("STATUS").on(node).run().done();
     let said = weftctl(node, &fleet.etcd, &["--etcd-prefix", "/other", "status"]);
-    assert!(said.contains("put the former prefix back") && said.contains("as it ought to be"), "{said}");
+    assert!(said.contains(REMEDY) && said.contains("as it ought to be"), "{said}");
     let log = agent.daemon().log();
-    assert_eq!(log.lines().filter(|line| line.contains("put the former prefix back")).count(), 1, "{log}");
+    assert_eq!(log.lines().filter(|line| line.contains(REMEDY)).count(), 1, "{log}");
     // The way out without the former prefix: nobody is left, and what the host had at it is given up.
     network.del_call(&one).on(node).run().done();
     eventually(PATIENCE, "it is in the other network", || {
@@ -54,6 +75,126 @@ fn another_prefix_cuts_no_container_off() {
     assert_eq!(fleet.etcd.keys(&format!("{}/weft/hosts/", Weftd::PREFIX)).len(), 1, "the second host's");
     assert_eq!((fleet.etcd.keys(OTHERS).len(), fleet.etcd.leases().len()), (1, 2));
     other.add_call(&Pod::new()).on(node).run().result();
+    let log = agent.daemon().log();
+    assert!(!log.contains("cut off"), "nobody was: {log}");
+}
+
+/// As wholly as if it were configured there, and says from the first moment on that it does.
+#[test]
+fn at_the_former_place_it_does_all_that_an_agent_does() {
+    let (mut fleet, (one, _), (_other, address)) = pair(&json!({}));
+    let key = format!("{SUBNETS}{}", subnet(fleet.node(0)));
+    fleet.etcd.put("/other/config", OTHER);
+    assert!(fleet.agents[0].daemon().stop().success());
+    fleet.etcd.freeze();
+    change_over(&mut fleet);
+    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
+    assert_unready(agent, &[REMEDY]);
+    assert_eq!(agent.metric(r#"weft_ready{network="pods"}"#), Some(0.0));
+    assert_unready(agent, &[REMEDY, "trouble with etcd"]);
+    fleet.etcd.thaw();
+    let publishes = |address: &str| {
+        eventually(PATIENCE, &format!("{address} is published"), || {
+            fleet.etcd.get(&key)?.contains(&format!("\"{address}\"")).then_some(())
+        });
+    };
+    // etcd loses the record, the host moves.
+    fleet.etcd.del(&key);
+    publishes("172.30.0.11");
+    node.renumber("172.30.0.11", "172.30.0.21");
+    publishes("172.30.0.21");
+    assert_gets_to(&one, address);
+    // Another host has the subnet, and leaves it.
+    let former = Weftd::network(&fleet.etcd);
+    fleet.etcd.put(&key, record("172.30.0.99", "8e:00:00:00:00:01"));
+    assert_unready(agent, &[REMEDY, "belongs to 172.30.0.99"]);
+    former.add_call(&Pod::new()).on(node).run().error_code(103).assert_names(&["172.30.0.99"]);
+    fleet.etcd.del(&key);
+    publishes("172.30.0.21");
+    eventually(PATIENCE, "containers come", || {
+        former.call("STATUS").on(node).run().succeeded().then_some(())
+    });
+}
+
+/// The last container goes while the other network is not configured yet: whoever asks is told what is missing, and not about
+/// containers.
+#[test]
+fn without_containers_it_waits_for_the_other_network() {
+    let mut fleet = Fleet::new(1);
+    let network = fleet.network(0);
+    let (pod, _result) = fleet.node(0).attach(&network);
+    change_over(&mut fleet);
+    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
+    assert_unready(agent, &[REMEDY]);
+    network.del_call(&pod).on(node).run().done();
+    assert_unready(agent, &["/other/config"]);
+    let (_, said) = readiness(agent);
+    assert!(!said.contains(REMEDY), "{said}");
+    fleet.etcd.put("/other/config", OTHER);
+    eventually(Duration::from_secs(5), "it is in the other network", || {
+        (readiness(agent).0 == 200 && node.link("weft.2").is_some()).then_some(())
+    });
+    other.add_call(&Pod::new()).on(node).run().result();
+}
+
+/// Other prefix, other etcd, whose revisions are lower: no host of the former network is one of the new one.
+#[test]
+fn no_host_of_the_former_network_comes_along() {
+    let mut fleet = Fleet::new(2);
+    fleet.acquainted();
+    for agent in &fleet.agents {
+        assert!(agent.daemon().stop().success());
+    }
+    fleet.etcd.restart_empty();
+    fleet.etcd.put("/other/config", OTHER);
+    change_over(&mut fleet);
+    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
+    agent.ready();
+    eventually(PATIENCE, "it is set up", || node.link("weft.2"));
+    assert_eq!(forwarding_entries(node, "weft.2"), 0);
+    let peers = fs::read_to_string(node.data_dir().join("pods/peers.json")).expect("the hosts");
+    assert!(!peers.contains("172.30.0.12"), "{peers}");
+    let log = agent.daemon().log();
+    assert!(!log.contains("lost data") && !log.contains("cut off") && !log.contains("is given up"), "{log}");
+    assert!(log.contains("has no record in the etcd that is configured"), "{log}");
+}
+
+/// subnet.env leads a container to the former subnet while etcd, of which the host asks another one, is silent.
+#[test]
+fn a_container_that_comes_by_the_former_subnet_keeps_the_host_there() {
+    comes_by_the_former_subnet(false);
+}
+
+/// Also when etcd has been asked before it comes, and answers then.
+#[test]
+fn a_container_that_comes_while_another_subnet_is_asked_for_keeps_the_host_in_its_own() {
+    comes_by_the_former_subnet(true);
+}
+
+fn comes_by_the_former_subnet(is_back_at_once: bool) {
+    let mut fleet = Fleet::new(2);
+    fleet.etcd.put("/other/config", OTHER);
+    let (_other, address) = fleet.pod(1);
+    let own = subnet(fleet.node(0));
+    assert!(fleet.agents[0].daemon().stop().success());
+    fleet.node(0).command(&format!("ip link del {DEVICE}"));
+    fleet.etcd.freeze();
+    change_over(&mut fleet);
+    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
+    assert_unready(agent, &["no subnet is leased yet", "trouble with etcd"]);
+    let pod = Pod::new();
+    by_flannel("ADD", node, "host-local", &pod).result();
+    if !is_back_at_once {
+        assert_unready(agent, &[REMEDY, &own]);
+        eventually(PATIENCE, "the device is there", || node.link(DEVICE));
+    }
+    fleet.etcd.thaw();
+    assert_gets_to(&pod, address);
+    assert_unready(agent, &[REMEDY, &format!("subnet {own}, 1 peers")]);
+    by_flannel("DEL", node, "host-local", &pod).done();
+    eventually(PATIENCE, "it is in the other network", || {
+        (readiness(agent).0 == 200 && node.link("weft.2").is_some()).then_some(())
+    });
 }
 
 /// Everything is as it was, and a host without containers leaves whatever the prefix is.
@@ -72,9 +213,7 @@ fn a_former_prefix_that_is_put_back() {
     one.assert_reaches(address);
     fleet.etcd.restart();
     let says_so = |agent: &Weftd| {
-        eventually(PATIENCE, "it says so", || {
-            agent.ask("/readyz")?.body.contains("remove these containers").then_some(())
-        });
+        eventually(PATIENCE, "it says so", || agent.ask("/readyz")?.body.contains(REMEDY).then_some(()));
     };
     says_so(&fleet.agents[0]);
     // And where etcd has nothing of the host, as another etcd.

@@ -109,7 +109,7 @@ fn booted_without_etcd(config: &str, renewed: Option<u64>) -> (Fleet, String) {
 }
 
 /// The CNI type `flannel` on a node, with another IPAM plugin or its own.
-fn by_flannel(command: &str, node: &Node, ipam: &str, pod: &Pod) -> Reply {
+pub(super) fn by_flannel(command: &str, node: &Node, ipam: &str, pod: &Pod) -> Reply {
     let path = std::env::join_paths([weft_tests::dist(), weft_tests::peers()]).expect("a path");
     let directory = node.directory();
     let conf = json!({

@@ -1,8 +1,10 @@
 //! What becomes of this host's lease, by what the store said of it.
 
-use weft_state::lease::{HostLease, Taken, since_1970};
+use cni_protocol::Error;
+use weft_state::lease::{HostLease, Peers, Taken, since_1970};
 
 use super::Network;
+use crate::agent::hosts::Hosts;
 use crate::agent::subnet_env;
 use crate::agent::truth::{Held, Refused};
 
@@ -10,6 +12,46 @@ use crate::agent::truth::{Held, Refused};
 const LEASE_AGE: u64 = 60;
 
 impl Network {
+    /// Goes on with a lease that this host had before.
+    ///
+    /// # Errors
+    /// [`cni_protocol::Code::Io`].
+    pub(super) fn take_up(&mut self, lease: HostLease) -> Result<(), Error> {
+        let taken = Taken::read(&self.data_dir, &self.conf.name)?;
+        log::info!("network {}: subnet {} was leased by this host before", self.conf.name, lease.key);
+        self.lease = Some(lease.clone());
+        self.truth.borrow_mut().lease = match taken {
+            Some(Taken { owner, .. }) => Held::Taken { lease, owner },
+            None => Held::Lease(lease),
+        };
+        Ok(())
+    }
+
+    /// The lease is at another place in etcd than is configured: it stays while containers have addresses of it, also those that come
+    /// when it was left already, and is left without. Whether anything ought to be different now.
+    pub(super) fn elsewhere(&mut self, stays: Option<(HostLease, Error)>) -> bool {
+        let (lease, why) = stays.map(|(lease, why)| (lease, why.msg)).unzip();
+        if let Some(why) = why.as_ref().filter(|why| self.truth.borrow().elsewhere.as_ref() != Some(why)) {
+            log::error!("network {}: {why}", self.conf.name);
+        }
+        self.truth.borrow_mut().elsewhere = why;
+        let is_left = |known: &mut HostLease| known.prefix != self.conf.etcd.prefix;
+        match lease {
+            Some(lease) if self.lease.is_none() => {
+                // What it was refused was a lease at the other place.
+                self.truth.borrow_mut().refused = None;
+                let outcome = self.take_up(lease);
+                outcome.inspect_err(|error| log::error!("network {}: {}", self.conf.name, error.msg)).is_ok()
+            }
+            None if self.lease.take_if(is_left).is_some() => {
+                let mut truth = self.truth.borrow_mut();
+                (truth.lease, truth.refused) = (Held::Nothing, None);
+                false
+            }
+            _ => false,
+        }
+    }
+
     /// The lease is this host's. Whether anything ought to be different now.
     pub(super) fn leased(&mut self, lease: HostLease) -> bool {
         let same = |known: &HostLease| {
@@ -19,10 +61,15 @@ impl Network {
         // From now on the loop writes it, and tells of that.
         self.unfiled.remove("subnet.env");
         let forget = self.unfiled.contains_key("taken.json");
-        let known = self.lease.as_ref().or(self.on_file.as_ref());
-        let is_over = |known: &&HostLease| known.has_ended() || known.prefix != lease.prefix;
-        if let Some(known) = known.filter(is_over) {
-            self.hosts.has_ended(&known.key);
+        match self.lease.as_ref().or(self.on_file.as_ref()) {
+            // Its hosts are of another network, maybe in another etcd. Whoever is killed here reads those of the former one anew.
+            Some(known) if known.prefix != lease.prefix => {
+                self.hosts = Hosts::new(Peers::default());
+                self.save_soon();
+                self.save();
+            }
+            Some(known) if known.has_ended() => self.hosts.has_ended(&known.key),
+            _ => {}
         }
         let was = std::mem::replace(&mut self.truth.borrow_mut().lease, Held::Lease(lease.clone()));
         if !matches!(&was, Held::Lease(before) if before.key == lease.key && before.lease_id == lease.lease_id)
@@ -99,6 +146,8 @@ impl Network {
             // Last: it keeps containers away, too.
             self.filed("taken.json", Taken::forget(&self.data_dir, &self.conf.name));
         }
+        // Nothing is to be set up then.
+        self.settled |= self.lease.is_none();
         let mut truth = self.truth.borrow_mut();
         if truth.refused.as_ref().is_none_or(|known| known.why != refused.why) {
             log::error!("network {}: {}", self.conf.name, refused.why);

@@ -28,6 +28,14 @@ impl Store {
         if !matches!(outcome, Err(News::Taken { .. } | News::Refused { .. })) {
             return Ok(outcome);
         }
+        // That was refused without a question. While etcd is silent containers of other plugins come, which the books do not keep away:
+        // they are looked for when it answers.
+        if !self.is_here()
+            && let Err(error) = registry.config().await
+            && error.code == Code::TryAgain
+        {
+            return Err(error);
+        }
         match self.hold_unused() {
             Ok(None) => Ok(outcome),
             Ok(unused) => {

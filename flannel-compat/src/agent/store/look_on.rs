@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use cni_protocol::{Code, Error};
 use tokio::time::Instant;
-use weft_ipam::conf::etcd::EtcdConf;
 use weft_ipam::lease;
 use weft_ipam::registry::{Registry, Watched};
 use weft_state::lease::HostLease;
 
 use super::{
-    Acquired, KEEP, KEEP_PATIENCE, MOST_PATIENCE, News, RESYNC, Store, loses, often, patience, renew,
+    Acquired, End, KEEP, KEEP_PATIENCE, MOST_PATIENCE, News, RESYNC, Store, loses, often, patience, renew,
 };
 use crate::agent::every;
 
@@ -31,16 +30,21 @@ struct Attempt {
 }
 
 impl Store {
-    /// The lease, as soon as there is one. `None` when the loop does not listen any more.
-    pub(super) async fn obtain(&mut self, registry: &mut Registry) -> Result<Option<Acquired>, Error> {
+    /// The lease, as soon as there is one, or why the session ends before.
+    pub(super) async fn obtain(&mut self, registry: &mut Registry) -> Result<Result<Acquired, End>, Error> {
         loop {
             let addresses = self.addresses();
             let reason = match self.acquire(registry).await? {
-                Ok(acquired) => return Ok(Some(acquired)),
+                Ok(acquired) => return Ok(Ok(acquired)),
                 Err(reason) => reason,
             };
+            // A container may have come just now.
+            let is_kept = !self.is_here() && matches!(reason, News::Refused { unused: None, .. });
+            if is_kept || !self.is_in_place() {
+                return Ok(Err(End::Lost));
+            }
             if self.look_on(registry, reason, addresses).await?.is_none() {
-                return Ok(None);
+                return Ok(Err(End::Stopped));
             }
         }
     }
@@ -53,21 +57,18 @@ impl Store {
         mut reason: News,
         addresses: Vec<IpAddr>,
     ) -> Result<Option<()>, Error> {
-        let mut elsewhere = self.registry_elsewhere()?;
-        let is_elsewhere = elsewhere.is_some();
-        let registry = elsewhere.as_mut().unwrap_or(registry);
+        let is_here = self.is_here();
+        let lease = self.lease.clone().filter(|_| is_here);
         let (asked_at, is_told) = (registry.revision(), is_told(&reason));
         let is_refused = matches!(&reason, News::Refused { .. });
         let is_held = matches!(&reason, News::Refused { unused: Some(_), .. });
         let asked = Instant::now();
         registry.set_patience(is_held.then_some(MOST_PATIENCE));
-        let published = self.lease.as_ref().map(lease::published).unwrap_or_default();
+        let published = lease.as_ref().map(lease::published).unwrap_or_default();
         let snapshot = registry.snapshot(&published).await;
         registry.set_patience(None);
         let snapshot = snapshot?;
-        // Who is at another place was refused without a question.
-        let revision = if is_elsewhere { snapshot.hosts.revision } else { asked_at };
-        let own = self.lease.clone().filter(|lease| lease::holds(lease, &snapshot));
+        let own = lease.filter(|lease| lease::holds(lease, &snapshot));
         let patience = own.as_ref().map_or(KEEP_PATIENCE, |lease| patience(asked.elapsed(), lease));
         if let News::Unconfigured { keeps, .. } = &mut reason {
             *keeps = is_told && own.is_some();
@@ -82,27 +83,19 @@ impl Store {
         {
             return Ok(None);
         }
-        // Where the prefix was changed, so may have been the endpoints.
-        let is_known = own.is_some() || !is_elsewhere;
-        if self.tell(if is_known { News::Hosts(snapshot.hosts) } else { News::Unknown }).await.is_none() {
+        // Those of another place than the lease's are no hosts of its network.
+        if is_here && self.tell(News::Hosts(snapshot.hosts)).await.is_none() {
             return Ok(None);
         }
         if let Some(lease) = own.filter(|_| is_told) {
-            return self.wait(registry, &lease, Attempt { addresses, revision, is_refused, patience }).await;
+            return self
+                .wait(registry, &lease, Attempt { addresses, revision: asked_at, is_refused, patience })
+                .await;
         }
         // A host that has none can have no container.
         let period = if self.lease.is_some() { LOOK } else { LOOK / 2 };
         every(often(period, self.lease.as_ref())).tick().await;
         Ok(Some(()))
-    }
-
-    /// Where the lease is that this host has, if that is not where its network is configured.
-    fn registry_elsewhere(&self) -> Result<Option<Registry>, Error> {
-        let former =
-            self.lease.as_ref().map(|lease| &lease.prefix).filter(|prefix| **prefix != self.conf.prefix);
-        former
-            .map(|prefix| Registry::new(&EtcdConf { prefix: prefix.clone(), ..self.conf.clone() }))
-            .transpose()
     }
 
     /// Follows the hosts and renews the lease until an attempt may end otherwise: all hosts of a network may be here at once, for
@@ -130,7 +123,8 @@ impl Store {
                     Watched::Changes { .. } | Watched::Compacted => return Ok(Some(())),
                 },
                 _ = keep.tick() => {
-                    if self.addresses() != attempt.addresses || attempt.is_refused && self.is_unused() {
+                    let is_left = attempt.is_refused && self.is_unused() || !self.is_in_place();
+                    if is_left || self.addresses() != attempt.addresses {
                         return Ok(Some(()));
                     }
                     self.renew(registry, lease, attempt.patience).await?
