@@ -139,7 +139,7 @@ impl<'c> Host<'c> {
         let known = Peers::read(&self.data_dir, self.network)?.unwrap_or_default();
         let others = self.others()?;
         let (before, limit) = (before.as_ref(), self.part(LIMIT));
-        let claimant = Claimant::by_plugin(before, unused && self.may_leave(before)?, &others);
+        let claimant = Claimant::by_plugin(before, self.may_leave(before, unused)?, &others);
         let attempt = async || {
             let mut registry = Registry::new(&self.etcd)?.within(limit);
             let lease = lease::acquire(&mut registry, &self.etcd, claimant).await?;
@@ -179,10 +179,24 @@ impl<'c> Host<'c> {
         lease.ttl == self.etcd.ttl
     }
 
-    /// Whether a lease may be left that no container needs: beside an agent it is the agent that goes to another place in etcd.
-    fn may_leave(&self, before: Option<&HostLease>) -> Result<bool, Error> {
-        let is_elsewhere = before.is_some_and(|lease| lease.prefix != self.etcd.prefix);
-        Ok(!is_elsewhere || !agent_lives(&self.state_dir, self.network)?)
+    /// Whether a lease may be left, as no container needs it.
+    ///
+    /// # Errors
+    /// [`Code::TryAgain`] beside an agent where that is the one that goes to another place in etcd.
+    fn may_leave(&self, before: Option<&HostLease>, unused: bool) -> Result<bool, Error> {
+        let prefix = &self.etcd.prefix;
+        let Some(former) = before.filter(|lease| unused && lease.prefix != *prefix) else {
+            return Ok(unused);
+        };
+        if !agent_lives(&self.state_dir, self.network)? {
+            return Ok(true);
+        }
+        let msg = format!(
+            "this host's subnet is still that in the network at {}: weftd leaves it for one at {prefix} when its own prefix is this \
+             one: set etcd.prefix in weftd.json, too, and see its /readyz",
+            former.prefix
+        );
+        Err(Error::new(Code::TryAgain, msg))
     }
 
     /// Whether no container of this network is on this host.

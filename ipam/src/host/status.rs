@@ -88,8 +88,7 @@ impl Host<'_> {
         let before = HostLease::read(&self.data_dir, self.network)?;
         let others = self.others()?;
         let before = before.as_ref();
-        let unused = self.is_unused() && self.may_leave(before)?;
-        let claimant = Claimant::by_plugin(before, unused, &others);
+        let claimant = Claimant::by_plugin(before, self.may_leave(before, self.is_unused())?, &others);
         lease::rehearse(registry, &self.etcd, claimant).await
     }
 

@@ -117,11 +117,21 @@ fn at_the_former_place_it_does_all_that_an_agent_does() {
 }
 
 /// The last container goes while the other network is not configured yet: whoever asks is told what is missing, and not about
-/// containers.
+/// containers, as whoever is configured for the other prefix before the agent is.
 #[test]
 fn without_containers_it_waits_for_the_other_network() {
     let mut fleet = Fleet::new(1);
     let network = fleet.network(0);
+    let other = Weftd::network(&fleet.etcd).with(&json!({ "ipam": at_other() }));
+    let is_told = |fleet: &Fleet| {
+        let pod = Pod::new();
+        for (call, code) in [(other.add_call(&pod), 11), (other.call("STATUS"), 50)] {
+            let error = call.on(fleet.node(0)).run().error_code(code);
+            error.assert_names(&[Weftd::PREFIX, "/other", "weftd.json", "/readyz"]);
+            assert!(!error.msg.contains("containers"), "{}", error.msg);
+        }
+    };
+    is_told(&fleet);
     let (pod, _result) = fleet.node(0).attach(&network);
     change_over(&mut fleet);
     let (node, agent) = (fleet.node(0), &fleet.agents[0]);
@@ -130,6 +140,7 @@ fn without_containers_it_waits_for_the_other_network() {
     assert_unready(agent, &["/other/config"]);
     let (_, said) = readiness(agent);
     assert!(!said.contains(REMEDY), "{said}");
+    is_told(&fleet);
     fleet.etcd.put("/other/config", OTHER);
     eventually(Duration::from_secs(5), "it is in the other network", || {
         (readiness(agent).0 == 200 && node.link("weft.2").is_some()).then_some(())
