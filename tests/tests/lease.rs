@@ -13,6 +13,7 @@ mod lease {
     mod prefixes;
     mod renumbered;
     mod siblings;
+    mod status;
 }
 
 use std::fs;

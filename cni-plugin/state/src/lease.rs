@@ -5,6 +5,7 @@
 //! <dataDir>/<network>/peers.json    the hosts of the network, this one among them
 //! <dataDir>/<network>/taken.json    that another host owns the leased subnet now; mostly not there
 //! <dataDir>/<network>/tried         when a plugin asked the store last, and whether that said that the lease is wrong
+//! <dataDir>/<network>/asked         when STATUS did last, without being told so
 //! ```
 //!
 //! Written by whoever talks to the store, the IPAM plugin or the agent; read by everybody, so that containers come and
@@ -140,7 +141,7 @@ impl HostLease {
     /// # Errors
     /// [`Code::Io`] when it cannot be removed.
     pub fn forget(data_dir: &Path, network: &NetworkName) -> Result<(), Error> {
-        ["lease.json", "peers.json", "taken.json", "tried"]
+        ["lease.json", "peers.json", "taken.json", "tried", "asked"]
             .into_iter()
             .try_for_each(|name| remove(&file(data_dir, network, name)))
     }
@@ -289,6 +290,12 @@ pub fn lease_files(data_dir: &Path, network: &NetworkName) -> [PathBuf; 2] {
 #[must_use]
 pub fn tried_file(data_dir: &Path, network: &NetworkName) -> PathBuf {
     file(data_dir, network, "tried")
+}
+
+/// The file of the last question of STATUS, which keeps no ADD from asking.
+#[must_use]
+pub fn asked_file(data_dir: &Path, network: &NetworkName) -> PathBuf {
+    file(data_dir, network, "asked")
 }
 
 fn file(data_dir: &Path, network: &NetworkName, name: &str) -> PathBuf {

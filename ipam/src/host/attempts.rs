@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cni_protocol::{Code, Error};
-use weft_state::lease::{HostLease, Taken, lease_files, tried_file};
+use weft_state::lease::{HostLease, Taken, asked_file, lease_files, tried_file};
 
 use super::{Host, is_half_over};
 
@@ -14,8 +14,16 @@ impl Host<'_> {
     /// Whether the other hosts or the lease ought to be looked at.
     pub(super) fn is_due(&self, lease: &HostLease) -> bool {
         let [_, peers] = lease_files(&self.data_dir, self.network);
-        let due = |file: &Path| age(file) >= self.etcd.peer_refresh;
-        (self.is_in_doubt() || due(&peers) || is_half_over(lease)) && due(&self.tried())
+        (self.is_in_doubt() || self.is_old(&peers) || is_half_over(lease)) && self.is_old(&self.tried())
+    }
+
+    /// Whether STATUS ought to ask, which takes note of no answer but that the lease is wrong.
+    pub(super) fn is_to_be_asked(&self, lease: &HostLease) -> bool {
+        (self.is_in_doubt() || self.is_due(lease)) && self.is_old(&self.asked())
+    }
+
+    fn is_old(&self, file: &Path) -> bool {
+        age(file) >= self.etcd.peer_refresh
     }
 
     /// A file whose time is that of the last attempt: an etcd that is away costs one ADD of many its patience. It has a content from when
@@ -24,27 +32,34 @@ impl Host<'_> {
         tried_file(&self.data_dir, self.network)
     }
 
-    pub(super) fn note_attempt(&self) {
-        self.note(|tried| tried.set_modified(SystemTime::now()));
+    /// The same of STATUS, in a file of its own: what STATUS asks renews no lease, and is to keep no ADD from that.
+    fn asked(&self) -> PathBuf {
+        asked_file(&self.data_dir, self.network)
     }
 
-    /// Notes that the lease on file is wrong.
+    pub(super) fn note_attempt(&self) {
+        note(&self.tried(), |tried| tried.set_modified(SystemTime::now()));
+    }
+
+    /// Notes that STATUS asks, before it does: of a lease that comes into doubt meanwhile the next one asks, too.
+    pub(super) fn note_question(&self) {
+        note(&self.asked(), |asked| asked.set_modified(SystemTime::now()));
+    }
+
+    /// Notes that the lease on file is wrong. Each STATUS asks whether it still is.
     pub(super) fn doubt(&self) {
         // A byte that was never written takes no room on a disk that may be full.
-        self.note(|tried| tried.set_len(1).and_then(|()| tried.set_modified(UNIX_EPOCH)));
+        note(&self.tried(), |tried| tried.set_len(1).and_then(|()| tried.set_modified(UNIX_EPOCH)));
+        if let Err(error) = fs::remove_file(self.asked())
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            log::warn!("remove {}: {error}", self.asked().display());
+        }
     }
 
     /// Notes that it is right, or as right as it can be.
     pub(super) fn trust(&self) {
-        self.note(|tried| tried.set_len(0).and_then(|()| tried.set_modified(SystemTime::now())));
-    }
-
-    fn note(&self, write: impl FnOnce(&File) -> io::Result<()>) {
-        let tried = self.tried();
-        let file = File::options().create(true).truncate(false).write(true).open(&tried);
-        if let Err(error) = file.and_then(|file| write(&file)) {
-            log::warn!("write {}: {error}", tried.display());
-        }
+        note(&self.tried(), |tried| tried.set_len(0).and_then(|()| tried.set_modified(SystemTime::now())));
     }
 
     /// That another host has the subnet, or may have it, says more than that etcd cannot be asked whether it still has.
@@ -65,6 +80,13 @@ impl Host<'_> {
     /// Whether etcd has said last that it is wrong.
     pub(super) fn is_in_doubt(&self) -> bool {
         fs::metadata(self.tried()).is_ok_and(|file| file.len() > 0)
+    }
+}
+
+fn note(path: &Path, write: impl FnOnce(&File) -> io::Result<()>) {
+    let file = File::options().create(true).truncate(false).write(true).open(path);
+    if let Err(error) = file.and_then(|file| write(&file)) {
+        log::warn!("write {}: {error}", path.display());
     }
 }
 

@@ -14,8 +14,8 @@ impl Host<'_> {
     /// Whether an ADD would have a lease, and what those who wait for one are to know.
     ///
     /// # Errors
-    /// [`Code::LimitedConnectivity`] when the lease has ended, so that other hosts drop this one; [`Code::NotAvailable`] when there is no lease and etcd gives none, or no interface has the
-    /// address that an ADD of the interface plugin needs.
+    /// [`Code::LimitedConnectivity`] when the lease has ended, so that other hosts drop this one; [`Code::NotAvailable`] when there is no
+    /// lease and etcd gives none, or no interface has the address that an ADD of the interface plugin needs.
     pub(crate) fn status(&self) -> Result<Option<HostLease>, Error> {
         let known = self.last_known(Code::LimitedConnectivity)?;
         let is_kept = agent_lives(&self.state_dir, self.network)?;
@@ -28,8 +28,8 @@ impl Host<'_> {
             check_ended(&lease, is_kept)?;
         }
         check_connected()?;
-        if !is_kept && (self.is_in_doubt() || self.is_due(&lease)) {
-            self.would_keep(&lease)?;
+        if !is_kept && self.is_to_be_asked(&lease) {
+            self.would_keep()?;
         }
         if !is_kept && !lease.is_pinned() && is_half_over(&lease) {
             log::warn!(
@@ -66,17 +66,12 @@ impl Host<'_> {
 
     /// Whether an ADD would go on with the lease on file, which one has found wrong or would look at, by what etcd says now. What it does
     /// not say, and a missing or wrong configuration, keep no ADD from that.
-    fn would_keep(&self, lease: &HostLease) -> Result<(), Error> {
-        let in_doubt = self.is_in_doubt();
-        let patience = if in_doubt { self.patience(lease) } else { PATIENCE };
-        let bar = match in_event_loop(in_time(patience, async { self.rehearse(&mut self.registry()?).await }))
+    fn would_keep(&self) -> Result<(), Error> {
+        self.note_question();
+        let bar = match in_event_loop(in_time(PATIENCE, async { self.rehearse(&mut self.registry()?).await }))
         {
             Ok(Some(bar @ (Lease::Taken { .. } | Lease::Refused(_)))) => told(bar),
             Err(error) if error.code == Code::Exhausted => Err(not_available(error)),
-            Err(error) if error.code == Code::TryAgain && !in_doubt => {
-                self.note_attempt();
-                return Ok(());
-            }
             // What is good news is left to an ADD, which takes note of the other hosts, too.
             _ => return Ok(()),
         };

@@ -1,13 +1,14 @@
 //! A host without containers whose subnet becomes another one, as the network was configured anew or another host has it, while containers come.
 
 use std::fs;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_tests::{Call, Pod, Relay, eventually, hold};
 
 use super::super::{CONFIG, Fleet, SUBNETS, V4, addresses};
 use super::identity::record;
+use super::status::age_peers;
 
 const ROUNDS: u64 = 30;
 
@@ -34,8 +35,7 @@ fn containers_that_come_while_the_subnet_changes_are_in_the_new_one() {
         let (before, _) = fleet.record();
         fleet.etcd.put(CONFIG, config(round));
         // Long ago: the first to come looks.
-        let peers = fs::File::options().write(true).open(lease.join("peers.json")).expect("open a file");
-        peers.set_modified(SystemTime::UNIX_EPOCH).expect("make it old");
+        age_peers(&fleet);
         let _none_yet = fs::remove_file(lease.join("tried"));
         let pods = [Pod::new(), Pod::new()];
         let one = call("ADD", &pods[0]).start();
@@ -187,14 +187,11 @@ fn status_tells_that_a_subnet_is_another_hosts_before_any_add_has_failed() {
     let (key, _) = fleet.record();
     fleet.etcd.put(&format!("{SUBNETS}{key}"), record("172.30.0.99"));
     let status = |changes: &Value| fleet.ipam("STATUS", 0, changes).run();
-    let directory = fleet.node(0).data_dir().join("pods");
-    let peers = fs::File::options().write(true).open(directory.join("peers.json")).expect("open a file");
-    peers.set_modified(SystemTime::UNIX_EPOCH).expect("make it old");
+    age_peers(&fleet);
     // A silent etcd is asked once in a while.
     fleet.etcd.freeze();
     status(&json!({})).done();
     fleet.etcd.thaw();
-    assert!(directory.join("tried").exists());
     status(&json!({})).done();
     status(&json!({ "ipam": { "peerRefresh": 0 } })).error_code(51).assert_names(&[&key, "172.30.0.99"]);
     // It is known from then on.
