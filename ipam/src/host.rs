@@ -101,15 +101,17 @@ impl<'c> Host<'c> {
         let until = self.part(SHARE);
         let lock = format!(".lease-{:x}.lock", weft_state::hash(&[&self.etcd.prefix]));
         let _lock = Lock::exclusive(&self.data_dir.join(lock), until)?;
-        let lease = self.on_file()?;
-        let is_first = lease.is_none();
-        match (lease, taken) {
+        match (self.on_file()?, taken) {
             (Some(lease), None) if !self.is_void(&lease)? => Ok(lease),
-            (_, None) if is_first => self.take(until, self.is_unused(), repeat),
-            // Once: what is known is an answer, too, and whoever deletes a container waits for the store.
-            (_, taken) => {
+            (None, None) if HostLease::read(&self.data_dir, self.network)?.is_none() => {
+                self.take(until, self.is_unused(), repeat)
+            }
+            // Others give addresses of what is on file meanwhile, also where that is of other addresses or another place in etcd.
+            (lease, taken) => {
                 let store = self.hold_unused(until)?;
-                self.take(until, store.is_some(), false)
+                // What is known is an answer, too, and whoever deletes a container waits for the store.
+                let repeat = repeat && lease.is_none() && taken.is_none();
+                self.take(until, store.is_some(), repeat)
                     .map_err(|error| self.or_known(error, taken, Code::Conflict))
             }
         }

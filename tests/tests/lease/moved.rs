@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use weft_tests::{Call, Pod, Relay, eventually, hold};
 
-use super::super::{CONFIG, Fleet, SUBNETS, V4, addresses};
+use super::super::{CONFIG, Fleet, SUBNETS, V4, addresses, ipam};
 use super::identity::record;
 use super::status::age_peers;
 
@@ -98,6 +98,48 @@ fn on_its_way(is_ended: bool) {
     drop(books);
     let given = addresses(&late.finish().result());
     assert!(!given[0].starts_with(key.trim_end_matches("0-24")), "{given:?} is of {key}");
+}
+
+/// One that comes first finds the host another subnet, as it has another address or place in etcd. One that comes with it goes by what is on
+/// file.
+#[test]
+fn an_add_that_goes_on_with_a_lease_while_another_one_leaves_it() {
+    for changes in [json!({}), json!({ "ipam": { "etcd": { "prefix": "/other" } } })] {
+        let fleet = Fleet::new(1, V4);
+        fleet
+            .etcd
+            .put("/other/config", r#"{"Network": "10.96.0.0/12", "Backend": {"Type": "vxlan", "VNI": 2}}"#);
+        let node = fleet.node(0);
+        let relay = Relay::start(node, fleet.etcd.members()[0].clients().next().expect("an address"));
+        // It goes on in two seconds.
+        let slow =
+            json!({ "timeout": 8, "ipam": { "etcd": { "endpoints": [relay.endpoint()], "timeout": 20 } } });
+        let call = fleet.ipam("ADD", 0, &slow);
+        call.clone().run().result();
+        call.env("CNI_COMMAND", "DEL").run().done();
+        let (key, _) = fleet.record();
+        if changes == json!({}) {
+            node.renumber("172.30.0.11", "172.30.0.22");
+            fleet.etcd.put(&format!("{SUBNETS}{key}"), record("172.30.0.99"));
+        }
+        relay.delay(Duration::from_millis(400));
+        let first =
+            ipam("ADD", node, &fleet.conf(&slow).with(&json!({ "timeout": 60 })).with(&changes)).start();
+        let holds = format!(" {} ", first.pid());
+        eventually(Duration::from_secs(5), "it has the lock of the lease", || {
+            let locks = fs::read_to_string("/proc/locks").expect("the kernel's locks");
+            locks.lines().any(|line| line.contains(&holds)).then_some(())
+        });
+        let replies = [fleet.ipam("ADD", 0, &slow).run(), first.finish()];
+        let lease = fs::read(node.data_dir().join("pods/lease.json")).expect("a lease");
+        let lease: Value = serde_json::from_slice(&lease).expect("JSON");
+        let now = lease["key"].as_str().expect("a key").trim_end_matches("0-24");
+        for reply in replies.iter().filter(|reply| reply.succeeded()) {
+            let given = addresses(&reply.result());
+            assert!(given[0].starts_with(now), "{changes}: {given:?} is not of {now}");
+        }
+        assert!(replies.iter().any(weft_tests::Reply::succeeded), "{changes}");
+    }
 }
 
 /// Nothing lives in its subnet, and etcd had no other one for it.
