@@ -131,7 +131,8 @@ fn go_on(
         return Err(unconnected(network, error));
     }
     let Some(mtu) = mtus(netlink, &overlay)?.and_then(smallest) else {
-        let remedy = "try again; where its interface gets none any more, set ipam.iface";
+        let remedy = "try again, with etcd in reach where the host has another one by now; where its interface gets none any more, set \
+                      ipam.iface";
         let error = Error::new(Code::TryAgain, format!("network {network}: {error}: {remedy}"));
         return Err(failed(&"connect with the other hosts", error.into()));
     };

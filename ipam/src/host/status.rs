@@ -21,13 +21,9 @@ impl Host<'_> {
         let is_kept = agent_lives(&self.state_dir, self.network)?;
         let lease = match self.on_file()? {
             Some(lease) if known.is_none() && (is_kept || !self.is_void(&lease)?) => lease,
-            _ => return self.would_lease(known).map(|()| None),
+            _ => return self.would_lease(known),
         };
-        // Where nobody knows how long it lasts, containers go on and an ADD renews it.
-        if !lease.is_undated() || self.is_unused() {
-            check_ended(&lease, is_kept)?;
-        }
-        check_connected()?;
+        self.check_goes_on(&lease, is_kept)?;
         if !is_kept && self.is_to_be_asked(&lease) {
             self.would_keep()?;
         }
@@ -42,8 +38,18 @@ impl Host<'_> {
         Ok(Some(lease))
     }
 
-    /// Whether an ADD would be given a lease by etcd, where that on file is not enough for it.
-    fn would_lease(&self, known: Option<Taken>) -> Result<(), Error> {
+    /// Whether an ADD could go on with a lease on file.
+    fn check_goes_on(&self, lease: &HostLease, is_kept: bool) -> Result<(), Error> {
+        // Where nobody knows how long it lasts, containers go on and an ADD renews it.
+        if !lease.is_undated() || self.is_unused() {
+            check_ended(lease, is_kept)?;
+        }
+        check_connected()
+    }
+
+    /// Whether an ADD would be given a lease by etcd, where that on file is not enough for it; the one that it would go on with where etcd
+    /// does not answer.
+    fn would_lease(&self, known: Option<Taken>) -> Result<Option<HostLease>, Error> {
         let ended = self.on_file()?.and_then(|lease| check_ended(&lease, false).err());
         let former = if known.is_none() { self.of_former_addresses()? } else { None };
         let unseen = |error: Error| match ended.filter(|_| error.code == Code::TryAgain && known.is_none()) {
@@ -58,9 +64,12 @@ impl Host<'_> {
                 bar => Ok(bar),
             }
         };
-        match in_event_loop(rehearsal) {
-            Err(error) if error.code == Code::TryAgain && former.is_some() => Ok(()),
-            rehearsed => rehearsed.map_err(unseen)?.map_or(Ok(()), told),
+        match (in_event_loop(rehearsal), former) {
+            (Err(error), Some(former)) if error.code == Code::TryAgain => {
+                self.check_goes_on(&former, false).map_err(|bar| bar.detail(error.msg))?;
+                Ok(Some(former))
+            }
+            (rehearsed, _) => rehearsed.map_err(unseen)?.map_or(Ok(()), told).map(|()| None),
         }
     }
 

@@ -132,6 +132,32 @@ fn containers_come_and_go_while_etcd_cannot_be_told_of_the_new_address() {
     assert!(now == key && value.contains(AFTER[0]), "{now} {key} {value}");
 }
 
+/// Nothing connects the host with the others yet, which takes an address that it has; or its subnet is full.
+#[test]
+fn status_tells_what_a_lease_of_former_addresses_lacks_while_etcd_is_away() {
+    let plain = r#"{"Network": "10.240.0.0/12", "Backend": {"Type": "host-gw"}}"#;
+    let small = r#"{"Network": "10.240.0.0/20", "SubnetLen": 30, "Backend": {"Type": "vxlan"}}"#;
+    for config in [plain, small] {
+        let fleet = Fleet::new(1, config);
+        let node = fleet.node(0);
+        let short = json!({ "timeout": 4, "isGateway": true });
+        let network = fleet.conf(&short);
+        let _first = node.attach(&network);
+        node.renumber(BEFORE[0], AFTER[0]);
+        fleet.etcd.freeze();
+        let status = network.call("STATUS").on(node).run().error_code(50);
+        let add = network.add_call(&Pod::new()).on(node).run();
+        if config == small {
+            status.assert_names(&["1 of 1 used"]);
+            add.error_code(104);
+        } else {
+            status.assert_names(&[BEFORE[0], "172.30.0.2:2379"]);
+            add.error_code(11).assert_names(&[BEFORE[0], "etcd in reach"]);
+        }
+        fleet.etcd.thaw();
+    }
+}
+
 /// What is known is said then, and at once.
 #[test]
 fn a_subnet_that_was_taken_stays_that_while_etcd_is_away() {
