@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_millis(200);
 const SHARE: f32 = 0.25;
 const LIMIT: f32 = 0.5;
 
+const GOING_ON: &str = "going on with the lease of the addresses that this host had";
+
 /// A network that spans hosts, as this host knows it.
 pub(crate) struct Host<'c> {
     network: &'c NetworkName,
@@ -77,18 +79,17 @@ impl<'c> Host<'c> {
             }
         }
         let former = if taken.is_none() { self.of_former_addresses()? } else { None };
-        match (self.acquire(taken, former.is_none()), former) {
+        match (self.acquire(taken, former.as_ref()), former) {
             (Err(error), Some(lease)) if error.code == Code::TryAgain => {
-                let step = "going on with the lease of the addresses that this host had";
-                log::warn!("network {}: {}; {step}", self.network, error.msg);
+                log::warn!("network {}: {}; {GOING_ON}", self.network, error.msg);
                 Ok(lease)
             }
             (outcome, _) => outcome,
         }
     }
 
-    /// The lease, taken from etcd unless another ADD does so meanwhile; `repeat`: a first one is asked for again and again.
-    fn acquire(&self, taken: Option<Taken>, repeat: bool) -> Result<HostLease, Error> {
+    /// The lease, taken from etcd unless another ADD does so meanwhile, or has just had no answer: the one of former addresses does then.
+    fn acquire(&self, taken: Option<Taken>, former: Option<&HostLease>) -> Result<HostLease, Error> {
         // Of several first ADDs one takes the lease, and the others find it on file: also those of another network with the same place
         // in etcd, which may not have it. No network's name begins with a dot.
         fs::create_dir_all(&self.data_dir).map_err(|error| {
@@ -101,18 +102,26 @@ impl<'c> Host<'c> {
         let until = self.part(SHARE);
         let lock = format!(".lease-{:x}.lock", weft_state::hash(&[&self.etcd.prefix]));
         let _lock = Lock::exclusive(&self.data_dir.join(lock), until)?;
-        match (self.on_file()?, taken) {
+        let lease = self.on_file()?;
+        if let Some(former) = former.filter(|_| lease.is_none() && !self.is_old(&self.tried())) {
+            log::warn!("network {}: etcd gave no answer a moment ago; {GOING_ON}", self.network);
+            return Ok(former.clone());
+        }
+        match (lease, taken) {
             (Some(lease), None) if !self.is_void(&lease)? => Ok(lease),
             (None, None) if HostLease::read(&self.data_dir, self.network)?.is_none() => {
-                self.take(until, self.is_unused(), repeat)
+                self.take(until, self.is_unused(), true)
             }
             // Others give addresses of what is on file meanwhile, also where that is of other addresses or another place in etcd.
             (lease, taken) => {
                 let store = self.hold_unused(until)?;
                 // What is known is an answer, too, and whoever deletes a container waits for the store.
-                let repeat = repeat && lease.is_none() && taken.is_none();
-                self.take(until, store.is_some(), repeat)
-                    .map_err(|error| self.or_known(error, taken, Code::Conflict))
+                let repeat = former.is_none() && lease.is_none() && taken.is_none();
+                let outcome = self.take(until, store.is_some(), repeat);
+                if former.is_some() && outcome.as_ref().is_err_and(|error| error.code == Code::TryAgain) {
+                    self.note_attempt();
+                }
+                outcome.map_err(|error| self.or_known(error, taken, Code::Conflict))
             }
         }
     }
@@ -316,10 +325,14 @@ impl<'c> Host<'c> {
 
     /// Goes on with the lease as it is, which is right, or as right as it can be. What the disk does not take is left for the next ADD.
     fn go_on(&self, kept: HostLease, hosts: &Peers) -> HostLease {
-        if let Err(error) = self.put_on_file(Lease::Held(kept.clone()), hosts) {
+        let put = self.put_on_file(Lease::Held(kept.clone()), hosts);
+        if let Err(error) = &put {
             log::warn!("network {}: {}; going on without", self.network, error.msg);
         }
-        self.trust();
+        // Otherwise the next look is due by what was put.
+        if put.is_err() || is_half_over(&kept) {
+            self.trust();
+        }
         kept
     }
 

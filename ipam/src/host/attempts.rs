@@ -22,13 +22,14 @@ impl Host<'_> {
         (self.is_in_doubt() || self.is_due(lease)) && self.is_old(&self.asked())
     }
 
-    fn is_old(&self, file: &Path) -> bool {
+    pub(super) fn is_old(&self, file: &Path) -> bool {
         age(file) >= self.etcd.peer_refresh
     }
 
-    /// A file whose time is that of the last attempt: an etcd that is away costs one ADD of many its patience. It has a content from when
-    /// etcd has said that the lease is wrong until it says otherwise, and the time 0 after an attempt that came to no good end.
-    fn tried(&self) -> PathBuf {
+    /// A file whose time is that of the last attempt since a lease was put on file: an etcd that is away costs one ADD of many its
+    /// patience. It has a content from when etcd has said that the lease is wrong until it says otherwise, and the time 0 after an attempt
+    /// that came to no good end.
+    pub(super) fn tried(&self) -> PathBuf {
         tried_file(&self.data_dir, self.network)
     }
 

@@ -127,9 +127,35 @@ fn containers_come_and_go_while_etcd_cannot_be_told_of_the_new_address() {
     fleet.ipam("STATUS", 1, &short).run().error_code(50);
     fleet.etcd.thaw();
     assert_eq!(fleet.record(), (key.clone(), value));
-    fleet.add(0, &short).result();
+    fleet.add(0, &json!({ "ipam": { "peerRefresh": 0 } })).result();
     let (now, value) = fleet.record();
     assert!(now == key && value.contains(AFTER[0]), "{now} {key} {value}");
+}
+
+/// The others that came with it go on by what it found.
+#[test]
+fn one_add_of_many_waits_for_etcd_after_the_address_has_changed() {
+    let fleet = Fleet::new(1, V4);
+    // News of other hosts that came just now are none of etcd's silence.
+    let due = json!({ "ipam": { "peerRefresh": 0 } });
+    fleet.add(0, &due).result();
+    fleet.add(0, &due).result();
+    fleet.node(0).renumber(BEFORE[0], AFTER[0]);
+    fleet.etcd.freeze();
+    let short = json!({ "ipam": { "etcd": { "timeout": 1 } } });
+    let calls: Vec<_> = (0..6).map(|_| fleet.ipam("ADD", 0, &short).start()).collect();
+    let replies: Vec<_> = calls.into_iter().map(weft_tests::Running::finish).collect();
+    replies.iter().for_each(|reply| drop(reply.result()));
+    let waited = replies.iter().filter(|reply| reply.stderr.contains("172.30.0.2:2379")).count();
+    assert_eq!(waited, 1, "{:?}", replies.iter().map(|reply| &reply.stderr).collect::<Vec<_>>());
+    fleet.etcd.thaw();
+    fleet.add(0, &due).result();
+    assert!(fleet.record().1.contains(AFTER[0]));
+    // Nothing was asked in vain since.
+    fleet.add(0, &due).result();
+    fleet.node(0).renumber(AFTER[0], BEFORE[0]);
+    fleet.add(0, &json!({})).result();
+    assert!(fleet.record().1.contains(BEFORE[0]));
 }
 
 /// Nothing connects the host with the others yet, which takes an address that it has; or its subnet is full.

@@ -50,6 +50,9 @@ fn an_add_looks_for_the_other_hosts_every_ten_seconds() {
 
     comes(99);
     age("peers.json", DEFAULT);
+    fleet.etcd.freeze();
+    assert!(!knows_after_add(99), "etcd does not answer");
+    fleet.etcd.thaw();
     assert!(!knows_after_add(99), "they were asked for just now");
     age("tried", SOONER);
     assert!(!knows_after_add(99), "they were asked for {SOONER:?} ago");
