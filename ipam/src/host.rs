@@ -186,10 +186,6 @@ impl<'c> Host<'c> {
         HostLease::others(&self.data_dir, self.network)
     }
 
-    fn lasts_as_configured(&self, lease: &HostLease) -> bool {
-        lease.ttl == self.etcd.ttl
-    }
-
     /// Whether a lease may be left, as no container needs it.
     ///
     /// # Errors
@@ -233,8 +229,8 @@ impl<'c> Host<'c> {
     fn refresh(&self, lease: HostLease) -> Result<HostLease, Error> {
         self.note_attempt();
         match in_event_loop(in_time(self.patience(&lease), self.look(&lease))) {
-            Ok((kept, hosts, true)) => Ok(self.go_on(kept, &hosts)),
-            Ok((kept, hosts, false)) => self.settle(kept, &hosts),
+            Ok((kept, hosts, Verdict::Right)) => Ok(self.go_on(kept, &hosts)),
+            Ok((kept, hosts, verdict)) => self.settle(kept, &hosts, verdict == Verdict::Lost),
             Err(error) => {
                 log::warn!("network {}: {}; going on with what is known", self.network, error.msg);
                 Ok(lease)
@@ -248,10 +244,8 @@ impl<'c> Host<'c> {
         if is_half_over(lease) && !lease.is_pinned() { self.part(SHARE).remaining() } else { PATIENCE }
     }
 
-    /// The lease, renewed if it is time, the other hosts, and whether the lease is right: it is not when its record, its address or the
-    /// network's configuration have changed, when another host's record goes before its own, when somebody has pinned the record
-    /// or does so no more, or when others are to hear an agent, of which there is none.
-    async fn look(&self, lease: &HostLease) -> Result<(HostLease, Peers, bool), Error> {
+    /// The lease, renewed if it is time, the other hosts, and whether the lease is right.
+    async fn look(&self, lease: &HostLease) -> Result<(HostLease, Peers, Verdict), Error> {
         // What is on file later may be from a later look.
         let before = Peers::read(&self.data_dir, self.network)?.unwrap_or_default();
         let mut registry = Registry::new(&self.etcd)?;
@@ -265,11 +259,19 @@ impl<'c> Host<'c> {
         } else {
             Some(lease.clone())
         };
-        let as_configured =
-            |kept: &HostLease| config.as_ref().ok() == Some(&kept.config) && self.lasts_as_configured(kept);
-        let is_right = kept.as_ref().is_some_and(as_configured) && !lease::is_agents(lease);
+        let is_as_leased = || config.as_ref().ok() == Some(&lease.config) && lease.ttl == self.etcd.ttl;
+        let is_misfit = |text: &String| {
+            lease::parse_config(&lease.prefix, text).is_ok_and(|config| !lease::fits(&config, &lease.key))
+        };
+        let verdict = if kept.is_none() || config.as_ref().is_ok_and(is_misfit) {
+            Verdict::Lost
+        } else if is_as_leased() && !lease::is_agents(lease) {
+            Verdict::Right
+        } else {
+            Verdict::Outdated
+        };
         let hosts = self.with_lost(hosts, &before, lease, config.is_ok());
-        Ok((kept.unwrap_or_else(|| lease.clone()), hosts, is_right))
+        Ok((kept.unwrap_or_else(|| lease.clone()), hosts, verdict))
     }
 
     /// Hosts with those that etcd has lost since those of `before` were read. Each puts its record back with its next ADD, once the network
@@ -287,11 +289,15 @@ impl<'c> Host<'c> {
         hosts
     }
 
-    /// Takes what is this host's by now, in place of a lease that is not right any more.
-    fn settle(&self, kept: HostLease, hosts: &Peers) -> Result<HostLease, Error> {
+    /// Takes what is this host's by now, in place of a lease that is not right any more. Only of one that is lost another subnet will do.
+    fn settle(&self, kept: HostLease, hosts: &Peers, is_lost: bool) -> Result<HostLease, Error> {
         // The next ADD looks again, unless this one finds that all can stay: it may be killed, or there may be something to do for a person.
-        self.doubt();
-        let store = self.hold_unused(self.part(LIMIT))?;
+        if is_lost {
+            self.doubt()
+        } else {
+            self.note_interest()
+        }
+        let store = if is_lost { self.hold_unused(self.part(LIMIT))? } else { None };
         if let Some(other) = self.on_file()?.filter(|other| other.key != kept.key) {
             return Ok(other);
         }
@@ -299,8 +305,8 @@ impl<'c> Host<'c> {
         let (before, unused) = (Some(&kept), store.is_some());
         let is_unclaimed = hosts.records.get(&kept.key).is_none_or(|record| *record == kept.value);
         let claimant = Claimant::by_plugin(before, unused, &others);
-        // To find a subnet is no news that an ADD can do without.
-        let patience = if unused { self.part(SHARE).remaining() } else { self.patience(&kept) };
+        // To find a subnet is no news that an ADD can do without, and a first container waits for what others need not find out.
+        let patience = if self.is_unused() { self.part(SHARE).remaining() } else { self.patience(&kept) };
         let taken = in_event_loop(in_time(patience, async {
             lease::acquire(&mut Registry::new(&self.etcd)?, &self.etcd, claimant).await
         }));
@@ -315,8 +321,8 @@ impl<'c> Host<'c> {
         if let Some(error) = &why {
             log::warn!("network {}: {}; going on with what is known", self.network, error.msg);
         }
-        // Without an answer it stays in doubt, and as it is on file.
-        if why.is_some_and(|error| error.code == Code::TryAgain) {
+        // Without an answer it stays in doubt, and as it is on file. One that is not lost may have been renewed.
+        if is_lost && why.is_some_and(|error| error.code == Code::TryAgain) {
             self.note_attempt();
             return Ok(kept);
         }
@@ -352,6 +358,18 @@ impl<'c> Host<'c> {
             Lease::Unconfigured(error) | Lease::Refused(error) => Err(error),
         }
     }
+}
+
+/// What etcd says of the lease on file.
+#[derive(PartialEq, Eq)]
+enum Verdict {
+    Right,
+    /// The subnet is this host's. Its time or the network's configuration have changed, or others are to hear an agent, of which there is
+    /// none.
+    Outdated,
+    /// Its record or its address have changed, another host's record goes before its own, the network has the subnet no more, or somebody
+    /// has pinned the record or does so no more.
+    Lost,
 }
 
 async fn in_time<T>(time: Duration, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {

@@ -58,6 +58,11 @@ impl Host<'_> {
         }
     }
 
+    /// Notes that the subnet is this host's, and that there is more to ask.
+    pub(super) fn note_interest(&self) {
+        note(&self.tried(), |tried| tried.set_len(0).and_then(|()| tried.set_modified(UNIX_EPOCH)));
+    }
+
     /// Notes that it is right, or as right as it can be.
     pub(super) fn trust(&self) {
         note(&self.tried(), |tried| tried.set_len(0).and_then(|()| tried.set_modified(SystemTime::now())));

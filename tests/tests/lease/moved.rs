@@ -1,7 +1,7 @@
 //! A host without containers whose subnet becomes another one, as the network was configured anew or another host has it, while containers come.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use weft_tests::{Call, Pod, Relay, eventually, hold};
@@ -182,6 +182,60 @@ fn a_host_that_lost_its_subnet_gives_no_address_of_it_while_etcd_is_silent() {
     assert_eq!(fs::metadata(tried).map(|file| file.len()).unwrap_or_default(), 0, "that is settled");
     fleet.etcd.kill();
     fleet.add(0, &json!({})).result();
+}
+
+/// The subnet is the host's all the same, whether the ADD that finds that out is killed or loses etcd before it has settled it.
+#[test]
+fn another_time_of_the_lease_brings_no_doubt_on_it() {
+    for is_killed in [true, false] {
+        let fleet = Fleet::new(1, V4);
+        let node = fleet.node(0);
+        let relay = Relay::start(node, fleet.etcd.members()[0].clients().next().expect("an address"));
+        let changes = |refresh: u32| {
+            let ipam = json!({ "leaseTTL": 90_000, "peerRefresh": refresh, "etcd": { "endpoints": [relay.endpoint()] } });
+            json!({ "timeout": 4, "ipam": ipam })
+        };
+        let first = fleet.ipam("ADD", 0, &json!({}));
+        first.clone().run().result();
+        first.env("CNI_COMMAND", "DEL").run().done();
+        let (key, _) = fleet.record();
+        let subnet = key.trim_end_matches("0-24");
+        let directory = node.data_dir().join("pods");
+        // More than half of its time is over, so that etcd is waited for.
+        let file = directory.join("lease.json");
+        let mut lease: Value = serde_json::from_slice(&fs::read(&file).expect("a lease")).expect("JSON");
+        lease["renewed"] = json!(lease["renewed"].as_u64().expect("a time") - 50_000);
+        fs::write(&file, lease.to_string()).expect("put the file");
+        relay.delay(Duration::from_millis(60));
+        let add = fleet.ipam("ADD", 0, &changes(0)).start();
+        eventually(Duration::from_secs(5), "it has looked", || {
+            fs::metadata(directory.join("tried"))
+                .ok()?
+                .modified()
+                .ok()
+                .filter(|time| *time == SystemTime::UNIX_EPOCH)
+        });
+        fleet.etcd.freeze();
+        if is_killed {
+            add.kill();
+            assert_ne!(add.finish().status.code(), Some(0));
+        } else {
+            assert!(addresses(&add.finish().result())[0].starts_with(subnet));
+            let now: Value = serde_json::from_slice(&fs::read(&file).expect("a lease")).expect("JSON");
+            assert!(
+                now["renewed"].as_u64() > lease["renewed"].as_u64(),
+                "what was renewed is on file: {now}"
+            );
+        }
+        for refresh in [10, 0] {
+            fleet.ipam("STATUS", 0, &changes(refresh)).run().done();
+            assert!(addresses(&fleet.add(0, &changes(refresh)).result())[0].starts_with(subnet));
+        }
+        fleet.etcd.thaw();
+        relay.delay(Duration::ZERO);
+        fleet.add(0, &changes(0)).result();
+        assert_eq!((fleet.record().0, fleet.etcd.leases()[0].granted), (key.clone(), 90_000));
+    }
 }
 
 /// Who has them may be about to find the host another subnet.
