@@ -10,6 +10,7 @@ mod elsewhere;
 mod former;
 mod holder;
 mod place;
+mod rehearsal;
 mod release;
 mod sibling;
 mod take;
@@ -37,6 +38,7 @@ pub(crate) use holder::is_agents;
 pub use holder::{Keeper, holds, stands};
 use place::Place;
 pub(crate) use place::elder;
+pub(crate) use rehearsal::rehearse;
 pub use release::{Release, release};
 pub use sibling::overlap;
 use take::Take;
@@ -166,39 +168,6 @@ fn refused_without_cause(conf: &EtcdConf) -> Error {
     Error::new(Code::TryAgain, msg)
 }
 
-/// What [`acquire`] would say in place of a lease, without taking one; `None` when it would find a subnet.
-///
-/// # Errors
-/// As [`acquire`]; [`Code::InvalidConfig`] also when the network's configuration is missing or wrong.
-pub async fn rehearse(
-    registry: &mut Registry,
-    conf: &EtcdConf,
-    claimant: Claimant<'_>,
-) -> Result<Option<Lease>, Error> {
-    let claimant = match claimant.at(conf) {
-        Ok((claimant, _former)) => claimant,
-        Err(elsewhere) => return Ok(Some(Lease::Refused(elsewhere))),
-    };
-    let own = Own::find(conf, claimant)?;
-    let snapshot = registry.snapshot(&own.asked(claimant.before)).await?;
-    let search = match Search::new(conf, configured(conf, &snapshot)?, &snapshot, claimant, own)? {
-        Ok(search) => search,
-        Err(unfound) => return Ok(Some(Lease::Unconfigured(unfound))),
-    };
-    if let Some(bar) = search.barred(registry, &snapshot).await? {
-        return Ok(Some(bar));
-    }
-    match search.place(&snapshot) {
-        Place::Refused(error) => Ok(Some(Lease::Refused(error))),
-        Place::Taken { key, owner } => Ok(Some(Lease::Taken { key, owner })),
-        Place::Anywhere => {
-            let records = &snapshot.hosts.records;
-            search.free(records.keys(), records).map(|_| None)
-        }
-        _ => Ok(None),
-    }
-}
-
 /// Renews it; `None` when it is gone.
 ///
 /// # Errors
@@ -270,6 +239,10 @@ impl<'a> Search<'a> {
         match self.place(snapshot) {
             Place::Mine { key, value } => self.keep(registry, snapshot, key, value).await,
             Place::Misfit { key, value, why } => {
+                // Not for nothing.
+                if let Some(bar) = self.foresee(&snapshot.without(key))? {
+                    return Ok(Some(bar));
+                }
                 log::warn!("this host gives up subnet {key}, in which it has no containers: {why}");
                 registry.remove(key, value).await?;
                 Ok(None)

@@ -58,7 +58,7 @@ pub struct Registry {
 }
 
 /// A network as etcd has it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Snapshot {
     /// The value of `<prefix>/config`, or that there is none.
     pub config: Result<String, Error>,
@@ -74,6 +74,15 @@ impl Snapshot {
     pub(crate) fn is_as(&self, before: &Self) -> bool {
         (&self.hosts.records, &self.hosts.created) == (&before.hosts.records, &before.hosts.created)
             && (&self.leases, &self.held) == (&before.leases, &before.held)
+    }
+
+    /// The same once a record is gone.
+    pub(crate) fn without(&self, key: &str) -> Self {
+        let mut rest = self.clone();
+        rest.hosts.records.remove(key);
+        rest.hosts.created.remove(key);
+        rest.leases.remove(key);
+        rest
     }
 }
 

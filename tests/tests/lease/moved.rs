@@ -238,6 +238,29 @@ fn another_time_of_the_lease_brings_no_doubt_on_it() {
     }
 }
 
+/// It is told at once, and nothing is given up for what cannot be had.
+#[test]
+fn a_host_leaves_no_subnet_for_a_network_that_is_full() {
+    let fleet = Fleet::new(1, V4);
+    let due = json!({ "ipam": { "peerRefresh": 0 } });
+    let call = fleet.ipam("ADD", 0, &due);
+    call.clone().run().result();
+    call.env("CNI_COMMAND", "DEL").run().done();
+    let (key, value) = fleet.record();
+    fleet.etcd.put(CONFIG, r#"{"Network": "10.96.0.0/22", "Backend": {"Type": "vxlan"}}"#);
+    let theirs = |number: u8| format!("{SUBNETS}10.96.{number}.0-24");
+    (0..4).for_each(|number| fleet.etcd.put(&theirs(number), record(&format!("172.31.0.{number}"))));
+    for _ in 0..2 {
+        fleet.ipam("STATUS", 0, &due).run().error_code(50).assert_names(&["10.96.0.0/22", "all 3"]);
+        fleet.fails(0, &due, 104).assert_names(&["10.96.0.0/22", "all 3"]);
+        assert_eq!(fleet.etcd.get(&format!("{SUBNETS}{key}")).as_ref(), Some(&value));
+    }
+    fleet.etcd.del(&theirs(2));
+    fleet.ipam("STATUS", 0, &due).run().done();
+    assert!(addresses(&fleet.add(0, &due).result())[0].starts_with("10.96.2."));
+    assert_eq!(fleet.etcd.get(&format!("{SUBNETS}{key}")), None);
+}
+
 /// Who has them may be about to find the host another subnet.
 #[test]
 fn reservations_in_other_hands_keep_no_host_in_a_subnet_that_the_network_has_no_more() {
