@@ -52,7 +52,7 @@ fn add(args: AddArgs) -> Result<Outcome, Error> {
     let (host, root) = (Host::of(&call)?, reservations_dir(&call.conf)?);
     let (conf, dns, store) = loop {
         let seen = host.as_ref().map(Host::glance);
-        let lease = host.as_ref().map(Host::lease).transpose()?;
+        let lease = host.as_ref().zip(seen.as_ref()).map(|(host, seen)| host.lease(seen)).transpose()?;
         let leased = lease.as_ref().map(Leased::of).transpose()?;
         let conf = Conf::new(&call, &args, leased.as_ref())?;
         let dns = conf.resolv_conf.as_deref().map_or(Ok(Dns::default()), dns::read)?;

@@ -19,6 +19,7 @@ use crate::conf::etcd::EtcdConf;
 use crate::lease::{self, Claimant, Lease, PAUSE};
 use crate::registry::{Registry, Snapshot, in_event_loop};
 use crate::store::{self, Store};
+use on_file::Glance;
 pub(crate) use status::check_subnet;
 
 /// How long an ADD waits for news of other hosts, which it can do without.
@@ -57,18 +58,18 @@ impl<'c> Host<'c> {
         }))
     }
 
-    /// The lease for an ADD: that on file, with news of the other hosts where they are due; else one taken now.
+    /// The lease for an ADD that has taken this glance: that on file, with news of the other hosts where they are due; else one taken now.
     ///
     /// # Errors
     /// [`Code::TryAgain`] when there is none on file, or one that has ended or is in doubt with no container in it, and etcd cannot be reached;
     /// [`Code::Conflict`] when another host has the subnet; see [`lease::acquire`].
-    pub(crate) fn lease(&self) -> Result<HostLease, Error> {
+    pub(crate) fn lease(&self, seen: &Glance) -> Result<HostLease, Error> {
         let taken = self.last_known(Code::Conflict)?;
         if taken.is_none()
             && let Some(lease) = self.on_file()?
         {
-            if !self.is_void(&lease)? {
-                if self.is_due(&lease) && !agent_lives(&self.state_dir, self.network)? {
+            if !self.is_void(&lease, seen.tried)? {
+                if self.is_due(&lease, seen.tried) && !agent_lives(&self.state_dir, self.network)? {
                     return self.refresh(lease);
                 }
                 return Ok(lease);
@@ -102,13 +103,13 @@ impl<'c> Host<'c> {
         let until = self.part(SHARE);
         let lock = format!(".lease-{:x}.lock", weft_state::hash(&[&self.etcd.prefix]));
         let _lock = Lock::exclusive(&self.data_dir.join(lock), until)?;
-        let lease = self.on_file()?;
-        if let Some(former) = former.filter(|_| lease.is_none() && !self.is_old(&self.tried())) {
+        let (lease, tried) = (self.on_file()?, self.tried());
+        if let Some(former) = former.filter(|_| lease.is_none() && !tried.is_old) {
             log::warn!("network {}: etcd gave no answer a moment ago; {GOING_ON}", self.network);
             return Ok(former.clone());
         }
         match (lease, taken) {
-            (Some(lease), None) if !self.is_void(&lease)? => Ok(lease),
+            (Some(lease), None) if !self.is_void(&lease, tried)? => Ok(lease),
             (None, None) if HostLease::read(&self.data_dir, self.network)?.is_none() => {
                 self.take(until, self.is_unused(), true)
             }

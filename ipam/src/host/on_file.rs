@@ -7,12 +7,13 @@ use cni_protocol::Error;
 use weft_state::lease::{HostLease, agent_lives, lease_files};
 
 use super::Host;
+use super::attempts::Tried;
 use crate::lease::{self, Standing};
 
 /// The lease on file as it is at a moment.
-#[derive(PartialEq, Eq)]
 pub(crate) struct Glance {
     file: Option<(u64, i64, i64)>,
+    pub(super) tried: Tried,
     is_void: bool,
 }
 
@@ -44,7 +45,7 @@ impl Host<'_> {
     /// [`cni_protocol::Code::Io`].
     pub(crate) fn of_former_addresses(&self) -> Result<Option<HostLease>, Error> {
         match HostLease::read(&self.data_dir, self.network)? {
-            Some(lease) if lease.prefix == self.etcd.prefix && !self.is_void(&lease)? => {
+            Some(lease) if lease.prefix == self.etcd.prefix && !self.is_void(&lease, self.tried())? => {
                 Ok(lease::is_by_machine(&lease).then_some(lease))
             }
             _ => Ok(None),
@@ -53,9 +54,9 @@ impl Host<'_> {
 
     /// Whether a lease is as good as none: it has ended, or etcd has said that it is wrong and nobody has settled that, so another host
     /// may have the subnet, and no container would miss that.
-    pub(super) fn is_void(&self, lease: &HostLease) -> Result<bool, Error> {
+    pub(super) fn is_void(&self, lease: &HostLease, tried: Tried) -> Result<bool, Error> {
         let is_lost =
-            || Ok(lease.has_ended() || self.is_in_doubt() && !agent_lives(&self.state_dir, self.network)?);
+            || Ok(lease.has_ended() || tried.is_in_doubt && !agent_lives(&self.state_dir, self.network)?);
         Ok(is_lost()? && self.is_unused())
     }
 
@@ -81,7 +82,8 @@ impl Host<'_> {
     pub(crate) fn glance(&self) -> Glance {
         let [lease, _] = lease_files(&self.data_dir, self.network);
         let file = fs::metadata(lease).ok().map(|file| (file.ino(), file.mtime(), file.mtime_nsec()));
-        Glance { file, is_void: self.is_in_doubt() && self.is_unused() }
+        let tried = self.tried();
+        Glance { file, tried, is_void: tried.is_in_doubt && self.is_unused() }
     }
 
     /// Whether the lease on file still has this one's subnet, and has neither been ended nor come into doubt since it was seen.
@@ -90,11 +92,11 @@ impl Host<'_> {
     /// [`cni_protocol::Code::Io`].
     pub(crate) fn has_still(&self, lease: &HostLease, seen: &Glance) -> Result<bool, Error> {
         let glance = self.glance();
-        if glance == *seen {
-            return Ok(true);
-        }
         if glance.is_void && !seen.is_void {
             return Ok(false);
+        }
+        if glance.file == seen.file {
+            return Ok(true);
         }
         let is_still = |now: HostLease| now.key == lease.key && (lease.has_ended() || !now.has_ended());
         Ok(HostLease::read(&self.data_dir, self.network)?.is_some_and(is_still))

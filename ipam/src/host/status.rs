@@ -19,12 +19,13 @@ impl Host<'_> {
     pub(crate) fn status(&self) -> Result<Option<HostLease>, Error> {
         let known = self.last_known(Code::LimitedConnectivity)?;
         let is_kept = agent_lives(&self.state_dir, self.network)?;
+        let tried = self.tried();
         let lease = match self.on_file()? {
-            Some(lease) if known.is_none() && (is_kept || !self.is_void(&lease)?) => lease,
+            Some(lease) if known.is_none() && (is_kept || !self.is_void(&lease, tried)?) => lease,
             _ => return self.would_lease(known),
         };
         self.check_goes_on(&lease, is_kept)?;
-        if !is_kept && self.is_to_be_asked(&lease) {
+        if !is_kept && self.is_to_be_asked(&lease, tried) {
             self.would_keep()?;
         }
         if !is_kept && !lease.is_pinned() && is_half_over(&lease) {
