@@ -61,8 +61,8 @@ impl<'c> Host<'c> {
     /// The lease for an ADD that has taken this glance: that on file, with news of the other hosts where they are due; else one taken now.
     ///
     /// # Errors
-    /// [`Code::TryAgain`] when there is none on file, or one that has ended or is in doubt with no container in it, and etcd cannot be reached;
-    /// [`Code::Conflict`] when another host has the subnet; see [`lease::acquire`].
+    /// [`Code::TryAgain`] when there is none on file, or one that has ended or is in doubt with no container in it, and etcd cannot be
+    /// reached; [`Code::Conflict`] when another host has the subnet; see [`lease::acquire`].
     pub(crate) fn lease(&self, seen: &Glance) -> Result<HostLease, Error> {
         let taken = self.last_known(Code::Conflict)?;
         if taken.is_none()

@@ -1,4 +1,5 @@
-//! A host without containers whose subnet becomes another one, as the network was configured anew or another host has it, while containers come.
+//! A host without containers whose subnet becomes another one, as the network was configured anew or another host has it, while
+//! containers come.
 
 use std::fs;
 use std::time::{Duration, SystemTime};
