@@ -294,9 +294,9 @@ impl<'c> Host<'c> {
     fn settle(&self, kept: HostLease, hosts: &Peers, is_lost: bool) -> Result<HostLease, Error> {
         // The next ADD looks again, unless this one finds that all can stay: it may be killed, or there may be something to do for a person.
         if is_lost {
-            self.doubt()
+            self.doubt();
         } else {
-            self.note_interest()
+            self.note_interest();
         }
         let store = if is_lost { self.hold_unused(self.part(LIMIT))? } else { None };
         if let Some(other) = self.on_file()?.filter(|other| other.key != kept.key) {

@@ -332,8 +332,7 @@ impl Registry {
     }
 
     fn own_part(&self, key: &[u8]) -> Option<String> {
-        let part = std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?.strip_prefix(SUBNETS)?;
-        Some(part.to_owned())
+        Some(std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?.strip_prefix(SUBNETS)?.to_owned())
     }
 
     fn config_in(&self, answer: &GetResponse) -> Result<String, Error> {
