@@ -11,7 +11,7 @@ use cni_protocol::{Code, Deadline, Error, NetworkName};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use weft_net::{NetError, Netlink, NlResult};
-use weft_state::lease::{HostLease, Peers, agent_lives, lease_files};
+use weft_state::lease::{HostLease, Peers, agent_lives, forget_attempt, lease_files};
 use weft_state::{boot_dir, read_at_once, write_whole};
 
 use super::sync::Underlay;
@@ -99,7 +99,7 @@ fn connect(
             if absent && let Err(left) = remove(netlink, &overlay) {
                 log::warn!("network {network}: the device to other hosts is left: {left}");
             }
-            return go_on(netlink, network, overlay, error);
+            return go_on(netlink, (data_dir, network), overlay, error);
         }
     };
     rejected.extend(changes.unreached.iter().map(Rejected::from));
@@ -123,7 +123,7 @@ fn connect(
 /// looked at again by the next one.
 fn go_on(
     netlink: &mut Netlink,
-    network: &NetworkName,
+    (data_dir, network): (&Path, &NetworkName),
     overlay: Overlay,
     error: NetError,
 ) -> Result<Joined, Error> {
@@ -131,6 +131,7 @@ fn go_on(
         return Err(unconnected(network, error));
     }
     let Some(mtu) = mtus(netlink, &overlay)?.and_then(smallest) else {
+        forget_attempt(data_dir, network);
         let remedy = "try again, with etcd in reach where the host has another one by now; where its interface gets none any more, set \
                       ipam.iface";
         let error = Error::new(Code::TryAgain, format!("network {network}: {error}: {remedy}"));

@@ -15,6 +15,7 @@
 mod lost;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -290,6 +291,17 @@ pub fn lease_files(data_dir: &Path, network: &NetworkName) -> [PathBuf; 2] {
 #[must_use]
 pub fn tried_file(data_dir: &Path, network: &NetworkName) -> PathBuf {
     file(data_dir, network, "tried")
+}
+
+/// Has the next ADD ask the store, however short ago one did in vain: it cannot go on without. A file that cannot be changed is left to
+/// its time.
+pub fn forget_attempt(data_dir: &Path, network: &NetworkName) {
+    let file = File::options().write(true).open(tried_file(data_dir, network));
+    if let Err(error) = file.and_then(|file| file.set_modified(UNIX_EPOCH))
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        log::warn!("network {network}: note that etcd is to be asked: {error}");
+    }
 }
 
 /// The file of the last question of STATUS, which keeps no ADD from asking.
