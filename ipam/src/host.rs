@@ -200,8 +200,8 @@ impl<'c> Host<'c> {
             return Ok(true);
         }
         let msg = format!(
-            "this host's subnet is still that in the network at {}: weftd leaves it for one at {prefix} when its own prefix is this \
-             one: set etcd.prefix in weftd.json, too, and see its /readyz",
+            "this host's subnet is still that in the network at {}, and weftd has not left it for one at {prefix}: its /readyz says why; \
+             the configurations of network and weftd are to have the same etcd.prefix",
             former.prefix
         );
         Err(Error::new(Code::TryAgain, msg))

@@ -35,6 +35,14 @@ impl Hosts {
         self.known.created.remove(key);
     }
 
+    /// This host has another subnet: its former record goes, and the new one's key may have been another host's, which is no sign of a
+    /// loss either.
+    pub(super) fn moves(&mut self, from: &str, to: &str) {
+        self.known.records.remove(from);
+        self.has_ended(from);
+        self.has_ended(to);
+    }
+
     /// Whether hosts can put their records back, as this one can: etcd answers, and has the network's configuration. From then on their time
     /// runs.
     pub(super) fn can_return(&mut self, can: bool) {

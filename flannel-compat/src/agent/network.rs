@@ -181,7 +181,8 @@ impl Network {
         match &news {
             News::Leased(..) | News::Taken { .. } | News::Refused { .. } => self.hosts.can_return(true),
             News::Unconfigured { .. } | News::Failed(_) => self.hosts.can_return(false),
-            News::Elsewhere(_) | News::Renewed(_) | News::Hosts(_) | News::Changed { .. } => {}
+            News::Elsewhere(_) | News::Renewed(_) | News::Hosts(_) | News::Unknown | News::Changed { .. } => {
+            }
         }
         if !matches!(news, News::Failed(_) | News::Elsewhere(_)) {
             self.outage.ends();
@@ -211,6 +212,7 @@ impl Network {
                 self.save_soon();
                 self.hosts.replace(hosts, self.lease.as_ref()) | !std::mem::replace(&mut self.settled, true)
             }
+            News::Unknown => !std::mem::replace(&mut self.settled, true),
             News::Changed { revision, records } => {
                 self.save_soon();
                 self.hosts.change(revision, records);

@@ -58,6 +58,8 @@ pub(super) enum News {
     Renewed(HostLease),
     /// All hosts.
     Hosts(Peers),
+    /// It has nothing of the network in which this host has its lease: what is on file is the best that can be had.
+    Unknown,
     /// Values by key, with the revisions that made the keys, `None` where the key is gone, since the last news.
     Changed { revision: i64, records: BTreeMap<String, Option<(String, i64)>> },
     /// It did not answer, or not as it ought to.

@@ -53,6 +53,11 @@ impl Host<'_> {
     fn would_lease(&self, known: Option<Taken>) -> Result<Option<HostLease>, Error> {
         let ended = self.on_file()?.and_then(|lease| check_ended(&lease, false).err());
         let former = if known.is_none() { self.of_former_addresses()? } else { None };
+        // An ADD has asked in vain a moment ago, and goes on with that.
+        if let Some(former) = former.as_ref().filter(|_| !self.tried().is_old) {
+            self.check_goes_on(former, false)?;
+            return Ok(Some(former.clone()));
+        }
         let unseen = |error: Error| match ended.filter(|_| error.code == Code::TryAgain && known.is_none()) {
             Some(ended) => ended.detail(error.msg),
             None => not_available(self.or_known(error, known, Code::LimitedConnectivity)),

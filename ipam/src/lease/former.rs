@@ -143,7 +143,8 @@ fn former_links(
 }
 
 /// Whether this machine took a lease, whatever addresses it has, by what is not on its disk.
-pub(crate) fn is_by_machine(lease: &HostLease) -> bool {
+#[must_use]
+pub fn is_by_machine(lease: &HostLease) -> bool {
     let local = lease.local.first().copied();
     let me = Here::look().and_then(|here| Holder::here(&here, Some(lease), local, Keeper::Plugin));
     let holder = Holder::parse(&lease.holder);

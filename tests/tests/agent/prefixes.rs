@@ -120,20 +120,23 @@ fn at_the_former_place_it_does_all_that_an_agent_does() {
 /// containers, as whoever is configured for the other prefix before the agent is.
 #[test]
 fn without_containers_it_waits_for_the_other_network() {
-    let mut fleet = Fleet::new(1);
+    let mut fleet = Fleet::of(1, CONFIG, &json!({ "leaseTTL": 20 }));
     let network = fleet.network(0);
     let other = Weftd::network(&fleet.etcd).with(&json!({ "ipam": at_other() }));
     let is_told = |fleet: &Fleet| {
         let pod = Pod::new();
         for (call, code) in [(other.add_call(&pod), 11), (other.call("STATUS"), 50)] {
             let error = call.on(fleet.node(0)).run().error_code(code);
-            error.assert_names(&[Weftd::PREFIX, "/other", "weftd.json", "/readyz"]);
+            error.assert_names(&[Weftd::PREFIX, "/other", "etcd.prefix", "/readyz"]);
             assert!(!error.msg.contains("containers"), "{}", error.msg);
         }
     };
     is_told(&fleet);
     let (pod, _result) = fleet.node(0).attach(&network);
-    change_over(&mut fleet);
+    let own = subnet(fleet.node(0));
+    fleet.agents[0].daemon().stop();
+    let changes = json!({ "leaseTTL": 20, "etcd": { "prefix": "/other" } });
+    fleet.agents[0] = Weftd::start(fleet.node(0), &fleet.etcd, &changes);
     let (node, agent) = (fleet.node(0), &fleet.agents[0]);
     assert_unready(agent, &[REMEDY]);
     network.del_call(&pod).on(node).run().done();
@@ -141,6 +144,15 @@ fn without_containers_it_waits_for_the_other_network() {
     let (_, said) = readiness(agent);
     assert!(!said.contains(REMEDY), "{said}");
     is_told(&fleet);
+    // Until it has another subnet the former one stays its own, for etcd and by the file.
+    let file = node.data_dir().join("pods/lease.json");
+    let renewed = || {
+        let lease: Value = serde_json::from_slice(&fs::read(&file).expect("a lease")).expect("JSON");
+        lease["renewed"].as_u64().expect("a time")
+    };
+    let before = renewed();
+    eventually(PATIENCE, "the former lease is renewed", || (renewed() > before).then_some(()));
+    assert!(fleet.etcd.get(&format!("{SUBNETS}{own}")).is_some());
     fleet.etcd.put("/other/config", OTHER);
     eventually(Duration::from_secs(5), "it is in the other network", || {
         (readiness(agent).0 == 200 && node.link("weft.2").is_some()).then_some(())
@@ -168,6 +180,35 @@ fn no_host_of_the_former_network_comes_along() {
     let log = agent.daemon().log();
     assert!(!log.contains("lost data") && !log.contains("cut off") && !log.contains("is given up"), "{log}");
     assert!(log.contains("has no record in the etcd that is configured"), "{log}");
+}
+
+/// Another etcd, which never had the former network: it knows of no host, which says nothing of those that are there, also where the lease has
+/// ended meanwhile.
+#[test]
+fn an_etcd_without_the_former_network_takes_no_host_away() {
+    let (mut fleet, (one, _), (_other, address)) = pair(&json!({}));
+    assert!(fleet.agents[0].daemon().stop().success());
+    let revision = fleet.etcd.revision();
+    fleet.etcd.restart_empty();
+    for number in 0..=revision {
+        fleet.etcd.put("/else", number.to_string());
+    }
+    let file = fleet.node(0).data_dir().join("pods/lease.json");
+    let mut lease: Value = serde_json::from_slice(&fs::read(&file).expect("a lease")).expect("JSON");
+    lease["renewed"] = json!(1);
+    fs::write(&file, lease.to_string()).expect("age the lease");
+    change_over(&mut fleet);
+    let (node, agent) = (fleet.node(0), &fleet.agents[0]);
+    assert_unready(agent, &[REMEDY]);
+    let (mut looks, mut last) = (0, 0.0);
+    eventually(Duration::from_secs(30), "it asks etcd some times", || {
+        let silence = agent.metric(r#"weft_store_silence_seconds{network="pods"}"#)?;
+        looks += i32::from(silence < last);
+        last = silence;
+        (looks >= 3).then_some(())
+    });
+    assert_eq!(forwarding_entries(node, DEVICE), 1);
+    one.assert_reaches(address);
 }
 
 /// subnet.env leads a container to the former subnet while etcd, of which the host asks another one, is silent.

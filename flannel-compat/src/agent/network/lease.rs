@@ -44,8 +44,11 @@ impl Network {
                 outcome.inspect_err(|error| log::error!("network {}: {}", self.conf.name, error.msg)).is_ok()
             }
             None if self.lease.take_if(is_left).is_some() => {
-                let mut truth = self.truth.borrow_mut();
-                (truth.lease, truth.refused) = (Held::Nothing, None);
+                {
+                    let mut truth = self.truth.borrow_mut();
+                    (truth.lease, truth.refused) = (Held::Nothing, None);
+                }
+                self.filed("taken.json", Taken::forget(&self.data_dir, &self.conf.name));
                 false
             }
             _ => false,
@@ -68,6 +71,7 @@ impl Network {
                 self.save_soon();
                 self.save();
             }
+            Some(known) if known.key != lease.key => self.hosts.moves(&known.key, &lease.key),
             Some(known) if known.has_ended() => self.hosts.has_ended(&known.key),
             _ => {}
         }
@@ -86,8 +90,18 @@ impl Network {
         changed
     }
 
-    /// The lease was renewed, although etcd would not give it to this host any more. What is another host's, or off the file, stays so.
+    /// The lease was renewed, although etcd would not give it to this host any more, or this host has left it without having one at the
+    /// new place yet. What is another host's, or off the file, stays so.
     pub(super) fn renewed(&mut self, lease: HostLease) {
+        let is_on_file = |known: &HostLease| {
+            (&known.prefix, &known.key) == (&lease.prefix, &lease.key) && !known.was_refused()
+        };
+        if lease.prefix != self.conf.etcd.prefix && self.lease.is_none() {
+            if self.on_file.as_ref().is_some_and(is_on_file) {
+                self.file(&lease);
+            }
+            return;
+        }
         let is_held = matches!(&self.truth.borrow().lease, Held::Lease(known) if known.key == lease.key);
         if is_held && self.lease.is_some() {
             self.truth.borrow_mut().lease = Held::Lease(lease.clone());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use cni_protocol::{Code, Error};
 use tokio::time::Instant;
 use weft_ipam::lease;
-use weft_ipam::registry::{Registry, Watched};
+use weft_ipam::registry::{Registry, Snapshot, Watched};
 use weft_state::lease::HostLease;
 
 use super::{
@@ -83,8 +83,15 @@ impl Store {
         {
             return Ok(None);
         }
-        // Those of another place than the lease's are no hosts of its network.
-        if is_here && self.tell(News::Hosts(snapshot.hosts)).await.is_none() {
+        if !is_here {
+            // Until there is one here a container that comes by the former lease keeps the host there.
+            let former = self.lease.clone().filter(lease::is_by_machine);
+            if let Some(former) = former
+                && self.renew(registry, &former, KEEP_PATIENCE).await?.is_none()
+            {
+                return Ok(None);
+            }
+        } else if self.tell(self.hosts_or_none(snapshot, own.is_some())).await.is_none() {
             return Ok(None);
         }
         if let Some(lease) = own.filter(|_| is_told) {
@@ -94,8 +101,15 @@ impl Store {
         }
         // A host that has none can have no container.
         let period = if self.lease.is_some() { LOOK } else { LOOK / 2 };
-        every(often(period, self.lease.as_ref())).tick().await;
+        tokio::time::sleep(often(period, self.lease.as_ref())).await;
         Ok(Some(()))
+    }
+
+    /// What a snapshot says of the hosts. Where the prefix was changed, so may have been the endpoints: an etcd without a trace of the network
+    /// says nothing of it.
+    fn hosts_or_none(&self, snapshot: Snapshot, has_own: bool) -> News {
+        let is_known = has_own || snapshot.config.is_ok() || self.conf.prefix == self.configured.prefix;
+        if is_known { News::Hosts(snapshot.hosts) } else { News::Unknown }
     }
 
     /// Follows the hosts and renews the lease until an attempt may end otherwise: all hosts of a network may be here at once, for
