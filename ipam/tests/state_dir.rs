@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use cni_protocol::Deadline;
-use common::{command, finish, start};
+use common::{Answer, command, finish, start};
 use serde_json::{Value, json};
 use weft_ipam::store::Store;
 
@@ -26,15 +26,18 @@ fn held(dir: &Path) -> Vec<String> {
     names.collect()
 }
 
+/// A command on a host with this default directory.
+fn run(default: &Path, verb: &str, container: &str, conf: &Value) -> Answer {
+    finish(start(command(verb, container).env("WEFT_STATE_DIR", default), conf))
+}
+
 /// Reservations of earlier versions are in the default directory, where another host of the machine may have its own as well: nobody
 /// waits for them or takes any away, and the first ADD says that they are there.
 #[test]
 fn reservations_of_before_are_told_of_and_left() {
     let (now, before) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (now, before) = (now.path(), before.path());
-    let run = |verb, container, conf: &Value| {
-        finish(start(command(verb, container).env("WEFT_STATE_DIR", before), conf))
-    };
+    let run = |verb, container, conf: &Value| run(before, verb, container, conf);
     let (old, conf) = (conf(None), conf(Some(now)));
     let warning = format!("{} has reservations (1) as earlier versions made them", before.display());
     run("ADD", "one", &old).ok();
@@ -61,9 +64,7 @@ fn reservations_of_before_are_told_of_and_left() {
 fn the_former_directory_may_be_kept_until_the_next_boot() {
     let (now, before) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (now, before) = (now.path(), before.path());
-    let run = |verb, container, conf: &Value| {
-        finish(start(command(verb, container).env("WEFT_STATE_DIR", before), conf))
-    };
+    let run = |verb, container, conf: &Value| run(before, verb, container, conf);
     let (old, mut conf) = (conf(None), conf(Some(now)));
     conf["ipam"]["dataDir"] = json!(before);
     let first = run("ADD", "one", &old).ok();

@@ -162,6 +162,27 @@ fn subnet(node: &Node) -> String {
     node.subnet_env()["FLANNEL_SUBNET"].replace(".1/24", ".0-24")
 }
 
+/// Waits until an agent has heard etcd some times more.
+#[track_caller]
+fn asks_etcd_again(agent: &Weftd) {
+    let (mut looks, mut last) = (0, 0.0);
+    eventually(Duration::from_secs(30), "it asks etcd again", || {
+        let silence = agent.metric(r#"weft_store_silence_seconds{network="pods"}"#)?;
+        looks += i32::from(silence < last);
+        last = silence;
+        (looks >= 3).then_some(())
+    });
+}
+
+/// Waits until a record names these addresses.
+#[track_caller]
+fn assert_published(etcd: &Etcd, key: &str, addresses: &[&str]) {
+    eventually(PATIENCE, &format!("{addresses:?} are published"), || {
+        let value = etcd.get(key)?;
+        addresses.iter().all(|address| value.contains(&format!("\"{address}\""))).then_some(())
+    });
+}
+
 /// How often everything was compared.
 fn syncs(agent: &Weftd) -> f64 {
     agent.metric(r#"weft_sync_duration_seconds_count{network="pods"}"#).expect("a count")

@@ -84,10 +84,7 @@ fn an_interface_with_another_address_moves_the_host_at_once() {
     };
     let assert_moves = |fleet: &Fleet, published: [&str; 2]| {
         // It would wait three times as long for an address.
-        eventually(PATIENCE, &format!("{published:?} are published"), || {
-            let value = fleet.etcd.get(&key)?;
-            published.iter().all(|address| value.contains(&format!("\"{address}\""))).then_some(())
-        });
+        assert_published(&fleet.etcd, &key, &published);
         fleet.agents[0].ready();
         for family in 0..2 {
             assert_all_reach(&[0, 1].map(|index| (&pods[index].0, pods[index].1[family])));

@@ -93,11 +93,7 @@ fn at_the_former_place_it_does_all_that_an_agent_does() {
     assert_eq!(agent.metric(r#"weft_ready{network="pods"}"#), Some(0.0));
     assert_unready(agent, &[REMEDY, "trouble with etcd"]);
     fleet.etcd.thaw();
-    let publishes = |address: &str| {
-        eventually(PATIENCE, &format!("{address} is published"), || {
-            fleet.etcd.get(&key)?.contains(&format!("\"{address}\"")).then_some(())
-        });
-    };
+    let publishes = |address: &str| assert_published(&fleet.etcd, &key, &[address]);
     // etcd loses the record, the host moves.
     fleet.etcd.del(&key);
     publishes("172.30.0.11");
@@ -200,13 +196,7 @@ fn an_etcd_without_the_former_network_takes_no_host_away() {
     change_over(&mut fleet);
     let (node, agent) = (fleet.node(0), &fleet.agents[0]);
     assert_unready(agent, &[REMEDY]);
-    let (mut looks, mut last) = (0, 0.0);
-    eventually(Duration::from_secs(30), "it asks etcd some times", || {
-        let silence = agent.metric(r#"weft_store_silence_seconds{network="pods"}"#)?;
-        looks += i32::from(silence < last);
-        last = silence;
-        (looks >= 3).then_some(())
-    });
+    asks_etcd_again(agent);
     assert_eq!(forwarding_entries(node, DEVICE), 1);
     one.assert_reaches(address);
 }

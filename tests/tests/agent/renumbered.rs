@@ -10,10 +10,7 @@ fn a_host_keeps_its_subnet_and_containers_when_its_address_changes() {
     let key = fleet.etcd.keys(SUBNETS).into_iter().find(|key| key.contains(&subnet(fleet.node(1))));
     let key = key.expect("the record of host 1");
     let assert_moves = |fleet: &Fleet, published: [&str; 2]| {
-        eventually(PATIENCE, &format!("{published:?} are published"), || {
-            let value = fleet.etcd.get(&key)?;
-            published.iter().all(|address| value.contains(&format!("\"{address}\""))).then_some(())
-        });
+        assert_published(&fleet.etcd, &key, &published);
         fleet.agents[1].ready();
         for family in 0..2 {
             assert_all_reach(&[0, 1].map(|index| (&pods[index].0, pods[index].1[family])));

@@ -214,13 +214,7 @@ fn a_host_that_gets_no_subnet_after_its_boot_takes_no_container() {
     fs::create_dir_all(peers.join("in the way")).expect("make a directory");
     let lines = |part: &str| agent.daemon().log().lines().filter(|line| line.contains(part)).count();
     eventually(PATIENCE, "the log says it", || (lines("/peers.json: ") == 1).then_some(()));
-    let (mut looks, mut last) = (0, 0.0);
-    eventually(Duration::from_secs(30), "it looks again", || {
-        let silence = agent.metric(r#"weft_store_silence_seconds{network="pods"}"#)?;
-        looks += i32::from(silence < last);
-        last = silence;
-        (looks >= 3).then_some(())
-    });
+    asks_etcd_again(agent);
     assert_eq!((lines("/peers.json: "), lines("could be set up again")), (1, 0), "{}", agent.daemon().log());
     fs::remove_dir_all(&peers).expect("remove the directory");
     eventually(PATIENCE, "the log says that it could", || {

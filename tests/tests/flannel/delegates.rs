@@ -72,6 +72,15 @@ fn held() -> usize {
     entries.filter_map(|entry| address(entry.file_name())).count()
 }
 
+/// A delegate is told what the daemon has leased, and what its configuration has.
+fn assert_told(told: &Value, conf: &Value, ranges: &[Value]) {
+    assert_eq!(told["ipam"]["ranges"], json!(ranges), "{told}");
+    assert_eq!(told["ipam"]["type"], "host-local");
+    assert_eq!(told["ipam"]["routes"][0]["dst"], "10.240.0.0/12");
+    assert_eq!((&told["name"], &told["cniVersion"]), (&json!("cbr0"), &json!("1.1.0")));
+    assert_eq!((&told["dns"], &told["runtimeConfig"]), (&conf["dns"], &conf["runtimeConfig"]));
+}
+
 #[test]
 fn every_command_goes_to_the_delegate() {
     for (env, subnets, mtu, masquerade) in [
@@ -84,12 +93,8 @@ fn every_command_goes_to_the_delegate() {
         let result = call("ADD", &conf, &one).run().result();
         let told = only("ADD");
         let ranges: Vec<Value> = subnets.iter().map(|subnet| json!([{ "subnet": subnet }])).collect();
-        assert_eq!(told["ipam"]["ranges"], json!(ranges), "{told}");
-        assert_eq!(told["ipam"]["type"], "host-local");
-        assert_eq!(told["ipam"]["routes"][0]["dst"], "10.240.0.0/12");
+        assert_told(&told, &conf, &ranges);
         assert_eq!((&told["mtu"], &told["ipMasq"]), (&json!(mtu), &json!(masquerade)), "{told}");
-        assert_eq!((&told["name"], &told["cniVersion"]), (&json!("cbr0"), &json!("1.1.0")));
-        assert_eq!((&told["dns"], &told["runtimeConfig"]), (&conf["dns"], &conf["runtimeConfig"]));
         assert_eq!(result["dns"], conf["dns"]);
         assert_eq!(one.link("eth0").expect("an interface")["mtu"], mtu);
         let second = call("ADD", &conf, &other).run().result();

@@ -44,11 +44,9 @@ impl Network {
                 outcome.inspect_err(|error| log::error!("network {}: {}", self.conf.name, error.msg)).is_ok()
             }
             None if self.lease.take_if(is_left).is_some() => {
-                {
-                    let mut truth = self.truth.borrow_mut();
-                    (truth.lease, truth.refused) = (Held::Nothing, None);
-                }
                 self.filed("taken.json", Taken::forget(&self.data_dir, &self.conf.name));
+                let mut truth = self.truth.borrow_mut();
+                (truth.lease, truth.refused) = (Held::Nothing, None);
                 false
             }
             _ => false,
